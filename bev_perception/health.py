@@ -1,0 +1,110 @@
+"""What went well and what did not: counts, causes and timings, for logs and diagnostics."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class HealthSnapshot:
+    """A consistent copy of a Health.
+
+    drops, resets: cause -> how often.  last_drop, last_reset: the newest message, or "".
+    timings: stage -> (p50, p95) in seconds over the newest frames.  frames: results made.
+    rate: results a second of wall clock over the newest frames, 0 when fewer than two.
+    """
+
+    frames: int
+    rate: float
+    drops: dict[str, int]
+    resets: dict[str, int]
+    last_drop: str
+    last_reset: str
+    timings: dict[str, tuple[float, float]]
+
+
+class Health:
+    """Counters shared by the synchronizer, the pipeline and the node; safe to use from several threads."""
+
+    WINDOW = 200  # frames that percentiles and the rate look back on
+
+    def __init__(self) -> None:
+        """Start with nothing counted."""
+        self._lock = threading.Lock()
+        self._drops: Counter[str] = Counter()
+        self._resets: Counter[str] = Counter()
+        self._last_drop = ""
+        self._last_reset = ""
+        self._timings: dict[str, deque[float]] = {}
+        self._finished: deque[float] = deque(maxlen=self.WINDOW)
+        self._frames = 0
+        self._news: deque[str] = deque(maxlen=50)
+
+    def drop(self, cause: str, message: str) -> None:
+        """Count something that was lost: a short fixed `cause`, and a sentence with the particulars."""
+        with self._lock:
+            self._drops[cause] += 1
+            self._last_drop = f"{cause}: {message}"
+            self._news.append(self._last_drop)
+
+    def reset(self, cause: str, message: str) -> None:
+        """Count a wipe of the memory."""
+        with self._lock:
+            self._resets[cause] += 1
+            self._last_reset = f"{cause}: {message}"
+            self._news.append(f"memory wiped: {self._last_reset}")
+
+    def time(self, stage: str, seconds: float) -> None:
+        """Record how long a stage took for one frame."""
+        with self._lock:
+            self._timings.setdefault(stage, deque(maxlen=self.WINDOW)).append(seconds)
+
+    def frame_done(self) -> None:
+        """Count one result."""
+        with self._lock:
+            self._frames += 1
+            self._finished.append(time.monotonic())
+
+    def drain_news(self) -> list[str]:
+        """Return the messages since the last call (at most the newest 50), for the log."""
+        with self._lock:
+            news = list(self._news)
+            self._news.clear()
+        return news
+
+    def snapshot(self) -> HealthSnapshot:
+        """Return a consistent copy."""
+        with self._lock:
+            finished = list(self._finished)
+            timings = {stage: np.percentile(list(t), (50, 95)) for stage, t in self._timings.items()}
+            return HealthSnapshot(
+                frames=self._frames,
+                rate=(len(finished) - 1) / (finished[-1] - finished[0]) if len(finished) > 1 else 0.0,
+                drops=dict(self._drops),
+                resets=dict(self._resets),
+                last_drop=self._last_drop,
+                last_reset=self._last_reset,
+                timings={stage: (float(p[0]), float(p[1])) for stage, p in timings.items()},
+            )
+
+
+class Stopwatch:
+    """Times the stages of one frame."""
+
+    def __init__(self) -> None:
+        """Start with no stage."""
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the block as `name`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start

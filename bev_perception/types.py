@@ -1,0 +1,189 @@
+"""The data that walks through the pipeline: images, calibrations, frames, boxes, results.
+
+Conventions, everywhere in the package:
+
+* stamps are integer nanoseconds of the header (never the wall clock);
+* a transform named ``a2b`` is a [4, 4] float64 matrix that takes points of frame a to frame b;
+* a camera frame is the optical frame (x right, y down, z forward);
+* the ego frame is base_link (x forward, y left, z up), the global frame is any fixed frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+#: number of distortion coefficients that each CameraInfo distortion model accepts
+DISTORTION_MODELS: dict[str, tuple[int, ...]] = {
+    "plumb_bob": (4, 5),
+    "rational_polynomial": (8,),
+    "equidistant": (4,),
+}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Pinhole intrinsics of one camera with its lens distortion.
+
+    intrinsics: [3, 3] float64, pixels of the full, distorted image.
+    width, height: size in pixels of the images that the intrinsics belong to.
+    distortion_model: a key of DISTORTION_MODELS, or "" for an ideal lens.
+    distortion: coefficients in the order of sensor_msgs/CameraInfo; all zero means no distortion.
+
+    Raises ValueError, naming cause and remedy, for values that no camera can have.
+    """
+
+    intrinsics: np.ndarray
+    width: int
+    height: int
+    distortion_model: str = ""
+    distortion: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the values and normalise an all-zero distortion to none."""
+        k = np.asarray(self.intrinsics, np.float64).reshape(3, 3)
+        object.__setattr__(self, "intrinsics", k)
+        object.__setattr__(self, "distortion", tuple(float(d) for d in self.distortion))
+        if not np.isfinite(k).all():
+            raise ValueError(f"K of CameraInfo holds NaN or infinity: {k.ravel().tolist()}; recalibrate the camera")
+        if k[0, 0] <= 0 or k[1, 1] <= 0:
+            raise ValueError(
+                f"K of CameraInfo has focal lengths {k[0, 0]}, {k[1, 1]}; they must be positive "
+                "(an all-zero K means that the driver publishes no calibration)"
+            )
+        if self.width <= 0 or self.height <= 0:
+            raise ValueError(f"CameraInfo says {self.width}x{self.height} pixels; fill in width and height")
+        if not np.isfinite(self.distortion).all():
+            raise ValueError(f"D of CameraInfo holds NaN or infinity: {self.distortion}; recalibrate the camera")
+        if not any(self.distortion):
+            object.__setattr__(self, "distortion", ())
+            return
+        if self.distortion_model not in DISTORTION_MODELS:
+            raise ValueError(
+                f"distortion model {self.distortion_model!r} is unknown; supported: {', '.join(DISTORTION_MODELS)}"
+            )
+        if len(self.distortion) not in DISTORTION_MODELS[self.distortion_model]:
+            raise ValueError(
+                f"{self.distortion_model} takes {DISTORTION_MODELS[self.distortion_model]} coefficients, "
+                f"D of CameraInfo has {len(self.distortion)}"
+            )
+
+
+@dataclass(frozen=True)
+class CameraImage:
+    """One image as it arrived, still encoded; decoding belongs to preprocess.
+
+    camera: name from the node's camera list.  stamp: ns.  frame_id: the optical frame in tf.
+    encoding: a sensor_msgs/Image encoding, or "jpeg" / "png" for compressed data.
+    data: the bytes (uint8, 1-D buffer).
+    width, height, step: of a raw image (pixels, pixels, bytes a row); 0 for compressed data.
+    """
+
+    camera: str
+    stamp: int
+    frame_id: str
+    encoding: str
+    data: bytes | memoryview | np.ndarray
+    width: int = 0
+    height: int = 0
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class View:
+    """One camera of a Frame: its image and where the camera was when it was taken.
+
+    sensor2ego: [4, 4], optical frame to base_link.  ego2global: [4, 4] at the image's own stamp.
+    """
+
+    image: CameraImage
+    calibration: Calibration
+    sensor2ego: np.ndarray
+    ego2global: np.ndarray
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One set of simultaneous views.
+
+    stamp: ns, of the anchor camera.  cameras: every camera's name, in the configured order.
+    views: one a camera, None where it is missing (the frame is then degraded).
+    ego2global: [4, 4] at `stamp`.  missing: camera name -> why it is missing.
+    """
+
+    stamp: int
+    cameras: tuple[str, ...]
+    views: tuple[View | None, ...]
+    ego2global: np.ndarray
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """A frame as the model takes it.
+
+    images: [N, 3, H, W] float32 on the device, normalised; zeros where a camera is missing.
+    global2image: [N, 4, 4] float64, global frame to pixels of `images` (depth-scaled); see geometry.project.
+    reference2global: [4, 4] float64, the model's reference frame at `stamp` to the global frame.
+    present: [N] bool.  stamps: [N] int64 ns, the camera's own (the frame's where missing).  stamp: ns.
+    """
+
+    images: torch.Tensor
+    global2image: np.ndarray
+    reference2global: np.ndarray
+    present: np.ndarray
+    stamps: np.ndarray
+    stamp: int
+
+
+@dataclass(frozen=True)
+class Boxes3D:
+    """Detected boxes, in descending score.
+
+    centers: [n, 3] m, the box's middle.  sizes: [n, 3] m: length, width, height.
+    yaws: [n] rad, counter-clockwise from +x.  velocities: [n, 2] m/s over ground, in the box's frame of reference.
+    scores: [n] in 0..1.  labels: [n] int64, indices into class_names.
+    """
+
+    centers: np.ndarray
+    sizes: np.ndarray
+    yaws: np.ndarray
+    velocities: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Return the number of boxes."""
+        return len(self.scores)
+
+    def select(self, keep: np.ndarray) -> Boxes3D:
+        """Return the boxes at `keep` (a mask or indices)."""
+        return Boxes3D(
+            self.centers[keep],
+            self.sizes[keep],
+            self.yaws[keep],
+            self.velocities[keep],
+            self.scores[keep],
+            self.labels[keep],
+            self.class_names,
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the pipeline says of one frame.
+
+    stamp: ns, the frame's.  boxes: in base_link at `stamp`.
+    missing: camera -> why it took no part.  reset: why memory was wiped before this frame, or None.
+    timings: stage -> seconds.  history: memory entries that took part.
+    """
+
+    stamp: int
+    boxes: Boxes3D
+    missing: dict[str, str]
+    reset: str | None
+    timings: dict[str, float]
+    history: int

@@ -1,0 +1,35 @@
+"""Fixtures for all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory):
+    """A safetensors file of untrained weights of sparsebev_tiny."""
+    from bev_perception.pipeline import write_initial_weights
+
+    path = tmp_path_factory.mktemp("weights") / "sparsebev_tiny.safetensors"
+    write_initial_weights("sparsebev_tiny", path, seed=0)
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_drive():
+    """Half a second of the made-up drive in small pictures."""
+    from bev_perception.data.synthetic import synthetic_drive
+
+    return synthetic_drive(0.5, seed=3, image_size=(400, 225))
+
+
+@pytest.fixture(scope="session")
+def nuscenes_root():
+    """The real nuScenes material, or a skip that says why."""
+    root = Path(os.environ.get("BEV_NUSCENES", ROOT.parent / "shared" / "nuscenes"))
+    if not (root / "v1.0-mini").is_dir():
+        pytest.skip(f"no nuScenes material at $BEV_NUSCENES or {root}")
+    return root

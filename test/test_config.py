@@ -1,0 +1,80 @@
+import dataclasses
+
+import pytest
+import yaml
+
+from bev_perception import config
+from bev_perception.config import ConfigError, VariantConfig, from_dict, list_variants, load_variant
+
+
+@pytest.mark.parametrize("name", list_variants())
+def test_every_variant_loads_and_round_trips(name):
+    variant = load_variant(name)
+    assert variant.name == name and variant.family
+    again = from_dict(VariantConfig, yaml.safe_load(yaml.safe_dump(_plain(dataclasses.asdict(variant)))))
+    assert again == variant
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def variant_file(tmp_path, change, name="mine"):
+    values = _plain(dataclasses.asdict(load_variant("sparsebev_tiny"))) | {"name": "mine"}
+    change(values)
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda v: v["head"].update(num_querys=4),
+            r"mine.yaml.head: unknown key 'num_querys'; did you mean 'num_query'",
+        ),
+        (lambda v: v.update(zzz=1), "unknown key 'zzz'; valid keys: name, family"),
+        (lambda v: v.pop("image"), "missing key 'image'"),
+        (lambda v: v["image"].update(height="tall"), "image.height: expected int, got 'tall'"),
+        (lambda v: v["image"].update(height=True), "image.height: expected int, got True"),
+        (lambda v: v["image"].update(mean=[1, 2]), "image.mean: expected 3 values, got 2"),
+        (lambda v: v["image"].update(mean=7), "image.mean: expected a list"),
+        (lambda v: v.update(head=3), "head: expected a mapping, got int"),
+        (lambda v: v.update(name="yours"), "name is 'yours'; it must equal the file's name"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, change, message):
+    with pytest.raises(ConfigError, match=message):
+        load_variant(variant_file(tmp_path, change))
+
+
+def test_a_file_of_ones_own_works_and_int_is_taken_for_float(tmp_path):
+    path = variant_file(tmp_path, lambda v: v["frames"].update(interval=1))
+    variant = load_variant(path)
+    assert variant.frames.interval == 1.0 and isinstance(variant.frames.interval, float)
+
+
+def test_unknown_variant_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'sparsebev_tiny'"):
+        load_variant("sparsebev_tini")
+
+
+def test_unreadable_files_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read the variant file"):
+        load_variant(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1")
+    with pytest.raises(ConfigError, match="cannot read the variant file"):
+        load_variant(broken)
+
+
+def test_an_incomplete_installation_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(config, "__file__", str(tmp_path / "a" / "b" / "config.py"))
+    with pytest.raises(ConfigError, match="installation is incomplete"):
+        config.variants_directory()
+    share = tmp_path / "share" / "bev_perception" / "config" / "models"
+    share.mkdir(parents=True)
+    assert config.variants_directory() == share

@@ -1,0 +1,47 @@
+import threading
+
+from bev_perception.health import Health, Stopwatch
+
+
+def test_counts_causes_and_percentiles():
+    health = Health()
+    health.drop("late image", "cam_back: too late")
+    health.drop("late image", "cam_front: too late")
+    health.reset("gap", "3 s")
+    for ms in range(1, 101):
+        health.time("model", ms / 1000)
+    health.frame_done()
+    snapshot = health.snapshot()
+    assert snapshot.drops == {"late image": 2} and snapshot.resets == {"gap": 1}
+    assert snapshot.last_drop == "late image: cam_front: too late" and snapshot.last_reset == "gap: 3 s"
+    assert abs(snapshot.timings["model"][0] - 0.0505) < 1e-6 and abs(snapshot.timings["model"][1] - 0.09505) < 1e-6
+    assert snapshot.frames == 1 and snapshot.rate == 0
+    assert health.drain_news()[-1] == "memory wiped: gap: 3 s"
+    assert health.drain_news() == []
+
+
+def test_rate_and_bounds_under_a_flood_from_two_threads():
+    health = Health()
+
+    def flood():
+        for _ in range(2000):
+            health.drop("flood", "x")
+            health.time("model", 0.1)
+            health.frame_done()
+
+    threads = [threading.Thread(target=flood) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert health.snapshot().drops["flood"] == 4000
+    assert health.snapshot().frames == 4000 and health.snapshot().rate > 0
+    assert len(health.drain_news()) == 50
+    assert len(health._timings["model"]) == Health.WINDOW
+
+
+def test_stopwatch():
+    watch = Stopwatch()
+    with watch.stage("a"):
+        pass
+    assert 0 <= watch.seconds["a"] < 1
