@@ -1,0 +1,35 @@
+"""Plays a bag of camera images, camera_info and tf into the perception node, with RViz.
+
+All arguments of perception.launch.py are taken too; time is the bag's (/clock).
+"""
+
+from pathlib import Path
+
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+
+ARGUMENTS = [
+    DeclareLaunchArgument("bag", description="Directory of the bag."),
+    DeclareLaunchArgument("rate", default_value="1.0", description="Speed of the replay; 1.0 is as recorded."),
+    DeclareLaunchArgument(
+        "loop", default_value="false", choices=["true", "false"], description="Start again at the bag's end."
+    ),
+    DeclareLaunchArgument("rviz", default_value="true", choices=["true", "false"], description="Start RViz too."),
+]
+
+
+def play(context: LaunchContext) -> list[Node]:
+    """Return the player, once the arguments are known."""
+    argument = {a.name: LaunchConfiguration(a.name).perform(context) for a in ARGUMENTS}
+    parameters = {"bag": argument["bag"], "rate": float(argument["rate"]), "loop": argument["loop"] == "true"}
+    return [Node(package="bev_perception", executable="bag_player", parameters=[parameters], output="screen")]
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Start the node, and the player, which itself waits until the node takes images."""
+    perception = IncludeLaunchDescription(
+        str(Path(__file__).with_name("perception.launch.py")), launch_arguments={"use_sim_time": "true"}.items()
+    )
+    return LaunchDescription([*ARGUMENTS, perception, OpaqueFunction(function=play)])
