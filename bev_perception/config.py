@@ -45,6 +45,13 @@ class ImageConfig:
     channel_order: str = "rgb"
     pad: int = 32
 
+    def __post_init__(self) -> None:
+        """Check the values that a type cannot."""
+        if self.channel_order not in ("rgb", "bgr"):
+            raise ConfigError(f"image.channel_order is {self.channel_order!r}; it must be 'rgb' or 'bgr'")
+        if min(self.height, self.width, self.pad) < 1 or min(self.std) <= 0:
+            raise ConfigError("image: height, width, pad and std must be positive")
+
 
 @dataclass(frozen=True)
 class FramesConfig:
@@ -58,6 +65,11 @@ class FramesConfig:
     future: int = 0
     interval: float = 0.5
     max_gap: float = 2.0
+
+    def __post_init__(self) -> None:
+        """Check the values that a type cannot."""
+        if min(self.past, self.future) < 0 or min(self.interval, self.max_gap) <= 0:
+            raise ConfigError("frames: past and future must not be negative, interval and max_gap must be positive")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,195 @@
+"""Decode a CameraImage, raw or compressed, to BGR pixels; whatever is wrong with it is an ImageError."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from bev_perception.types import CameraImage
+
+#: a compressed image may claim no more than this (8K video has 33 million); a damaged header must not cost gigabytes
+MAX_PIXELS = 1 << 25
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+PNG_START = b"\x89PNG\r\n\x1a\n"
+
+
+class ImageError(ValueError):
+    """An image that cannot be used; the message names the camera, the cause and the remedy."""
+
+
+class _Layout(NamedTuple):
+    """How a raw encoding lies in memory.
+
+    channels: bytes a pixel in a row.  code: the cv2.cvtColor code to BGR, None where it is BGR.
+    even_width: whether 2 pixels of a row share their chroma.
+    chroma_plane: whether 2 rows share theirs too, in half as many rows again that follow the picture's.
+    """
+
+    channels: int
+    code: int | None
+    even_width: bool = False
+    chroma_plane: bool = False
+
+
+# OpenCV names a Bayer pattern after the second row's second and third pixel, sensor_msgs after the first row's
+# first two and then the second row's: bayer_rggb8 has red at the top left and is BayerBG to OpenCV.
+_LAYOUTS = {
+    "bgr8": _Layout(3, None),
+    "8UC3": _Layout(3, None),
+    "rgb8": _Layout(3, cv2.COLOR_RGB2BGR),
+    "bgra8": _Layout(4, cv2.COLOR_BGRA2BGR),
+    "rgba8": _Layout(4, cv2.COLOR_RGBA2BGR),
+    "mono8": _Layout(1, cv2.COLOR_GRAY2BGR),
+    "8UC1": _Layout(1, cv2.COLOR_GRAY2BGR),
+    "yuv422": _Layout(2, cv2.COLOR_YUV2BGR_UYVY, even_width=True),
+    "uyvy": _Layout(2, cv2.COLOR_YUV2BGR_UYVY, even_width=True),
+    "yuv422_yuy2": _Layout(2, cv2.COLOR_YUV2BGR_YUY2, even_width=True),
+    "yuyv": _Layout(2, cv2.COLOR_YUV2BGR_YUY2, even_width=True),
+    "nv12": _Layout(1, cv2.COLOR_YUV2BGR_NV12, even_width=True, chroma_plane=True),
+    "nv21": _Layout(1, cv2.COLOR_YUV2BGR_NV21, even_width=True, chroma_plane=True),
+    "bayer_rggb8": _Layout(1, cv2.COLOR_BayerBG2BGR),
+    "bayer_bggr8": _Layout(1, cv2.COLOR_BayerRG2BGR),
+    "bayer_gbrg8": _Layout(1, cv2.COLOR_BayerGR2BGR),
+    "bayer_grbg8": _Layout(1, cv2.COLOR_BayerGB2BGR),
+}
+COMPRESSED_ENCODINGS = ("jpeg", "png")
+#: what decode_image reads by itself
+SUPPORTED_ENCODINGS = (*_LAYOUTS, *COMPRESSED_ENCODINGS)
+
+
+def decode_image(image: CameraImage) -> np.ndarray:
+    """Return the pixels of an image, [H, W, 3] uint8 BGR, contiguous; for bgr8 it may be a read-only view of the data.
+
+    An encoding outside SUPPORTED_ENCODINGS is left to cv_bridge where that is installed. A compressed image is
+    read by what its bytes are, JPEG or PNG, since drivers mislabel the two. A JPEG's orientation tag is ignored: the
+    calibration belongs to the pixels as the sensor delivers them.
+
+    Raises ImageError for anything that is not one whole picture: no data, a truncated or damaged file, a length that
+    does not fit the size, an unknown encoding. A JPEG carries no checksum: damage amid its pixel data goes unseen.
+    """
+    try:
+        data = np.frombuffer(image.data, np.uint8) if len(image.data) else np.empty(0, np.uint8)
+    except (ValueError, BufferError) as error:
+        raise _error(image, f"its data is no contiguous buffer of bytes ({error})", "pass bytes or uint8") from error
+    if data.size == 0:
+        raise _error(image, "it holds no data", "check the camera driver and its cable")
+    try:
+        if image.encoding in COMPRESSED_ENCODINGS:
+            return _decode_compressed(image, data)
+        if image.encoding in _LAYOUTS:
+            return _decode_raw(image, data, _LAYOUTS[image.encoding])
+    except cv2.error as error:
+        raise _error(image, f"OpenCV cannot decode it ({error.err})", "check the camera driver") from error
+    return _decode_with_cv_bridge(image)
+
+
+def _decode_raw(image: CameraImage, data: np.ndarray, layout: _Layout) -> np.ndarray:
+    height, width, step = image.height, image.width, image.step
+    size = f"{width}x{height} {image.encoding}"
+    if width <= 0 or height <= 0:
+        raise _error(image, f"its size is {width}x{height}", "let the driver fill in width and height")
+    if (layout.even_width and width % 2) or (layout.chroma_plane and height % 2):
+        raise _error(image, f"{size} has an odd size", "choose an even width and height in the driver")
+    row_bytes = width * layout.channels
+    if step < row_bytes:
+        raise _error(image, f"{size} has step {step}, a row takes {row_bytes} bytes", "let the driver fill in step")
+    rows = height * 3 // 2 if layout.chroma_plane else height
+    if data.size != rows * step:
+        raise _error(
+            image,
+            f"{size} with step {step} takes {rows * step} bytes, its data has {data.size}",
+            "check that the driver's encoding, size and step describe what it sends",
+        )
+    pixels = np.ascontiguousarray(data.reshape(rows, step)[:, :row_bytes])
+    if layout.channels > 1:
+        pixels = pixels.reshape(rows, width, layout.channels)
+    return pixels if layout.code is None else cv2.cvtColor(pixels, layout.code)
+
+
+def _decode_compressed(image: CameraImage, data: np.ndarray) -> np.ndarray:
+    content = data.tobytes()
+    if content.startswith(JPEG_START):
+        width, height = _check_jpeg(image, content)
+    elif content.startswith(PNG_START):
+        width, height = _check_png(image, content)
+    else:
+        raise _error(
+            image,
+            f"its {len(content)} bytes begin with {content[:8].hex(' ')} and are neither JPEG nor PNG",
+            "publish sensor_msgs/CompressedImage with one of these",
+        )
+    if width * height > MAX_PIXELS:
+        raise _error(image, f"its header says {width}x{height} pixels", "the header is damaged; check the transport")
+    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels is None:
+        raise _error(image, "the compressed data is damaged", "check the camera's cable and the transport")
+    return pixels
+
+
+def _check_jpeg(image: CameraImage, content: bytes) -> tuple[int, int]:
+    """Return width and height of a JPEG after checking that it is whole, which OpenCV does not: it pads with grey.
+
+    Headers are walked by their lengths, past any thumbnail inside them, to the first scan; after it the end marker
+    must follow somewhere, for in pixel data its two bytes cannot occur (ISO/IEC 10918-1, B.1). Padding
+    may follow the end.
+    """
+    width = height = 0
+    at = len(JPEG_START)
+    while True:
+        at = content.find(b"\xff", at)
+        if at < 0 or at + 4 > len(content):
+            raise _error(image, "the JPEG breaks off in its headers", "check the camera's cable and the transport")
+        marker = content[at + 1]
+        if marker == 0xDA:  # start of scan: the pixel data
+            break
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9:  # fill bytes and markers without a length
+            at += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
+            height = int.from_bytes(content[at + 5 : at + 7], "big")
+            width = int.from_bytes(content[at + 7 : at + 9], "big")
+        at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    if content.rfind(JPEG_END, at) < 0:
+        raise _error(
+            image,
+            f"the JPEG is truncated: its {len(content)} bytes hold no end marker",
+            "raise the message size that the transport allows, or check the camera's cable",
+        )
+    return width, height
+
+
+def _check_png(image: CameraImage, content: bytes) -> tuple[int, int]:
+    """Return width and height of a PNG after checking that its last chunk is there."""
+    if content.rfind(b"IEND") < 0:
+        raise _error(image, "the PNG is truncated: it has no IEND chunk", "check the transport")
+    return int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
+
+
+def _decode_with_cv_bridge(image: CameraImage) -> np.ndarray:
+    """Let cv_bridge convert an encoding that is not ours; it belongs to a ROS 2 installation and is optional."""
+    try:
+        from cv_bridge import CvBridge
+        from sensor_msgs.msg import Image
+    except ImportError as error:
+        raise _error(
+            image,
+            f"the encoding {image.encoding!r} is unknown here",
+            f"install cv_bridge, or publish one of: {', '.join(SUPPORTED_ENCODINGS)}",
+        ) from error
+    try:
+        message = Image(
+            height=image.height, width=image.width, step=image.step, encoding=image.encoding, data=bytes(image.data)
+        )
+        return np.ascontiguousarray(CvBridge().imgmsg_to_cv2(message, "bgr8"))
+    except (TypeError, ValueError, AssertionError, LookupError, RuntimeError, cv2.error) as error:  # as it comes
+        raise _error(
+            image,
+            f"cv_bridge cannot convert the encoding {image.encoding!r} to bgr8 ({error})",
+            f"publish one of: {', '.join(SUPPORTED_ENCODINGS)}",
+        ) from error
+
+
+def _error(image: CameraImage, cause: str, remedy: str) -> ImageError:
+    return ImageError(f"image of camera {image.camera!r}: {cause}; {remedy}")

@@ -1,0 +1,66 @@
+"""Sampling maps that undistort an image: where each pixel of an ideal lens lies in the picture of the real one."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+#: a map's value for a pixel that the real image does not show; far enough outside for every interpolation to give 0
+OUTSIDE = -16.0
+RADIAL_SAMPLES = 2048
+
+
+def undistortion_map(
+    intrinsics: np.ndarray,
+    model: str,
+    distortion: tuple[float, ...],
+    source_hw: tuple[int, int],
+    source2output: np.ndarray,
+    output_wh: tuple[int, int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return maps x, y [h, w] float32 for cv2.remap: of each output pixel its place in the distorted source image.
+
+    intrinsics: [3, 3] of the source; the undistorted image has the same.  model, distortion: see types.Calibration.
+    source2output: [3, 3], pixel centres of the undistorted source image (integers) to those of the output.
+    A pixel that the source does not show gets OUTSIDE: beyond its border, or so far off the axis that the
+    distortion polynomial has turned back and would show a place a second time.
+    """
+    d = np.array(distortion, np.float64)
+    output_camera = source2output @ intrinsics
+    # the maps of both functions run over integer output pixels, taken back to rays by the inverse of output_camera
+    if model == "equidistant":
+        x, y = cv2.fisheye.initUndistortRectifyMap(intrinsics, d, np.eye(3), output_camera, output_wh, cv2.CV_32FC1)
+    else:
+        x, y = cv2.initUndistortRectifyMap(intrinsics, d, np.eye(3), output_camera, output_wh, cv2.CV_32FC1)
+
+    height, width = source_hw
+    seen = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
+    radius = _ray_radius(output_camera, output_wh)
+    seen &= radius < _turning_radius(model, d, float(radius.max()))
+    # the outer half of a border pixel shows that pixel, not a mixture with the black around
+    x, y = np.clip(x, 0, width - 1), np.clip(y, 0, height - 1)
+    x[~seen] = y[~seen] = OUTSIDE
+    return x, y
+
+
+def _ray_radius(camera: np.ndarray, size_wh: tuple[int, int]) -> np.ndarray:
+    """Return [h, w]: the tangent of the angle between each pixel's ray and the optical axis."""
+    u, v = np.meshgrid(np.arange(size_wh[0]), np.arange(size_wh[1]))
+    rays = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(camera).T  # [h, w, 3]
+    return np.hypot(rays[..., 0], rays[..., 1])
+
+
+def _turning_radius(model: str, d: np.ndarray, limit: float) -> float:
+    """Return the ray radius below `limit` at which the radius in the image stops growing; infinity without one."""
+    r = np.linspace(0.0, limit * 1.001, RADIAL_SAMPLES)
+    if model == "equidistant":
+        theta = np.arctan(r)
+        image_radius = theta * np.polyval([d[3], d[2], d[1], d[0], 1.0], theta**2)
+    else:
+        k = np.zeros(6)  # k1, k2, k3 of the numerator and k4, k5, k6 of the denominator; d[2:4] is tangential
+        k[:2] = d[:2]
+        k[2 : 2 + len(d) - 4] = d[4:]
+        numerator = np.polyval([k[2], k[1], k[0], 1.0], r**2)
+        image_radius = r * numerator / np.polyval([k[5], k[4], k[3], 1.0], r**2)
+    turned = np.flatnonzero(np.diff(image_radius) <= 0)
+    return float(r[turned[0]]) if turned.size else float("inf")
