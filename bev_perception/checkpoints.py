@@ -1,0 +1,168 @@
+"""Weights from files into models, strictly, and from models into files."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+#: the version of the oldest SparseBEV checkpoints, whose boxes follow another convention
+LEGACY_VERSION = "v0.17.1"
+#: weights that an error message spells out; of more than that, so many of each part of the model
+_MAX_LISTED = 20
+_MAX_OF_PART = 3
+
+
+class CheckpointError(ValueError):
+    """Weights that cannot be used; the message names the file, the cause and the remedy."""
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """Where a model's weights come from.
+
+    trained: False for initial weights that `save_checkpoint` marked with "trained": "false".
+    version: the checkpoint's own version entry, if it has one.  metadata: everything else it says about itself.
+    """
+
+    path: Path
+    trained: bool
+    version: str | None
+    metadata: dict[str, str]
+
+
+def load_checkpoint(model: nn.Module, path: str | Path) -> CheckpointInfo:
+    """Fill `model` with the weights at `path`: every one of them, and no other.
+
+    A .safetensors file, or a .pth / .pt file holding a state_dict, bare or as the entry "state_dict" beside "meta"
+    and "version". A model with an attribute legacy_boxes has it set by the version.
+
+    Raises CheckpointError for a file that is missing, damaged or no checkpoint, that holds more than plain tensors,
+    or whose weights are not exactly the model's. The model is then as it was.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; download the variant's weights and give their path")
+    if path.suffix == ".safetensors":
+        state, version, metadata = _read_safetensors(path)
+    elif path.suffix in (".pth", ".pt"):
+        state, version, metadata = _read_pickle(path)
+    else:
+        raise CheckpointError(f"{path} is no checkpoint by its name; it must end in .safetensors, .pth or .pt")
+    _check_weights(model.state_dict(), state, path)
+    model.load_state_dict(state)
+    if hasattr(model, "legacy_boxes"):
+        setattr(model, "legacy_boxes", version == LEGACY_VERSION)  # noqa: B010 (mypy: nn.Module knows no such bool)
+    return CheckpointInfo(path, metadata.get("trained") != "false", version, metadata)
+
+
+def save_checkpoint(model: nn.Module, path: str | Path, metadata: dict[str, str]) -> None:
+    """Write the model's weights as safetensors; a file that is already there is replaced at once or not at all."""
+    path = Path(path)
+    if getattr(model, "legacy_boxes", False):
+        metadata = {**metadata, "version": LEGACY_VERSION}
+    partial = path.with_name(path.name + ".partial")
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, partial, metadata)
+    os.replace(partial, path)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None, dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as safetensors ({error}); it is damaged or cut off: download it again"
+        ) from error
+    return state, metadata.get("version"), metadata
+
+
+def _read_pickle(path: Path) -> tuple[dict[str, Tensor], str | None, dict[str, str]]:
+    content = _unpickle(path)
+    wrapped = isinstance(content, dict) and "state_dict" in content
+    state = content["state_dict"] if wrapped else content
+    if not isinstance(state, Mapping) or not state:
+        found = f"the entries {', '.join(map(repr, content))}" if isinstance(content, dict) else type(content).__name__
+        raise CheckpointError(f"{path} holds {found} where a state_dict of tensors is needed; save model.state_dict()")
+    strangers = [key for key, value in state.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    if strangers:
+        raise CheckpointError(
+            f"{path} is no state_dict: {_shorten([repr(key) for key in strangers])} are no tensors; "
+            "save model.state_dict()"
+        )
+    if not wrapped:
+        return dict(state), None, {}
+    meta, version = content.get("meta"), content.get("version")
+    plain = {str(k): str(v) for k, v in meta.items() if isinstance(v, (str, int, float))} if meta else {}
+    return dict(state), version, plain
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        *(pickle.UnpicklingError, RuntimeError, EOFError, OSError),
+        *(ValueError, LookupError, AttributeError, TypeError),  # damaged bytes can meet the reader anywhere
+    ) as error:
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        if foreign is None:
+            raise CheckpointError(
+                f"{path} cannot be read as a PyTorch checkpoint ({type(error).__name__}); "
+                "it is damaged, cut off or something else: download it again"
+            ) from error
+        raise CheckpointError(
+            f"{path} holds more than tensors and plain values ({foreign[1]}), and to load that could run foreign code. "
+            "If you trust its origin, save it once more without: c = torch.load(path, weights_only=False); "
+            "torch.save({'state_dict': c['state_dict'], 'version': c.get('version')}, path)"
+        ) from error
+
+
+def _check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
+    """Raise CheckpointError, naming all that is missing, unexpected or of another shape."""
+    missing = [key for key in expected if key not in found]
+    unexpected = [key for key in found if key not in expected]
+    reshaped = [
+        f"{key} {list(found[key].shape)} instead of {list(expected[key].shape)}"
+        for key in expected
+        if key in found and found[key].shape != expected[key].shape
+    ]
+    problems = [
+        f"{len(keys)} {what}:{_listing(keys)}"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        if keys
+    ]
+    if problems:
+        lines = "\n".join(problems)
+        raise CheckpointError(
+            f"{path} does not belong to this variant ({len(expected)} weights expected, {len(found)} found); "
+            f"choose the variant that it was trained with, or the weights of this one.\n{lines}"
+        )
+
+
+def _listing(lines: Sequence[str]) -> str:
+    """Return the lines indented; of many, only the first ones of each part of the model and how many follow."""
+    parts: dict[str, list[str]] = {}
+    for line in lines:
+        parts.setdefault(".".join(line.split(".")[:2]), []).append(line)
+    limit = len(lines) if len(lines) <= _MAX_LISTED else _MAX_OF_PART
+    shown = []
+    for part, members in parts.items():
+        shown += members[:limit]
+        if len(members) > limit:
+            shown.append(f"and {len(members) - limit} more under {part}")
+    return "".join(f"\n  {line}" for line in shown)
+
+
+def _shorten(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_MAX_LISTED])
+    return shown if len(names) <= _MAX_LISTED else f"{shown} and {len(names) - _MAX_LISTED} more"

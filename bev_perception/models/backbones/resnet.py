@@ -1,0 +1,141 @@
+"""ResNet (He et al., CVPR 2016) as detectors use it: four feature maps, batch norm with fixed statistics.
+
+The stride of a bottleneck is on its 3x3 convolution, and the parameters' names are torchvision's.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from bev_perception.config import ConfigError
+
+#: depth -> (bottlenecks, number of blocks of the four stages)
+_DEPTHS: dict[int, tuple[bool, tuple[int, int, int, int]]] = {
+    18: (False, (2, 2, 2, 2)),
+    50: (True, (3, 4, 6, 3)),
+    101: (True, (3, 4, 23, 3)),
+}
+_WIDTHS = (64, 128, 256, 512)
+
+
+def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+
+
+def _conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(_conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut: [B, in, h, w] -> [B, width, h / stride, w / stride]."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+        """Build the block."""
+        super().__init__()
+        self.conv1 = _conv3x3(in_channels, width, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = _conv3x3(width, width)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _shortcut(in_channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.bn1(self.conv1(x)).relu_()
+        x = self.bn2(self.conv2(x))
+        return x.add_(shortcut).relu_()
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 beside a shortcut: [B, in, h, w] -> [B, 4 * width, h / stride, w / stride]."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+        """Build the block."""
+        super().__init__()
+        out_channels = width * self.expansion
+        self.conv1 = _conv1x1(in_channels, width)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = _conv3x3(width, width, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = _conv1x1(width, out_channels)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.downsample = _shortcut(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.bn1(self.conv1(x)).relu_()
+        x = self.bn2(self.conv2(x)).relu_()
+        x = self.bn3(self.conv3(x))
+        return x.add_(shortcut).relu_()
+
+
+class ResNet(nn.Module):
+    """A ResNet without its classifier.
+
+    depth: 18, 50 or 101 (ConfigError otherwise).  out_channels: of the four outputs.
+    Batch norm uses its stored statistics in evaluation and in training; its weights and biases can be trained.
+    """
+
+    def __init__(self, depth: int) -> None:
+        """Build the network with fresh weights."""
+        super().__init__()
+        if depth not in _DEPTHS:
+            raise ConfigError(
+                f"backbone: there is no ResNet of depth {depth}; known depths: {', '.join(map(str, _DEPTHS))}"
+            )
+        bottlenecks, blocks = _DEPTHS[depth]
+        block = Bottleneck if bottlenecks else BasicBlock
+        self.out_channels = tuple(width * block.expansion for width in _WIDTHS)
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        in_channels = 64
+        stages = []
+        for stage, (width, count) in enumerate(zip(_WIDTHS, blocks, strict=True)):
+            layers: list[nn.Module] = []
+            for i in range(count):
+                layers.append(block(in_channels, width, stride=2 if i == 0 and stage > 0 else 1))
+                in_channels = width * block.expansion
+            stages.append(nn.Sequential(*layers))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self._initialise()
+        self.train()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        # every block starts as its shortcut (Goyal et al., 2017): fixed statistics could not tame the growing variance
+        for module in self.modules():
+            if isinstance(module, Bottleneck):
+                nn.init.zeros_(module.bn3.weight)
+            elif isinstance(module, BasicBlock):
+                nn.init.zeros_(module.bn2.weight)
+
+    def train(self, mode: bool = True) -> ResNet:
+        """Set the mode of everything but the batch norms, which always use their stored statistics."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return C2 to C5, [B, out_channels[i], H / 2^(i+2), W / 2^(i+2)], of images [B, 3, H, W]."""
+        x = self.maxpool(self.bn1(self.conv1(images)).relu_())
+        outputs = []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+            outputs.append(x)
+        return outputs

@@ -1,0 +1,163 @@
+"""Parts of query decoders that several families share.
+
+Shapes: B batch, T frames, Q queries, G groups, P points a group and frame, L pyramid levels, C channels.
+A query's box is [..., 10]: x, y, z relative to the range (0..1), the logarithms of its three sizes (m), sin and cos of
+its yaw, and its velocity vx, vy (m/s).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PcRange = tuple[float, float, float, float, float, float]
+
+
+def decode_centers(relative: Tensor, pc_range: PcRange) -> Tensor:
+    """Return centres in m of relative ones, both [..., 3]; pc_range is (x, y, z) low, then (x, y, z) high, m."""
+    axes = zip(relative.unbind(dim=-1), pc_range[:3], pc_range[3:], strict=True)
+    return torch.stack([x * (high - low) + low for x, low, high in axes], dim=-1)
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Return the logit of x [...], kept finite: x is clamped to 0..1 and both parts of the odds to at least eps."""
+    x = x.clamp(0, 1)
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+
+
+class PositionEncoding(nn.Sequential):
+    """Centres [..., 3] to features [..., C]."""
+
+    def __init__(self, dims: int) -> None:
+        """Build the two layers."""
+        super().__init__(
+            nn.Linear(3, dims),
+            nn.LayerNorm(dims),
+            nn.ReLU(inplace=True),
+            nn.Linear(dims, dims),
+            nn.LayerNorm(dims),
+            nn.ReLU(inplace=True),
+        )
+
+
+class FeedForward(nn.Module):
+    """Two linear layers beside a shortcut (without norm): [..., C] -> [..., C]."""
+
+    def __init__(self, dims: int, hidden: int, dropout: float) -> None:
+        """Build the layers; `hidden` is the inner width."""
+        super().__init__()
+        # the names of the official checkpoints: layers.0.0, layers.1
+        self.layers = nn.Sequential(
+            nn.Sequential(nn.Linear(dims, hidden), nn.ReLU(inplace=True), nn.Dropout(dropout)),
+            nn.Linear(hidden, dims),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x plus the layers' output."""
+        return x + self.layers(x)
+
+
+class ScaleAdaptiveSelfAttention(nn.Module):
+    """Self attention whose reach each head chooses per query (Liu et al., ICCV 2023, section 3.2).
+
+    The distance of two queries' centres in the ground plane, times the query's own factor tau, lowers the logit.
+    """
+
+    def __init__(self, dims: int, heads: int, dropout: float) -> None:
+        """Build the attention; the reach starts the same for all queries, from nearly global to a few metres."""
+        super().__init__()
+        # the names of the official checkpoints: attention.attn.in_proj_weight
+        self.attention = nn.ModuleDict({"attn": nn.MultiheadAttention(dims, heads, dropout, batch_first=True)})
+        self.gen_tau = nn.Linear(dims, heads)
+        nn.init.zeros_(self.gen_tau.weight)
+        nn.init.uniform_(self.gen_tau.bias, 0.0, 2.0)
+
+    def forward(self, features: Tensor, centers: Tensor) -> Tensor:
+        """Return features [B, Q, C] plus what they attend to; centers [B, Q, >=2] in m carry no gradient."""
+        places = centers.detach()[..., :2]
+        distances = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")  # [B, Q, Q] m
+        tau = self.gen_tau(features).transpose(1, 2)  # [B, heads, Q]
+        bias = -distances[:, None] * tau[..., None]  # [B, heads, Q, Q]
+        attended, _ = self.attention["attn"](
+            features, features, features, attn_mask=bias.flatten(0, 1), need_weights=False
+        )
+        return features + attended
+
+
+class SamplingPoints(nn.Module):
+    """Where each query looks: points around its box, moved by its velocity, and how it weighs the pyramid levels."""
+
+    def __init__(self, dims: int, groups: int, points: int, levels: int, pc_range: PcRange) -> None:
+        """Build the layers; the points start anywhere inside of the box."""
+        super().__init__()
+        self.groups, self.points, self.levels = groups, points, levels
+        self.pc_range = pc_range
+        self.sampling_offset = nn.Linear(dims, groups * points * 3)
+        self.scale_weights = nn.Linear(dims, groups * points * levels)
+        nn.init.zeros_(self.sampling_offset.weight)
+        nn.init.uniform_(self.sampling_offset.bias, -0.5, 0.5)
+
+    def forward(self, features: Tensor, boxes: Tensor, time_differences: Tensor, legacy: bool) -> tuple[Tensor, Tensor]:
+        """Return points [B, T, Q, G, P, 3] in m and level weights [B, T, Q, G, P, L].
+
+        features: [B, Q, C].  boxes: [B, Q, 10].  time_differences: [B, T], s, current minus past.
+        legacy: turn the offsets clockwise, as the oldest checkpoints were trained.
+        """
+        batch, queries, _ = features.shape
+        offsets = self.sampling_offset(features).view(batch, queries, self.groups, self.points, 3)
+        now = points_in_boxes(offsets, boxes, self.pc_range, legacy)  # [B, Q, G, P, 3]
+        moved = boxes[..., 8:10].detach()[:, None] * time_differences[:, :, None, None]  # [B, T, Q, 2] m
+        shift = F.pad(moved, (0, 1))[:, :, :, None, None]  # [B, T, Q, 1, 1, 3]
+        weights = self.scale_weights(features).view(batch, queries, self.groups, self.points, self.levels)
+        return now[:, None] - shift, level_weights_by_frame(weights.softmax(dim=-1), time_differences.shape[1])
+
+
+def points_in_boxes(offsets: Tensor, boxes: Tensor, pc_range: PcRange, legacy: bool) -> Tensor:
+    """Return points [B, Q, G, P, 3] in m from offsets in box sizes (0.5 is a face), boxes [B, Q, 10]."""
+    local = offsets * boxes[:, :, None, None, 3:6].exp()
+    yaw = torch.atan2(boxes[..., 6], boxes[..., 7])[:, :, None, None]
+    sin, cos = (-yaw.sin() if legacy else yaw.sin()), yaw.cos()
+    x, y, z = local.unbind(dim=-1)
+    turned = torch.stack([x * cos - y * sin, x * sin + y * cos, z], dim=-1)
+    return decode_centers(boxes[..., :3], pc_range)[:, :, None, None] + turned
+
+
+def level_weights_by_frame(weights: Tensor, frames: int) -> Tensor:
+    """Return level weights [B, T, Q, G, P, L] of [B, Q, G, P, L], in the order that SparseBEV was trained with.
+
+    The reference lays the samples out as (frame, group) but the weights as (group, frame), so that frame t, group g
+    takes the weights of group (t * G + g) // T. All released weights were trained so: setting it right breaks them.
+    """
+    groups = weights.shape[2]
+    taken = torch.arange(frames * groups, device=weights.device) // frames
+    return weights.index_select(2, taken).unflatten(2, (frames, groups)).transpose(1, 2)
+
+
+class AdaptiveMixing(nn.Module):
+    """Mix sampled features over channels, then over points, by matrices that each query makes for itself.
+
+    Liu et al., ICCV 2023, section 3.4, after AdaMixer (Gao et al., CVPR 2022).
+    """
+
+    def __init__(self, dims: int, groups: int, in_points: int, out_points: int) -> None:
+        """Build the layers; in_points is the number of samples a group, over all frames."""
+        super().__init__()
+        self.groups, self.in_points, self.out_points = groups, in_points, out_points
+        self.width = dims // groups
+        self.parameter_generator = nn.Linear(dims, groups * (self.width**2 + in_points * out_points))
+        self.out_proj = nn.Linear(groups * out_points * self.width, dims)
+        nn.init.zeros_(self.parameter_generator.weight)
+
+    def forward(self, sampled: Tensor, features: Tensor) -> Tensor:
+        """Return features [B, Q, C] plus the mixture of sampled [B, Q, G, in_points, C/G]."""
+        batch, queries = features.shape[:2]
+        parameters = self.parameter_generator(features).view(batch * queries * self.groups, -1)
+        channel, spatial = parameters.split([self.width**2, self.in_points * self.out_points], dim=1)
+        x = sampled.flatten(0, 2)  # [B*Q*G, in_points, C/G]
+        x = torch.bmm(x, channel.view(-1, self.width, self.width))
+        x = F.layer_norm(x, x.shape[1:]).relu_()
+        x = torch.bmm(spatial.view(-1, self.out_points, self.in_points), x)
+        x = F.layer_norm(x, x.shape[1:]).relu_()
+        return features + self.out_proj(x.view(batch, queries, -1))

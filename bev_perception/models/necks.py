@@ -1,0 +1,51 @@
+"""Necks: from a backbone's maps to a pyramid of equally wide ones."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bev_perception.config import ConfigError
+
+
+class FPN(nn.Module):
+    """Feature pyramid network (Lin et al., CVPR 2017) without norms or activations.
+
+    in_channels: of the backbone's maps, finest first.  out_channels: of every level.
+    num_outs: number of levels; those beyond the backbone's are the last one at half the size, again and again.
+    """
+
+    def __init__(self, in_channels: Sequence[int], out_channels: int, num_outs: int) -> None:
+        """Build the neck with fresh weights; raise ConfigError if num_outs is less than the number of maps."""
+        super().__init__()
+        if num_outs < len(in_channels):
+            raise ConfigError(
+                f"neck: the backbone gives {len(in_channels)} maps; num_outs is {num_outs}, which is fewer"
+            )
+        self.extra_levels = num_outs - len(in_channels)
+        # the names of the official checkpoints: lateral_convs.0.conv.weight
+        self.lateral_convs = nn.ModuleList(
+            nn.Sequential(OrderedDict(conv=nn.Conv2d(channels, out_channels, 1))) for channels in in_channels
+        )
+        self.fpn_convs = nn.ModuleList(
+            nn.Sequential(OrderedDict(conv=nn.Conv2d(out_channels, out_channels, 3, padding=1))) for _ in in_channels
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return num_outs levels [B, out_channels, h, w], finest first, of maps [B, in_channels[i], h, w]."""
+        laterals = [conv(x) for conv, x in zip(self.lateral_convs, maps, strict=True)]
+        for i in range(len(laterals) - 1, 0, -1):
+            finer = laterals[i - 1]
+            laterals[i - 1] = finer + F.interpolate(laterals[i], size=finer.shape[-2:], mode="nearest")
+        levels = [conv(x) for conv, x in zip(self.fpn_convs, laterals, strict=True)]
+        for _ in range(self.extra_levels):
+            levels.append(levels[-1][..., ::2, ::2])
+        return levels

@@ -1,0 +1,299 @@
+"""SparseBEV (Liu et al., ICCV 2023): sparse queries that look at the camera images of several frames.
+
+A backbone and a pyramid encode every image once; learnt boxes are refined six times by one decoder layer that samples
+the current and the remembered features at points of the boxes. No dense grid, no depth estimate, no suppression.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bev_perception.config import ConfigError, SparseBEVHeadConfig, VariantConfig
+from bev_perception.memory import FeatureQueue, FrameFeatures
+from bev_perception.models.backbones import build_backbone
+from bev_perception.models.layers import (
+    AdaptiveMixing,
+    FeedForward,
+    PositionEncoding,
+    SamplingPoints,
+    ScaleAdaptiveSelfAttention,
+    decode_centers,
+    inverse_sigmoid,
+)
+from bev_perception.models.necks import FPN
+from bev_perception.ops.sampling import LevelsByFrame, sample_features
+from bev_perception.types import ModelInput
+
+DROPOUT = 0.1
+#: weights of the ten box codes in the training loss; the official checkpoints carry them
+CODE_WEIGHTS = (2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class SparseBEVOutput:
+    """What the decoder says, layer by layer, the last one last.
+
+    logits: [layers, B, Q, num_classes].
+    boxes: [layers, B, Q, 10]: cx, cy (m), log d0, log d1, cz (m), log d2, sin yaw, cos yaw, vx, vy (m/s), in the
+    model's reference frame.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+
+
+class SparseBEVDecoderLayer(nn.Module):
+    """One refinement of all queries; the same weights serve every pass."""
+
+    def __init__(self, head: SparseBEVHeadConfig, num_classes: int, frames: int) -> None:
+        """Build the layer for `frames` frames, the current one among them."""
+        super().__init__()
+        dims = head.embed_dims
+        self.pc_range = head.pc_range
+        self.position_encoder = PositionEncoding(dims)
+        self.self_attn = ScaleAdaptiveSelfAttention(dims, head.num_heads, DROPOUT)
+        self.sampling = SamplingPoints(dims, head.num_groups, head.num_points, head.num_levels, head.pc_range)
+        self.mixing = AdaptiveMixing(dims, head.num_groups, frames * head.num_points, head.mixing_out_points)
+        self.ffn = FeedForward(dims, head.ffn_dim, DROPOUT)
+        self.norm1 = nn.LayerNorm(dims)
+        self.norm2 = nn.LayerNorm(dims)
+        self.norm3 = nn.LayerNorm(dims)
+        self.cls_branch = nn.Sequential(
+            nn.Linear(dims, dims),
+            nn.LayerNorm(dims),
+            nn.ReLU(inplace=True),
+            nn.Linear(dims, dims),
+            nn.LayerNorm(dims),
+            nn.ReLU(inplace=True),
+            final := nn.Linear(dims, num_classes),
+        )
+        nn.init.constant_(final.bias, -math.log(99))  # every class starts at a probability of 1 %
+        self.reg_branch = nn.Sequential(
+            nn.Linear(dims, dims),
+            nn.ReLU(inplace=True),
+            nn.Linear(dims, dims),
+            nn.ReLU(inplace=True),
+            nn.Linear(dims, head.code_size),
+        )
+
+    def forward(
+        self,
+        boxes: Tensor,
+        features: Tensor,
+        levels_by_frame: LevelsByFrame,
+        reference2image: Tensor,
+        time_differences: Tensor,
+        image_size: tuple[int, int],
+        legacy: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return refined boxes [B, Q, 10], features [B, Q, C] and logits [B, Q, classes]; see SparseBEVHead."""
+        features = features + self.position_encoder(boxes[..., :3])
+        features = self.norm1(self.self_attn(features, decode_centers(boxes[..., :3], self.pc_range)))
+        points, level_weights = self.sampling(features, boxes, time_differences, legacy)
+        sampled = sample_features(levels_by_frame, points, reference2image, level_weights, image_size)
+        features = self.norm2(self.mixing(sampled, features))
+        features = self.norm3(self.ffn(features))
+        refined = self._refine(boxes, self.reg_branch(features), time_differences)
+        return refined, features, self.cls_branch(features)
+
+    @staticmethod
+    def _refine(boxes: Tensor, regression: Tensor, time_differences: Tensor) -> Tensor:
+        """Centres are corrected, the other codes are replaced; the motion is learnt as a shift until frame 1."""
+        centers = (regression[..., :3] + inverse_sigmoid(boxes[..., :3])).sigmoid()
+        velocities = regression[..., 8:]
+        if time_differences.shape[1] > 1:
+            since = time_differences[:, 1, None, None]  # [B, 1, 1]; 0 where there is no history, future frames negative
+            velocities = velocities / torch.where(since < 1e-5, torch.ones_like(since), since)
+        return torch.cat([centers, regression[..., 3:8], velocities], dim=-1)
+
+
+class SparseBEVHead(nn.Module):
+    """The learnt queries and their decoder."""
+
+    code_weights: Tensor
+
+    def __init__(self, head: SparseBEVHeadConfig, num_classes: int, frames: int) -> None:
+        """Build the head; its settings must have passed _check."""
+        super().__init__()
+        self.num_layers = head.num_layers
+        self.pc_range = head.pc_range
+        self.register_buffer("code_weights", torch.tensor(CODE_WEIGHTS))
+        self.init_query_bbox = nn.Embedding(head.num_query, head.code_size)
+        self.label_enc = nn.Embedding(num_classes + 1, head.embed_dims - 1)  # the last row: class unknown
+        layer = SparseBEVDecoderLayer(head, num_classes, frames)
+        # the names of the official checkpoints: transformer.decoder.decoder_layer
+        self.transformer = nn.ModuleDict({"decoder": nn.ModuleDict({"decoder_layer": layer})})
+        self._spread_queries(head.num_query)
+
+    @torch.no_grad()
+    def _spread_queries(self, num_query: int) -> None:
+        """Start with upright boxes on a square grid over the range, at its floor, at rest."""
+        side = math.isqrt(num_query)
+        index = torch.arange(num_query)
+        boxes = self.init_query_bbox.weight
+        boxes[:, 0] = (index // side + 0.5) / side
+        boxes[:, 1] = (index % side + 0.5) / side
+        boxes[:, 2] = 0.0
+        boxes[:, 5] = 1.5
+        boxes[:, 8:] = 0.0
+
+    @property
+    def decoder_layer(self) -> nn.Module:
+        """The one layer that all passes share."""
+        decoder: nn.ModuleDict = self.transformer["decoder"]  # type: ignore[assignment]
+        return decoder["decoder_layer"]
+
+    def forward(
+        self,
+        levels_by_frame: LevelsByFrame,
+        reference2image: Tensor,
+        time_differences: Tensor,
+        image_size: tuple[int, int],
+        legacy: bool,
+    ) -> SparseBEVOutput:
+        """Refine the queries; arguments as in SparseBEV.detect, legacy as in SamplingPoints."""
+        batch = len(reference2image)
+        boxes = self.init_query_bbox.weight.expand(batch, -1, -1)  # [B, Q, 10]
+        unknown = self.label_enc.weight[-1]
+        features = torch.cat([unknown, unknown.new_zeros(1)]).expand(*boxes.shape[:2], -1)  # 0: not a denoising query
+        all_boxes, all_logits = [], []
+        for _ in range(self.num_layers):
+            boxes, features, logits = self.decoder_layer(
+                boxes, features, levels_by_frame, reference2image, time_differences, image_size, legacy
+            )
+            all_boxes.append(boxes)
+            all_logits.append(logits)
+            boxes = boxes.detach()
+        return SparseBEVOutput(
+            torch.stack(all_logits).nan_to_num(), self._to_metres(torch.stack(all_boxes).nan_to_num())
+        )
+
+    def _to_metres(self, boxes: Tensor) -> Tensor:
+        centers = decode_centers(boxes[..., :3], self.pc_range)
+        return torch.cat(
+            [centers[..., :2], boxes[..., 3:5], centers[..., 2:], boxes[..., 5:]], dim=-1
+        )  # the order of the targets: x, y, d0, d1, z, d2, sin, cos, vx, vy
+
+
+class SparseBEV(nn.Module):
+    """The detector: images and memory to boxes.
+
+    legacy_boxes: the weights come from a checkpoint of version "v0.17.1", whose boxes are turned the other way round;
+    load_checkpoint sets it, sampling and decode_boxes need it.
+    """
+
+    def __init__(self, config: VariantConfig) -> None:
+        """Build the model with fresh weights; raise ConfigError for settings that do not fit together."""
+        super().__init__()
+        _check(config)
+        self.config = config
+        self.legacy_boxes = False
+        frames = 1 + config.frames.past + config.frames.future
+        self.img_backbone = build_backbone(config.backbone)
+        self.img_neck = FPN(self.img_backbone.out_channels, config.neck.out_channels, config.neck.num_outs)
+        self.pts_bbox_head = SparseBEVHead(config.head, len(config.class_names), frames)
+
+    def new_memory(self, capacity: int | None = None) -> FeatureQueue:
+        """Return an empty memory for `capacity` frames; as many as the variant looks back at unless given."""
+        return FeatureQueue(self.config.frames.past if capacity is None else capacity)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the pyramid of images, finest level first, each [N, h, w, C] contiguous.
+
+        images: [N, 3, H, W], normalised, H and W multiples of 32.
+        """
+        maps = self.img_neck(self.img_backbone(images.contiguous(memory_format=torch.channels_last)))
+        return tuple(level.permute(0, 2, 3, 1).contiguous() for level in maps)
+
+    def detect(
+        self,
+        levels_by_frame: LevelsByFrame,
+        reference2image: Tensor,
+        time_differences: Tensor,
+        image_size: tuple[int, int],
+    ) -> SparseBEVOutput:
+        """Find boxes in encoded frames, the current one first.
+
+        levels_by_frame: T x L of [B, N, h, w, C], as `encode` gives them.
+        reference2image: [B, T, N, 4, 4], reference frame (m) to pixels of each image, depth-scaled; zeros for a camera
+        that is missing.  time_differences: [B, T] s, current minus frame t.
+        image_size: (height, width) of the encoded images with their padding, pixels.
+        """
+        return self.pts_bbox_head(levels_by_frame, reference2image, time_differences, image_size, self.legacy_boxes)
+
+    def forward(self, inputs: ModelInput, memory: FeatureQueue) -> tuple[SparseBEVOutput, FeatureQueue]:
+        """Detect in one frame with its history; return the outputs and the memory with this frame in it.
+
+        The memory given is not changed, so the caller decides which of the two to keep. The batch is 1.
+        """
+        frames_config = self.config.frames
+        if frames_config.future:
+            raise NotImplementedError(
+                f"{self.config.name} needs {frames_config.future} frames of the future; "
+                "it can only run on recorded data, through encode and detect"
+            )
+        current = self._encode_frame(inputs)
+        frames = [current, *memory.history(current, frames_config.past, frames_config.interval)]
+        weight = self.pts_bbox_head.init_query_bbox.weight
+        outputs = self.detect(
+            [[level[None] for level in frame.levels] for frame in frames],
+            torch.from_numpy(reference2image(frames, inputs.reference2global)[None]).to(weight.dtype).to(weight.device),
+            torch.from_numpy(time_differences(frames)[None]).to(weight.dtype).to(weight.device),
+            (inputs.images.shape[-2], inputs.images.shape[-1]),
+        )
+        return outputs, memory.push(current)
+
+    def _encode_frame(self, inputs: ModelInput) -> FrameFeatures:
+        levels = self.encode(inputs.images)
+        if not inputs.present.all():
+            # an empty image has features too (the biases): a missing camera must add nothing
+            present = torch.from_numpy(inputs.present).to(inputs.images.device)[:, None, None, None]
+            levels = tuple(level * present for level in levels)
+        return FrameFeatures(levels, inputs.global2image, inputs.present, inputs.stamps, inputs.stamp)
+
+
+def _check(config: VariantConfig) -> None:
+    """Raise ConfigError, naming the key and the remedy, for settings that do not fit together."""
+    head, neck = config.head, config.neck
+    side = math.isqrt(head.num_query)
+    rules = (
+        (neck.num_outs == head.num_levels, f"neck.num_outs ({neck.num_outs}) must equal head.num_levels"),
+        (neck.out_channels == head.embed_dims, f"neck.out_channels ({neck.out_channels}) must equal head.embed_dims"),
+        (side**2 == head.num_query, f"head.num_query ({head.num_query}) must be a square number, such as {side**2}"),
+        (head.embed_dims % head.num_groups == 0, f"head.num_groups ({head.num_groups}) must divide head.embed_dims"),
+        (head.embed_dims % head.num_heads == 0, f"head.num_heads ({head.num_heads}) must divide head.embed_dims"),
+        (head.code_size == len(CODE_WEIGHTS), f"head.code_size ({head.code_size}) must be {len(CODE_WEIGHTS)}"),
+    )
+    for holds, remedy in rules:
+        if not holds:
+            raise ConfigError(f"{config.name}: {remedy}")
+
+
+def reference2image(frames: Sequence[FrameFeatures], reference2global: np.ndarray) -> np.ndarray:
+    """Return [T, N, 4, 4] float64: the current reference frame to the pixels of every frame's cameras.
+
+    A missing camera gets zeros: every point then has depth 0 and is not seen.
+    """
+    return np.stack(
+        [np.where(frame.present[:, None, None], frame.global2image @ reference2global, 0.0) for frame in frames]
+    )
+
+
+def time_differences(frames: Sequence[FrameFeatures]) -> np.ndarray:
+    """Return [T] float64, s: how much older each frame is than the first, averaged over the cameras of both.
+
+    The integer stamps are subtracted before they become floats. Without a common camera the frames' stamps count.
+    """
+    current = frames[0]
+    differences = np.zeros(len(frames))
+    for t, frame in enumerate(frames):
+        both = current.present & frame.present
+        ages = (current.stamps - frame.stamps)[both] if both.any() else np.array([current.stamp - frame.stamp])
+        differences[t] = ages.astype(np.float64).mean() / 1e9
+    return differences

@@ -1,0 +1,1 @@
+"""Operations: each with its PyTorch reference, which is the oracle of its fast path."""

@@ -1,0 +1,157 @@
+"""Sampling of image features at 3D points: several frames, cameras and pyramid levels, one camera a point and frame.
+
+Follows SparseBEV (Liu et al., ICCV 2023, section 3.3). A point is sampled from the first camera that sees it; if none
+does, from camera 0 at whatever pixel it has there, where the zero padding outside of the image usually, but a fraction
+of a cell from the border not wholly, makes it vanish.
+
+`sample_features` gathers rows of the channels-last maps where they lie, so the features of past frames are never
+stacked or copied; `sample_features_reference` says the same with grid_sample and is the oracle of the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: m; a point nearer to the camera plane than this, or behind it, is not seen
+MIN_DEPTH = 1e-5
+
+#: T frames x L levels of [B, N, h, w, C], contiguous
+LevelsByFrame = Sequence[Sequence[Tensor]]
+
+
+def project_points(
+    points: Tensor, reference2image: Tensor, image_size: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Project points into every camera of every frame.
+
+    points: [B, T, K, 3] m.  reference2image: [B, T, N, 4, 4], depth-scaled pixels.  image_size: (height, width) pixels.
+    Returns uv [B, T, N, 2, K] in image widths and heights (unbounded where not seen), depth [B, T, N, K] m, at least
+    MIN_DEPTH, and visible [B, T, N, K] bool.
+    """
+    batch, frames, cameras = reference2image.shape[:3]
+    height, width = image_size
+    rows = torch.stack([reference2image[..., 0, :] / width, reference2image[..., 1, :] / height], dim=-2)
+    rows = torch.cat([rows, reference2image[..., 2:3, :]], dim=-2).reshape(batch * frames, cameras * 3, 4)
+    # one product a frame for all its cameras, in planes: [B*T, N*3, 3] @ [B*T, 3, K]
+    scaled = torch.baddbmm(rows[..., 3:], rows[..., :3], points.flatten(0, 1).transpose(1, 2))
+    scaled = scaled.view(batch, frames, cameras, 3, -1)
+    depth = scaled[..., 2, :].clamp(min=MIN_DEPTH)  # [B, T, N, K]
+    uv = scaled[..., :2, :] / depth[..., None, :]
+    u, v = uv.unbind(dim=-2)
+    visible = (depth > MIN_DEPTH) & (u > 0) & (u < 1) & (v > 0) & (v < 1)
+    return uv, depth, visible
+
+
+def sample_features(
+    levels_by_frame: LevelsByFrame,
+    points: Tensor,
+    reference2image: Tensor,
+    level_weights: Tensor,
+    image_size: tuple[int, int],
+) -> Tensor:
+    """Sample every group's channels at its points, in every frame, and add the levels up by their weights.
+
+    levels_by_frame: T x L of [B, N, h, w, C], contiguous; group g owns the channels g*C/G to (g+1)*C/G.
+    points: [B, T, Q, G, P, 3] m.  reference2image: [B, T, N, 4, 4].  level_weights: [B, T, Q, G, P, L].
+    image_size: (height, width) of the images that the matrices project into, pixels.
+    Returns [B, Q, G, T*P, C/G].
+    """
+    batch, frames, queries, groups, per_group, _ = points.shape
+    uv, camera = _first_camera(points, reference2image, image_size)
+    u, v, camera = (x.view(batch, frames, queries, groups, per_group) for x in (*uv.unbind(dim=2), camera))
+    sample = torch.arange(batch, device=points.device).view(batch, 1, 1, 1, 1)
+    group = torch.arange(groups, device=points.device).view(groups, 1, 1)
+    image = sample * reference2image.shape[2] + camera  # [B, T, Q, G, P]
+
+    sampled: list[Tensor] = []  # a frame: [B*Q*G*P, C/G]
+    for index, maps in enumerate(zip(*levels_by_frame, strict=True)):  # T maps of one level
+        height, width, channels = maps[0].shape[2:]
+        y, weight_y = _linear_taps(v, height)  # [B, T, Q, G, P, 2]
+        x, weight_x = _linear_taps(u, width)
+        pixels = (image[..., None] * height + y)[..., :, None] * width + x[..., None, :]  # [B, T, Q, G, P, 2, 2]
+        rows = (pixels.flatten(-2) * groups + group).transpose(0, 1)  # [T, B, Q, G, P, 4]
+        weights = (weight_y * level_weights[..., index, None])[..., :, None] * weight_x[..., None, :]
+        weights = weights.flatten(-2).transpose(0, 1)
+        for frame, level in enumerate(maps):
+            gathered = F.embedding_bag(
+                rows[frame].reshape(-1, 4),
+                level.view(-1, channels // groups),
+                per_sample_weights=weights[frame].reshape(-1, 4),
+                mode="sum",
+            )
+            if index == 0:
+                sampled.append(gathered)
+            else:
+                sampled[frame] += gathered
+    stacked = torch.stack([s.view(batch, queries, groups, per_group, -1) for s in sampled], dim=3)
+    return stacked.flatten(3, 4)
+
+
+def _first_camera(points: Tensor, reference2image: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return uv [B, T, 2, K] in the first camera that sees a point (else camera 0) and its index [B, T, K]."""
+    uv, _, visible = project_points(points.flatten(2, 4), reference2image, image_size)
+    cameras = visible.shape[2]
+    countdown = torch.arange(cameras, 0, -1, dtype=torch.int32, device=points.device)[:, None]  # [N, 1]: N, ..., 1
+    best = (visible * countdown).amax(dim=2)  # N for camera 0, 1 for the last, 0 for none; argmax is many times slower
+    camera = ((cameras - best) % cameras).long()
+    chosen = camera[:, :, None, None].expand(-1, -1, 1, 2, -1)
+    return uv.gather(2, chosen).squeeze(2), camera
+
+
+def _linear_taps(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return the two cells around a relative position [...] along one axis and their weights, both [..., 2].
+
+    0 is the middle of the first cell and 1 the middle of the last. A cell outside has weight 0 and a clamped index.
+    """
+    # a point behind a camera has a huge position: it ends one cell outside, where the weights are 0
+    at = (position * (size - 1)).clamp(-1, size)
+    first = at.detach().floor()
+    fraction = at - first
+    cells = torch.stack([first, first + 1], dim=-1)
+    weights = torch.stack([1 - fraction, fraction], dim=-1) * ((cells >= 0) & (cells < size))
+    return cells.long().clamp(0, size - 1), weights
+
+
+def sample_features_reference(
+    levels_by_frame: LevelsByFrame,
+    points: Tensor,
+    reference2image: Tensor,
+    level_weights: Tensor,
+    image_size: tuple[int, int],
+) -> Tensor:
+    """Do what `sample_features` does, camera by camera with grid_sample; slow, and plain to read."""
+    batch, _, queries, groups, per_group, _ = points.shape
+    cameras = reference2image.shape[2]
+    uv, _, visible = project_points(points.flatten(2, 4), reference2image, image_size)
+    frames = []
+    for t, levels in enumerate(levels_by_frame):
+        total = torch.zeros((), dtype=points.dtype, device=points.device)
+        unseen = torch.ones_like(visible[:, t, 0])  # [B, K]: no earlier camera has seen the point
+        nobody = ~visible[:, t].any(dim=1)
+        for n in range(cameras):
+            mine = (unseen & visible[:, t, n]) | (nobody if n == 0 else torch.zeros_like(nobody))
+            unseen = unseen & ~visible[:, t, n]
+            mine_grouped = mine.view(batch, queries, groups, per_group, 1)
+            grid = 2 * uv[:, t, n].transpose(1, 2) - 1  # [B, K, 2]
+            grid = grid.view(batch, queries, groups, per_group, 2)
+            for index, level in enumerate(levels):
+                values = _grid_sample_groups(level[:, n], grid)  # [B, Q, G, P, C/G]
+                weighted = values * level_weights[:, t, ..., index, None]
+                total = total + torch.where(mine_grouped, weighted, torch.zeros_like(weighted))
+        frames.append(total)
+    return torch.stack(frames, dim=3).flatten(3, 4)
+
+
+def _grid_sample_groups(level: Tensor, grid: Tensor) -> Tensor:
+    """Sample level [B, h, w, C] at grid [B, Q, G, P, 2] (-1..1), every group its own channels: [B, Q, G, P, C/G]."""
+    groups = grid.shape[2]
+    per_group = level.permute(0, 3, 1, 2).chunk(groups, dim=1)
+    values = [
+        F.grid_sample(maps, grid[:, :, g], mode="bilinear", padding_mode="zeros", align_corners=True)
+        for g, maps in enumerate(per_group)
+    ]  # G of [B, C/G, Q, P]
+    return torch.stack(values, dim=3).permute(0, 2, 3, 4, 1)

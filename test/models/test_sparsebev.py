@@ -1,0 +1,299 @@
+"""SparseBEV on a small configuration: memory, missing cameras, numbers of cameras, training mode, wrong settings."""
+
+import copy
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from bev_perception.config import ConfigError, load_variant
+from bev_perception.geometry import make_transform, rotation_from_yaw
+from bev_perception.memory import FeatureQueue, FrameFeatures
+from bev_perception.models import build_model
+from bev_perception.models.layers import level_weights_by_frame
+from bev_perception.models.sparsebev import reference2image, time_differences
+from bev_perception.types import ModelInput
+
+SECOND = 1_000_000_000
+START = 1_532_402_927_647_951_000  # ns: with stamps of today, floats of seconds would not do
+
+
+@pytest.fixture(scope="module")
+def model():
+    """sparsebev_tiny with weights off their initial values, so that every part has a say."""
+    torch.manual_seed(0)
+    model = build_model(load_variant("sparsebev_tiny"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.03 * torch.randn_like(parameter)
+    return model
+
+
+def small(config, **head):
+    """The variant with other settings of the head, and what must follow them."""
+    return dataclasses.replace(config, head=dataclasses.replace(config.head, **head))
+
+
+def rig(cameras, seed=0):
+    """Cameras in a circle, 1.5 m up: reference frame to pixels of 352 x 128 images, [N, 4, 4]."""
+    optical2vehicle = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
+    intrinsics = np.array([[200.0, 0, 176, 0], [0, 200, 64, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    matrices = []
+    for camera in range(cameras):
+        turn = make_transform(rotation_from_yaw(2 * math.pi * camera / cameras), np.array([0, 0, 1.5]))
+        matrices.append(intrinsics @ np.linalg.inv(turn @ optical2vehicle))
+    return np.stack(matrices)
+
+
+def frame(index, cameras=6, present=None, ego=None):
+    """The index-th frame, 0.5 s after the one before, its cameras 8 ms apart."""
+    images = torch.randn(cameras, 3, 128, 352, generator=torch.Generator().manual_seed(index))
+    ego = np.eye(4) if ego is None else ego
+    stamp = START + index * SECOND // 2
+    return ModelInput(
+        images=images,
+        global2image=rig(cameras) @ np.linalg.inv(ego),
+        reference2global=ego,
+        present=np.ones(cameras, bool) if present is None else np.array(present),
+        stamps=stamp + 8_000_000 * np.arange(cameras),
+        stamp=stamp,
+    )
+
+
+@torch.inference_mode()
+def run(model, inputs, memory=None):
+    return model(inputs, model.new_memory() if memory is None else memory)
+
+
+def assert_same(a, b, atol=1e-4):
+    torch.testing.assert_close(a.logits, b.logits, atol=atol, rtol=1e-4)
+    torch.testing.assert_close(a.boxes, b.boxes, atol=atol, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cameras", [1, 4, 6])
+def test_any_number_of_cameras(model, cameras):
+    outputs, memory = run(model, frame(0, cameras))
+    head = model.config.head
+    assert outputs.logits.shape == (head.num_layers, 1, head.num_query, 10)
+    assert outputs.boxes.shape == (head.num_layers, 1, head.num_query, 10)
+    assert outputs.logits.isfinite().all() and outputs.boxes.isfinite().all()
+    assert [tuple(level.shape) for level in memory.entries[0].levels] == [
+        (cameras, 32 >> i, 88 >> i, head.embed_dims) for i in range(4)
+    ]
+    assert all(level.is_contiguous() for level in memory.entries[0].levels)
+
+
+def test_frame_by_frame_equals_all_frames_at_once(model):
+    """A drive with memory gives what the queue of the last frames gives, encoded together; the rig turns and moves."""
+    drive = [
+        frame(i, ego=make_transform(rotation_from_yaw(0.2 * i), np.array([100.0 + 3 * i, -50 + i, 0.1 * i])))
+        for i in range(6)
+    ]
+    memory = model.new_memory()
+    for inputs in drive:
+        outputs, memory = run(model, inputs, memory)
+    queue = drive[:1:-1]  # frames 5, 4, 3, 2
+    with torch.inference_mode():
+        levels = model.encode(torch.cat([inputs.images for inputs in queue]))
+        matrices = np.stack([inputs.global2image @ drive[-1].reference2global for inputs in queue])
+        offline = model.detect(
+            [[level[None, 6 * t : 6 * t + 6] for level in levels] for t in range(4)],
+            torch.from_numpy(matrices).float()[None],
+            torch.tensor([[0.0, 0.5, 1.0, 1.5]]),
+            (128, 352),
+        )
+    assert_same(outputs, offline)
+
+
+def test_the_memory_given_stays_as_it_was(model):
+    _, memory = run(model, frame(0))
+    kept = [level.clone() for level in memory.entries[0].levels]
+    first, grown = run(model, frame(1), memory)
+    again, _ = run(model, frame(1), memory)
+    assert (len(memory), len(grown)) == (1, 2)
+    assert grown.entries[1] is memory.entries[0]
+    assert all(torch.equal(a, b) for a, b in zip(kept, memory.entries[0].levels, strict=True))
+    assert_same(first, again, atol=0)
+
+
+def test_history_matters_and_a_short_one_repeats_its_oldest_frame(model):
+    _, memory = run(model, frame(0))
+    short, _ = run(model, frame(1), memory)
+    oldest = memory.entries[0]
+    filled, _ = run(model, frame(1), FeatureQueue(3, (oldest, oldest, oldest)))
+    without, _ = run(model, frame(1))
+    assert_same(short, filled, atol=0)
+    assert (short.logits - without.logits).abs().max() > 1e-3
+
+
+def test_memory_follows_the_trained_interval_not_the_frame_rate(model):
+    """At 4 Hz every second frame is looked at, and at last the oldest there is."""
+    memory = model.new_memory(8)
+    for quarter in range(6):
+        stamp = START + quarter * SECOND // 4
+        inputs = dataclasses.replace(frame(quarter), stamp=stamp, stamps=np.full(6, stamp))
+        outputs, grown = run(model, inputs, memory)
+        before, memory = memory.entries, grown  # before: quarters 4, 3, 2, 1, 0 at last
+    explicit, _ = run(model, inputs, FeatureQueue(3, (before[1], before[3], before[4])))
+    assert_same(outputs, explicit, atol=0)
+
+
+@pytest.mark.parametrize("missing", [1, 5])
+def test_a_missing_camera_is_as_if_the_rig_had_none_there(model, missing):
+    present = np.arange(6) != missing
+    full = frame(3, present=present)
+    garbage = dataclasses.replace(full, images=full.images.clone())
+    garbage.images[missing] = 1e3
+    stamps = full.stamps.copy()
+    stamps[missing] = full.stamp - 10 * SECOND
+    garbage = dataclasses.replace(garbage, stamps=stamps)
+    fewer = ModelInput(
+        full.images[present],
+        full.global2image[present],
+        full.reference2global,
+        np.ones(5, bool),
+        full.stamps[present],
+        full.stamp,
+    )
+    outputs, memory = run(model, garbage)
+    expected, _ = run(model, fewer)
+    assert_same(outputs, expected)
+    assert all(level[missing].abs().max() == 0 for level in memory.entries[0].levels)
+
+
+def test_all_cameras_missing_gives_finite_boxes(model):
+    _, memory = run(model, frame(0))
+    outputs, _ = run(model, frame(1, present=[False] * 6), memory)
+    assert outputs.logits.isfinite().all() and outputs.boxes.isfinite().all()
+
+
+def test_a_variant_without_history():
+    config = load_variant("sparsebev_tiny")
+    model = build_model(dataclasses.replace(config, frames=dataclasses.replace(config.frames, past=0)))
+    outputs, memory = run(model, frame(0))
+    again, memory = run(model, frame(0), memory)
+    assert outputs.boxes.isfinite().all() and len(memory) == 0
+    assert_same(outputs, again, atol=0)
+
+
+def features(stamps, present, stamp=START):
+    return FrameFeatures((), np.ones((len(stamps), 4, 4)), np.array(present), np.array(stamps, np.int64), stamp)
+
+
+def test_time_differences_are_exact_and_leave_missing_cameras_out():
+    current = features([START, START + 5, START + 9_000], [True, True, False])
+    past = features([START - SECOND // 2, START - SECOND // 2 + 5, 0], [True, True, True])
+    one_in_common = features([0, START - SECOND, 7], [False, True, True])
+    none_in_common = features([0, 0, START], [False, False, True], stamp=START - 2 * SECOND)
+    assert time_differences([current, past, one_in_common, none_in_common]).tolist() == [0.0, 0.5, 1 + 5e-9, 2.0]
+
+
+def test_reference2image_hides_missing_cameras():
+    entry = features([START, START], [True, False])
+    found = reference2image([entry], 2 * np.eye(4))
+    assert found.shape == (1, 2, 4, 4)
+    assert (found[0, 0] == 2).all() and (found[0, 1] == 0).all()
+
+
+@pytest.mark.parametrize("frames, groups", [(1, 4), (3, 4), (8, 4), (15, 4), (4, 4), (5, 2)])
+def test_level_weights_keep_the_published_order(frames, groups):
+    """Frame t, group g takes the weights of group (t G + g) // T, as all released weights were trained."""
+    weights = torch.randn(2, 3, groups, 5, 4)
+    found = level_weights_by_frame(weights, frames)
+    assert found.shape == (2, frames, 3, groups, 5, 4)
+    for t in range(frames):
+        for g in range(groups):
+            assert torch.equal(found[:, t, :, g], weights[:, :, (t * groups + g) // frames])
+
+
+def test_a_batch_equals_its_samples(model):
+    with torch.inference_mode():
+        levels = [model.encode(frame(i).images) for i in range(8)]
+        matrices = torch.from_numpy(rig(6)).float().expand(2, 4, -1, -1, -1)
+        differences = torch.tensor([[0.0, 0.5, 1.0, 1.5], [0.0, 0.0, 0.0, 0.0]])
+        both = [[torch.stack([a, b]) for a, b in zip(levels[t], levels[t + 4], strict=True)] for t in range(4)]
+        batch = model.detect(both, matrices, differences, (128, 352))
+        for b in range(2):
+            alone = model.detect(
+                [[level[None] for level in levels[t + 4 * b]] for t in range(4)],
+                matrices[b : b + 1],
+                differences[b : b + 1],
+                (128, 352),
+            )
+            torch.testing.assert_close(batch.logits[:, b], alone.logits[:, 0], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(batch.boxes[:, b], alone.boxes[:, 0], atol=1e-4, rtol=1e-4)
+
+
+def test_gradients_reach_every_weight(model):
+    model = copy.deepcopy(model).train()
+    levels = model.encode(frame(0, cameras=2).images)
+    output = model.detect(
+        [[level[None] for level in levels]] * 4,
+        torch.from_numpy(rig(2)).float().expand(1, 4, -1, -1, -1),
+        torch.tensor([[0.0, 0.5, 1.0, 1.5]]),
+        (128, 352),
+    )
+    (output.logits.square().mean() + output.boxes.square().mean()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_legacy_boxes_turn_the_sampling_points(model):
+    now, _ = run(model, frame(0))
+    try:
+        model.legacy_boxes = True
+        legacy, _ = run(model, frame(0))
+    finally:
+        model.legacy_boxes = False
+    assert (now.logits[0] - legacy.logits[0]).abs().max() > 1e-3
+
+
+def test_initial_queries_stand_upright_on_a_grid():
+    queries = build_model(load_variant("sparsebev_tiny")).pts_bbox_head.init_query_bbox.weight
+    assert queries[:3, :3].tolist() == pytest.approx(np.array([[0.05, 0.05, 0], [0.05, 0.15, 0], [0.05, 0.25, 0]]))
+    assert queries[10, 0].item() == pytest.approx(0.15)
+    assert (queries[:, 5] == 1.5).all() and (queries[:, 8:] == 0).all()
+
+
+def test_initial_scores_are_about_one_percent():
+    torch.manual_seed(1)
+    outputs, _ = run(build_model(load_variant("sparsebev_tiny")), frame(0))
+    assert outputs.logits.sigmoid().median().item() == pytest.approx(0.01, abs=0.01)
+    assert outputs.boxes.isfinite().all()
+
+
+def test_capacity_of_the_memory(model):
+    assert model.new_memory().capacity == model.config.frames.past
+    assert model.new_memory(11).capacity == 11
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda c: small(c, num_query=99), "square"),
+        (lambda c: small(c, num_levels=5), "num_outs"),
+        (lambda c: small(c, embed_dims=256), "out_channels"),
+        (lambda c: small(c, num_groups=3), "num_groups"),
+        (lambda c: small(c, num_heads=7), "num_heads"),
+        (lambda c: small(c, code_size=8), "code_size"),
+        (
+            lambda c: small(dataclasses.replace(c, neck=dataclasses.replace(c.neck, num_outs=3)), num_levels=3),
+            "num_outs",
+        ),
+        (lambda c: dataclasses.replace(c, family="sparsebeef"), "known: sparsebev"),
+        (lambda c: dataclasses.replace(c, backbone=dataclasses.replace(c.backbone, depth=34)), "18, 50, 101"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(change, says):
+    with pytest.raises(ConfigError, match=says):
+        build_model(change(load_variant("sparsebev_tiny")))
+
+
+def test_a_variant_that_needs_the_future_does_not_run_live():
+    config = load_variant("sparsebev_tiny")
+    model = build_model(dataclasses.replace(config, frames=dataclasses.replace(config.frames, past=1, future=2)))
+    with pytest.raises(NotImplementedError, match="future"):
+        run(model, frame(0))

@@ -1,0 +1,148 @@
+"""The parity cases: what a published reference computes, for weights and inputs that follow from their names alone."""
+
+import importlib.util
+import json
+import os
+import re
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(os.environ.get("BEV_PARITY", Path(__file__).resolve().parents[3] / "shared" / "parity"))
+
+
+class Case:
+    """One directory of the parity cases."""
+
+    def __init__(self, path):
+        self.path = path
+        self.name = path.name
+        self.info = json.loads((path / "case.json").read_text())
+        self.seed = self.info.get("seed", 0)
+        self.config = self.info.get("config", {})
+
+    @cached_property
+    def keys(self):
+        """{key: (shape, dtype)} of the official checkpoint."""
+        return {k: (tuple(shape), dtype) for k, (shape, dtype) in json.loads(self._text("keys.json")).items()}
+
+    @cached_property
+    def inputs(self):
+        return dict(np.load(self.path / "inputs.npz"))
+
+    @cached_property
+    def outputs(self):
+        """{name: (array, description)}; every array must be described, and every description have its array."""
+        arrays = dict(np.load(self.path / "outputs.npz"))
+        assert arrays.keys() == self.info["outputs"].keys()
+        return {name: (array, self.info["outputs"][name]) for name, array in arrays.items()}
+
+    def _text(self, name):
+        return (self.path / name).read_text()
+
+    def fill(self, key, shape):
+        return _fill_function()(key, tuple(shape), self.seed)
+
+    def load_weights(self, model, constants=()):
+        """Give the model the case's weights, strictly; keys ending in one of `constants` keep the model's values."""
+        special_file = self.path / "special.npz"
+        special = dict(np.load(special_file)) if special_file.exists() else {}
+        own = model.state_dict()
+        state = {}
+        for key, (shape, _) in self.keys.items():
+            if key in special:
+                value = special[key]
+            elif key.endswith(tuple(constants)) and constants:
+                value = own[key].numpy()
+            else:
+                value = self._override(key, self.fill(key, shape))
+            state[key] = torch.from_numpy(np.asarray(value))
+        model.load_state_dict(state, strict=True)
+
+    def _override(self, key, value):
+        for rule in self.info["overrides"]:
+            if re.search(rule["pattern"], key):
+                scale, shift = (
+                    np.asarray(rule.get(name, default), np.float64)
+                    for name, default in (("scale", 1.0), ("shift", 0.0))
+                )
+                scale, shift = (x.reshape(-1, *[1] * (value.ndim - 1)) if x.ndim else x for x in (scale, shift))
+                value = (value.astype(np.float64) * scale + shift).astype(np.float32)
+        return value
+
+
+_FILL = None
+
+
+def _fill_function():
+    global _FILL
+    if _FILL is None:
+        spec = importlib.util.spec_from_file_location("parity_fill", ROOT / "fill.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        _FILL = module.fill
+    return _FILL
+
+
+def parametrize(reason_to_skip):
+    """Parametrize a test over all cases; reason_to_skip(case) is None for those that it runs.
+
+    Cases for which it returns "" are none of the test's business and are left out; other reasons are shown.
+    """
+    if not ROOT.is_dir():
+        absent = pytest.mark.skip(reason=f"no parity cases at $BEV_PARITY or {ROOT}")
+        return pytest.mark.parametrize("case", [pytest.param(None, marks=absent, id="absent")])
+    params = []
+    for path in sorted(p.parent for p in ROOT.glob("*/case.json")):
+        case = Case(path)
+        reason = reason_to_skip(case)
+        if reason != "":
+            marks = [pytest.mark.skip(reason=f"{case.name}: {reason}")] if reason else []
+            params.append(pytest.param(case, marks=marks, id=case.name))
+    return pytest.mark.parametrize("case", params)
+
+
+def subsample(array, description):
+    """Apply a description's subsample, for example "[:, ::4]"."""
+    text = description["subsample"]
+    if text == "none":
+        return array
+    return array[tuple(_index(part.strip()) for part in text.strip("[]").split(","))]
+
+
+def _index(part):
+    if part == "...":
+        return Ellipsis
+    if ":" not in part:
+        return int(part)
+    return slice(*(int(number) if number else None for number in part.split(":")))
+
+
+def numbers(text):
+    """All decimal numbers of a text, in order."""
+    return [float(n) for n in re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?:e-?\d+)?", text)]
+
+
+def close(found, wanted, atol, rtol):
+    """None if they agree, else how far they are apart."""
+    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    if found.shape != wanted.shape:
+        return f"shape {found.shape}, wanted {wanted.shape}"
+    error = np.abs(found - wanted)
+    if (error <= atol + rtol * np.abs(wanted)).all():
+        return None
+    return f"max error {error.max():.3g}, median {np.median(error):.3g}"
+
+
+def mostly_close(found, wanted, share, atol, limit):
+    """None if a share of the rows (dimension 0) is within atol and all are within the limit, else how far not."""
+    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    if found.shape != wanted.shape:
+        return f"shape {found.shape}, wanted {wanted.shape}"
+    rows = np.abs(found - wanted).reshape(len(wanted), -1).max(axis=1)
+    if (rows <= atol).mean() >= share and not (rows > limit).any() and np.isfinite(rows).all():
+        return None
+    return f"{(rows > atol).sum()} of {len(rows)} rows beyond {atol}, max error {rows.max():.3g}"
