@@ -1,0 +1,85 @@
+"""ROS messages to the package's types, for the live node (rclpy) and for bags (rosbags) alike.
+
+Both libraries' messages have the same field names, so this module needs neither. Buffers are not copied.
+Every function raises ValueError, naming cause and remedy, for a message that cannot be used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bev_perception.geometry import make_transform, rotation_from_quaternion
+from bev_perception.types import Calibration, CameraImage
+
+JPEG_MAGIC = b"\xff\xd8"
+PNG_MAGIC = b"\x89PNG"
+
+
+def stamp_ns(stamp: Any) -> int:
+    """Return a builtin_interfaces/Time as integer nanoseconds."""
+    return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
+
+
+def frame_name(frame_id: str) -> str:
+    """Return a frame's name without the leading slash that drivers of ROS 1 times still write."""
+    return frame_id.lstrip("/")
+
+
+def camera_image(camera: str, msg: Any) -> CameraImage:
+    """Return a sensor_msgs/Image or CompressedImage as a CameraImage that shares the message's buffer."""
+    stamp, frame_id = stamp_ns(msg.header.stamp), frame_name(msg.header.frame_id)
+    data = np.frombuffer(msg.data, np.uint8)
+    if hasattr(msg, "format"):
+        return CameraImage(camera, stamp, frame_id, _compressed_encoding(msg.format, data), data)
+    return CameraImage(camera, stamp, frame_id, msg.encoding, data, int(msg.width), int(msg.height), int(msg.step))
+
+
+def _compressed_encoding(image_format: str, data: np.ndarray) -> str:
+    """Return "jpeg" or "png" from a format such as "jpeg" or "rgb8; jpeg compressed bgr8", else from the bytes."""
+    text = image_format.lower()
+    if "compresseddepth" in text:
+        raise ValueError(
+            f"CompressedImage of format {image_format!r} is a depth image; remap the topic to the colour camera"
+        )
+    if "jpeg" in text or "jpg" in text:
+        return "jpeg"
+    if "png" in text:
+        return "png"
+    start = data[: len(PNG_MAGIC)].tobytes()
+    if start.startswith(JPEG_MAGIC):
+        return "jpeg"
+    if start == PNG_MAGIC:
+        return "png"
+    raise ValueError(f"CompressedImage of format {image_format!r} is neither jpeg nor png; have the driver send one")
+
+
+def calibration(msg: Any) -> Calibration:
+    """Return a sensor_msgs/CameraInfo as the Calibration of the images that belong to it.
+
+    K and D describe the full sensor; binning and a region of interest are folded into the intrinsics.
+    """
+    intrinsics = np.array(msg.k, np.float64).reshape(3, 3)
+    width, height = int(msg.roi.width or msg.width), int(msg.roi.height or msg.height)
+    binning_x, binning_y = max(1, int(msg.binning_x)), max(1, int(msg.binning_y))
+    intrinsics[:2, 2] -= (msg.roi.x_offset, msg.roi.y_offset)
+    intrinsics[0] /= binning_x
+    intrinsics[1] /= binning_y
+    return Calibration(
+        intrinsics, width // binning_x, height // binning_y, msg.distortion_model, tuple(float(d) for d in msg.d)
+    )
+
+
+def transform(msg: Any) -> tuple[str, str, int, np.ndarray]:
+    """Return a geometry_msgs/TransformStamped as (parent, child, stamp in ns, child2parent [4, 4])."""
+    parent, child = frame_name(msg.header.frame_id), frame_name(msg.child_frame_id)
+    q, t = msg.transform.rotation, msg.transform.translation
+    translation = np.array([t.x, t.y, t.z], np.float64)
+    if not np.isfinite(translation).all():
+        raise ValueError(f"tf {parent} -> {child}: the translation {translation.tolist()} is not finite")
+    try:
+        rotation = rotation_from_quaternion(q.w, q.x, q.y, q.z)
+    except ValueError as error:
+        raise ValueError(f"tf {parent} -> {child}: {error}; correct the node that publishes it") from error
+    return parent, child, stamp_ns(msg.header.stamp), make_transform(rotation, translation)

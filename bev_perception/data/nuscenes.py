@@ -1,0 +1,130 @@
+"""A scene of nuScenes (Caesar et al., CVPR 2020) as a Drive, read through the official devkit."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bev_perception.data.drive import CAMERAS, CameraRig, Drive, DriveEvent, DriveImage, DrivePose
+from bev_perception.geometry import make_transform, rotation_from_quaternion
+from bev_perception.types import Calibration
+
+LOG = logging.getLogger(__name__)
+
+TABLES = (
+    "attribute",
+    "calibrated_sensor",
+    "category",
+    "ego_pose",
+    "instance",
+    "log",
+    "map",
+    "sample",
+    "sample_annotation",
+    "sample_data",
+    "scene",
+    "sensor",
+    "visibility",
+)
+
+
+class NuScenesError(ValueError):
+    """A nuScenes scene that cannot be read; the message names cause and remedy."""
+
+
+def open_scene(root: str | Path, version: str, scene_name: str) -> Drive:
+    """Return a scene: the images of the six cameras (key frames and sweeps) and every sensor's poses between them.
+
+    root: the dataroot, the directory with samples/ and `version`/.  version: such as "v1.0-mini".
+    Images that are not on this disk are left out; how many, is logged.
+    Raises NuScenesError when the devkit, tables, the scene or all of its images are missing.
+    """
+    root = Path(root)
+    tables = _load(root, version)
+    records = _records(tables, _scene(tables, scene_name))
+    images = [record for record in records if record["channel"].lower() in CAMERAS]
+    present = [record for record in images if (root / record["filename"]).is_file()]
+    if not present:
+        raise NuScenesError(
+            f"none of the {len(images)} images of {scene_name} exists under {root}; "
+            "download the blobs of this scene too, not only the metadata"
+        )
+    if len(present) < len(images):
+        LOG.warning("%s: %d of %d images are not under %s", scene_name, len(images) - len(present), len(images), root)
+    files: dict[int, list[Any]] = {}
+    for record in present:
+        files.setdefault(_stamp(record), []).append(record)
+    poses = {_stamp(record): record for record in records if min(files) <= _stamp(record) <= max(files)}
+
+    def events() -> Iterator[DriveEvent]:
+        for stamp in sorted(poses):
+            yield DrivePose(stamp, _pose(tables.get("ego_pose", poses[stamp]["ego_pose_token"])))
+            for record in files.get(stamp, []):
+                yield DriveImage(record["channel"].lower(), stamp, (root / record["filename"]).read_bytes())
+
+    return Drive(scene_name, _rig(tables, present), len(poses) + len(present), events)
+
+
+def _load(root: Path, version: str) -> Any:
+    """Return the devkit's NuScenes object."""
+    missing = [table for table in TABLES if not (root / version / f"{table}.json").is_file()]
+    if missing:
+        raise NuScenesError(
+            f"{root / version} lacks the tables {', '.join(missing)}; root must be the directory that holds samples/ "
+            f"and {version}/, unpacked from the archive of that version"
+        )
+    try:
+        from nuscenes.nuscenes import NuScenes
+    except ImportError as error:
+        raise NuScenesError(f"nuscenes-devkit cannot be imported ({error}); pip install nuscenes-devkit") from error
+    try:
+        return NuScenes(version=version, dataroot=str(root), verbose=False)
+    except (AssertionError, OSError, ValueError, KeyError) as error:
+        raise NuScenesError(
+            f"nuscenes-devkit cannot load {version} from {root}: {error}; unpack the archive again"
+        ) from error
+
+
+def _scene(tables: Any, name: str) -> Any:
+    known = {scene["name"]: scene for scene in tables.scene}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise NuScenesError(f"unknown scene {name!r}; {hint}known: {', '.join(sorted(known))}")
+    return known[name]
+
+
+def _records(tables: Any, scene: Any) -> list[Any]:
+    """Return all sample_data of a scene, of every sensor."""
+    samples, token = set(), scene["first_sample_token"]
+    while token:
+        samples.add(token)
+        token = tables.get("sample", token)["next"]
+    return [record for record in tables.sample_data if record["sample_token"] in samples]
+
+
+def _stamp(record: Any) -> int:
+    """Return a record's time in ns; nuScenes counts microseconds."""
+    return int(record["timestamp"]) * 1000
+
+
+def _pose(record: Any) -> np.ndarray:
+    return make_transform(rotation_from_quaternion(*record["rotation"]), np.array(record["translation"]))
+
+
+def _rig(tables: Any, images: list[Any]) -> tuple[CameraRig, ...]:
+    """Return the cameras that have images; nuScenes' images are free of distortion."""
+    first = {record["channel"].lower(): record for record in reversed(images)}
+    cameras = []
+    for name in CAMERAS:
+        if name in first:
+            mounted = tables.get("calibrated_sensor", first[name]["calibrated_sensor_token"])
+            size = first[name]["width"], first[name]["height"]
+            calibration = Calibration(np.array(mounted["camera_intrinsic"]), *size)
+            cameras.append(CameraRig(name, calibration, _pose(mounted)))
+    return tuple(cameras)

@@ -1,0 +1,388 @@
+"""rosbag2 bags: a Drive written as one, and any bag read as the events that the pipeline runs on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rosbags.interfaces import Connection, Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
+from rosbags.rosbag2 import Reader, StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+from tqdm import tqdm
+
+from bev_perception.data import messages
+from bev_perception.data.drive import CAMERAS, CameraRig, Drive, DriveImage, DrivePose
+from bev_perception.geometry import quaternion_from_rotation
+from bev_perception.types import Calibration, CameraImage
+
+INPUT_PREFIX = "/bev_perception/input"
+FIXED_FRAME = "odom"
+BASE_FRAME = "base_link"
+IMAGE = "sensor_msgs/msg/Image"
+COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
+CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
+TF_MESSAGE = "tf2_msgs/msg/TFMessage"
+
+_TYPES = get_typestore(Stores.ROS2_JAZZY)
+_FOREVER = QosTime(9223372036, 854775807)  # what rosbag2 writes for an infinite deadline
+
+
+class BagError(ValueError):
+    """A bag that cannot be written or read; the message names cause and remedy."""
+
+
+def image_topic(camera: str, prefix: str = INPUT_PREFIX) -> str:
+    """Return a camera's topic of raw images; that of compressed ones is `<it>/compressed`."""
+    return f"{prefix}/{camera}/image"
+
+
+def camera_info_topic(camera: str, prefix: str = INPUT_PREFIX) -> str:
+    """Return a camera's topic of calibrations."""
+    return f"{prefix}/{camera}/camera_info"
+
+
+def _qos(depth: int, durability: QosDurability = QosDurability.VOLATILE) -> Qos:
+    return Qos(
+        QosHistory.KEEP_LAST,
+        depth,
+        QosReliability.RELIABLE,
+        durability,
+        _FOREVER,
+        _FOREVER,
+        QosLiveliness.AUTOMATIC,
+        _FOREVER,
+        False,
+    )
+
+
+# ---- writing ----
+
+
+def write_bag(drive: Drive, path: str | Path, progress: bool = True) -> None:
+    """Write a drive as a rosbag2 mcap bag with the node's topics; the log time of a message is its header stamp.
+
+    path: the bag's directory, which must not exist yet; it is removed again when writing fails.
+    Raises BagError when the path exists or the drive's events are not in the order of time.
+    """
+    path = Path(path)
+    if path.exists():
+        raise BagError(f"{path} exists already and is not overwritten; choose another path or remove it")
+    try:
+        with Writer(path, version=Writer.VERSION_LATEST, storage_plugin=StoragePlugin.MCAP) as writer:
+            _write_events(drive, _BagWriter(writer, drive.cameras), progress)
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def _write_events(drive: Drive, bag: _BagWriter, progress: bool) -> None:
+    stamp = None
+    for event in tqdm(drive, total=len(drive), desc=f"write {drive.name}", unit="msg", disable=not progress):
+        if stamp is None:
+            bag.write_static(event.stamp)
+        elif event.stamp < stamp:
+            raise BagError(f"{drive.name}: an event of {event.stamp} ns comes after one of {stamp} ns; sort the events")
+        stamp = event.stamp
+        if isinstance(event, DriveImage):
+            bag.write_image(event)
+        else:
+            bag.write_pose(event)
+    if stamp is None:
+        raise BagError(f"{drive.name} has no events; there is nothing to write")
+
+
+class _BagWriter:
+    """Turns the events of a drive into serialized messages in an open bag."""
+
+    def __init__(self, writer: Writer, cameras: Iterable[CameraRig]) -> None:
+        self.writer = writer
+        self.cameras = {camera.name: camera for camera in cameras}
+        self.tf = self._connection("/tf", TF_MESSAGE, _qos(100))
+        self.tf_static = self._connection("/tf_static", TF_MESSAGE, _qos(1, QosDurability.TRANSIENT_LOCAL))
+        self.images = {
+            name: self._connection(f"{image_topic(name)}/compressed", COMPRESSED_IMAGE, _qos(5))
+            for name in self.cameras
+        }
+        self.infos = {name: self._connection(camera_info_topic(name), CAMERA_INFO, _qos(5)) for name in self.cameras}
+
+    def write_static(self, stamp: int) -> None:
+        transforms = [_transform(stamp, BASE_FRAME, name, c.sensor2ego) for name, c in self.cameras.items()]
+        self._write(self.tf_static, stamp, _message(TF_MESSAGE, transforms=transforms))
+
+    def write_pose(self, pose: DrivePose) -> None:
+        transform = _transform(pose.stamp, FIXED_FRAME, BASE_FRAME, pose.ego2global)
+        self._write(self.tf, pose.stamp, _message(TF_MESSAGE, transforms=[transform]))
+
+    def write_image(self, image: DriveImage) -> None:
+        header = _header(image.stamp, image.camera)
+        info = _camera_info(header, self.cameras[image.camera].calibration)
+        self._write(self.infos[image.camera], image.stamp, info)
+        data = np.frombuffer(image.jpeg, np.uint8)
+        compressed = _message(COMPRESSED_IMAGE, header=header, format="jpeg", data=data)
+        self._write(self.images[image.camera], image.stamp, compressed)
+
+    def _connection(self, topic: str, type_name: str, qos: Qos) -> Connection:
+        return self.writer.add_connection(topic, type_name, typestore=_TYPES, offered_qos_profiles=[qos])
+
+    def _write(self, connection: Connection, stamp: int, message: Any) -> None:
+        self.writer.write(connection, stamp, _TYPES.serialize_cdr(message, connection.msgtype))
+
+
+def _message(type_name: str, **fields: Any) -> Any:
+    return _TYPES.types[type_name](**fields)
+
+
+def _header(stamp: int, frame_id: str) -> Any:
+    sec, nanosec = divmod(stamp, 1_000_000_000)
+    time = _message("builtin_interfaces/msg/Time", sec=sec, nanosec=nanosec)
+    return _message("std_msgs/msg/Header", stamp=time, frame_id=frame_id)
+
+
+def _transform(stamp: int, parent: str, child: str, child2parent: np.ndarray) -> Any:
+    w, x, y, z = map(float, quaternion_from_rotation(child2parent[:3, :3]))
+    tx, ty, tz = map(float, child2parent[:3, 3])
+    return _message(
+        "geometry_msgs/msg/TransformStamped",
+        header=_header(stamp, parent),
+        child_frame_id=child,
+        transform=_message(
+            "geometry_msgs/msg/Transform",
+            translation=_message("geometry_msgs/msg/Vector3", x=tx, y=ty, z=tz),
+            rotation=_message("geometry_msgs/msg/Quaternion", x=x, y=y, z=z, w=w),
+        ),
+    )
+
+
+def _camera_info(header: Any, calibration: Calibration) -> Any:
+    whole = _message("sensor_msgs/msg/RegionOfInterest", x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
+    return _message(
+        CAMERA_INFO,
+        header=header,
+        width=calibration.width,
+        height=calibration.height,
+        distortion_model=calibration.distortion_model or "plumb_bob",
+        d=np.array(calibration.distortion or (0.0,) * 5),
+        k=calibration.intrinsics.ravel(),
+        r=np.eye(3).ravel(),
+        p=np.c_[calibration.intrinsics, np.zeros(3)].ravel(),
+        binning_x=0,
+        binning_y=0,
+        roi=whole,
+    )
+
+
+# ---- reading ----
+
+
+@dataclass(frozen=True)
+class ImageEvent:
+    """An image has arrived."""
+
+    image: CameraImage
+
+
+@dataclass(frozen=True)
+class CalibrationEvent:
+    """A CameraInfo has arrived.  calibration: None if it is unusable, and `error` then says why."""
+
+    camera: str
+    calibration: Calibration | None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class TransformEvent:
+    """A transform has arrived.  stamp: ns.  child2parent: [4, 4].  static: it came on /tf_static."""
+
+    parent: str
+    child: str
+    stamp: int
+    child2parent: np.ndarray
+    static: bool
+
+
+@dataclass(frozen=True)
+class InvalidEvent:
+    """An image or transform that cannot be used has arrived on `topic`; `error` says why."""
+
+    topic: str
+    error: str
+
+
+BagEvent = ImageEvent | CalibrationEvent | TransformEvent | InvalidEvent
+
+
+@dataclass(frozen=True)
+class BagTopic:
+    """A topic of a bag.  qos: the profiles offered when it was recorded.  count: number of messages."""
+
+    name: str
+    type_name: str
+    qos: tuple[Qos, ...]
+    count: int
+
+
+@dataclass(frozen=True)
+class RawMessage:
+    """A serialized message.  stamp: log time, ns."""
+
+    topic: BagTopic
+    stamp: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class BagReader:
+    """A rosbag2 bag (mcap or sqlite3; its directory or its single file). Holds no file open between calls.
+
+    cameras: names, as in the node's parameter of this name.  prefix: of the cameras' topics.
+    remap: the bag's topic -> the node's topic, where they differ, as `ros2 bag play --remap` does it.
+    topics: what the bag holds, by its own names.
+
+    Raises BagError when the path is no bag, the bag is damaged, or it holds no message.
+    """
+
+    path: Path
+    cameras: tuple[str, ...] = CAMERAS
+    prefix: str = INPUT_PREFIX
+    remap: Mapping[str, str] = field(default_factory=dict)
+    topics: tuple[BagTopic, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Look into the bag."""
+        object.__setattr__(self, "path", Path(self.path))
+        with closing(_open(self.path)) as reader:
+            object.__setattr__(self, "topics", _topics(reader.connections))
+        if not any(topic.count for topic in self.topics):
+            raise BagError(f"{self.path} holds no messages; was anything published while it was recorded?")
+
+    def raw_messages(self) -> Iterator[RawMessage]:
+        """Yield every message as it was recorded, in the order of log time.
+
+        Raises BagError at the place where the bag turns out to be damaged.
+        """
+        topics = {topic.name: topic for topic in self.topics}
+        for connection, stamp, data in self._messages(set(topics)):
+            yield RawMessage(topics[connection.topic], stamp, data)
+
+    def events(self) -> Iterator[BagEvent]:
+        """Return the cameras' images and calibrations and all transforms, in the order of log time.
+
+        Of a camera with both raw and compressed images the compressed ones are taken. Other topics are ignored.
+        Raises BagError when no camera of `cameras` has images; the iterator, where the bag turns out to be damaged.
+        """
+        return self._decode(self._topics_of_cameras())
+
+    def _decode(self, cameras: dict[str, str]) -> Iterator[BagEvent]:
+        tf = {t.name for t in self.topics if self._name(t) in ("/tf", "/tf_static") and t.type_name == TF_MESSAGE}
+        for connection, stamp, data in self._messages({*cameras, *tf}):
+            try:
+                message = _TYPES.deserialize_cdr(data, connection.msgtype)
+            except Exception as error:  # whatever the decoder meets in damaged bytes
+                yield InvalidEvent(connection.topic, f"the message logged at {stamp} ns is damaged: {error}")
+                continue
+            yield from _events(connection, cameras.get(connection.topic, ""), message, self.remap)
+
+    def _name(self, topic: BagTopic) -> str:
+        return self.remap.get(topic.name, topic.name)
+
+    def _topics_of_cameras(self) -> dict[str, str]:
+        """Return the bag's topics of images and calibrations -> camera."""
+        found = {self._name(topic): topic for topic in self.topics if topic.count}
+        images, infos = {}, {}
+        for camera in self.cameras:
+            raw = image_topic(camera, self.prefix)
+            for name, type_name in ((f"{raw}/compressed", COMPRESSED_IMAGE), (raw, IMAGE)):
+                if name in found and found[name].type_name == type_name:
+                    images[found[name].name] = camera
+                    break
+            info = found.get(camera_info_topic(camera, self.prefix))
+            if info is not None and info.type_name == CAMERA_INFO:
+                infos[info.name] = camera
+        if not images:
+            raise BagError(self._no_images())
+        return images | infos
+
+    def _no_images(self) -> str:
+        listing = "\n".join(f"  {t.name} [{t.type_name}] {t.count} messages" for t in self.topics)
+        raw = image_topic("<camera>", self.prefix)
+        return (
+            f"{self.path} has no images of {', '.join(self.cameras)}: expected {raw}/compressed [{COMPRESSED_IMAGE}] "
+            f"or {raw} [{IMAGE}] with {camera_info_topic('<camera>', self.prefix)}. Name your cameras and prefix, "
+            f"or remap the bag's topics to these. The bag holds:\n{listing}"
+        )
+
+    def _messages(self, topics: set[str]) -> Iterator[tuple[Connection, int, bytes]]:
+        with closing(_open(self.path)) as reader:
+            stream = iter(reader.messages([c for c in reader.connections if c.topic in topics]))
+            while True:
+                try:
+                    item = next(stream)
+                except StopIteration:
+                    return
+                except Exception as error:  # whatever the storage's parser meets in a damaged file
+                    raise BagError(_damaged(self.path, error)) from error
+                yield item
+
+
+def _events(connection: Connection, camera: str, message: Any, remap: Mapping[str, str]) -> Iterator[BagEvent]:
+    if connection.msgtype == CAMERA_INFO:
+        try:
+            yield CalibrationEvent(camera, messages.calibration(message))
+        except ValueError as error:
+            yield CalibrationEvent(camera, None, str(error))
+        return
+    if connection.msgtype in (IMAGE, COMPRESSED_IMAGE):
+        try:
+            yield ImageEvent(messages.camera_image(camera, message))
+        except ValueError as error:
+            yield InvalidEvent(connection.topic, str(error))
+        return
+    static = remap.get(connection.topic, connection.topic) == "/tf_static"
+    for stamped in message.transforms:
+        try:
+            yield TransformEvent(*messages.transform(stamped), static)
+        except ValueError as error:
+            yield InvalidEvent(connection.topic, str(error))
+
+
+def _topics(connections: Iterable[Connection]) -> tuple[BagTopic, ...]:
+    """Return the topics by name; several publishers of one topic are merged."""
+    topics: dict[str, BagTopic] = {}
+    for connection in connections:
+        name = connection.topic
+        qos, count = tuple(connection.ext.offered_qos_profiles), connection.msgcount  # type: ignore[union-attr]
+        if name in topics:
+            qos, count = topics[name].qos + qos, topics[name].count + count
+        topics[name] = BagTopic(name, connection.msgtype, qos, count)
+    return tuple(topics[name] for name in sorted(topics))
+
+
+def _open(path: Path) -> Reader:
+    """Return an open rosbags Reader; the caller closes it."""
+    if not path.exists():
+        raise BagError(f"{path} does not exist; give the directory that `ros2 bag record` wrote, or its mcap file")
+    try:
+        reader = Reader(path)
+        reader.open()
+    except FileNotFoundError as error:
+        raise BagError(
+            f"{path} is not a rosbag2 bag: it has no metadata.yaml; give the bag's directory or its mcap file, "
+            "or write the metadata anew with `ros2 bag reindex`"
+        ) from error
+    except Exception as error:  # whatever the storage's parser meets in a file that is no bag
+        raise BagError(_damaged(path, error)) from error
+    return reader
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    reason = str(error) or type(error).__name__
+    return (
+        f"{path} cannot be read as a bag ({reason}); if the recording was cut off, repair it with "
+        "`mcap recover <file>` and `ros2 bag reindex <directory>`"
+    )

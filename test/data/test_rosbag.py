@@ -1,0 +1,340 @@
+"""Bags written from drives and read back, and bags that cannot be read."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rosbags.interfaces import QosDurability
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+
+from bev_perception.data.drive import CAMERAS, CameraRig, Drive, DriveImage, DrivePose
+from bev_perception.data.rosbag import (
+    BagError,
+    BagReader,
+    CalibrationEvent,
+    ImageEvent,
+    InvalidEvent,
+    TransformEvent,
+    write_bag,
+)
+from bev_perception.geometry import make_transform, rotation_from_quaternion
+from bev_perception.types import DISTORTION_MODELS, Calibration
+
+STORE = get_typestore(Stores.ROS2_JAZZY)
+SLOW = settings(
+    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+
+unit = st.floats(-1, 1)
+quaternions = st.tuples(unit, unit, unit, unit).filter(lambda q: np.linalg.norm(q) > 0.1)
+transforms = st.builds(
+    lambda q, t: make_transform(rotation_from_quaternion(*q), np.array(t)),
+    quaternions,
+    st.tuples(*[st.floats(-1e4, 1e4)] * 3),
+)
+positive = st.floats(1.0, 5000.0)
+
+
+@st.composite
+def calibrations(draw):
+    fx, fy, cx, cy = (draw(positive) for _ in range(4))
+    model = draw(st.sampled_from(["", *DISTORTION_MODELS]))
+    count = DISTORTION_MODELS[model][-1] if model else 0
+    d = tuple(draw(unit) for _ in range(count))
+    return Calibration(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), draw(st.integers(1, 4000)), 480, model, d)
+
+
+@st.composite
+def drives(draw):
+    names = draw(st.lists(st.sampled_from(CAMERAS), min_size=1, max_size=4, unique=True))
+    rig = tuple(CameraRig(name, draw(calibrations()), draw(transforms)) for name in names)
+    events = []
+    for stamp in sorted(draw(st.lists(st.integers(0, 2**31 * 10**9 - 1), min_size=1, max_size=12))):
+        if draw(st.booleans()) and (not events or events[-1].stamp != stamp):
+            events.append(DrivePose(stamp, draw(transforms)))
+        events.append(DriveImage(draw(st.sampled_from(names)), stamp, draw(st.binary(min_size=1, max_size=300))))
+    return Drive("random", rig, len(events), lambda: iter(events))
+
+
+def of_type(events, kind):
+    return [event for event in events if isinstance(event, kind)]
+
+
+@SLOW
+@given(drives())
+def test_what_is_written_is_read_back(drive):
+    with tempfile.TemporaryDirectory() as directory:
+        write_bag(drive, Path(directory) / "bag", progress=False)
+        bag = BagReader(Path(directory) / "bag")
+        events, raw = list(bag.events()), list(bag.raw_messages())
+
+    times = [message.stamp for message in raw]
+    assert times == sorted(times)
+    assert len(raw) == sum(topic.count for topic in bag.topics)
+
+    written = list(drive)
+    images = [event.image for event in of_type(events, ImageEvent)]
+    expected = [(e.camera, e.stamp, e.jpeg) for e in of_type(written, DriveImage)]
+    assert [(i.camera, i.stamp, bytes(i.data)) for i in images] == expected
+    assert all(i.frame_id == i.camera and i.encoding == "jpeg" for i in images)
+
+    rigs = {rig.name: rig for rig in drive.cameras}
+    infos = of_type(events, CalibrationEvent)
+    assert [info.camera for info in infos] == [image.camera for image in images]
+    for info in infos:
+        calibration, original = info.calibration, rigs[info.camera].calibration
+        assert np.array_equal(calibration.intrinsics, original.intrinsics)
+        assert (calibration.width, calibration.height) == (original.width, original.height)
+        assert calibration.distortion == original.distortion
+        assert not original.distortion or calibration.distortion_model == original.distortion_model
+
+    static = [event for event in of_type(events, TransformEvent) if event.static]
+    assert {(e.parent, e.child) for e in static} == {("base_link", name) for name in rigs}
+    for event in static:
+        np.testing.assert_allclose(event.child2parent, rigs[event.child].sensor2ego, atol=1e-9)
+    moving = [event for event in of_type(events, TransformEvent) if not event.static]
+    poses = of_type(written, DrivePose)
+    assert [(e.parent, e.child, e.stamp) for e in moving] == [("odom", "base_link", p.stamp) for p in poses]
+    for event, pose in zip(moving, poses, strict=True):
+        np.testing.assert_allclose(event.child2parent, pose.ego2global, atol=1e-9)
+
+
+@SLOW
+@given(drives())
+def test_the_pose_of_an_image_comes_before_it(drive):
+    with tempfile.TemporaryDirectory() as directory:
+        write_bag(drive, Path(directory) / "bag", progress=False)
+        events = list(BagReader(Path(directory) / "bag").events())
+    assert events[0].static
+    seen = set()
+    pose_stamps = {event.stamp for event in drive if isinstance(event, DrivePose)}
+    for event in events:
+        if isinstance(event, TransformEvent):
+            seen.add(event.stamp)
+        elif isinstance(event, ImageEvent) and event.image.stamp in pose_stamps:
+            assert event.image.stamp in seen
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory, small_drive):
+    path = tmp_path_factory.mktemp("bag") / "drive"
+    write_bag(small_drive, path, progress=False)
+    return path
+
+
+def test_topics_and_qos(bag):
+    topics = {topic.name: topic for topic in BagReader(bag).topics}
+    assert len(topics) == 14
+    assert topics["/bev_perception/input/cam_back/image/compressed"].type_name == "sensor_msgs/msg/CompressedImage"
+    assert topics["/bev_perception/input/cam_back/image/compressed"].count == 6
+    assert topics["/tf_static"].qos[0].durability == QosDurability.TRANSIENT_LOCAL
+    assert topics["/tf"].qos[0].durability == QosDurability.VOLATILE
+    metadata = (bag / "metadata.yaml").read_text()
+    assert "version: 9" in metadata
+    assert "durability: transient_local" in metadata
+
+
+def test_the_single_file_reads_like_the_directory(bag):
+    def stamps(path):
+        return [event.image.stamp for event in BagReader(path).events() if isinstance(event, ImageEvent)]
+
+    assert stamps(bag / "drive.mcap") == stamps(bag)
+
+
+def test_an_existing_path_is_kept(bag, small_drive):
+    before = sorted((p, p.stat().st_mtime_ns) for p in bag.iterdir())
+    with pytest.raises(BagError, match="exists already"):
+        write_bag(small_drive, bag, progress=False)
+    assert before == sorted((p, p.stat().st_mtime_ns) for p in bag.iterdir())
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_failure_leaves_nothing_behind(tmp_path, small_drive, error):
+    def events():
+        yield from list(small_drive)[:3]
+        raise error
+
+    with pytest.raises(type(error)):
+        write_bag(Drive("broken", small_drive.cameras, 4, events), tmp_path / "bag", progress=False)
+    assert not (tmp_path / "bag").exists()
+
+
+@pytest.mark.parametrize(
+    ("events", "reason"), [([], "no events"), ([DrivePose(2, np.eye(4)), DrivePose(1, np.eye(4))], "comes after")]
+)
+def test_drives_that_are_refused(tmp_path, events, reason):
+    with pytest.raises(BagError, match=reason):
+        write_bag(Drive("odd", (), len(events), lambda: iter(events)), tmp_path / "bag", progress=False)
+    assert not (tmp_path / "bag").exists()
+
+
+# ---- bags of others
+
+
+class Recorder:
+    """Writes a bag message by message."""
+
+    def __init__(self, path, storage=StoragePlugin.MCAP):
+        self.writer = Writer(path, version=9, storage_plugin=storage)
+        self.writer.open()
+        self.connections = {}
+
+    def write(self, topic, type_name, stamp, **fields):
+        if topic not in self.connections:
+            self.connections[topic] = self.writer.add_connection(topic, type_name, typestore=STORE)
+        data = STORE.serialize_cdr(STORE.types[type_name](**fields), type_name)
+        self.writer.write(self.connections[topic], stamp, data)
+
+    def close(self):
+        self.writer.close()
+
+
+def header(stamp, frame_id="cam_front"):
+    time = STORE.types["builtin_interfaces/msg/Time"](sec=0, nanosec=stamp)
+    return STORE.types["std_msgs/msg/Header"](stamp=time, frame_id=frame_id)
+
+
+def raw_image(stamp):
+    size = {"height": 2, "width": 2, "step": 6}
+    return {"header": header(stamp), "encoding": "rgb8", "is_bigendian": 0, "data": np.zeros(12, np.uint8)} | size
+
+
+def compressed_image(stamp, image_format="jpeg"):
+    return {"header": header(stamp), "format": image_format, "data": np.array([1, 2, 3], np.uint8)}
+
+
+IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+
+
+@pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_raw_images_are_found(tmp_path, storage):
+    recorder = Recorder(tmp_path / "bag", storage)
+    recorder.write("/bev_perception/input/cam_front/image", IMAGE, 5, **raw_image(5))
+    recorder.write("/chatter", "std_msgs/msg/String", 6, data="ignored")
+    recorder.close()
+    (event,) = BagReader(tmp_path / "bag").events()
+    assert (event.image.camera, event.image.encoding, event.image.width, event.image.step) == (
+        "cam_front",
+        "rgb8",
+        2,
+        6,
+    )
+
+
+def test_compressed_images_win_over_raw_ones(tmp_path):
+    recorder = Recorder(tmp_path / "bag")
+    recorder.write("/bev_perception/input/cam_front/image", IMAGE, 5, **raw_image(5))
+    recorder.write("/bev_perception/input/cam_front/image/compressed", COMPRESSED, 6, **compressed_image(6))
+    recorder.close()
+    (event,) = BagReader(tmp_path / "bag").events()
+    assert event.image.encoding == "jpeg"
+
+
+def test_own_cameras_prefix_and_remap(tmp_path):
+    recorder = Recorder(tmp_path / "bag")
+    recorder.write("/car/left/image/compressed", COMPRESSED, 5, **compressed_image(5))
+    recorder.write("/other/image_raw", IMAGE, 6, **raw_image(6))
+    recorder.close()
+    remap = {"/other/image_raw": "/car/right/image"}
+    events = list(BagReader(tmp_path / "bag", ("left", "right"), "/car", remap).events())
+    assert [event.image.camera for event in events] == ["left", "right"]
+    with pytest.raises(BagError, match=r"no images of cam_front") as error:
+        BagReader(tmp_path / "bag").events()
+    assert "/other/image_raw [sensor_msgs/msg/Image] 1 messages" in str(error.value)
+    assert "remap" in str(error.value)
+
+
+def test_messages_that_cannot_be_used_are_told(tmp_path, small_drive):
+    recorder = Recorder(tmp_path / "bag")
+    prefix = "/bev_perception/input/cam_front"
+    recorder.write(f"{prefix}/image/compressed", COMPRESSED, 5, **compressed_image(5, "16UC1; compressedDepth"))
+    types = STORE.types
+    zero = types["geometry_msgs/msg/Transform"](
+        translation=types["geometry_msgs/msg/Vector3"](x=0.0, y=0.0, z=0.0),
+        rotation=types["geometry_msgs/msg/Quaternion"](x=0.0, y=0.0, z=0.0, w=0.0),
+    )
+    stamped = types["geometry_msgs/msg/TransformStamped"](
+        header=header(6, "odom"), child_frame_id="base_link", transform=zero
+    )
+    recorder.write("/tf", "tf2_msgs/msg/TFMessage", 6, transforms=[stamped])
+    region = types["sensor_msgs/msg/RegionOfInterest"](x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
+    recorder.write(
+        f"{prefix}/camera_info",
+        "sensor_msgs/msg/CameraInfo",
+        7,
+        header=header(7),
+        width=4,
+        height=4,
+        distortion_model="",
+        d=np.zeros(0),
+        k=np.zeros(9),
+        r=np.zeros(9),
+        p=np.zeros(12),
+        binning_x=0,
+        binning_y=0,
+        roi=region,
+    )
+    recorder.writer.write(recorder.connections["/tf"], 8, b"\x00\x01\x00\x00\xff\xff\xff\xff")
+    recorder.close()
+    depth, tf, info, damaged = BagReader(tmp_path / "bag").events()
+    assert isinstance(depth, InvalidEvent) and "depth image" in depth.error
+    assert isinstance(tf, InvalidEvent) and "odom -> base_link" in tf.error and tf.topic == "/tf"
+    assert info.camera == "cam_front" and info.calibration is None and "all-zero K" in info.error
+    assert isinstance(damaged, InvalidEvent) and "damaged" in damaged.error
+
+
+def test_paths_that_are_no_bags(tmp_path):
+    with pytest.raises(BagError, match="does not exist"):
+        BagReader(tmp_path / "nowhere")
+    with pytest.raises(BagError, match=r"no metadata\.yaml"):
+        BagReader(tmp_path)
+    (tmp_path / "text.mcap").write_text("hello")
+    with pytest.raises(BagError, match="cannot be read as a bag"):
+        BagReader(tmp_path / "text.mcap")
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8")
+    with pytest.raises(BagError, match="cannot be read as a bag"):
+        BagReader(tmp_path / "photo.jpg")
+
+
+def test_a_bag_without_messages(tmp_path):
+    Recorder(tmp_path / "bag").close()
+    with pytest.raises(BagError, match="holds no messages"):
+        BagReader(tmp_path / "bag")
+
+
+def read_all(path):
+    """Read everything; whatever is damaged must come as a BagError."""
+    try:
+        bag = BagReader(path)
+        list(bag.raw_messages())
+        list(bag.events())
+    except BagError as error:
+        return str(error)
+    return ""
+
+
+@SLOW
+@given(st.floats(0, 0.999))
+def test_a_recording_that_was_cut_off(bag, part):
+    content = (bag / "drive.mcap").read_bytes()
+    with tempfile.TemporaryDirectory() as directory:
+        cut = Path(directory) / "cut.mcap"
+        cut.write_bytes(content[: int(len(content) * part)])
+        error = read_all(cut)
+    assert "mcap recover" in error
+
+
+@SLOW
+@given(st.data())
+def test_damaged_bytes_cost_no_more_than_an_error(bag, data):
+    content = bytearray((bag / "drive.mcap").read_bytes())
+    for _ in range(data.draw(st.integers(1, 20))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "odd.mcap"
+        path.write_bytes(content)
+        read_all(path)  # anything but BagError fails the test
