@@ -1,0 +1,172 @@
+"""The command line. Each command is a thin layer over the package's functions."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+#: errors that are the user's to mend; shown as one sentence, without a traceback
+_EXPECTED = (ValueError, OSError)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return the exit status (0 done, 1 a named error, 130 interrupted)."""
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    args = _parser().parse_args(argv)
+    try:
+        return args.command(args)
+    except BrokenPipeError:  # the reader of our output has gone: nothing to say, and nobody to say it to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except _EXPECTED as error:
+        print(f"bev_perception: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bev_perception: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bev_perception", description="3D boxes from surround cameras.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    variants = commands.add_parser("variants", help="list the variants")
+    variants.set_defaults(command=_variants)
+
+    init = commands.add_parser("init-weights", help="write untrained initial weights of a variant, for a trial run")
+    init.add_argument("--variant", required=True)
+    init.add_argument("--seed", type=int, default=0)
+    init.add_argument("out", type=Path, metavar="OUT.safetensors")
+    init.set_defaults(command=_init_weights)
+
+    bag = commands.add_parser("bag", help="make bags").add_subparsers(required=True, metavar="COMMAND")
+    create = bag.add_parser("create", help="write a drive as a rosbag2 (mcap) bag with the node's topics")
+    source = create.add_mutually_exclusive_group(required=True)
+    source.add_argument("--nuscenes", type=Path, metavar="ROOT", help="a nuScenes dataroot")
+    source.add_argument("--synthetic", type=float, metavar="SECONDS", help="a made-up drive of this length")
+    create.add_argument("--version", default="v1.0-mini", help="of the nuScenes tables (default: %(default)s)")
+    create.add_argument("--scene", help="name of the nuScenes scene, e.g. scene-0103")
+    create.add_argument("--seed", type=int, default=0, help="of the made-up drive")
+    create.add_argument("out", type=Path, help="directory to make")
+    create.set_defaults(command=_bag_create)
+
+    run = commands.add_parser("run", help="run a variant over a bag, without ROS, and write its boxes as JSON")
+    run.add_argument("--bag", type=Path, required=True)
+    run.add_argument("--variant", required=True, help="name or path of a YAML file")
+    run.add_argument("--checkpoint", type=Path, required=True)
+    run.add_argument("--out", type=Path, required=True, metavar="RESULTS.json")
+    run.add_argument("--device", default="auto")
+    run.add_argument("--cameras", nargs="+", metavar="NAME", help="default: the six of nuScenes")
+    run.add_argument("--prefix", help="of the cameras' topics (default: /bev_perception/input)")
+    run.add_argument("--base-frame", default="base_link")
+    run.add_argument("--fixed-frame", default="odom")
+    run.add_argument("--score-threshold", type=float, help="default: the variant's own")
+    run.set_defaults(command=_run)
+
+    demo = commands.add_parser("demo", help="a short drive through the real node over DDS, with pictures at the end")
+    demo.add_argument("--out", type=Path, default=Path("output/demo"))
+    demo.add_argument("--nuscenes", type=Path, metavar="ROOT", help="real keyframes instead of a made-up drive")
+    demo.add_argument("--version", default="v1.0-mini")
+    demo.add_argument("--scene", default="scene-0103")
+    demo.add_argument("--seconds", type=float, default=5.0, help="length of the made-up drive")
+    demo.add_argument("--variant", default="sparsebev_tiny")
+    demo.add_argument("--checkpoint", type=Path, help="default: untrained initial weights")
+    demo.set_defaults(command=_demo)
+
+    bench = commands.add_parser("bench", help="time the stages, the transport and the memory on this machine")
+    bench.add_argument("--out", type=Path, default=Path("output/bench"))
+    bench.set_defaults(command=_bench)
+    return parser
+
+
+def _variants(args: argparse.Namespace) -> int:
+    from bev_perception.config import list_variants, load_variant
+
+    for name in list_variants():
+        config = load_variant(name)
+        score = config.provenance.published_nds_val
+        published = f"published NDS {score}" if score is not None else (config.provenance.note or "no published score")
+        print(f"{name:32} {config.family}  {config.image.width}x{config.image.height}  {published}")
+    return 0
+
+
+def _init_weights(args: argparse.Namespace) -> int:
+    from bev_perception.pipeline import write_initial_weights
+
+    write_initial_weights(args.variant, args.out, args.seed)
+    print(f"wrote {args.out} (UNTRAINED, seed {args.seed})")
+    return 0
+
+
+def _bag_create(args: argparse.Namespace) -> int:
+    from bev_perception.data.nuscenes import open_scene
+    from bev_perception.data.rosbag import write_bag
+    from bev_perception.data.synthetic import synthetic_drive
+
+    if args.nuscenes is not None:
+        if not args.scene:
+            raise ValueError("--nuscenes needs --scene NAME, e.g. --scene scene-0103")
+        drive = open_scene(args.nuscenes, args.version, args.scene)
+    else:
+        drive = synthetic_drive(args.synthetic, args.seed)
+    write_bag(drive, args.out)
+    print(f"wrote {args.out}")
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from bev_perception.data.drive import CAMERAS
+    from bev_perception.data.rosbag import INPUT_PREFIX, BagReader
+    from bev_perception.offline import run_events, write_results
+    from bev_perception.pipeline import PipelineSettings, load_pipeline
+    from bev_perception.synchronizer import SynchronizerSettings
+
+    cameras = tuple(args.cameras or CAMERAS)
+    bag = BagReader(args.bag, cameras, args.prefix or INPUT_PREFIX)
+    settings = SynchronizerSettings(cameras, base_frame=args.base_frame, fixed_frame=args.fixed_frame)
+    pipeline = load_pipeline(
+        args.variant, args.checkpoint, args.device, PipelineSettings(score_threshold=args.score_threshold)
+    )
+
+    results = tqdm(run_events(bag.events(), pipeline, settings), unit="frame", desc=args.variant)
+    count = write_results(args.out, pipeline, results)
+    pipeline.close()
+    snapshot = pipeline.health.snapshot()
+    untrained = "" if pipeline.checkpoint.trained else "; the weights are UNTRAINED"
+    print(f"wrote {args.out}: {count} frames{untrained}")
+    if snapshot.drops:
+        print("dropped: " + ", ".join(f"{cause} {n}" for cause, n in snapshot.drops.items()))
+        print(f"the last: {snapshot.last_drop}")
+    return 0 if count else 1
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from bev_perception.ros.demo import DemoSettings, run_demo
+
+    settings = DemoSettings(
+        out=args.out,
+        nuscenes=args.nuscenes,
+        version=args.version,
+        scene=args.scene,
+        seconds=args.seconds,
+        variant=args.variant,
+        checkpoint=args.checkpoint,
+    )
+    print(run_demo(settings))
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from bev_perception.ros.bench import COUNTS, run_bench
+
+    print(run_bench(args.out, COUNTS))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""A bag through the pipeline without ROS: the node's own steps, in the order in which the bag holds the messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from bev_perception.data.rosbag import BagEvent, CalibrationEvent, ImageEvent, TransformEvent
+from bev_perception.health import Health
+from bev_perception.pipeline import Pipeline
+from bev_perception.preprocess import NoUsableViewError
+from bev_perception.synchronizer import Synchronizer, SynchronizerSettings
+from bev_perception.transform_tree import TransformTree
+from bev_perception.types import Boxes3D, Frame, Result
+
+
+def collect_frames(events: Iterable[BagEvent], settings: SynchronizerSettings, health: Health) -> Iterator[Frame]:
+    """Yield the frames of a recording, as the node would form them; what is dropped is counted in `health`."""
+    tree = TransformTree()
+    synchronizer = Synchronizer(settings, tree, health)
+    for event in events:
+        if isinstance(event, ImageEvent):
+            synchronizer.add(event.image)
+        elif isinstance(event, CalibrationEvent):
+            synchronizer.set_calibration(event.camera, event.calibration or event.error)
+        elif isinstance(event, TransformEvent) and event.static:
+            tree.set_static(event.parent, event.child, event.child2parent)
+        elif isinstance(event, TransformEvent):
+            tree.add(event.parent, event.child, event.stamp, event.child2parent)
+        else:
+            health.drop("bad message", f"{event.topic}: {event.error}")
+        yield from synchronizer.poll()
+
+
+def run_events(events: Iterable[BagEvent], pipeline: Pipeline, settings: SynchronizerSettings) -> Iterator[Result]:
+    """Yield the result of every frame of a recording that has a usable view."""
+    for frame in collect_frames(events, settings, pipeline.health):
+        try:
+            yield pipeline.step(frame)
+        except NoUsableViewError:
+            continue  # counted by the pipeline, with the reasons
+
+
+def boxes_to_json(boxes: Boxes3D) -> list[dict[str, Any]]:
+    """Return boxes as plain values: class, score, center (m), size (l, w, h in m), yaw (rad), velocity (m/s)."""
+    return [
+        {
+            "class": boxes.class_names[int(boxes.labels[i])],
+            "score": float(boxes.scores[i]),
+            "center": [float(v) for v in boxes.centers[i]],
+            "size": [float(v) for v in boxes.sizes[i]],
+            "yaw": float(boxes.yaws[i]),
+            "velocity": [float(v) for v in boxes.velocities[i]],
+        }
+        for i in range(len(boxes))
+    ]
+
+
+def write_results(path: Path, pipeline: Pipeline, results: Iterable[Result]) -> int:
+    """Write results as JSON (stamps in ns, boxes in base_link at that stamp); return the number of frames.
+
+    The file appears when it is complete.
+    """
+    frames = [
+        {
+            "stamp": result.stamp,
+            "boxes": boxes_to_json(result.boxes),
+            "missing": result.missing,
+            "reset": result.reset,
+            "history": result.history,
+        }
+        for result in results
+    ]
+    snapshot = pipeline.health.snapshot()
+    document = {
+        "variant": pipeline.config.name,
+        "checkpoint": str(pipeline.checkpoint.path),
+        "trained": pipeline.checkpoint.trained,
+        "frames": frames,
+        "drops": snapshot.drops,
+        "resets": snapshot.resets,
+    }
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(json.dumps(document, indent=1))
+    partial.replace(path)
+    return len(frames)

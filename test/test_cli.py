@@ -1,0 +1,120 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from bev_perception import cli
+from bev_perception.config import list_variants
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "drive"
+    assert cli.main(["bag", "create", "--synthetic", "0.5", "--seed", "4", str(path)]) == 0
+    return path
+
+
+def run(bag, untrained, out, *more):
+    arguments = ["run", "--bag", bag, "--variant", "sparsebev_tiny", "--checkpoint", untrained, "--out", out, *more]
+    return cli.main([str(a) for a in [*arguments, "--device", "cpu"]])
+
+
+def test_variants_lists_all(capsys):
+    assert cli.main(["variants"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in list_variants())
+    assert "published NDS 55.6" in printed and "no weights are shipped" in printed
+
+
+def test_init_weights_are_repeatable_and_say_they_are_untrained(tmp_path, capsys):
+    for name in ("a", "b"):
+        assert (
+            cli.main(["init-weights", "--variant", "sparsebev_tiny", str(tmp_path / "new" / f"{name}.safetensors")])
+            == 0
+        )
+    assert "UNTRAINED" in capsys.readouterr().out
+    a, b = (load_file(tmp_path / "new" / f"{name}.safetensors") for name in ("a", "b"))
+    assert a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def test_run_writes_every_frame(bag, untrained, tmp_path, capsys):
+    out = tmp_path / "boxes.json"
+    assert run(bag, untrained, out, "--score-threshold", "0") == 0
+    assert "6 frames; the weights are UNTRAINED" in capsys.readouterr().out
+    document = json.loads(out.read_text())
+    assert document["variant"] == "sparsebev_tiny" and document["trained"] is False
+    assert [len(f["boxes"]) for f in document["frames"]] == [300] * 6
+    assert set(document["frames"][0]["boxes"][0]) == {"class", "score", "center", "size", "yaw", "velocity"}
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_run_counts_what_it_drops(bag, untrained, tmp_path, capsys):
+    """A camera that is not in the bag is missing in every frame, and that is said."""
+    out = tmp_path / "boxes.json"
+    assert run(bag, untrained, out, "--cameras", "cam_front", "cam_roof") == 0
+    printed = capsys.readouterr().out
+    assert "dropped: missing view" in printed and "cam_roof: no image arrived in time" in printed
+    assert run(bag, untrained, out, "--fixed-frame", "mars") == 1
+    printed = capsys.readouterr().out
+    assert "0 frames" in printed and "'base_link' to 'mars'" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bag", "create", "--synthetic", "0.1", "{bag}"], "exists already"),
+        (["bag", "create", "--nuscenes", "{tmp}", "{tmp}/x"], "--nuscenes needs --scene"),
+        (["bag", "create", "--nuscenes", "{tmp}", "--scene", "s", "{tmp}/x"], "v1.0-mini"),
+        (["run", "--bag", "{tmp}/no", "--variant", "v", "--checkpoint", "c", "--out", "o"], "does not exist"),
+        (["run", "--bag", "{bag}", "--variant", "spasebev_tiny", "--checkpoint", "c", "--out", "o"], "did you mean"),
+        (
+            ["run", "--bag", "{bag}", "--variant", "sparsebev_tiny", "--checkpoint", "{tmp}/c.pth", "--out", "o"],
+            "c.pth",
+        ),
+        (["init-weights", "--variant", "nonsense", "o"], "unknown variant"),
+    ],
+)
+def test_errors_are_one_sentence_and_status_1(bag, tmp_path, capsys, arguments, message):
+    filled = [a.format(bag=bag, tmp=tmp_path) for a in arguments]
+    assert cli.main(filled) == 1
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+def test_usage_errors_have_status_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run"])
+    assert stop.value.code == 2
+
+
+def test_interrupt_has_status_130(monkeypatch, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_variants", interrupt)
+    assert cli.main(["variants"]) == 130
+
+
+def test_a_closed_pipe_is_no_traceback():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-u", "-m", "bev_perception.cli", "variants"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+
+
+def test_nuscenes_scene_as_bag(nuscenes_root, tmp_path, untrained, capsys):
+    """The five real keyframes: boxes for each, a reset at the gap of 2.5 s."""
+    bag, out = tmp_path / "scene", tmp_path / "boxes.json"
+    create = ["bag", "create", "--nuscenes", str(nuscenes_root), "--scene", "scene-0103", str(bag)]
+    assert cli.main(create) == 0
+    assert run(bag, untrained, out) == 0
+    frames = json.loads(out.read_text())["frames"]
+    assert len(frames) == 5
+    assert [f["missing"] for f in frames] == [{}] * 5
+    assert [f["history"] for f in frames] == [0, 1, 2, 3, 0]
+    assert frames[4]["reset"].startswith("gap: 2.5")

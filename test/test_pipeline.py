@@ -1,0 +1,170 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from bev_perception.config import ConfigError
+from bev_perception.data.drive import CAMERAS
+from bev_perception.data.rosbag import BagReader, write_bag
+from bev_perception.geometry import make_transform
+from bev_perception.health import Health
+from bev_perception.offline import collect_frames
+from bev_perception.pipeline import Pipeline, PipelineSettings, choose_device, load_pipeline
+from bev_perception.preprocess import NoUsableViewError
+from bev_perception.synchronizer import SynchronizerSettings
+
+SECOND = 1_000_000_000
+
+
+@pytest.fixture(scope="module")
+def frames(small_drive, tmp_path_factory):
+    """Six frames at 12 Hz."""
+    bag = tmp_path_factory.mktemp("pipeline") / "bag"
+    write_bag(small_drive, bag, progress=False)
+    return list(collect_frames(BagReader(bag).events(), SynchronizerSettings(CAMERAS), Health()))
+
+
+@pytest.fixture
+def pipeline(untrained):
+    made = load_pipeline("sparsebev_tiny", untrained, "cpu", PipelineSettings(score_threshold=0.0, max_detections=20))
+    yield made
+    made.close()
+
+
+def at(frame, seconds, shift=0.0):
+    """The frame moved in time and space, with all its views."""
+    move = make_transform(np.eye(3), [shift, 0, 0])
+    by = round(seconds * SECOND)
+    views = tuple(
+        view
+        and dataclasses.replace(
+            view,
+            image=dataclasses.replace(view.image, stamp=view.image.stamp + by),
+            ego2global=move @ view.ego2global,
+        )
+        for view in frame.views
+    )
+    return dataclasses.replace(frame, stamp=frame.stamp + by, views=views, ego2global=move @ frame.ego2global)
+
+
+def without(frame, *cameras):
+    views = tuple(None if camera in cameras else v for camera, v in zip(frame.cameras, frame.views, strict=True))
+    return dataclasses.replace(frame, views=views, missing=dict.fromkeys(cameras, "gone"))
+
+
+def same(a, b):
+    return all(
+        np.array_equal(getattr(a, name), getattr(b, name)) for name in ("centers", "sizes", "yaws", "scores", "labels")
+    )
+
+
+def test_boxes_are_in_base_link_and_sorted(pipeline, frames):
+    result = pipeline.step(frames[0])
+    boxes = result.boxes
+    assert len(boxes) == 20 and result.stamp == frames[0].stamp and result.history == 0
+    assert (np.diff(boxes.scores) <= 0).all()
+    assert np.abs(boxes.centers[:, :2]).max() < 75 and (boxes.sizes > 0).all()
+    # untrained queries lie at the floor of the range, 5 m below the roof-mounted lidar: 3.2 m below base_link
+    assert np.allclose(np.median(boxes.centers[:, 2]), -5 + 1.84, atol=1.0)
+    assert set(result.timings) == {"preprocess", "model", "decode"}
+
+
+def test_memory_is_committed_at_the_interval_not_at_the_camera_rate(pipeline, frames):
+    for k in range(12):  # one second at 12 Hz
+        pipeline.step(at(frames[k % 6], (k // 6) * 0.5))
+    assert pipeline.memory_frames == 4
+    assert pipeline.memory_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda f: at(f, -5), "time ran backwards"),
+        (lambda f: at(f, 0), "time ran backwards"),
+        (lambda f: at(f, 3), "gap"),
+        (lambda f: at(f, 0.1, shift=30), "pose jump"),
+    ],
+)
+def test_a_break_wipes_the_memory_and_the_result_is_as_from_the_start(pipeline, frames, change, cause):
+    for k in range(3):
+        pipeline.step(at(frames[0], 0.5 * k))
+    broken = change(at(frames[0], 1.0))
+    result = pipeline.step(broken)
+    assert result.reset.startswith(cause) and result.history == 0
+    assert pipeline.health.snapshot().resets == {cause: 1}
+    fresh = Pipeline(pipeline.config, pipeline.model, pipeline.device, pipeline.checkpoint, pipeline.settings)
+    assert same(result.boxes, fresh.step(broken).boxes)
+    fresh.close()
+
+
+def test_normal_driving_and_a_requested_reset(pipeline, frames):
+    assert pipeline.step(frames[0]).reset is None
+    assert pipeline.step(at(frames[0], 0.5, shift=15)).reset is None  # 30 m/s
+    pipeline.reset("service")
+    result = pipeline.step(at(frames[0], 1.0, shift=30))
+    assert result.reset == "requested: service" and result.history == 0
+
+
+def test_history_changes_the_result(pipeline, frames):
+    alone = pipeline.step(frames[5])
+    pipeline.reset("test")
+    for frame in frames[:5]:
+        pipeline.step(frame)
+    assert not same(alone.boxes, pipeline.step(frames[5]).boxes)
+
+
+def test_an_unusable_frame_costs_itself_only(pipeline, frames):
+    pipeline.step(frames[0])
+    memory = pipeline._memory
+    nothing = without(frames[1], *CAMERAS)
+    with pytest.raises(NoUsableViewError, match="gone"):
+        pipeline.step(nothing)
+    assert pipeline._memory is memory
+    assert pipeline.health.snapshot().drops == {"no usable view": 1}
+    assert pipeline.step(frames[2]).reset is None
+
+
+def test_a_lost_view_is_masked(pipeline, frames):
+    result = pipeline.step(without(frames[0], "cam_back"))
+    assert result.missing == {"cam_back": "gone"}
+    assert pipeline.health.snapshot().drops == {"missing view": 1}
+    front = frames[0].views[0]
+    other = dataclasses.replace(
+        without(frames[0], "cam_back"),
+        views=tuple(v for i, v in enumerate(frames[0].views) if i != 3),
+        cameras=tuple(c for c in CAMERAS if c != "cam_back"),
+    )
+    pipeline.reset("test")
+    five = pipeline.step(at(other, 0.5)).boxes
+    # a rig of the five cameras that are left says the same as six with one lost
+    assert front is not None and np.allclose(five.scores, result.boxes.scores, atol=1e-5)
+
+
+def test_settings_change_what_is_handed_out(pipeline, frames):
+    pipeline.settings = dataclasses.replace(pipeline.settings, max_detections=3)
+    assert len(pipeline.step(frames[0]).boxes) == 3
+    pipeline.settings = dataclasses.replace(pipeline.settings, score_threshold=1.0)
+    assert len(pipeline.step(at(frames[0], 0.5)).boxes) == 0
+
+
+@pytest.mark.parametrize(
+    "values", [{"score_threshold": 2.0}, {"max_detections": 0}, {"memory_interval": 0.0}, {"memory_interval": np.nan}]
+)
+def test_settings_out_of_range_are_named(values):
+    with pytest.raises(ValueError, match=next(iter(values))):
+        PipelineSettings(**values)
+
+
+def test_a_variant_that_needs_the_future_is_refused(pipeline):
+    config = dataclasses.replace(pipeline.config, frames=dataclasses.replace(pipeline.config.frames, future=7))
+    with pytest.raises(ConfigError, match="7 frames into the future"):
+        Pipeline(config, pipeline.model, pipeline.device, pipeline.checkpoint)
+
+
+def test_devices():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type in ("cpu", "cuda")
+    for name in ("cuda:99", "toaster"):
+        with pytest.raises(ConfigError, match=f"device '{name}'.*choose 'auto'"):
+            choose_device(name)
