@@ -1,0 +1,17 @@
+"""Entry point of the ROS executable `bag_player`: plays a rosbag2 bag, also where `ros2 bag play` is not installed."""
+
+from __future__ import annotations
+
+from bev_perception.ros.entry import prepare_process
+
+
+def main(args: list[str] | None = None) -> int:
+    """Play the bag of the parameter `bag` until its end, SIGINT or SIGTERM; return the exit status."""
+    prepare_process()
+    from bev_perception.ros.player import run_player  # needs the messages that the line above provides
+
+    return run_player(args)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

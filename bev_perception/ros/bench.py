@@ -1,0 +1,231 @@
+"""Measurements on this machine: stages of the model, the way through DDS and back, losses, memory. No pass or fail."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import platform
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import torch
+
+from bev_perception.data.drive import CAMERAS, CameraRig, DriveImage
+from bev_perception.data.synthetic import synthetic_drive
+from bev_perception.health import Health
+from bev_perception.offline import collect_frames
+from bev_perception.pipeline import PipelineSettings, load_pipeline, write_initial_weights
+from bev_perception.ros.interfaces import ensure_interfaces
+from bev_perception.ros.process import NodeProcess, new_domain
+from bev_perception.synchronizer import SynchronizerSettings
+
+if TYPE_CHECKING:
+    from bev_perception.ros.peer import RigPeer
+
+#: ms after the anchor cam_front at which nuScenes' cameras fire (Caesar et al., CVPR 2020), rounded
+OFFSETS = dict(zip(CAMERAS, (0, 8, -8, 25, 35, 16), strict=True))
+FULL, SMALL = "r50_nuimg_704x256", "sparsebev_tiny"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How often each thing is measured; the full-size variant is left out at 0."""
+
+    full_frames: int
+    small_frames: int
+    latency_sets: int
+    stream_sets: int
+    growth_sets: int
+
+
+COUNTS = Counts(full_frames=10, small_frames=60, latency_sets=40, stream_sets=240, growth_sets=2000)
+
+
+def run_bench(out: Path, counts: Counts) -> str:
+    """Measure everything into out/bench.json; return the figures as a Markdown text."""
+    ensure_interfaces()
+    out.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, Any] = {"machine": _machine(), "stages": {}}
+    for variant, frames in ((FULL, counts.full_frames), (SMALL, counts.small_frames)):
+        if frames:
+            checkpoint = out / f"{variant}.safetensors"
+            write_initial_weights(variant, checkpoint, seed=0)
+            figures["stages"][variant] = _in_child(_time_stages, variant, checkpoint, frames)
+    for transport in ("compressed", "raw"):
+        figures[f"latency, {transport}"] = _time_latency(out, checkpoint, transport, counts.latency_sets)
+        figures[f"12 Hz, {transport}"] = _count_losses(out, checkpoint, transport, counts.stream_sets)
+    figures["growth"] = _measure_growth(out, checkpoint, counts.growth_sets)
+    (out / "bench.json").write_text(json.dumps(figures, indent=1))
+    return _text(figures)
+
+
+def _machine() -> dict[str, str]:
+    model = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    return {"cpu": model, "gpu": gpu, "versions": versions}
+
+
+def _in_child(function: Any, *args: Any) -> Any:
+    """Run in a fresh process, so that its peak memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, args)
+
+
+def _time_stages(variant: str, checkpoint: Path, frames: int) -> dict[str, Any]:
+    """Time the pipeline's stages on six 1600x900 JPEGs a frame, with a full memory."""
+    from bev_perception.data.rosbag import BagReader, write_bag
+
+    bag = checkpoint.parent / "stages_bag"
+    if not bag.exists():
+        write_bag(synthetic_drive(1.0), bag, progress=False)
+    scenes = list(collect_frames(BagReader(bag).events(), SynchronizerSettings(CAMERAS), Health()))
+    pipeline = load_pipeline(variant, checkpoint, "auto", PipelineSettings(memory_interval=0.05))
+    pipeline.warm_up(len(CAMERAS))
+    seconds: dict[str, list[float]] = {}
+    for k in range(frames):
+        for stage, value in pipeline.step(scenes[k % len(scenes)]).timings.items():
+            seconds.setdefault(stage, []).append(value)
+    pipeline.close()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "ms": {stage: _percentiles(values) for stage, values in seconds.items()},
+        "frames": frames,
+        "device": str(pipeline.device),
+        "peak MB": round(peak),
+        "memory MB": round(pipeline.memory_bytes / 1e6, 1),
+    }
+
+
+def _percentiles(seconds: list[float]) -> list[float]:
+    return [round(float(p) * 1e3, 1) for p in np.percentile(seconds, (50, 95))]
+
+
+@contextmanager
+def _node_and_rig(
+    out: Path, checkpoint: Path, transport: str, size: tuple[int, int], name: str
+) -> Iterator[tuple[NodeProcess, RigPeer]]:
+    """Run the node, with a rig beside it that is already heard."""
+    from bev_perception.ros.peer import RigPeer
+
+    rigs, images = _first_images(size, transport == "raw")
+    domain = new_domain()
+    parameters = {
+        "variant": SMALL,
+        "checkpoint": checkpoint,
+        "image_transport": transport,
+        "score_threshold": 0.0,
+        "diagnostics_period": 0.2,
+    }
+    node = NodeProcess("perception_node", domain, out / f"{name}.log", parameters)
+    rig = RigPeer(domain, rigs, images, OFFSETS)
+    try:
+        node.wait_log("is ready", 120)
+        rig.connect()
+        yield node, rig
+        node.interrupt()
+    finally:
+        node.kill()
+        rig.close()
+
+
+def _first_images(size: tuple[int, int], raw: bool) -> tuple[tuple[CameraRig, ...], dict[str, Any]]:
+    drive = synthetic_drive(0.2, image_size=size)
+    jpegs: dict[str, bytes] = {}
+    for event in drive:
+        if isinstance(event, DriveImage):
+            jpegs.setdefault(event.camera, event.jpeg)
+    if not raw:
+        return drive.cameras, dict(jpegs)
+    return drive.cameras, {c: cv2.imdecode(np.frombuffer(j, np.uint8), cv2.IMREAD_COLOR) for c, j in jpegs.items()}
+
+
+def _time_latency(out: Path, checkpoint: Path, transport: str, sets: int) -> dict[str, Any]:
+    """Time from the last image's publication to the arrival of its detections, beside the model's own time."""
+    with _node_and_rig(out, checkpoint, transport, (1600, 900), f"latency_{transport}") as (_, rig):
+        whole = []
+        for _ in range(sets):
+            stamp = rig.send_set()
+            rig.wait_detection(stamp, 60)
+            whole.append(rig.arrivals[stamp] - rig.published)
+        time.sleep(0.5)
+        values = rig.values()
+    stages = ("preprocess", "model", "decode")
+    own = sum(float(values[f"{stage} p50 [ms]"]) for stage in stages)
+    end_to_end = _percentiles(whole)
+    return {
+        "end to end ms": end_to_end,
+        "preprocess + model + decode p50 ms": round(own, 1),
+        "overhead p50 ms": round(end_to_end[0] - own, 1),
+        "sets": sets,
+    }
+
+
+def _count_losses(out: Path, checkpoint: Path, transport: str, sets: int) -> dict[str, Any]:
+    """Publish at 12 Hz in real time; count the sets that did not come together in the node."""
+    with _node_and_rig(out, checkpoint, transport, (1600, 900), f"stream_{transport}") as (node, rig):
+        time.sleep(1.0)  # whatever the start left over is counted
+        before = rig.values()
+        start = time.perf_counter()
+        for k in range(sets):
+            time.sleep(max(0.0, start + k / 12 - time.perf_counter()))
+            rig.send_set()
+        published = time.perf_counter() - start
+        time.sleep(2.0)
+        after = rig.values()
+        peak = node.resident_bytes()[1]
+
+    def gained(key: str) -> int:
+        return int(after.get(key, 0)) - int(before.get(key, 0))
+
+    detected, busy = gained("frames"), gained("dropped: model busy")
+    degraded = gained("dropped: missing view")
+    return {
+        "sets": sets,
+        "rate Hz": round(sets / published, 2),
+        "lost on the way": sets - detected - busy,
+        "views missing": degraded,
+        "given up, model busy": busy,
+        "detected": detected,
+        "node's peak MB": round(peak / 1e6),
+    }
+
+
+def _measure_growth(out: Path, checkpoint: Path, sets: int) -> dict[str, Any]:
+    """Follow the node's memory over many sets, each sent when the last is answered."""
+    with _node_and_rig(out, checkpoint, "compressed", (400, 225), "growth") as (node, rig):
+        resident = {}
+        for k in range(1, sets + 1):
+            rig.wait_detection(rig.send_set(), 60)
+            if k % (sets // 10) == 0:
+                resident[k] = round(node.resident_bytes()[0] / 1e6, 1)
+    marks = list(resident.values())
+    return {"sets": sets, "resident MB": resident, "growth over the second half MB": round(marks[-1] - marks[4], 1)}
+
+
+def _text(figures: dict[str, Any]) -> str:
+    lines = [f"{key}: {value}" for key, value in figures["machine"].items()]
+    lines += ["", "| variant | stage | p50 ms | p95 ms |", "|---|---|---|---|"]
+    for variant, figure in figures["stages"].items():
+        lines += [f"| {variant} | {stage} | {p50} | {p95} |" for stage, (p50, p95) in figure["ms"].items()]
+    for name, figure in figures.items():
+        if name not in ("machine", "stages"):
+            lines += ["", f"{name}:"] + [f"  {key}: {value}" for key, value in figure.items()]
+    for variant, figure in figures["stages"].items():
+        rest = {key: value for key, value in figure.items() if key != "ms"}
+        lines.append(f"{variant}: {rest}")
+    return "\n".join(lines)

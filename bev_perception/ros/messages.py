@@ -1,0 +1,126 @@
+"""Results as ROS messages. Import only after bev_perception.ros.interfaces.ensure_interfaces()."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from geometry_msgs.msg import Point, Pose, Quaternion, Vector3
+from std_msgs.msg import ColorRGBA, Header
+from vision_msgs.msg import (
+    BoundingBox3D,
+    Detection3D,
+    Detection3DArray,
+    ObjectHypothesis,
+    ObjectHypothesisWithPose,
+)
+from visualization_msgs.msg import Marker, MarkerArray
+
+from bev_perception.decode import attribute_of
+from bev_perception.msg import Object3D, Object3DArray
+from bev_perception.types import Boxes3D
+
+#: slowest speed (m/s) that is drawn as an arrow
+ARROW_SPEED = 0.5
+#: track id of a variant that does not track
+NO_TRACK = -1
+
+
+def header(stamp: int, frame_id: str) -> Header:
+    """Return a header; stamp in ns."""
+    return Header(stamp=Time(sec=stamp // 10**9, nanosec=stamp % 10**9), frame_id=frame_id)
+
+
+def _pose(center: np.ndarray, yaw: float) -> Pose:
+    x, y, z = map(float, center)
+    return Pose(
+        position=Point(x=x, y=y, z=z),
+        orientation=Quaternion(x=0.0, y=0.0, z=math.sin(yaw / 2), w=math.cos(yaw / 2)),
+    )
+
+
+def _vector(values: np.ndarray) -> Vector3:
+    x, y, z = map(float, values)
+    return Vector3(x=x, y=y, z=z)
+
+
+def detections(boxes: Boxes3D, stamp: int, frame_id: str) -> Detection3DArray:
+    """Return boxes as vision_msgs/Detection3DArray; size is (length, width, height) along the box's own axes."""
+    head = header(stamp, frame_id)
+    message = Detection3DArray(header=head)
+    for i in range(len(boxes)):
+        pose = _pose(boxes.centers[i], float(boxes.yaws[i]))
+        result = ObjectHypothesisWithPose(
+            hypothesis=ObjectHypothesis(class_id=boxes.class_names[int(boxes.labels[i])], score=float(boxes.scores[i]))
+        )
+        result.pose.pose = pose
+        message.detections.append(
+            Detection3D(header=head, results=[result], bbox=BoundingBox3D(center=pose, size=_vector(boxes.sizes[i])))
+        )
+    return message
+
+
+def objects(boxes: Boxes3D, stamp: int, frame_id: str) -> Object3DArray:
+    """Return boxes with velocity and attribute as bev_perception/Object3DArray."""
+    message = Object3DArray(header=header(stamp, frame_id))
+    for i in range(len(boxes)):
+        name = boxes.class_names[int(boxes.labels[i])]
+        vx, vy = map(float, boxes.velocities[i])
+        message.objects.append(
+            Object3D(
+                class_name=name,
+                score=float(boxes.scores[i]),
+                pose=_pose(boxes.centers[i], float(boxes.yaws[i])),
+                size=_vector(boxes.sizes[i]),
+                velocity=Vector3(x=vx, y=vy, z=0.0),
+                track_id=NO_TRACK,
+                attribute=attribute_of(name, math.hypot(vx, vy)),
+            )
+        )
+    return message
+
+
+def markers(boxes: Boxes3D, stamp: int, frame_id: str) -> MarkerArray:
+    """Return boxes as cubes, and velocities (m/s, one second long) as arrows; older markers are deleted first."""
+    head = header(stamp, frame_id)
+    message = MarkerArray(markers=[Marker(header=head, action=Marker.DELETEALL)])
+    for i in range(len(boxes)):
+        label = int(boxes.labels[i])
+        color = _color(label, len(boxes.class_names), float(boxes.scores[i]))
+        pose = _pose(boxes.centers[i], float(boxes.yaws[i]))
+        message.markers.append(
+            Marker(
+                header=head,
+                ns=boxes.class_names[label],
+                id=i,
+                type=Marker.CUBE,
+                pose=pose,
+                scale=_vector(boxes.sizes[i]),
+                color=color,
+            )
+        )
+        vx, vy = map(float, boxes.velocities[i])
+        if math.hypot(vx, vy) < ARROW_SPEED:
+            continue
+        arrow = Marker(header=head, ns="velocity", id=i, type=Marker.ARROW, color=color)
+        arrow.scale = Vector3(x=0.2, y=0.4, z=0.4)
+        arrow.pose.orientation.w = 1.0
+        tail = pose.position
+        arrow.points = [tail, Point(x=tail.x + vx, y=tail.y + vy, z=tail.z)]
+        message.markers.append(arrow)
+    return message
+
+
+def _color(label: int, classes: int, score: float) -> ColorRGBA:
+    """Return a hue a class, more opaque with a higher score."""
+    hue = 2 * math.pi * label / classes
+    r, g, b = (0.5 + 0.5 * math.cos(hue - k * 2 * math.pi / 3) for k in range(3))
+    return ColorRGBA(r=r, g=g, b=b, a=0.25 + 0.5 * score)
+
+
+def diagnostic_status(level: bytes, name: str, message: str, values: dict[str, str]) -> DiagnosticStatus:
+    """Return one status with its key-value pairs."""
+    pairs = [KeyValue(key=key, value=value) for key, value in values.items()]
+    return DiagnosticStatus(level=level, name=name, message=message, hardware_id="bev_perception", values=pairs)

@@ -1,0 +1,427 @@
+"""The lifecycle node: messages to CameraImages and transforms, frames to the worker, results to messages.
+
+Import only after bev_perception.ros.interfaces.ensure_interfaces().
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import traceback
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock
+from rclpy.clock_type import ClockType
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_srvs.srv import Trigger
+from tf2_msgs.msg import TFMessage
+from vision_msgs.msg import Detection3DArray
+from visualization_msgs.msg import MarkerArray
+
+from bev_perception.checkpoints import CheckpointError
+from bev_perception.config import ConfigError
+from bev_perception.data.messages import calibration, camera_image, transform
+from bev_perception.health import Health
+from bev_perception.msg import Object3DArray
+from bev_perception.pipeline import Pipeline, load_pipeline
+from bev_perception.ros import messages
+from bev_perception.ros.parameters import (
+    LIVE_PARAMETERS,
+    PARAMETERS,
+    declare_parameters,
+    not_finite,
+    pipeline_settings,
+    synchronizer_settings,
+)
+from bev_perception.ros.worker import Worker
+from bev_perception.synchronizer import Synchronizer
+from bev_perception.transform_tree import TransformTree
+from bev_perception.types import Result
+
+IMAGE_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+TF_QOS = QoSProfile(depth=100)
+TF_STATIC_QOS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+OUTPUT_QOS = QoSProfile(depth=5)
+SPIN_TIMEOUT = 0.2  # s between two looks at whether to stop
+IMAGE_TYPES = {"raw": (Image, "image"), "compressed": (CompressedImage, "image/compressed")}
+
+
+class PerceptionNode(LifecycleNode):
+    """Six (or N) camera topics and tf in, boxes out.
+
+    configure loads and warms up the model, activate subscribes to the images, deactivate keeps the weights, cleanup
+    frees them. Whatever goes wrong is counted, logged and shown in /diagnostics; the node lives on.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Declare the parameters; see ros/parameters.py."""
+        super().__init__("bev_perception", **kwargs)
+        self._health = Health()
+        self._pipeline: Pipeline | None = None
+        self._worker: Worker | None = None
+        self._synchronizer: Synchronizer | None = None
+        self._tree = TransformTree()
+        self._tf_subscriptions: list[Any] = []
+        self._info_subscriptions: list[Any] = []
+        self._image_subscriptions: list[Any] = []
+        self._outputs: dict[str, Any] = {}
+        self._missing: dict[str, str] = {}
+        self._failure = ""
+        self._lifecycle = "unconfigured"
+        self._frames_reported = 0
+        self._parameter_errors = declare_parameters(self)
+        for error in self._parameter_errors.values():
+            self.get_logger().error(f"{error}; the node will not configure until it is set to a valid value")
+        self.add_on_set_parameters_callback(self._check_parameters)
+        self.add_post_set_parameters_callback(self._apply_parameters)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self.create_service(Trigger, "~/reset", self._on_reset)
+        self._steady_clock = Clock(clock_type=ClockType.STEADY_TIME)
+        self._timer = self.create_timer(self._get("diagnostics_period"), self._report, clock=self._steady_clock)
+
+    def survive(self, error: Exception) -> None:
+        """Put an error that no callback foresaw on record."""
+        self._health.drop("callback error", f"{type(error).__name__}: {error}")
+        self.get_logger().error("".join(traceback.format_exception(error)))
+
+    def close(self) -> None:
+        """End the worker and free the model, in any state."""
+        self._stop_worker()
+        self._free()
+
+    def autostart(self) -> None:
+        """Configure and, if that works, activate."""
+        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+            self.trigger_activate()
+
+    # ------------------------------------------------------------------ lifecycle
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the variant and its weights, warm up, subscribe to tf and camera_info."""
+        try:
+            self._configure()
+        except (ConfigError, CheckpointError, ValueError, RuntimeError) as error:
+            self._failure = str(error)
+            self.get_logger().error(f"cannot configure: {error}")
+            self._free()
+            return TransitionCallbackReturn.FAILURE
+        self._failure = ""
+        self._lifecycle = "inactive"
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Subscribe to the images and start the worker."""
+        assert self._pipeline is not None and self._synchronizer is not None
+        self._synchronizer.clear()
+        self._worker = Worker(self._pipeline, self._health, self._publish, self.get_logger().error)
+        kind, suffix = IMAGE_TYPES[self._get("image_transport")]
+        for camera in self._synchronizer.settings.cameras:
+            topic = f"~/input/{camera}/{suffix}"
+            self._image_subscriptions.append(self._subscribe(kind, topic, partial(self._on_image, camera), IMAGE_QOS))
+        self._lifecycle = "active"
+        return super().on_activate(state)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop taking images; weights and memory stay."""
+        self._stop_worker()
+        self._lifecycle = "inactive"
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the model."""
+        self._free()
+        self._lifecycle = "unconfigured"
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop and free everything."""
+        self.close()
+        self._lifecycle = "finalized"
+        return TransitionCallbackReturn.SUCCESS
+
+    def _configure(self) -> None:
+        if self._parameter_errors:
+            raise ConfigError("; ".join(self._parameter_errors.values()))
+        transport = self._get("image_transport")
+        if transport not in IMAGE_TYPES:
+            raise ConfigError(f"image_transport is {transport!r}; it must be one of {', '.join(IMAGE_TYPES)}")
+        settings = synchronizer_settings(self)
+        if not self._get("checkpoint"):
+            raise ConfigError(
+                "no checkpoint is set; give the path of the variant's weights in the parameter 'checkpoint' "
+                "('bev_perception init-weights' makes untrained ones for a trial run)"
+            )
+        self._pipeline = load_pipeline(
+            self._get("variant"),
+            Path(self._get("checkpoint")),
+            self._get("device"),
+            pipeline_settings(self),
+            self._health,
+        )
+        self._pipeline.warm_up(len(settings.cameras))
+        self._timer.timer_period_ns = round(self._get("diagnostics_period") * 1e9)
+        self._tree = TransformTree()
+        self._synchronizer = Synchronizer(settings, self._tree, self._health)
+        self._create_outputs()
+        self._subscribe_standing(settings.cameras)
+        trained = "" if self._pipeline.checkpoint.trained else ", UNTRAINED weights"
+        self.get_logger().info(f"{self._get('variant')} is ready on {self._pipeline.device}{trained}")
+
+    def _create_outputs(self) -> None:
+        for name, kind in (("detections", Detection3DArray), ("objects", Object3DArray), ("markers", MarkerArray)):
+            self._outputs[name] = self.create_lifecycle_publisher(
+                kind,
+                f"~/{name}",
+                OUTPUT_QOS,
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            )
+
+    def _subscribe_standing(self, cameras: tuple[str, ...]) -> None:
+        """Subscribe to what is wanted in every state: tf and camera_info."""
+        self._tf_subscriptions = [
+            self._subscribe(TFMessage, "/tf", partial(self._on_tf, False), TF_QOS),
+            self._subscribe(TFMessage, "/tf_static", partial(self._on_tf, True), TF_STATIC_QOS),
+        ]
+        self._info_subscriptions = [
+            self._subscribe(
+                CameraInfo, f"~/input/{camera}/camera_info", partial(self._on_camera_info, camera), IMAGE_QOS
+            )
+            for camera in cameras
+        ]
+
+    def _subscribe(self, kind: Any, topic: str, callback: Any, qos: QoSProfile) -> Any:
+        """Subscribe with a QoS that the parameters qos_overrides.<topic>.subscription.* may change."""
+        overridable = QoSOverridingOptions.with_default_policies()
+        return self.create_subscription(kind, topic, callback, qos, qos_overriding_options=overridable)
+
+    def _stop_worker(self) -> None:
+        while self._image_subscriptions:
+            self.destroy_subscription(self._image_subscriptions.pop())
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker = None
+
+    def _free(self) -> None:
+        for subscriptions in (self._tf_subscriptions, self._info_subscriptions):
+            while subscriptions:
+                self.destroy_subscription(subscriptions.pop())
+        while self._outputs:
+            self.destroy_lifecycle_publisher(self._outputs.popitem()[1])
+        if self._pipeline is not None:
+            self._pipeline.close()
+        self._pipeline = None
+        self._synchronizer = None
+
+    # ------------------------------------------------------------------ inputs
+
+    def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
+        try:
+            image = camera_image(camera, message)
+        except ValueError as error:
+            self._health.drop("bad image", str(error))
+            return
+        assert self._synchronizer is not None
+        self._synchronizer.add(image)
+        self._pass_on()
+
+    def _on_camera_info(self, camera: str, message: CameraInfo) -> None:
+        assert self._synchronizer is not None
+        try:
+            self._synchronizer.set_calibration(camera, calibration(message))
+        except ValueError as error:
+            self._synchronizer.set_calibration(camera, str(error))
+        self._pass_on()
+
+    def _on_tf(self, static: bool, message: TFMessage) -> None:
+        self._add_transforms(static, message)
+        self._pass_on()
+
+    def _add_transforms(self, static: bool, message: TFMessage) -> None:
+        for stamped in message.transforms:
+            try:
+                parent, child, stamp, child2parent = transform(stamped)
+            except ValueError as error:
+                self._health.drop("bad tf", str(error))
+                continue
+            if static:
+                self._tree.set_static(parent, child, child2parent)
+            else:
+                self._tree.add(parent, child, stamp, child2parent)
+
+    def _pass_on(self) -> None:
+        """Give the worker whatever frames have become complete."""
+        if self._worker is None or self._synchronizer is None:
+            return
+        self._catch_up_with_tf()
+        for frame in self._synchronizer.poll():
+            self._worker.put(frame)
+
+    def _catch_up_with_tf(self) -> None:
+        """Take every tf message that has arrived.
+
+        The executor takes one message a topic and round, so after a stall the one topic /tf would fall behind the
+        many image topics, and poses that are there would be called late.
+        """
+        for subscription in self._tf_subscriptions:
+            while (taken := subscription.handle.take_message(TFMessage, False)) is not None:
+                self._add_transforms(subscription is self._tf_subscriptions[1], taken[0])
+
+    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if self._pipeline is None or self._synchronizer is None:
+            response.success, response.message = False, "the node is not configured; there is no memory to wipe"
+            return response
+        self._synchronizer.clear()
+        self._pipeline.reset("service ~/reset")
+        response.success, response.message = True, "the memory is wiped before the next frame"
+        return response
+
+    # ------------------------------------------------------------------ parameters
+
+    def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
+        """Set parameters as rclpy does, and put every refusal on record."""
+        result = super().set_parameters_atomically(parameter_list)
+        if not result.successful:
+            self._health.drop("parameter refused", result.reason)
+        return result
+
+    def _check_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        known = {spec.name for spec in PARAMETERS}
+        for parameter in parameters:
+            if not_finite(parameter):
+                return SetParametersResult(successful=False, reason=f"{parameter.name} is {parameter.value}, no number")
+            if parameter.name in known - LIVE_PARAMETERS and self._pipeline is not None:
+                return SetParametersResult(
+                    successful=False,
+                    reason=f"{parameter.name} is read when the node is configured; deactivate and clean it up first",
+                )
+        return SetParametersResult(successful=True)
+
+    def _apply_parameters(self, parameters: list[Parameter]) -> None:
+        for parameter in parameters:
+            self._parameter_errors.pop(parameter.name, None)
+        if self._pipeline is not None:
+            self._pipeline.settings = pipeline_settings(self)
+
+    def _get(self, name: str) -> Any:
+        return self.get_parameter(name).value
+
+    # ------------------------------------------------------------------ outputs
+
+    def _publish(self, result: Result) -> None:
+        """Publish one result; called from the worker's thread."""
+        self._missing = result.missing
+        frame_id = self._get("base_frame")
+        # a message that nobody draws is not built: it costs more than the transport
+        if self._outputs["markers"].get_subscription_count():
+            self._outputs["markers"].publish(messages.markers(result.boxes, result.stamp, frame_id))
+        self._outputs["objects"].publish(messages.objects(result.boxes, result.stamp, frame_id))
+        self._outputs["detections"].publish(messages.detections(result.boxes, result.stamp, frame_id))
+
+    def _report(self) -> None:
+        """Log what happened since the last report, and publish the diagnostics."""
+        news: dict[str, list[str]] = {}
+        for item in self._health.drain_news():
+            news.setdefault(item.split(":")[0], []).append(item)
+        for items in news.values():
+            more = f" ({len(items)} times)" if len(items) > 1 else ""
+            self.get_logger().warning(items[-1] + more)
+        level, message = self._judge(bool(news))
+        status = messages.diagnostic_status(
+            level, f"{self.get_fully_qualified_name()}: perception", message, self._figures()
+        )
+        array = DiagnosticArray(status=[status])
+        array.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(array)
+
+    def _judge(self, news: bool) -> tuple[bytes, str]:
+        if self._failure:
+            return DiagnosticStatus.ERROR, self._failure
+        if self._lifecycle != "active":
+            return DiagnosticStatus.OK, self._lifecycle
+        frames = self._health.snapshot().frames
+        idle, self._frames_reported = frames == self._frames_reported, frames
+        waiting = self._synchronizer.waiting_for if self._synchronizer is not None else ""
+        if idle:
+            return DiagnosticStatus.WARN, f"no results: {waiting or 'no complete set of images arrives'}"
+        if self._missing:
+            return DiagnosticStatus.WARN, f"degraded: without {', '.join(sorted(self._missing))}"
+        if news:
+            return DiagnosticStatus.WARN, "running, with losses"
+        return DiagnosticStatus.OK, "running"
+
+    def _figures(self) -> dict[str, str]:
+        snapshot = self._health.snapshot()
+        figures = {
+            "state": self._lifecycle,
+            "variant": self._get("variant"),
+            "frames": str(snapshot.frames),
+            "rate [Hz]": f"{snapshot.rate:.2f}",
+            "last drop": snapshot.last_drop,
+            "last reset": snapshot.last_reset,
+            "waiting for": self._synchronizer.waiting_for if self._synchronizer is not None else "",
+            "process memory [MB]": f"{_resident_megabytes():.0f}",
+        }
+        if self._pipeline is not None:
+            figures["device"] = str(self._pipeline.device)
+            figures["weights"] = "trained" if self._pipeline.checkpoint.trained else "UNTRAINED"
+            figures["memory frames"] = str(self._pipeline.memory_frames)
+            figures["memory [MB]"] = f"{self._pipeline.memory_bytes / 1e6:.1f}"
+        for stage, (p50, p95) in snapshot.timings.items():
+            figures[f"{stage} p50 [ms]"] = f"{p50 * 1e3:.1f}"
+            figures[f"{stage} p95 [ms]"] = f"{p95 * 1e3:.1f}"
+        figures |= {f"missing {camera}": reason for camera, reason in self._missing.items()}
+        figures |= {f"dropped: {cause}": str(count) for cause, count in snapshot.drops.items()}
+        figures |= {f"reset: {cause}": str(count) for cause, count in snapshot.resets.items()}
+        return figures
+
+
+def _resident_megabytes() -> float:
+    """Return the memory that the process holds now, or NaN where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return math.nan
+    return pages * 4096 / 1e6
+
+
+def run_node(args: list[str] | None = None) -> int:
+    """Run the node until SIGINT or SIGTERM; return the exit status."""
+    # With signal handlers of rclpy's own the context would be gone before the node can end its thread.
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    node = None
+    try:
+        node = PerceptionNode()
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        if node.get_parameter("autostart").value:
+            node.autostart()
+        _spin(executor, node)
+    finally:
+        if node is not None:
+            node.close()
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+def _spin(executor: SingleThreadedExecutor, node: PerceptionNode) -> None:
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    while not stopping.is_set():
+        try:
+            executor.spin_once(timeout_sec=SPIN_TIMEOUT)
+        except Exception as error:  # whatever a callback did not foresee must not end the node
+            node.survive(error)

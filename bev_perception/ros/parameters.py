@@ -1,0 +1,124 @@
+"""The node's parameters: names, defaults, descriptions and ranges, in one table."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from bev_perception.data.drive import CAMERAS
+from bev_perception.pipeline import PipelineSettings
+from bev_perception.synchronizer import SynchronizerSettings
+
+
+class ParameterSpec(NamedTuple):
+    """One parameter. bounds: (lowest, highest) of a number.  live: may be set while the node runs."""
+
+    name: str
+    default: Any
+    description: str
+    bounds: tuple[float, float] | None = None
+    live: bool = False
+
+
+_SYNC = SynchronizerSettings(CAMERAS)
+_PIPELINE = PipelineSettings()
+
+PARAMETERS = (
+    ParameterSpec(
+        "variant", "r50_nuimg_704x256", "Name of a variant in config/models, or a path to a YAML of your own."
+    ),
+    ParameterSpec("checkpoint", "", "Path of the variant's weights (.safetensors or .pth)."),
+    ParameterSpec("device", "auto", "auto (the first GPU, else the CPU), cpu, or cuda:N."),
+    ParameterSpec("autostart", True, "Configure and activate at once; false leaves it to a lifecycle manager."),
+    ParameterSpec("cameras", list(CAMERAS), "Camera names; each has ~/input/<camera>/image and camera_info."),
+    ParameterSpec("anchor_camera", "", "Camera whose stamp a set takes; empty is the first of cameras."),
+    ParameterSpec("image_transport", "raw", "raw (sensor_msgs/Image) or compressed (sensor_msgs/CompressedImage)."),
+    ParameterSpec("base_frame", _SYNC.base_frame, "tf frame of the vehicle; boxes are published in it."),
+    ParameterSpec("fixed_frame", _SYNC.fixed_frame, "tf frame that does not move with the vehicle (odometry)."),
+    ParameterSpec(
+        "max_stamp_difference",
+        _SYNC.max_stamp_difference,
+        "s; how far from the anchor's stamp an image of the same set may lie.",
+        (0.0, 10.0),
+    ),
+    ParameterSpec(
+        "camera_timeout", _SYNC.camera_timeout, "s of header time that a set waits for a missing camera.", (0.0, 60.0)
+    ),
+    ParameterSpec(
+        "tf_timeout", _SYNC.tf_timeout, "s of header time that a set waits for its tf and camera_info.", (0.0, 60.0)
+    ),
+    ParameterSpec("score_threshold", 0.3, "Boxes below this score are not published.", (0.0, 1.0), live=True),
+    ParameterSpec("max_detections", 300, "At most so many boxes are published.", (1, 10000), live=True),
+    ParameterSpec(
+        "memory_interval",
+        _PIPELINE.memory_interval,
+        "s between remembered frames; shorter follows the trained spacing more closely and takes more memory.",
+        (0.01, 10.0),
+    ),
+    ParameterSpec("diagnostics_period", 1.0, "s of wall clock between two /diagnostics messages.", (0.05, 60.0)),
+)
+LIVE_PARAMETERS = frozenset(spec.name for spec in PARAMETERS if spec.live)
+
+
+def _descriptor(spec: ParameterSpec) -> ParameterDescriptor:
+    descriptor = ParameterDescriptor(description=spec.description)
+    if spec.bounds is not None and isinstance(spec.default, int):
+        descriptor.integer_range = [IntegerRange(from_value=int(spec.bounds[0]), to_value=int(spec.bounds[1]))]
+    elif spec.bounds is not None:
+        descriptor.floating_point_range = [FloatingPointRange(from_value=spec.bounds[0], to_value=spec.bounds[1])]
+    return descriptor
+
+
+def declare_parameters(node: Node) -> dict[str, str]:
+    """Declare all parameters; return name -> error of those whose given value cannot be taken.
+
+    Such a parameter holds its default, and stands in the result until it is set to something valid, so that the
+    node can refuse to run with a value nobody asked for, and yet lives to be told a better one.
+    """
+    errors: dict[str, str] = {}
+    for spec in PARAMETERS:
+        descriptor = _descriptor(spec)
+        try:
+            node.declare_parameter(spec.name, spec.default, descriptor)
+        except (InvalidParameterValueException, InvalidParameterTypeException) as error:
+            node.declare_parameter(spec.name, spec.default, descriptor, ignore_override=True)
+            errors[spec.name] = f"parameter {spec.name}: {error}"
+    return errors
+
+
+def not_finite(parameter: Parameter) -> bool:
+    """Whether the parameter is NaN or infinite, which ranges let pass."""
+    return isinstance(parameter.value, float) and not math.isfinite(parameter.value)
+
+
+def synchronizer_settings(node: Node) -> SynchronizerSettings:
+    """Read the parameters of the synchronizer; raises ValueError for combinations that make no sense."""
+    get = _getter(node)
+    return SynchronizerSettings(
+        cameras=tuple(get("cameras")),
+        anchor=get("anchor_camera"),
+        max_stamp_difference=get("max_stamp_difference"),
+        camera_timeout=get("camera_timeout"),
+        tf_timeout=get("tf_timeout"),
+        base_frame=get("base_frame"),
+        fixed_frame=get("fixed_frame"),
+    )
+
+
+def pipeline_settings(node: Node) -> PipelineSettings:
+    """Read the parameters of the pipeline."""
+    get = _getter(node)
+    return PipelineSettings(
+        score_threshold=get("score_threshold"),
+        max_detections=get("max_detections"),
+        memory_interval=get("memory_interval"),
+    )
+
+
+def _getter(node: Node) -> Any:
+    return lambda name: node.get_parameter(name).value

@@ -1,0 +1,17 @@
+"""Entry point of the ROS executable `perception_node`: cameras and tf in, boxes out."""
+
+from __future__ import annotations
+
+from bev_perception.ros.entry import prepare_process
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the perception node until SIGINT or SIGTERM; return the exit status."""
+    prepare_process()
+    from bev_perception.ros.node import run_node  # needs the messages that the line above provides
+
+    return run_node(args)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

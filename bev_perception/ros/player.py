@@ -1,0 +1,304 @@
+"""The node that plays a rosbag2 bag, in real time or in lockstep with whoever consumes it.
+
+Import only after bev_perception.ros.interfaces.ensure_interfaces().
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from builtin_interfaces.msg import Time
+from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.duration import Duration
+from rclpy.exceptions import InvalidParameterTypeException
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from rosbags.interfaces import QosDurability, QosReliability
+from rosgraph_msgs.msg import Clock
+from std_srvs.srv import SetBool
+from vision_msgs.msg import Detection3DArray
+
+from bev_perception.data.rosbag import COMPRESSED_IMAGE, IMAGE, BagError, BagReader, BagTopic
+
+CLOCK_PERIOD = 10_000_000  # ns of play time between two messages on /clock
+MAX_SLEEP = 0.05  # s between two looks at whether to stop or pause
+POLL = 0.002  # s between two looks at what is waited for
+HOLD_CLOCK_PERIOD = 0.1  # s between two messages on /clock while time stands still
+SETTLE = 0.5  # s that subscribers get to know us too, once we know them: what comes earlier is lost to them
+DRAIN = 2.0  # s that a reliable subscriber gets to confirm the last messages
+
+
+@dataclass(frozen=True)
+class PlayerSettings:
+    """The parameters of the node; the descriptions are in `_DESCRIPTIONS`."""
+
+    bag: str = ""
+    rate: float = 1.0
+    loop: bool = False
+    start_paused: bool = False
+    clock: bool = True
+    lockstep: bool = False
+    lockstep_topic: str = "/bev_perception/detections"
+    lockstep_timeout: float = 30.0
+    wait_for_subscribers: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if not self.bag:
+            raise ValueError("the parameter bag is empty; name one: bag_player --ros-args -p bag:=PATH")
+        if not self.rate > 0:
+            raise ValueError(f"rate is {self.rate}; it must be positive (start_paused begins with a stop)")
+        if self.lockstep_timeout <= 0 or self.wait_for_subscribers < 0:
+            raise ValueError("lockstep_timeout must be positive and wait_for_subscribers not negative")
+
+
+_DESCRIPTIONS = {
+    "bag": "directory or file of a rosbag2 bag (mcap or sqlite3)",
+    "rate": "speed; 1.0 is real time. In lockstep the upper limit",
+    "loop": "start again at the end; stamps then jump back",
+    "start_paused": "wait for `false` on the service ~/pause",
+    "clock": "publish /clock, from the messages' log times",
+    "lockstep": "send one set of images, then wait for a message on lockstep_topic; /clock stands still meanwhile",
+    "lockstep_topic": "topic of vision_msgs/Detection3DArray that answers each set of images",
+    "lockstep_timeout": "s of wall clock to wait for an answer before the next set goes out all the same",
+    "wait_for_subscribers": "s to wait at the start until every image topic has a subscriber",
+}
+
+
+class BagPlayer(Node):
+    """Publishes a bag's serialized messages with their recorded QoS, in the order and at the pace of their log times.
+
+    play() runs in the main thread, the callbacks (pause, answers in lockstep) in the executor's.
+    """
+
+    def __init__(self) -> None:
+        """Read the parameters and open the bag; raises ValueError for either."""
+        super().__init__("bag_player")
+        self._settings = self._read_parameters()
+        self._bag = BagReader(Path(self._settings.bag))
+        self._publishers_by_topic = self._advertise()
+        self._images = [
+            topic.name
+            for topic in self._bag.topics
+            if topic.name in self._publishers_by_topic and topic.type_name in (IMAGE, COMPRESSED_IMAGE)
+        ]
+        self._clock_publisher = self.create_publisher(Clock, "/clock", 10) if self._settings.clock else None
+        self._clock_sent = -1
+        self._origin = (0, time.monotonic())  # a point of play time (ns) and the wall clock that belongs to it
+        self._paused = self._settings.start_paused
+        self._answers = 0
+        self._stopping = False
+        self.create_service(SetBool, "~/pause", self._on_pause)
+        if self._settings.lockstep:
+            self.create_subscription(Detection3DArray, self._settings.lockstep_topic, self._on_answer, 10)
+
+    def stop(self) -> None:
+        """Let play() return soon; may be called from a signal handler."""
+        self._stopping = True
+
+    def play(self) -> None:
+        """Play the bag, once or in a loop, until its end or stop()."""
+        count = sum(topic.count for topic in self._bag.topics)
+        self.get_logger().info(f"plays {self._bag.path}: {count} messages")
+        self._wait_for_subscribers()
+        while not self._stopping:
+            self._play_once()
+            if not self._settings.loop:
+                break
+        if not self._stopping:
+            deadline = time.monotonic() + DRAIN
+            for publisher in self._publishers_by_topic.values():
+                publisher.wait_for_all_acked(Duration(seconds=max(0.0, deadline - time.monotonic())))
+
+    def _play_once(self) -> None:
+        sent: set[str] = set()  # image topics of the set that is going out, in lockstep
+        answers = self._answers  # when its first image went out
+        first = True
+        for message in self._bag.raw_messages():
+            topic = message.topic.name
+            if topic not in self._publishers_by_topic:
+                continue
+            if topic in sent:
+                self._await_answer(answers)
+                sent.clear()
+            if first:
+                first, self._origin = False, (message.stamp, time.monotonic())
+            self._wait_until(message.stamp)
+            if self._stopping:
+                return
+            self._publish_clock(message.stamp)
+            if self._settings.lockstep and topic in self._images:
+                if not sent:
+                    answers = self._answers
+                sent.add(topic)
+            self._publishers_by_topic[topic].publish(message.data)
+        if sent:
+            self._await_answer(answers)
+
+    # ------------------------------------------------------------------ waiting
+
+    def _wait_for_subscribers(self) -> None:
+        def matched() -> bool:
+            return all(self._publishers_by_topic[name].get_subscription_count() for name in self._images)
+
+        if not self._hold(matched, self._settings.wait_for_subscribers) and not self._stopping:
+            self.get_logger().warning(
+                f"not every image topic has a subscriber after {self._settings.wait_for_subscribers} s; "
+                "playing all the same"
+            )
+        self._hold(lambda: False, SETTLE)
+
+    def _await_answer(self, before: int) -> None:
+        """Wait for an answer beyond the first `before`."""
+        if not self._hold(lambda: self._answers > before, self._settings.lockstep_timeout) and not self._stopping:
+            self.get_logger().warning(
+                f"no message on {self._settings.lockstep_topic} within {self._settings.lockstep_timeout} s; "
+                "sending the next images all the same"
+            )
+
+    def _hold(self, condition: Callable[[], bool], timeout: float = float("inf")) -> bool:
+        """Let play time stand still until `condition` holds; return whether it does."""
+        reached = self._now()
+        begin = shown = time.monotonic()
+        while not (met := condition()) and not self._stopping and time.monotonic() - begin < timeout:
+            if time.monotonic() - shown > HOLD_CLOCK_PERIOD and self._clock_sent >= 0:
+                self._send_clock(self._clock_sent)
+                shown = time.monotonic()
+            time.sleep(POLL)
+        self._origin = (reached, time.monotonic())
+        return met
+
+    def _now(self) -> int:
+        """Return the play time, ns."""
+        stamp, wall = self._origin
+        return stamp + int((time.monotonic() - wall) * self._settings.rate * 1e9)
+
+    def _wait_until(self, stamp: int) -> None:
+        """Wait until the play time has come to `stamp`; /clock runs on meanwhile."""
+        while not self._stopping:
+            if self._paused:
+                self._hold(lambda: not self._paused)
+                continue
+            now = self._now()
+            if now >= stamp:
+                return
+            self._publish_clock(now, CLOCK_PERIOD)
+            time.sleep(min(min(stamp - now, CLOCK_PERIOD) / 1e9 / self._settings.rate, MAX_SLEEP))
+
+    # ------------------------------------------------------------------ ROS
+
+    def _read_parameters(self) -> PlayerSettings:
+        defaults = vars(PlayerSettings(bag="-")) | {"bag": ""}
+        values = {}
+        for name, value in defaults.items():
+            descriptor = ParameterDescriptor(description=_DESCRIPTIONS[name], read_only=True)
+            try:
+                values[name] = self.declare_parameter(name, value, descriptor).value
+            except InvalidParameterTypeException as error:
+                raise ValueError(f"parameter {name}: {error}; its default is {value!r}") from error
+        return PlayerSettings(**values)
+
+    def _advertise(self) -> dict[str, Publisher]:
+        publishers: dict[str, Publisher] = {}
+        skipped = set()
+        for topic in self._bag.topics:
+            if not topic.count or (self._settings.clock and topic.name == "/clock"):
+                continue
+            try:
+                publishers[topic.name] = self.create_publisher(_message_class(topic.type_name), topic.name, _qos(topic))
+            except (ImportError, AttributeError, ValueError) as error:
+                skipped.add(f"{topic.name} [{topic.type_name}]: {error}")
+        for reason in sorted(skipped):
+            self.get_logger().warning(f"not played: {reason}")
+        return publishers
+
+    def _on_pause(self, request: Any, response: Any) -> Any:
+        self._paused = request.data
+        response.success, response.message = True, "paused" if request.data else "playing"
+        return response
+
+    def _on_answer(self, message: Any) -> None:
+        self._answers += 1
+
+    def _publish_clock(self, stamp: int, at_least: int = 1) -> None:
+        """Publish /clock if it has moved by `at_least` ns, or back."""
+        if not 0 <= stamp - self._clock_sent < at_least:
+            self._send_clock(stamp)
+
+    def _send_clock(self, stamp: int) -> None:
+        self._clock_sent = stamp
+        if self._clock_publisher is not None:
+            sec, nanosec = divmod(stamp, 1_000_000_000)
+            self._clock_publisher.publish(Clock(clock=Time(sec=sec, nanosec=nanosec)))
+
+
+def _message_class(type_name: str) -> Any:
+    package, kind, name = type_name.split("/")
+    return getattr(importlib.import_module(f"{package}.{kind}"), name)
+
+
+def _qos(topic: BagTopic) -> QoSProfile:
+    """Return the recorded QoS; of several publishers' the one that most subscribers can use, which is reliable."""
+    if not topic.qos:
+        return QoSProfile(depth=10)
+    best_effort = all(q.reliability == QosReliability.BEST_EFFORT for q in topic.qos)
+    latched = all(q.durability == QosDurability.TRANSIENT_LOCAL for q in topic.qos)
+    depth = max(1, *(q.depth for q in topic.qos))
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        # one publisher stands for all that were recorded: a late subscriber must get what each of them had latched
+        depth=max(depth, topic.count) if latched else depth,
+        reliability=ReliabilityPolicy.BEST_EFFORT if best_effort else ReliabilityPolicy.RELIABLE,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
+    )
+
+
+def run_player(args: list[str] | None = None) -> int:
+    """Play a bag until its end, SIGINT or SIGTERM; return the exit status, 1 if the bag cannot be played."""
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        return _play()
+    finally:
+        rclpy.try_shutdown()
+
+
+def _play() -> int:
+    try:
+        player = BagPlayer()
+    except ValueError as error:
+        logging.getLogger("bag_player").error("%s", error)
+        return 1
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: player.stop())
+    executor = SingleThreadedExecutor()
+    executor.add_node(player)
+    spinner = threading.Thread(target=_spin, args=(executor,))
+    spinner.start()
+    try:
+        player.play()
+        return 0
+    except BagError as error:
+        player.get_logger().error(str(error))
+        return 1
+    finally:
+        executor.shutdown()
+        spinner.join()
+        player.destroy_node()
+
+
+def _spin(executor: SingleThreadedExecutor) -> None:
+    with suppress(ExternalShutdownException):
+        executor.spin()

@@ -1,0 +1,37 @@
+"""Fixtures for tests against the real node."""
+
+import pytest
+
+
+def pytest_collection_modifyitems(items):
+    """Mark every test of this directory."""
+    for item in items:
+        if "/test/ros/" in str(item.path):
+            item.add_marker(pytest.mark.ros)
+
+
+@pytest.fixture
+def start(tmp_path, small_drive, untrained):
+    """Start a node and a peer: start(cameras=..., raw=..., **parameters) -> (node, peer)."""
+    from kit import CAMERAS, PARAMETERS, NodeProcess, Peer, new_domain
+
+    opened = []
+
+    def begin(cameras=CAMERAS, raw=False, wait="is ready", **parameters):
+        domain = new_domain()
+        own = {"checkpoint": untrained, "image_transport": "raw" if raw else "compressed"}
+        if cameras != CAMERAS:
+            own["cameras"] = "[" + ",".join(cameras) + "]"
+        log = tmp_path / f"node{len(opened)}.log"
+        node = NodeProcess("perception_node", domain, log, PARAMETERS | own | parameters)
+        opened.append(node.kill)
+        peer = Peer(domain, small_drive, cameras, raw)
+        opened.append(peer.close)
+        if wait:
+            node.wait_log(wait)
+            peer.connect()
+        return node, peer
+
+    yield begin
+    for close in reversed(opened):
+        close()

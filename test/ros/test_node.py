@@ -1,0 +1,177 @@
+"""The node's life: states, services, parameters, outputs, any number of cameras, floods."""
+
+import math
+
+import pytest
+from kit import MS, SECOND, wait_until
+from rosgraph_msgs.msg import Clock
+from tf2_msgs.msg import TFMessage
+from visualization_msgs.msg import Marker, MarkerArray
+
+from bev_perception.geometry import make_transform, rotation_from_yaw
+from bev_perception.ros.peer import NODE, stamped_transform
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def test_a_life_from_configure_to_sigint(start):
+    """autostart off: every transition by hand, twice; Ctrl-C at the end."""
+    node, peer = start(wait=None, autostart=False)
+    wait_until(lambda: peer.values().get("state") == "unconfigured", 60, "diagnostics")
+    assert peer.state() == "unconfigured"
+    assert not peer.reset().success
+    for _ in range(2):
+        assert peer.transition("configure") and peer.state() == "inactive"
+        assert peer.transition("activate") and peer.state() == "active"
+        peer.connect()
+        assert peer.transition("deactivate")
+        peer.wait_diagnostics(lambda v: v["message"] == "inactive" and int(v["memory frames"]) >= 1)
+        assert peer.transition("activate")  # the weights are still there
+        peer.connect()
+        assert peer.transition("deactivate") and peer.transition("cleanup")
+        peer.wait_diagnostics(lambda v: v["message"] == "unconfigured" and "device" not in v)
+    assert node.interrupt() == 0
+    assert "Traceback" not in node.text()
+
+
+@pytest.mark.parametrize("state", ["unconfigured", "inactive", "active", "busy", "shut down"])
+def test_sigint_ends_it_cleanly(start, state):
+    node, peer = start(wait=None, autostart=False)
+    wait_until(lambda: peer.values().get("state") == "unconfigured", 60, "diagnostics")
+    if state != "unconfigured":
+        assert peer.transition("configure")
+    if state in ("active", "busy"):
+        assert peer.transition("activate")
+        peer.connect()
+    if state == "busy":
+        for _ in range(5):
+            peer.send_set()
+    if state == "shut down":
+        assert peer.transition("shutdown")
+    assert node.interrupt() == 0
+    assert "Traceback" not in node.text() and "ERROR" not in node.text()
+
+
+def test_outputs_agree_with_each_other(start):
+    node, peer = start(max_detections=50)
+    markers = []
+    peer.node.create_subscription(MarkerArray, f"{NODE}/markers", markers.append, 10)
+    wait_until(lambda: peer.node.count_subscribers(f"{NODE}/markers"), 10, "the markers' subscription")
+    stamp = peer.send_set()
+    detections = peer.wait_detection(stamp)
+    while not markers:  # the node may learn of the subscription only now
+        stamp = peer.send_set()
+        detections = peer.wait_detection(stamp)
+    objects = next(m for m in peer.objects if m.header.stamp == detections.header.stamp)
+    assert detections.header.frame_id == objects.header.frame_id == "base_link"
+    assert len(detections.detections) == len(objects.objects) == 50
+    for detection, thing in zip(detections.detections, objects.objects, strict=True):
+        assert detection.header == detections.header
+        assert detection.results[0].hypothesis.class_id == thing.class_name
+        assert detection.results[0].hypothesis.score == thing.score
+        assert detection.bbox.center == thing.pose == detection.results[0].pose.pose
+        assert detection.bbox.size == thing.size
+        assert thing.track_id == -1 and math.isfinite(thing.velocity.x)
+        q = thing.pose.orientation
+        assert math.isclose(q.w**2 + q.z**2, 1, rel_tol=1e-9) and q.x == q.y == 0
+    scores = [o.score for o in objects.objects]
+    assert scores == sorted(scores, reverse=True)
+    assert markers[-1].markers[0].action == Marker.DELETEALL
+    cubes = [m for m in markers[-1].markers if m.type == Marker.CUBE and m.action == Marker.ADD]
+    assert len(cubes) == 50
+
+
+def test_reset_service_wipes_the_memory(start):
+    node, peer = start(cameras=("cam_front",))
+    peer.wait_detection(peer.send_set())
+    answer = peer.reset()
+    assert answer.success
+    peer.wait_detection(peer.send_set())
+    peer.wait_diagnostics(lambda v: v.get("reset: requested") == "1")
+
+
+def test_extrinsics_move_the_boxes_not_the_frame(start, small_drive):
+    """One camera turned to look the other way, by tf alone: other boxes come out, in the same frame."""
+    node, peer = start(cameras=("cam_front",))
+    first = peer.wait_detection(peer.send_set())
+    rig = next(r for r in small_drive.cameras if r.name == "cam_front")
+    turned = make_transform(rotation_from_yaw(math.pi), [0, 0, 0]) @ rig.sensor2ego
+    peer.tf_static.publish(TFMessage(transforms=[stamped_transform("base_link", "cam_front", 0, turned)]))
+    wait_until(lambda: peer.reset().success, 10, "reset")
+    second = peer.wait_detection(peer.send_set())
+    assert second.header.frame_id == "base_link"
+    assert [d.bbox.center for d in first.detections] != [d.bbox.center for d in second.detections]
+
+
+def test_three_cameras_of_a_strange_rig_in_a_namespace_of_sim_time(start, small_drive):
+    cameras = ("cam_back", "cam_front_left", "cam_front_right")
+    node, peer = start(cameras=cameras, anchor_camera="cam_back", use_sim_time=True)
+    clock = peer.node.create_publisher(Clock, "/clock", 1)
+    stamp = peer.send_set()
+    message = peer.wait_detection(stamp + 25 * MS)  # cam_back fires 25 ms after cam_front
+    assert len(message.detections) == 7
+    tick = Clock()
+    tick.clock.sec = 42
+
+    def follows_the_clock():
+        clock.publish(tick)
+        return peer.diagnostics[-1].header.stamp.sec == 42
+
+    wait_until(follows_the_clock, 10, "diagnostics in simulated time")
+    assert "deg" not in peer.values()["message"]
+
+
+def test_raw_images_and_compressed_ones_give_the_same_boxes(start):
+    found = {}
+    for raw in (True, False):
+        node, peer = start(raw=raw)
+        found[raw] = peer.wait_detection(peer.send_set())
+        node.kill()
+    for a, b in zip(found[True].detections, found[False].detections, strict=True):
+        assert a.bbox == b.bbox and a.results == b.results
+
+
+def test_a_flood_is_bounded_and_the_newest_wins(start):
+    """Three hundred sets as fast as they go: whole sets are dropped and counted, memory stays, the last is answered."""
+    node, peer = start()
+    for _ in range(3):
+        peer.wait_detection(peer.send_set())
+    before, _ = node.resident_bytes()
+    last = 0
+    for _ in range(300):
+        last = peer.send_set()
+    peer.now += 200 * MS
+    wait_until(lambda: peer.stamps()[-1] >= last - SECOND, 30, "detections at the end of the flood")
+    stamp = peer.send_set()
+    peer.wait_detection(stamp)
+    values = peer.wait_diagnostics(lambda v: int(v.get("dropped: model busy", 0)) > 20)
+    assert len(peer.stamps()) < 250
+    assert peer.stamps() == sorted(peer.stamps())
+    after, _ = node.resident_bytes()
+    assert after - before < 150e6, values
+
+
+def test_qos_of_a_camera_can_be_overridden(start):
+    topic = f"{NODE}/input/cam_front/image/compressed"
+    node, peer = start(cameras=("cam_front",), **{f"qos_overrides.{topic}.subscription.reliability": "reliable"})
+    info = peer.node.get_subscriptions_info_by_topic(topic)
+    assert [i.qos_profile.reliability.name for i in info] == ["RELIABLE"]
+    peer.wait_detection(peer.send_set())
+
+
+def test_bad_settings_are_named(start):
+    node, peer = start(wait=None, image_transport="theora")
+    node.wait_log("image_transport is 'theora'")
+    for name, value, text in (
+        ("image_transport", "compressed", ""),
+        ("anchor_camera", "cam_roof", "'cam_roof' is none of the cameras"),
+        ("device", "cuda:77", "choose 'auto'"),
+    ):
+        assert peer.set_parameter(name, value).successful
+        if text:
+            assert not peer.transition("configure")
+            peer.wait_diagnostics(lambda v, text=text: text in v.get("message", ""))
+            assert peer.set_parameter(name, {"device": "cpu"}.get(name, "")).successful
+    assert peer.set_parameter("checkpoint", "").successful
+    assert not peer.transition("configure")
+    peer.wait_diagnostics(lambda v: "no checkpoint is set" in v.get("message", ""))
