@@ -1,0 +1,44 @@
+# Everything runs in .venv, which is made on first use from pinned requirements; later runs start in seconds.
+PYTHON ?= python3
+BIN := .venv/bin
+NUSCENES ?=
+ARGS ?=
+
+.PHONY: demo test test-slow check bench clean
+
+demo: .venv/.installed  ## a short drive through the real node, with a picture at the end
+	$(BIN)/bev_perception demo $(if $(NUSCENES),--nuscenes $(NUSCENES)) $(ARGS)
+
+test: .venv/.installed .venv-client/.installed  ## all tests but the slow ones, with coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m "not slow" $(ARGS)
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report --fail-under=90
+
+test-slow: .venv/.installed
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: .venv/.installed  ## style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.installed  ## times and memory on this machine; no pass or fail
+	$(BIN)/bev_perception bench $(ARGS)
+
+clean:  ## everything that was made, the venvs too
+	rm -rf .venv .venv-client output build *.egg-info .coverage .coverage.* htmlcov
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.installed: requirements/bare.txt setup.py setup.cfg
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/bare.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+.venv-client/.installed: requirements/client.txt
+	$(PYTHON) -m venv .venv-client
+	.venv-client/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/client.txt
+	touch $@
