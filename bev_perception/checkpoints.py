@@ -43,26 +43,68 @@ class CheckpointInfo:
 def load_checkpoint(model: nn.Module, path: str | Path) -> CheckpointInfo:
     """Fill `model` with the weights at `path`: every one of them, and no other.
 
-    A .safetensors file, or a .pth / .pt file holding a state_dict, bare or as the entry "state_dict" beside "meta"
-    and "version". A model with an attribute legacy_boxes has it set by the version.
+    A .safetensors file, or a .pth / .pt file holding a state_dict, bare or as the entry "state_dict" (or "model")
+    beside "meta" and "version". A model with an attribute legacy_boxes has it set by the version.
+    Entries that official checkpoints hold without need, as `derived_keys` names them, are accepted and not read.
 
     Raises CheckpointError for a file that is missing, damaged or no checkpoint, that holds more than plain tensors,
     or whose weights are not exactly the model's. The model is then as it was.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}; download the variant's weights and give their path")
-    if path.suffix == ".safetensors":
-        state, version, metadata = _read_safetensors(path)
-    elif path.suffix in (".pth", ".pt"):
-        state, version, metadata = _read_pickle(path)
-    else:
-        raise CheckpointError(f"{path} is no checkpoint by its name; it must end in .safetensors, .pth or .pt")
+    state, version, metadata = _read(path)
+    derived = derived_keys(model)
+    state = {key: value for key, value in state.items() if key not in derived}
     _check_weights(model.state_dict(), state, path)
     model.load_state_dict(state)
     if hasattr(model, "legacy_boxes"):
         setattr(model, "legacy_boxes", version == LEGACY_VERSION)  # noqa: B010 (mypy: nn.Module knows no such bool)
     return CheckpointInfo(path, metadata.get("trained") != "false", version, metadata)
+
+
+def derived_keys(model: nn.Module) -> set[str]:
+    """Return the entries of an official checkpoint that the model computes for itself instead of storing them.
+
+    A module names its own, relative to itself, in an attribute derived_keys. Such an entry says nothing that the
+    configuration does not (and may be laid out for another image size), so it is neither required nor read.
+    """
+    return {
+        f"{prefix}.{key}".lstrip(".")
+        for prefix, module in model.named_modules()
+        for key in getattr(module, "derived_keys", ())
+    }
+
+
+def load_pretrained(model: nn.Module, path: str | Path, part: str) -> None:
+    """Fill what training starts from: all of the model's `part`, such as "img_backbone", and what else is found.
+
+    The file may be of a detector, of a part alone or of a classifier: names count with and without a leading
+    "backbone." or the part's own name, whichever finds the most. Weights that are not the model's are left out.
+
+    Raises CheckpointError for a file that cannot be read, as load_checkpoint does, and for one that lacks weights of
+    the part. The model is then as it was.
+    """
+    path = Path(path)
+    state, _, _ = _read(path)
+    own = model.state_dict()
+    renamed = (
+        state,
+        {f"{part}.{key}": value for key, value in state.items()},
+        {
+            f"{part}.{key.removeprefix('backbone.')}": value
+            for key, value in state.items()
+            if key.startswith("backbone.")
+        },
+    )
+    fitting = [{k: v for k, v in named.items() if k in own and own[k].shape == v.shape} for named in renamed]
+    found = max(fitting, key=len)
+    wanted = [key for key in own if key.startswith(f"{part}.") and not key.endswith("num_batches_tracked")]
+    missing = [key for key in wanted if key not in found]
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} of the {len(wanted)} weights of {part}; "
+            f"give the pretraining that the variant names.{_listing(missing)}"
+        )
+    model.load_state_dict({**own, **found})
 
 
 def save_checkpoint(model: nn.Module, path: str | Path, metadata: dict[str, str]) -> None:
@@ -73,6 +115,17 @@ def save_checkpoint(model: nn.Module, path: str | Path, metadata: dict[str, str]
     partial = path.with_name(path.name + ".partial")
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, partial, metadata)
     os.replace(partial, path)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], str | None, dict[str, str]]:
+    """Return the weights, the version and what else the file at `path` says of itself."""
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; download the variant's weights and give their path")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in (".pth", ".pt"):
+        return _read_pickle(path)
+    raise CheckpointError(f"{path} is no checkpoint by its name; it must end in .safetensors, .pth or .pt")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None, dict[str, str]]:
@@ -89,8 +142,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None, dict[s
 
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], str | None, dict[str, str]]:
     content = _unpickle(path)
-    wrapped = isinstance(content, dict) and "state_dict" in content
-    state = content["state_dict"] if wrapped else content
+    entry = next((name for name in ("state_dict", "model") if isinstance(content, dict) and name in content), None)
+    wrapped = entry is not None
+    state = content if entry is None else content[entry]
     if not isinstance(state, Mapping) or not state:
         found = f"the entries {', '.join(map(repr, content))}" if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path} holds {found} where a state_dict of tensors is needed; save model.state_dict()")

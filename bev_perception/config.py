@@ -58,18 +58,33 @@ class FramesConfig:
     """Which frames the variant was trained with.
 
     past, future: number of frames beside the current one.  interval: s between them.
+    order: how past and future frames follow the current one, nearest first: "sequential" (all past, then all future
+    ones) or "interleaved" (by turns, past first; as many of both).
     max_gap: s; after a longer silence the history is wiped.
     """
 
     past: int
     future: int = 0
     interval: float = 0.5
+    order: str = "sequential"
     max_gap: float = 2.0
 
     def __post_init__(self) -> None:
         """Check the values that a type cannot."""
         if min(self.past, self.future) < 0 or min(self.interval, self.max_gap) <= 0:
             raise ConfigError("frames: past and future must not be negative, interval and max_gap must be positive")
+        if self.order not in ("sequential", "interleaved"):
+            raise ConfigError(f"frames.order is {self.order!r}; it must be 'sequential' or 'interleaved'")
+        if self.order == "interleaved" and self.past != self.future:
+            raise ConfigError("frames: past and future must be equal when order is 'interleaved'")
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """When the frames are, in the model's order: 0 is the current one, -k lies k intervals before, k after it."""
+        past, future = range(-1, -self.past - 1, -1), range(1, self.future + 1)
+        if self.order == "sequential":
+            return (0, *past, *future)
+        return (0, *(offset for pair in zip(past, future, strict=True) for offset in pair))
 
 
 @dataclass(frozen=True)
@@ -84,16 +99,56 @@ class ReferenceFrameConfig:
 
 
 @dataclass(frozen=True)
+class EVA02Config:
+    """The vision transformer of the backbone "eva02"; the defaults are EVA02-L as a detector's backbone.
+
+    embed_dim: width of its tokens, over num_heads heads.  window: side of the windows that most blocks attend in,
+    tokens.  trained_size: side of the square images that the pretraining's detector took, pixels; the rotary
+    positions are laid out for it.  drop_path: share of the last block's branches left out in training; from 0 at the
+    first block it grows linearly.
+    """
+
+    embed_dim: int = 1024
+    num_heads: int = 16
+    window: int = 16
+    trained_size: int = 1536
+    drop_path: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Check the values that a type cannot."""
+        if min(self.embed_dim, self.num_heads, self.window) < 1 or self.trained_size < 16:
+            raise ConfigError("backbone.eva02: sizes must be positive, trained_size at least 16 pixels")
+        if self.embed_dim % (4 * self.num_heads):
+            raise ConfigError("backbone.eva02: embed_dim must be a multiple of 4 * num_heads")
+        if not 0 <= self.drop_path < 1:
+            raise ConfigError(f"backbone.eva02.drop_path is {self.drop_path}; it must lie in 0..1, below 1")
+
+
+@dataclass(frozen=True)
 class BackboneConfig:
-    """type: name of the backbone.  depth: its depth, where it has several."""
+    """type: "resnet", "vovnet" or "eva02".  depth: its depth; of "eva02", the number of blocks.
+
+    eva02: what else there is to say about "eva02".
+    """
 
     type: str = "resnet"
     depth: int = 50
+    eva02: EVA02Config = field(default_factory=EVA02Config)
+
+    def __post_init__(self) -> None:
+        """Check the values that a type cannot."""
+        if self.depth < 1:
+            raise ConfigError(f"backbone.depth is {self.depth}; it must be positive")
+        if self.type != "eva02" and self.eva02 != EVA02Config():
+            raise ConfigError(f"backbone.eva02 has no meaning for a backbone of type {self.type!r}; remove it")
 
 
 @dataclass(frozen=True)
 class NeckConfig:
-    """type: "fpn".  out_channels: of every level.  num_outs: number of levels."""
+    """type: "fpn", or "none" for a backbone that gives the pyramid itself.
+
+    out_channels: of every level.  num_outs: number of levels.
+    """
 
     type: str = "fpn"
     out_channels: int = 256
@@ -114,6 +169,7 @@ class SparseBEVHeadConfig:
     ffn_dim: int = 512
     mixing_out_points: int = 128
     code_size: int = 10
+    dropout: float = 0.1
     pc_range: tuple[float, float, float, float, float, float] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
 
 
@@ -124,6 +180,43 @@ class DecodeConfig:
     max_num: int = 300
     score_threshold: float = 0.05
     post_center_range: tuple[float, float, float, float, float, float] = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the variant is trained, apart from where; the defaults are SparseBEV's (Liu et al., ICCV 2023).
+
+    epochs: passes over the data.  resize: limits of the random resize of the images (1: as they are).
+    batch: samples a step, of all processes together.  lr: at the top of the schedule; it falls along a cosine, epoch by
+    epoch, to lr * min_lr_ratio.  warmup_steps: over which it rises, from lr * warmup_ratio.
+    backbone_lr, sampling_offset_lr: factors on lr for the backbone and the sampling offsets.
+    clip_norm: the most that the norm of all gradients may be.
+    denoising_groups: noisy copies of every known box that are queries beside the learnt ones; 0: none.
+    frames_with_gradient: the images of only so many frames, the newest, train the backbone and neck; 0: all.
+    image_augmentation: whether colours are distorted and squares blanked; see data.augment.
+    """
+
+    epochs: int
+    resize: tuple[float, float]
+    batch: int = 8
+    lr: float = 2e-4
+    min_lr_ratio: float = 1e-3
+    warmup_steps: int = 500
+    warmup_ratio: float = 1 / 3
+    weight_decay: float = 0.01
+    backbone_lr: float = 0.1
+    sampling_offset_lr: float = 0.1
+    clip_norm: float = 35.0
+    denoising_groups: int = 10
+    frames_with_gradient: int = 0
+    image_augmentation: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the values that a type cannot."""
+        if min(self.epochs, self.batch) < 1 or min(self.lr, self.clip_norm, *self.resize) <= 0:
+            raise ConfigError("training: epochs, batch, lr, clip_norm and resize must be positive")
+        if min(self.warmup_steps, self.denoising_groups, self.frames_with_gradient) < 0:
+            raise ConfigError("training: warmup_steps, denoising_groups and frames_with_gradient must not be negative")
 
 
 @dataclass(frozen=True)
@@ -154,6 +247,7 @@ class VariantConfig:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     reference_frame: ReferenceFrameConfig = field(default_factory=ReferenceFrameConfig)
     class_names: tuple[str, ...] = NUSCENES_CLASSES
+    training: TrainingConfig | None = None
     provenance: Provenance = field(default_factory=Provenance)
 
 
@@ -182,14 +276,14 @@ def from_dict(cls: type, values: Any, where: str = "") -> Any:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, where)
-    if typing.get_origin(hint) is tuple:
-        return _convert_tuple(typing.get_args(hint), value, where)
     if typing.get_origin(hint) in (UnionType, typing.Union):
         if value is None:
             return None
         hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where)
+    if typing.get_origin(hint) is tuple:
+        return _convert_tuple(typing.get_args(hint), value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):

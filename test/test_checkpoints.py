@@ -6,7 +6,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bev_perception.checkpoints import LEGACY_VERSION, CheckpointError, load_checkpoint, save_checkpoint
+from bev_perception.checkpoints import (
+    LEGACY_VERSION,
+    CheckpointError,
+    load_checkpoint,
+    load_pretrained,
+    save_checkpoint,
+)
 
 
 class Small(torch.nn.Module):
@@ -184,7 +190,7 @@ def test_foreign_objects_are_not_unpickled(model, tmp_path, monkeypatch, dump):
 @pytest.mark.parametrize(
     "content, says",
     [
-        ({"model": {"a": torch.zeros(1)}, "optimizer": {}}, "'model'"),
+        ({"network": {"a": torch.zeros(1)}, "optimizer": {}}, "'network'"),
         ({"state_dict": {"epoch": 3}}, "'epoch'"),
         ({"state_dict": None}, "state_dict"),
         ([torch.zeros(1)], "list"),
@@ -219,3 +225,34 @@ def test_another_variant_says_which_shapes_differ(tmp_path):
     message = str(caught.value)
     assert "of another shape" in message and "instead of [100, 10]" in message
     assert len(message.splitlines()) < 100
+
+
+@pytest.mark.parametrize("entry", ["state_dict", "model", None])
+@pytest.mark.parametrize("prefix", ["", "norm.", "backbone."])
+def test_a_part_starts_from_pretraining_under_whichever_names(model, tmp_path, prefix, entry):
+    """The rest of the model keeps its values, what the file has beside is left out."""
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    source = weights()
+    state = {
+        prefix + key.removeprefix("norm."): value
+        for key, value in source.items()
+        if key.startswith("norm.") and not key.endswith("num_batches_tracked")  # old files lack it
+    }
+    state |= {"fc.weight": torch.zeros(2), "roi_head.bias": torch.zeros(2)}
+    path = tmp_path / "pretrained.pth"
+    torch.save(state if entry is None else {entry: state, "meta": {"epoch": 3}}, path)
+    load_pretrained(model, path, "norm")
+    for key, value in model.state_dict().items():
+        loaded = key.startswith("norm.") and not key.endswith("num_batches_tracked")
+        assert torch.equal(value, (source if loaded else before)[key])
+
+
+def test_pretraining_that_lacks_weights_is_refused(model, tmp_path):
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    state = {key.removeprefix("norm."): value for key, value in weights().items() if "weight" not in key}
+    torch.save(state, tmp_path / "pretrained.pth")
+    with pytest.raises(CheckpointError, match=r"lacks 1 of the 4 weights of norm; .*\n  norm.weight"):
+        load_pretrained(model, tmp_path / "pretrained.pth", "norm")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        load_pretrained(model, tmp_path / "none.pth", "norm")

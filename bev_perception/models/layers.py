@@ -74,12 +74,17 @@ class ScaleAdaptiveSelfAttention(nn.Module):
         nn.init.zeros_(self.gen_tau.weight)
         nn.init.uniform_(self.gen_tau.bias, 0.0, 2.0)
 
-    def forward(self, features: Tensor, centers: Tensor) -> Tensor:
-        """Return features [B, Q, C] plus what they attend to; centers [B, Q, >=2] in m carry no gradient."""
+    def forward(self, features: Tensor, centers: Tensor, blocked: Tensor | None = None) -> Tensor:
+        """Return features [B, Q, C] plus what they attend to; centers [B, Q, >=2] in m carry no gradient.
+
+        blocked: [Q, Q] bool, True where a query (row) must not see another (column); None: all see all.
+        """
         places = centers.detach()[..., :2]
         distances = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")  # [B, Q, Q] m
         tau = self.gen_tau(features).transpose(1, 2)  # [B, heads, Q]
         bias = -distances[:, None] * tau[..., None]  # [B, heads, Q, Q]
+        if blocked is not None:
+            bias = bias.masked_fill(blocked, -torch.inf)
         attended, _ = self.attention["attn"](
             features, features, features, attn_mask=bias.flatten(0, 1), need_weights=False
         )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bev_perception.config import ConfigError
+from bev_perception.config import ConfigError, NeckConfig
 
 
 class FPN(nn.Module):
@@ -49,3 +49,20 @@ class FPN(nn.Module):
         for _ in range(self.extra_levels):
             levels.append(levels[-1][..., ::2, ::2])
         return levels
+
+
+def build_neck(config: NeckConfig, in_channels: Sequence[int]) -> nn.Module:
+    """Build the neck that `config` names, for a backbone's maps of `in_channels`, finest first.
+
+    Raises ConfigError for an unknown type and for levels that it cannot give.
+    """
+    if config.type == "fpn":
+        return FPN(in_channels, config.out_channels, config.num_outs)
+    if config.type != "none":
+        raise ConfigError(f"unknown neck type {config.type!r}; known: fpn, none")
+    if list(in_channels) != [config.out_channels] * config.num_outs:
+        raise ConfigError(
+            f"neck: without one, num_outs must be {len(in_channels)} and out_channels {in_channels[-1]}, "
+            f"as the backbone gives {list(in_channels)}; or set neck.type to 'fpn'"
+        )
+    return nn.Identity()

@@ -26,11 +26,10 @@ from bev_perception.models.layers import (
     decode_centers,
     inverse_sigmoid,
 )
-from bev_perception.models.necks import FPN
+from bev_perception.models.necks import build_neck
 from bev_perception.ops.sampling import LevelsByFrame, sample_features
 from bev_perception.types import ModelInput
 
-DROPOUT = 0.1
 #: weights of the ten box codes in the training loss; the official checkpoints carry them
 CODE_WEIGHTS = (2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
 
@@ -48,6 +47,19 @@ class SparseBEVOutput:
     boxes: Tensor
 
 
+@dataclass(frozen=True)
+class DenoisingQueries:
+    """Queries that training adds before the learnt ones: P noisy copies of known boxes.
+
+    boxes: [B, P, 10] as queries hold them (see layers).  labels: [B, P] int64 class, -1 for an unused place.
+    blocked: [P + Q, P + Q] bool, see ScaleAdaptiveSelfAttention.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    blocked: Tensor
+
+
 class SparseBEVDecoderLayer(nn.Module):
     """One refinement of all queries; the same weights serve every pass."""
 
@@ -57,10 +69,10 @@ class SparseBEVDecoderLayer(nn.Module):
         dims = head.embed_dims
         self.pc_range = head.pc_range
         self.position_encoder = PositionEncoding(dims)
-        self.self_attn = ScaleAdaptiveSelfAttention(dims, head.num_heads, DROPOUT)
+        self.self_attn = ScaleAdaptiveSelfAttention(dims, head.num_heads, head.dropout)
         self.sampling = SamplingPoints(dims, head.num_groups, head.num_points, head.num_levels, head.pc_range)
         self.mixing = AdaptiveMixing(dims, head.num_groups, frames * head.num_points, head.mixing_out_points)
-        self.ffn = FeedForward(dims, head.ffn_dim, DROPOUT)
+        self.ffn = FeedForward(dims, head.ffn_dim, head.dropout)
         self.norm1 = nn.LayerNorm(dims)
         self.norm2 = nn.LayerNorm(dims)
         self.norm3 = nn.LayerNorm(dims)
@@ -91,10 +103,11 @@ class SparseBEVDecoderLayer(nn.Module):
         time_differences: Tensor,
         image_size: tuple[int, int],
         legacy: bool,
+        blocked: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return refined boxes [B, Q, 10], features [B, Q, C] and logits [B, Q, classes]; see SparseBEVHead."""
         features = features + self.position_encoder(boxes[..., :3])
-        features = self.norm1(self.self_attn(features, decode_centers(boxes[..., :3], self.pc_range)))
+        features = self.norm1(self.self_attn(features, decode_centers(boxes[..., :3], self.pc_range), blocked))
         points, level_weights = self.sampling(features, boxes, time_differences, legacy)
         sampled = sample_features(levels_by_frame, points, reference2image, level_weights, image_size)
         features = self.norm2(self.mixing(sampled, features))
@@ -156,16 +169,22 @@ class SparseBEVHead(nn.Module):
         time_differences: Tensor,
         image_size: tuple[int, int],
         legacy: bool,
+        denoising: DenoisingQueries | None = None,
     ) -> SparseBEVOutput:
         """Refine the queries; arguments as in SparseBEV.detect, legacy as in SamplingPoints."""
         batch = len(reference2image)
         boxes = self.init_query_bbox.weight.expand(batch, -1, -1)  # [B, Q, 10]
         unknown = self.label_enc.weight[-1]
         features = torch.cat([unknown, unknown.new_zeros(1)]).expand(*boxes.shape[:2], -1)  # 0: not a denoising query
+        blocked = None
+        if denoising is not None:
+            boxes = torch.cat([denoising.boxes, boxes], dim=1)
+            features = torch.cat([self._label_features(denoising.labels), features], dim=1)
+            blocked = denoising.blocked
         all_boxes, all_logits = [], []
         for _ in range(self.num_layers):
             boxes, features, logits = self.decoder_layer(
-                boxes, features, levels_by_frame, reference2image, time_differences, image_size, legacy
+                boxes, features, levels_by_frame, reference2image, time_differences, image_size, legacy, blocked
             )
             all_boxes.append(boxes)
             all_logits.append(logits)
@@ -173,6 +192,12 @@ class SparseBEVHead(nn.Module):
         return SparseBEVOutput(
             torch.stack(all_logits).nan_to_num(), self._to_metres(torch.stack(all_boxes).nan_to_num())
         )
+
+    def _label_features(self, labels: Tensor) -> Tensor:
+        """Return the features [B, P, C] of labels [B, P]: the class and a 1 for "denoising"; all 0 where it is -1."""
+        known = (labels >= 0)[..., None]
+        classes = self.label_enc(labels.clamp(min=0))
+        return torch.cat([classes, torch.ones_like(classes[..., :1])], dim=-1) * known
 
     def _to_metres(self, boxes: Tensor) -> Tensor:
         centers = decode_centers(boxes[..., :3], self.pc_range)
@@ -196,7 +221,7 @@ class SparseBEV(nn.Module):
         self.legacy_boxes = False
         frames = 1 + config.frames.past + config.frames.future
         self.img_backbone = build_backbone(config.backbone)
-        self.img_neck = FPN(self.img_backbone.out_channels, config.neck.out_channels, config.neck.num_outs)
+        self.img_neck = build_neck(config.neck, self.img_backbone.out_channels)
         self.pts_bbox_head = SparseBEVHead(config.head, len(config.class_names), frames)
 
     def new_memory(self, capacity: int | None = None) -> FeatureQueue:
@@ -217,6 +242,7 @@ class SparseBEV(nn.Module):
         reference2image: Tensor,
         time_differences: Tensor,
         image_size: tuple[int, int],
+        denoising: DenoisingQueries | None = None,
     ) -> SparseBEVOutput:
         """Find boxes in encoded frames, the current one first.
 
@@ -224,30 +250,51 @@ class SparseBEV(nn.Module):
         reference2image: [B, T, N, 4, 4], reference frame (m) to pixels of each image, depth-scaled; zeros for a camera
         that is missing.  time_differences: [B, T] s, current minus frame t.
         image_size: (height, width) of the encoded images with their padding, pixels.
+        denoising: P further queries of training, which stand before the learnt ones in the outputs.
         """
-        return self.pts_bbox_head(levels_by_frame, reference2image, time_differences, image_size, self.legacy_boxes)
+        return self.pts_bbox_head(
+            levels_by_frame, reference2image, time_differences, image_size, self.legacy_boxes, denoising
+        )
 
     def forward(self, inputs: ModelInput, memory: FeatureQueue) -> tuple[SparseBEVOutput, FeatureQueue]:
         """Detect in one frame with its history; return the outputs and the memory with this frame in it.
 
         The memory given is not changed, so the caller decides which of the two to keep. The batch is 1.
+        Raises NotImplementedError if the variant needs future frames; see detect_frames.
         """
         frames_config = self.config.frames
         if frames_config.future:
             raise NotImplementedError(
                 f"{self.config.name} needs {frames_config.future} frames of the future; "
-                "it can only run on recorded data, through encode and detect"
+                "it can only run on recorded data, through detect_frames"
             )
         current = self._encode_frame(inputs)
         frames = [current, *memory.history(current, frames_config.past, frames_config.interval)]
+        return self._detect_encoded(frames, inputs), memory.push(current)
+
+    def detect_frames(self, inputs: Sequence[ModelInput]) -> SparseBEVOutput:
+        """Detect in one frame of a recording whose neighbours are all at hand; the batch is 1.
+
+        inputs: the current frame, then its neighbours in the order of config.frames.offsets, one each. Where the
+        recording ends, repeat a frame: the same object given more than once is encoded once.
+        Raises ValueError for another number of frames.
+        """
+        offsets = self.config.frames.offsets
+        if len(inputs) != len(offsets):
+            raise ValueError(f"{self.config.name} takes the {len(offsets)} frames {offsets}; {len(inputs)} were given")
+        distinct = {id(frame): frame for frame in inputs}
+        encoded = {key: self._encode_frame(frame) for key, frame in distinct.items()}
+        return self._detect_encoded([encoded[id(frame)] for frame in inputs], inputs[0])
+
+    def _detect_encoded(self, frames: Sequence[FrameFeatures], current: ModelInput) -> SparseBEVOutput:
+        """Detect in encoded frames, the first of which is `current`."""
         weight = self.pts_bbox_head.init_query_bbox.weight
-        outputs = self.detect(
+        return self.detect(
             [[level[None] for level in frame.levels] for frame in frames],
-            torch.from_numpy(reference2image(frames, inputs.reference2global)[None]).to(weight.dtype).to(weight.device),
-            torch.from_numpy(time_differences(frames)[None]).to(weight.dtype).to(weight.device),
-            (inputs.images.shape[-2], inputs.images.shape[-1]),
+            torch.from_numpy(reference2image(frames, current.reference2global)[None]).to(weight),
+            torch.from_numpy(time_differences(frames)[None]).to(weight),
+            (current.images.shape[-2], current.images.shape[-1]),
         )
-        return outputs, memory.push(current)
 
     def _encode_frame(self, inputs: ModelInput) -> FrameFeatures:
         levels = self.encode(inputs.images)

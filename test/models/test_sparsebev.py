@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bev_perception.config import ConfigError, load_variant
+from bev_perception.config import BackboneConfig, ConfigError, load_variant
 from bev_perception.geometry import make_transform, rotation_from_yaw
 from bev_perception.memory import FeatureQueue, FrameFeatures
 from bev_perception.models import build_model
@@ -96,15 +96,32 @@ def test_frame_by_frame_equals_all_frames_at_once(model):
         outputs, memory = run(model, inputs, memory)
     queue = drive[:1:-1]  # frames 5, 4, 3, 2
     with torch.inference_mode():
+        assert_same(outputs, model.detect_frames(queue), atol=0)
         levels = model.encode(torch.cat([inputs.images for inputs in queue]))
         matrices = np.stack([inputs.global2image @ drive[-1].reference2global for inputs in queue])
-        offline = model.detect(
+        at_once = model.detect(
             [[level[None, 6 * t : 6 * t + 6] for level in levels] for t in range(4)],
             torch.from_numpy(matrices).float()[None],
             torch.tensor([[0.0, 0.5, 1.0, 1.5]]),
             (128, 352),
         )
-    assert_same(outputs, offline)
+    assert_same(outputs, at_once)
+
+
+def test_frames_given_more_than_once_are_encoded_once(model, monkeypatch):
+    encoded, encode = [], model.encode
+    monkeypatch.setattr(model, "encode", lambda images: encoded.append(images) or encode(images))
+    now, before = frame(1), frame(0)
+    with torch.inference_mode():
+        outputs = model.detect_frames([now, before, before, before])
+    assert [id(images) for images in encoded] == [id(now.images), id(before.images)]
+    _, memory = run(model, before)
+    assert_same(outputs, run(model, now, memory)[0], atol=0)
+
+
+def test_another_number_of_frames_is_refused(model):
+    with pytest.raises(ValueError, match=r"4 frames \(0, -1, -2, -3\); 2 were given"):
+        model.detect_frames([frame(1), frame(0)])
 
 
 def test_the_memory_given_stays_as_it_was(model):
@@ -285,6 +302,9 @@ def test_capacity_of_the_memory(model):
         ),
         (lambda c: dataclasses.replace(c, family="sparsebeef"), "known: sparsebev"),
         (lambda c: dataclasses.replace(c, backbone=dataclasses.replace(c.backbone, depth=34)), "18, 50, 101"),
+        (lambda c: dataclasses.replace(c, backbone=BackboneConfig("vovnet", 57)), "known depths: 99"),
+        (lambda c: dataclasses.replace(c, neck=dataclasses.replace(c.neck, type="pan")), "known: fpn, none"),
+        (lambda c: dataclasses.replace(c, neck=dataclasses.replace(c.neck, type="none")), "set neck.type to 'fpn'"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(change, says):
@@ -295,5 +315,24 @@ def test_settings_that_do_not_fit_are_refused(change, says):
 def test_a_variant_that_needs_the_future_does_not_run_live():
     config = load_variant("sparsebev_tiny")
     model = build_model(dataclasses.replace(config, frames=dataclasses.replace(config.frames, past=1, future=2)))
-    with pytest.raises(NotImplementedError, match="future"):
+    with pytest.raises(NotImplementedError, match="future.*detect_frames"):
         run(model, frame(0))
+
+
+@pytest.mark.parametrize("order, offsets", [("sequential", (0, -1, -2, 1, 2)), ("interleaved", (0, -1, 1, -2, 2))])
+def test_the_future_is_sampled_where_moving_boxes_will_be(order, offsets):
+    config = load_variant("sparsebev_tiny")
+    frames = dataclasses.replace(config.frames, past=2, future=2, order=order)
+    assert frames.offsets == offsets
+    torch.manual_seed(0)
+    model = build_model(dataclasses.replace(config, frames=frames))
+    seen = []
+    model.pts_bbox_head.decoder_layer.sampling.register_forward_hook(lambda m, args, out: seen.append(out[0]))
+    with torch.inference_mode():
+        model.pts_bbox_head.init_query_bbox.weight[:, 8] = 4.0  # m/s along x
+        outputs = model.detect_frames([frame(5 + offset) for offset in offsets])
+    assert outputs.boxes.isfinite().all()
+    points = seen[0]  # [1, T, Q, G, P, 3]
+    for t, offset in enumerate(offsets):
+        moved = (points[:, t] - points[:, 0]).reshape(-1, 3)
+        torch.testing.assert_close(moved, torch.tensor([2.0 * offset, 0, 0]).expand_as(moved), atol=1e-4, rtol=0)

@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from bev_perception.checkpoints import derived_keys
+from bev_perception.config import BackboneConfig, EVA02Config
+from bev_perception.models.backbones import eva02
+
 ROOT = Path(os.environ.get("BEV_PARITY", Path(__file__).resolve().parents[3] / "shared" / "parity"))
 
 
@@ -50,9 +54,11 @@ class Case:
         """Give the model the case's weights, strictly; keys ending in one of `constants` keep the model's values."""
         special_file = self.path / "special.npz"
         special = dict(np.load(special_file)) if special_file.exists() else {}
-        own = model.state_dict()
+        own, derived = model.state_dict(), derived_keys(model)
         state = {}
         for key, (shape, _) in self.keys.items():
+            if key in derived:
+                continue
             if key in special:
                 value = special[key]
             elif key.endswith(tuple(constants)) and constants:
@@ -87,10 +93,11 @@ def _fill_function():
     return _FILL
 
 
-def parametrize(reason_to_skip):
+def parametrize(reason_to_skip, slow=lambda case: False):
     """Parametrize a test over all cases; reason_to_skip(case) is None for those that it runs.
 
     Cases for which it returns "" are none of the test's business and are left out; other reasons are shown.
+    Of those that it runs, the ones for which slow(case) holds are marked slow.
     """
     if not ROOT.is_dir():
         absent = pytest.mark.skip(reason=f"no parity cases at $BEV_PARITY or {ROOT}")
@@ -101,8 +108,46 @@ def parametrize(reason_to_skip):
         reason = reason_to_skip(case)
         if reason != "":
             marks = [pytest.mark.skip(reason=f"{case.name}: {reason}")] if reason else []
+            marks += [pytest.mark.slow] if not reason and slow(case) else []
             params.append(pytest.param(case, marks=marks, id=case.name))
     return pytest.mark.parametrize("case", params)
+
+
+def inventory(model):
+    """{key: (shape, dtype)} of the weights that a model stores, as `Case.keys`."""
+    return {k: (tuple(v.shape), str(v.dtype).removeprefix("torch.")) for k, v in model.state_dict().items()}
+
+
+def assert_official_keys(model, keys):
+    """The model has the weights of the official checkpoint, but for those that it derives."""
+    derived = derived_keys(model)
+    assert derived <= keys.keys()
+    assert inventory(model) == {key: entry for key, entry in keys.items() if key not in derived}
+
+
+def backbone_of(config):
+    """The BackboneConfig of a case's description of a backbone, or None for one that does not exist here."""
+    if config["type"] == "ResNet":
+        return BackboneConfig("resnet", config["depth"])
+    if config["type"] == "VoVNet":
+        return BackboneConfig("vovnet", int(re.fullmatch(r"V-(\d+)-eSE", config["spec"])[1]))
+    if config["type"].startswith("EVA02"):
+        return _eva02_of(config)
+    return None
+
+
+def _eva02_of(config):
+    fixed = {
+        "patch_size": eva02.PATCH,
+        "mlp_ratio": eva02.MLP_RATIO,
+        "pt_hw_seq_len": eva02.ROTARY_GRID,
+        "pretrain_img_size": eva02.PRETRAINED_GRID * eva02.PATCH,
+        "fpn_out_channels": eva02.OUT_CHANNELS,
+        "window_block_indexes": [i for i in range(config["depth"]) if i % eva02.GLOBAL_EVERY != eva02.GLOBAL_EVERY - 1],
+    }
+    assert {key: config[key] for key in fixed} == fixed
+    sizes = [config[key] for key in ("embed_dim", "num_heads", "window_size", "img_size", "drop_path_rate")]
+    return BackboneConfig("eva02", config["depth"], EVA02Config(*sizes))
 
 
 def subsample(array, description):

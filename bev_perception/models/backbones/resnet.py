@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from bev_perception.config import ConfigError
+from bev_perception.models.backbones.fixed_norm import FixedNormModule
 
 #: depth -> (bottlenecks, number of blocks of the four stages)
 _DEPTHS: dict[int, tuple[bool, tuple[int, int, int, int]]] = {
@@ -80,7 +81,7 @@ class Bottleneck(nn.Module):
         return x.add_(shortcut).relu_()
 
 
-class ResNet(nn.Module):
+class ResNet(FixedNormModule):
     """A ResNet without its classifier.
 
     depth: 18, 50 or 101 (ConfigError otherwise).  out_channels: of the four outputs.
@@ -123,13 +124,13 @@ class ResNet(nn.Module):
             elif isinstance(module, BasicBlock):
                 nn.init.zeros_(module.bn2.weight)
 
-    def train(self, mode: bool = True) -> ResNet:
-        """Set the mode of everything but the batch norms, which always use their stored statistics."""
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
+    def frozen_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that detectors leave as pretrained: those of the stem and of the first stage."""
+        return [p for part in (self.conv1, self.bn1, self.layer1) for p in part.parameters()]
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the blocks in order; their activations are what training may compute twice to save memory."""
+        return [block for stage in (self.layer1, self.layer2, self.layer3, self.layer4) for block in stage]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return C2 to C5, [B, out_channels[i], H / 2^(i+2), W / 2^(i+2)], of images [B, 3, H, W]."""

@@ -1,0 +1,21 @@
+"""Batch norm as detectors fine-tune it: trained affine weights over the statistics of the pretraining."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from torch import nn
+
+Self = TypeVar("Self", bound="FixedNormModule")
+
+
+class FixedNormModule(nn.Module):
+    """A module whose batch norms use their stored statistics in evaluation and in training."""
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """Set the mode of everything but the batch norms."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self

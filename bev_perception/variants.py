@@ -1,0 +1,42 @@
+"""The variants' YAML files as a table for people."""
+
+from __future__ import annotations
+
+from bev_perception.config import BackboneConfig, Provenance, VariantConfig, list_variants, load_variant
+
+_COLUMNS = ("name", "images", "backbone", "pretraining", "published NDS", "published FPS", "runs")
+_BACKBONES = {"resnet": "ResNet-{}", "vovnet": "VoVNet V-{}-eSE", "eva02": "EVA-02 of {} blocks"}
+
+
+def variants_table() -> str:
+    """Return a Markdown table of all variants that come with the package, one a row, without a newline at its end."""
+    rows = [_COLUMNS, *(_row(load_variant(name)) for name in list_variants())]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(_COLUMNS) + "|", *lines[1:]])
+
+
+def _row(config: VariantConfig) -> tuple[str, ...]:
+    image, origin = config.image, config.provenance
+    return (
+        config.name,
+        f"{image.width}x{image.height}, {_frames(config)}",
+        _backbone(config.backbone),
+        origin.pretraining or "none",
+        _score(origin),
+        f"{origin.published_fps} ({origin.published_hardware})" if origin.published_fps is not None else "-",
+        "offline" if config.frames.future else "live, offline",
+    )
+
+
+def _frames(config: VariantConfig) -> str:
+    count = len(config.frames.offsets)
+    return f"{count} frames, {config.frames.future} of the future" if config.frames.future else f"{count} frames"
+
+
+def _backbone(config: BackboneConfig) -> str:
+    return _BACKBONES.get(config.type, f"{config.type} {{}}").format(config.depth)
+
+
+def _score(origin: Provenance) -> str:
+    scores = (("val", origin.published_nds_val), ("test", origin.published_nds_test))
+    return ", ".join(f"{score} ({split})" for split, score in scores if score is not None) or "-"

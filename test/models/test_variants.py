@@ -1,0 +1,126 @@
+"""Every variant in config/models: it can be built, has the weights and settings of its publication, and runs."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from parity.cases import ROOT, Case, assert_official_keys
+from torch.utils.flop_counter import FlopCounterMode
+
+from bev_perception.checkpoints import CheckpointInfo
+from bev_perception.config import BackboneConfig, ConfigError, EVA02Config, list_variants, load_variant
+from bev_perception.data.drive import CAMERAS
+from bev_perception.data.rosbag import BagReader, write_bag
+from bev_perception.decode import decode_boxes
+from bev_perception.health import Health
+from bev_perception.models import build_model
+from bev_perception.offline import collect_frames
+from bev_perception.pipeline import Pipeline, PipelineSettings
+from bev_perception.preprocess import Preprocessor
+from bev_perception.synchronizer import SynchronizerSettings
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def frames(small_drive, tmp_path_factory):
+    """Six frames at 12 Hz."""
+    bag = tmp_path_factory.mktemp("variants") / "bag"
+    write_bag(small_drive, bag, progress=False)
+    return list(collect_frames(BagReader(bag).events(), SynchronizerSettings(CAMERAS), Health()))
+
+
+def published():
+    """{name of a variant: its case} of every published variant of SparseBEV."""
+    cases = [Case(path.parent) for path in ROOT.glob("sparsebev_keys_*/case.json")]
+    return {case.info["variant"]: case for case in cases}
+
+
+def build_without_memory(config):
+    with torch.device("meta"):
+        return build_model(config)
+
+
+@pytest.mark.parametrize("name", sorted({*list_variants(), *published()}))
+def test_is_built_as_published(name):
+    config = load_variant(name)
+    model = build_without_memory(config)
+    assert not model.training
+    case = published().get(name)
+    if case:
+        assert_official_keys(model, case.keys)
+        assert_published_sizes(model, case.config["params"])
+        assert_published_settings(config, case.config)
+    if case and "feature_shapes" in case.config:
+        assert_published_pyramid(model, case.config)
+
+
+def assert_published_sizes(model, wanted):
+    def size(parameters):
+        return sum(parameter.numel() for parameter in parameters)
+
+    head_constants = size(model.pts_bbox_head.buffers())  # the reference counts the code weights as a frozen parameter
+    assert size(model.parameters()) + head_constants == wanted["total"]
+    for part in ("img_backbone", "img_neck"):
+        assert size(getattr(model, part).parameters()) == wanted.get(part, 0)
+    assert size(model.parameters()) - size(model.img_backbone.frozen_parameters()) == wanted["trainable"]
+
+
+def assert_published_settings(config, wanted):
+    assert [config.image.height, config.image.width] == wanted["image_size"]
+    assert list(config.image.mean) == wanted["img_norm"]["mean"] and list(config.image.std) == wanted["img_norm"]["std"]
+    assert (config.image.channel_order == "rgb") == wanted["img_norm"]["to_rgb"]
+    assert len(config.frames.offsets) == wanted["num_frames"]
+    for key in ("num_query", "num_points", "num_levels", "num_layers"):
+        assert getattr(config.head, key) == wanted[key]
+
+
+def assert_published_pyramid(model, wanted):
+    """At full size: tensors without memory still have shapes, and their operations can be counted."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        levels = model.encode(torch.empty(1, 3, *wanted["image_size"], device="meta"))
+    shapes = [[batch, channels, height, width] for batch, height, width, channels in (lev.shape for lev in levels)]
+    assert shapes == wanted["feature_shapes"]
+    wanted_gmacs = sum(wanted["gmacs_per_image"].values())
+    assert counter.get_total_flops() / 2e9 == pytest.approx(wanted_gmacs, abs=0.01)
+
+
+def reduced(config):
+    """The same variant at a size that runs in a moment."""
+    eva02 = BackboneConfig("eva02", 3, EVA02Config(embed_dim=64, num_heads=2, window=4, trained_size=96))
+    return dataclasses.replace(
+        config,
+        image=dataclasses.replace(config.image, height=32, width=80),
+        backbone=eva02 if config.backbone.type == "eva02" else config.backbone,
+        head=dataclasses.replace(config.head, num_query=16, num_layers=2),
+    )
+
+
+@pytest.mark.parametrize("name", list_variants())
+def test_one_step_at_reduced_size(name, frames):
+    config = reduced(load_variant(name))
+    torch.manual_seed(0)
+    model = build_model(config)
+    pipeline_parts = config, model, CPU, CheckpointInfo(Path("fresh"), False, None, {}), PipelineSettings(0.0, 5)
+
+    preprocess = Preprocessor(config, CPU)
+    inputs = [preprocess(f)[0] for f in frames[2:5]]
+    preprocess.close()
+    with torch.inference_mode():
+        outputs = model.detect_frames([inputs[1 + np.sign(offset)] for offset in config.frames.offsets])
+    assert outputs.logits.shape == (2, 1, 16, len(config.class_names)) and outputs.boxes.shape == (2, 1, 16, 10)
+    assert outputs.logits.isfinite().all() and outputs.boxes.isfinite().all()
+    boxes = decode_boxes(outputs.logits[-1, 0], outputs.boxes[-1, 0], config.decode, config.class_names, False)
+    assert (boxes.sizes > 0).all()
+
+    if config.frames.future:
+        with pytest.raises(ConfigError, match=f"{config.frames.future} frames into the future"):
+            Pipeline(*pipeline_parts)
+        return
+    pipeline = Pipeline(*pipeline_parts)
+    results = [pipeline.step(f) for f in frames[:2]]
+    pipeline.close()
+    assert [len(result.boxes) for result in results] == [5, 5]
+    assert results[1].history == 1

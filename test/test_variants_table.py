@@ -1,0 +1,26 @@
+from pathlib import Path
+
+from bev_perception.config import list_variants, load_variant
+from bev_perception.variants import variants_table
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def test_the_readme_has_the_table():
+    text = README.read_text()
+    begin = "<!-- variants: begin (bev_perception.variants.variants_table writes it) -->\n"
+    assert text.split(begin)[1].split("\n<!-- variants: end -->")[0] == variants_table()
+
+
+def test_the_table_says_what_the_files_say():
+    header, ruler, *rows = [line.strip("|").split("|") for line in variants_table().splitlines()]
+    assert [row[0].strip() for row in rows] == list_variants()
+    assert all(len(row) == len(header) == len(ruler) for row in rows)
+    for row in rows:
+        config = load_variant(row[0].strip())
+        text = "|".join(row)
+        assert f"{config.image.width}x{config.image.height}" in text and str(config.backbone.depth) in text
+        facts = config.provenance
+        for fact in (facts.published_nds_val, facts.published_nds_test, facts.published_fps, facts.published_hardware):
+            assert fact is None or str(fact) in text
+        assert ("live" in row[-1]) == (config.frames.future == 0)
