@@ -133,7 +133,8 @@ class Pipeline:
                 self.config.class_names,
                 self.model.legacy_boxes,
             )
-            boxes = to_ego(boxes, self._reference2ego)
+            if frame.reference2global is None:
+                boxes = to_ego(boxes, self._reference2ego)
         self._last = (frame.stamp, frame.ego2global)
         if self._is_due(frame.stamp):
             self._memory = memory

@@ -33,10 +33,11 @@ class NoUsableViewError(ValueError):
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Resize, then crop: what takes a camera's image to the network's input. All sizes are (width, height), in pixels.
+    """Resize, crop, flip: what takes a camera's image to the network's input. All sizes are (width, height), in pixels.
 
     source: of the camera's image.  resize: the ratio.  resized: after it.  crop: the left and top pixel kept, which
     may be negative; what the crop has beyond the resized image is black.  size: of the result.
+    flip: left and right are exchanged at last (training only).
     """
 
     source: tuple[int, int]
@@ -44,29 +45,36 @@ class ImageTransform:
     resized: tuple[int, int]
     crop: tuple[int, int]
     size: tuple[int, int]
+    flip: bool = False
 
     @property
     def ida(self) -> np.ndarray:
         """The [4, 4] float64 matrix that takes depth-scaled source pixels (u*d, v*d, d, 1) to those of the result.
 
         As in SparseBEV (Liu et al., ICCV 2023), with which the variants were trained: u' = resize * u - left, without
-        the half pixel by which a resize shifts pixel centres, and with the ratio before `resized` was truncated.
+        the half pixel by which a resize shifts pixel centres, and with the ratio before `resized` was truncated; a flip
+        is u'' = width - u'.
         """
         matrix = np.diag([self.resize, self.resize, 1.0, 1.0])
         matrix[:2, 2] = -self.crop[0], -self.crop[1]
+        if self.flip:
+            matrix[0] = self.size[0] * matrix[2] - matrix[0]
         return matrix
 
     @property
     def source2output(self) -> np.ndarray:
         """The [3, 3] matrix between pixel centres, exactly as the resampling places them (integers are centres)."""
         scale_x, scale_y = self.resized[0] / self.source[0], self.resized[1] / self.source[1]
-        return np.array(
+        matrix = np.array(
             [
                 [scale_x, 0.0, (scale_x - 1) / 2 - self.crop[0]],
                 [0.0, scale_y, (scale_y - 1) / 2 - self.crop[1]],
                 [0.0, 0.0, 1.0],
             ]
         )
+        if self.flip:
+            matrix[0] = (self.size[0] - 1) * matrix[2] - matrix[0]
+        return matrix
 
 
 def image_transform(source_hw: tuple[int, int], config: ImageConfig) -> ImageTransform:
@@ -90,7 +98,7 @@ def image_transform(source_hw: tuple[int, int], config: ImageConfig) -> ImageTra
 def resample_image(
     bgr: np.ndarray, transform: ImageTransform, lens_map: tuple[np.ndarray, np.ndarray] | None = None
 ) -> np.ndarray:
-    """Resize and crop an image [H, W, 3] uint8 to [h, w, 3] uint8, undistorting it on the way.
+    """Resize, crop and flip an image [H, W, 3] uint8 to [h, w, 3] uint8, undistorting it on the way.
 
     lens_map: of undistortion_map for the same transform; None for an image without distortion.
 
@@ -101,7 +109,8 @@ def resample_image(
     if bgr.shape[1::-1] != transform.source:
         raise ValueError(f"an image of {bgr.shape[1::-1]} pixels does not fit a transform for {transform.source}")
     if lens_map is None:
-        return _resize_and_crop(bgr, transform)
+        output = _resize_and_crop(bgr, transform)
+        return np.ascontiguousarray(output[:, ::-1]) if transform.flip else output
     kernels = [_bicubic_kernel(n / of) for n, of in zip(transform.resized, transform.source, strict=True)]
     smooth = cv2.sepFilter2D(bgr, -1, kernels[0], kernels[1], borderType=cv2.BORDER_REPLICATE)
     return cv2.remap(smooth, lens_map[0], lens_map[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
@@ -174,7 +183,7 @@ def _bicubic_kernel(scale: float) -> np.ndarray:
 
 
 def normalize_images(pixels: torch.Tensor, config: ImageConfig) -> torch.Tensor:
-    """Return images [N, 3, H, W] float32 of pixels [N, h, w, 3] uint8 BGR, on the same device.
+    """Return images [N, 3, H, W] float32 of pixels [N, h, w, 3] BGR (uint8, or float 0..255), on the same device.
 
     Channels in the model's order, mean subtracted, divided by std; then zeros to the right and below, up to
     multiples of config.pad.
@@ -239,10 +248,13 @@ class Preprocessor:
         for i in np.flatnonzero(~present):
             images[i] = 0.0  # what a black image is not, once normalised
         stamps = [frame.stamp if view is None else view.image.stamp for view in frame.views]
+        reference2global = frame.reference2global
+        if reference2global is None:
+            reference2global = frame.ego2global @ self._reference2ego
         inputs = ModelInput(
             images=images,
             global2image=global2image,
-            reference2global=frame.ego2global @ self._reference2ego,
+            reference2global=reference2global,
             present=present,
             stamps=np.array(stamps, np.int64),
             stamp=frame.stamp,

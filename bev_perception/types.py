@@ -111,6 +111,8 @@ class Frame:
     stamp: ns, of the anchor camera.  cameras: every camera's name, in the configured order.
     views: one a camera, None where it is missing (the frame is then degraded).
     ego2global: [4, 4] at `stamp`.  missing: camera name -> why it is missing.
+    reference2global: [4, 4] at `stamp`, where the frame that the boxes were trained in (nuScenes' lidar) really is;
+    None takes the variant's nominal mounting on base_link.
     """
 
     stamp: int
@@ -118,6 +120,7 @@ class Frame:
     views: tuple[View | None, ...]
     ego2global: np.ndarray
     missing: dict[str, str] = field(default_factory=dict)
+    reference2global: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,8 @@ class Boxes3D:
 class Result:
     """What the pipeline says of one frame.
 
-    stamp: ns, the frame's.  boxes: in base_link at `stamp`.
+    stamp: ns, the frame's.
+    boxes: in base_link at `stamp`; in the reference frame itself where the Frame said where that is.
     missing: camera -> why it took no part.  reset: why memory was wiped before this frame, or None.
     timings: stage -> seconds.  history: memory entries that took part.
     """

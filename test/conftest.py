@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from nuscenes_root import write_nuscenes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,3 +34,9 @@ def nuscenes_root():
     if not (root / "v1.0-mini").is_dir():
         pytest.skip(f"no nuScenes material at $BEV_NUSCENES or {root}")
     return root
+
+
+@pytest.fixture(scope="session")
+def synthetic_nuscenes(tmp_path_factory):
+    """A made-up dataroot of version v1.0-mini: two scenes of five key frames. Not to be changed by tests."""
+    return write_nuscenes(tmp_path_factory.mktemp("synthetic_nuscenes"))

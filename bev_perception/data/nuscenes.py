@@ -45,7 +45,7 @@ def open_scene(root: str | Path, version: str, scene_name: str) -> Drive:
     Raises NuScenesError when the devkit, tables, the scene or all of its images are missing.
     """
     root = Path(root)
-    tables = _load(root, version)
+    tables = open_devkit(root, version)
     records = _records(tables, _scene(tables, scene_name))
     images = [record for record in records if record["channel"].lower() in CAMERAS]
     present = [record for record in images if (root / record["filename"]).is_file()]
@@ -70,8 +70,8 @@ def open_scene(root: str | Path, version: str, scene_name: str) -> Drive:
     return Drive(scene_name, _rig(tables, present), len(poses) + len(present), events)
 
 
-def _load(root: Path, version: str) -> Any:
-    """Return the devkit's NuScenes object."""
+def open_devkit(root: Path, version: str) -> Any:
+    """Return the devkit's NuScenes object of a dataroot.  Raises NuScenesError, naming cause and remedy."""
     missing = [table for table in TABLES if not (root / version / f"{table}.json").is_file()]
     if missing:
         raise NuScenesError(
@@ -88,6 +88,16 @@ def _load(root: Path, version: str) -> Any:
         raise NuScenesError(
             f"nuscenes-devkit cannot load {version} from {root}: {error}; unpack the archive again"
         ) from error
+
+
+def official_splits() -> dict[str, list[str]]:
+    """Return the scenes' names of every official split, and of "trainval", both train and val."""
+    try:
+        from nuscenes.utils.splits import create_splits_scenes
+    except ImportError as error:
+        raise NuScenesError(f"nuscenes-devkit cannot be imported ({error}); pip install nuscenes-devkit") from error
+    splits: dict[str, list[str]] = create_splits_scenes()
+    return {**splits, "trainval": splits["train"] + splits["val"]}
 
 
 def _scene(tables: Any, name: str) -> Any:

@@ -1,0 +1,199 @@
+"""Training-time augmentation of SparseBEV (Liu et al., ICCV 2023): what is drawn, and, apart from it, how it acts.
+
+The image transform and the turn of the world act through the matrices alone, so that preprocessing is the live one.
+The colours and the grid mask act on the device, on whole batches.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bev_perception.config import ImageConfig
+from bev_perception.preprocess import ImageTransform
+
+#: largest turn of the world about the reference frame's z axis (rad), and the range of its scale
+MAX_BEV_ROTATION = 0.3925
+BEV_SCALE = (0.95, 1.05)
+#: ranges of the colours' draws: shifts of 0..255 values, factors, degrees; each befalls half of the images
+MAX_BRIGHTNESS = 32.0
+CONTRAST = (0.5, 1.5)
+SATURATION = (0.5, 1.5)
+MAX_HUE = 18.0
+#: how often a batch gets a grid mask
+GRID_MASK_PROBABILITY = 0.7
+
+
+def train_transform(
+    source_hw: tuple[int, int], config: ImageConfig, resize: float, left: float, flip: bool
+) -> ImageTransform:
+    """Return the image transform of one draw.
+
+    resize: the ratio.  left: the first column kept, truncated to whole pixels; the bottom rows are kept always.
+    """
+    height, width = source_hw
+    resized = (int(width * resize), int(height * resize))
+    crop = (int(left), resized[1] - config.height)
+    return ImageTransform((width, height), resize, resized, crop, (config.width, config.height), flip)
+
+
+def draw_image_transform(
+    rng: np.random.Generator, source_hw: tuple[int, int], config: ImageConfig, resize_range: tuple[float, float]
+) -> ImageTransform:
+    """Draw a ratio from resize_range, a crop and a flip; one draw is for all images of a sample."""
+    resize = rng.uniform(*resize_range)
+    left = rng.uniform(0, max(0, int(source_hw[1] * resize) - config.width))
+    return train_transform(source_hw, config, resize, left, flip=bool(rng.integers(2)))
+
+
+@dataclass(frozen=True)
+class BevDraw:
+    """A turn (rad, counter-clockwise about z) and then a scaling of the world about the reference frame's origin."""
+
+    rotation: float
+    scale: float
+
+
+def draw_bev(rng: np.random.Generator) -> BevDraw:
+    """Draw a turn and a scale; one draw is for all of a sample."""
+    return BevDraw(rng.uniform(-MAX_BEV_ROTATION, MAX_BEV_ROTATION), rng.uniform(*BEV_SCALE))
+
+
+def augment_boxes(boxes: np.ndarray, draw: BevDraw) -> np.ndarray:
+    """Return turned and scaled boxes [n, 9]: x, y, z, length, width, height (m), yaw (rad), vx, vy (m/s)."""
+    c, s = math.cos(draw.rotation), math.sin(draw.rotation)
+    turn_t = np.array([[c, s], [-s, c]])
+    turned = boxes.copy()
+    turned[:, :2] = boxes[:, :2] @ turn_t
+    turned[:, 6] += draw.rotation
+    turned[:, 7:9] = boxes[:, 7:9] @ turn_t
+    turned[:, [0, 1, 2, 3, 4, 5, 7, 8]] *= draw.scale
+    return turned
+
+
+def augment_matrices(reference2other: np.ndarray, draw: BevDraw) -> np.ndarray:
+    """Return matrices [..., 4, 4] that take the turned and scaled reference frame to where the given ones took it."""
+    c, s = math.cos(draw.rotation), math.sin(draw.rotation)
+    back = np.eye(4)
+    back[:2, :2] = [[c, s], [-s, c]]
+    back[:3, :3] /= draw.scale
+    return reference2other @ back
+
+
+@dataclass(frozen=True)
+class PhotometricDraw:
+    """Colour changes of n images; the neutral value where an image draws none.
+
+    contrast_last: [n] bool, contrast after hue and saturation instead of before.  brightness: [n], added.
+    contrast, saturation: [n], factors.  hue: [n] degrees, added.  channels: [n, 3], indices into RGB.
+    """
+
+    contrast_last: Tensor
+    brightness: Tensor
+    contrast: Tensor
+    saturation: Tensor
+    hue: Tensor
+    channels: Tensor
+
+
+def draw_photometric(n: int, generator: torch.Generator) -> PhotometricDraw:
+    """Draw colour changes for n images, each on its own; the tensors are on the generator's device."""
+
+    def coins() -> Tensor:
+        return torch.rand(n, generator=generator, device=generator.device) < 0.5
+
+    def uniform(low: float, high: float, neutral: float) -> Tensor:
+        values = low + (high - low) * torch.rand(n, generator=generator, device=generator.device)
+        return torch.where(coins(), values, neutral)
+
+    shuffled = torch.rand((n, 3), generator=generator, device=generator.device).argsort(dim=1)
+    return PhotometricDraw(
+        contrast_last=coins(),
+        brightness=uniform(-MAX_BRIGHTNESS, MAX_BRIGHTNESS, 0.0),
+        contrast=uniform(*CONTRAST, 1.0),
+        saturation=uniform(*SATURATION, 1.0),
+        hue=uniform(-MAX_HUE, MAX_HUE, 0.0),
+        channels=torch.where(coins()[:, None], shuffled, torch.arange(3, device=generator.device)),
+    )
+
+
+def distort_colors(images: Tensor, draw: PhotometricDraw) -> Tensor:
+    """Return images [n, 3, h, w] float BGR, 0..255, with other colours; what leaves 0..255 is not clipped."""
+
+    def each(values: Tensor) -> Tensor:
+        return values.to(images.device)[:, None, None, None]
+
+    rgb = images.flip(1) + each(draw.brightness)
+    rgb = rgb * each(torch.where(draw.contrast_last, 1.0, draw.contrast))
+    hue, saturation, value = rgb_to_hsv(rgb).split(1, dim=1)
+    hue = hue + each(draw.hue)
+    hue = torch.where(hue > 360, hue - 360, torch.where(hue < 0, hue + 360, hue))
+    rgb = hsv_to_rgb(torch.cat([hue, saturation * each(draw.saturation), value], dim=1))
+    rgb = rgb * each(torch.where(draw.contrast_last, draw.contrast, 1.0))
+    channels = draw.channels.to(images.device)[:, :, None, None].expand_as(rgb)
+    return rgb.gather(1, channels).flip(1)
+
+
+def rgb_to_hsv(rgb: Tensor) -> Tensor:
+    """Return [n, 3, h, w] hue (degrees), saturation (0..1) and value (0..255) of RGB 0..255 (Smith, SIGGRAPH 1978)."""
+    value, largest = rgb.max(dim=1)
+    spread = value - rgb.min(dim=1).values
+    saturation = (spread / 255) / (value / 255 + 1e-8)
+    safe = torch.where(spread == 0, 1.0, spread)
+    red, green, blue = rgb.unbind(1)
+    sextant = torch.stack([(green - blue) / safe, (blue - red) / safe + 2, (red - green) / safe + 4], dim=1)
+    hue = sextant.gather(1, largest[:, None])[:, 0].remainder(6) * 60
+    return torch.stack([hue, saturation, value], dim=1)
+
+
+def hsv_to_rgb(hsv: Tensor) -> Tensor:
+    """Invert rgb_to_hsv; saturations and values out of their ranges are carried through the same formula."""
+    hue, saturation, value = hsv.unbind(1)
+    # a channel is at full value within 60 degrees of its hue, falls off over the next 60 and stays at its least
+    position = (hue[:, None] / 60 + hue.new_tensor([5.0, 3.0, 1.0])[:, None, None]).remainder(6)
+    missing = torch.minimum(position, 4 - position).clamp(0, 1)
+    return (value * (1 - saturation * missing.transpose(0, 1))).transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class GridMaskDraw:
+    """A grid of squares.  period: from one square to the next, pixels.  top, left: offset of the grid, pixels."""
+
+    period: int
+    top: int
+    left: int
+
+
+def draw_grid_mask(height: int, width: int, generator: torch.Generator) -> GridMaskDraw | None:
+    """Draw the grid for a batch of images of this size (with their padding); None: this batch stays whole."""
+
+    def below(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=generator, device=generator.device))
+
+    if torch.rand((), generator=generator, device=generator.device) > GRID_MASK_PROBABILITY:
+        return None
+    period = below(2, height)
+    return GridMaskDraw(period, below(0, period), below(0, period))
+
+
+def grid_mask(height: int, width: int, draw: GridMaskDraw) -> np.ndarray:
+    """Return [height, width] bool, False in the squares to be blanked (GridMask, Chen et al., 2020).
+
+    Stripes of half a period are kept; what neither a row's nor a column's stripe covers is blanked. The grid is laid
+    over a canvas of one and a half times the size, of which the middle is taken.
+    """
+    stripe = min(max(int(draw.period * 0.5 + 0.5), 1), draw.period - 1)
+
+    def kept(length: int, offset: int) -> np.ndarray:
+        canvas = int(1.5 * length)
+        line = np.zeros(canvas, bool)
+        for start in range(offset, offset + draw.period * (canvas // draw.period), draw.period):
+            line[start : start + stripe] = True
+        first = (canvas - length) // 2
+        return line[first : first + length]
+
+    return kept(height, draw.top)[:, None] | kept(width, draw.left)[None]

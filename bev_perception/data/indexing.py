@@ -1,0 +1,215 @@
+"""The JSON tables of nuScenes (Caesar et al., CVPR 2020) become flat arrays: key frames, sweeps, images, boxes.
+
+What a frame queue is made of are image sets: [6] indices into the table of images, one a camera.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from bev_perception.data.drive import CAMERAS
+from bev_perception.data.nuscenes import NuScenesError
+from bev_perception.geometry import invert_transform, make_transform, rotation_from_quaternion, transform_points
+
+CHANNELS = tuple(camera.upper() for camera in CAMERAS)
+LIDAR = "LIDAR_TOP"
+#: the tables that an index is made of
+TABLES = (
+    "calibrated_sensor",
+    "category",
+    "ego_pose",
+    "instance",
+    "sample",
+    "sample_annotation",
+    "sample_data",
+    "scene",
+    "sensor",
+)
+#: images between two key frames: 12 Hz against 2 Hz
+SWEEPS = 5
+#: s, on either side of an annotation; over a longer time no velocity is computed (as in nuscenes-devkit)
+MAX_VELOCITY_TIME = 1.5
+#: the detection task's name of nuScenes' categories; the others take no part in it
+_CLASS_OF = {
+    "human.pedestrian.adult": "pedestrian",
+    "human.pedestrian.child": "pedestrian",
+    "human.pedestrian.construction_worker": "pedestrian",
+    "human.pedestrian.police_officer": "pedestrian",
+    "movable_object.barrier": "barrier",
+    "movable_object.trafficcone": "traffic_cone",
+    "vehicle.bicycle": "bicycle",
+    "vehicle.bus.bendy": "bus",
+    "vehicle.bus.rigid": "bus",
+    "vehicle.car": "car",
+    "vehicle.construction": "construction_vehicle",
+    "vehicle.motorcycle": "motorcycle",
+    "vehicle.trailer": "trailer",
+    "vehicle.truck": "truck",
+}
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Index:
+    """All key frames of one version of nuScenes, in the order of time.
+
+    S key frames: tokens, scenes (names), stamps (us), lidar2ego, ego2global [S, 4, 4] (at the lidar's stamp),
+    cameras [S, 6] image set, sweeps [S, 5, 6] image sets, newest first (-1 in the first key frame of a scene).
+    I images: image_path (bytes), image_stamp (us), image_size [I, 2] (width, height), image_calibration,
+    image_pose [I, 7] (w, x, y, z, translation).  C calibrations: sensor2ego [C, 4, 4], intrinsics [C, 3, 3].
+    A boxes, those of key frame s from box_start[s] to box_start[s + 1]; as in records.Annotations: boxes [A, 7],
+    velocities [A, 2], names, lidar_points, radar_points.
+    """
+
+    tokens: np.ndarray
+    scenes: np.ndarray
+    stamps: np.ndarray
+    lidar2ego: np.ndarray
+    ego2global: np.ndarray
+    cameras: np.ndarray
+    sweeps: np.ndarray
+    image_path: np.ndarray
+    image_stamp: np.ndarray
+    image_size: np.ndarray
+    image_calibration: np.ndarray
+    image_pose: np.ndarray
+    sensor2ego: np.ndarray
+    intrinsics: np.ndarray
+    box_start: np.ndarray
+    boxes: np.ndarray
+    velocities: np.ndarray
+    names: np.ndarray
+    lidar_points: np.ndarray
+    radar_points: np.ndarray
+
+
+def build_index(tables: dict[str, list[Row]]) -> Index:
+    """Return the index of tables as their JSON files hold them.  Raises NuScenesError for tables that do not fit."""
+    try:
+        return _Builder(tables).build()
+    except (KeyError, TypeError, IndexError) as error:
+        raise NuScenesError(
+            f"the tables do not fit together ({type(error).__name__}: {error}); unpack the archive again"
+        ) from error
+
+
+class _Builder:
+    """The tables by token, and the images met on the way."""
+
+    def __init__(self, tables: dict[str, list[Row]]) -> None:
+        sensors = {row["token"]: row["channel"] for row in tables["sensor"]}
+        self._channels = {row["token"]: sensors[row["sensor_token"]] for row in tables["calibrated_sensor"]}
+        self._calibrations = {row["token"]: row for row in tables["calibrated_sensor"]}
+        self._poses = {row["token"]: row for row in tables["ego_pose"]}
+        self._data = {row["token"]: row for row in tables["sample_data"]}
+        self._scenes = {row["token"]: row["name"] for row in tables["scene"]}
+        self._samples = {row["token"]: row for row in tables["sample"]}
+        self._annotations = {row["token"]: row for row in tables["sample_annotation"]}
+        self._boxes_of: dict[str, list[Row]] = {}
+        for row in tables["sample_annotation"]:
+            self._boxes_of.setdefault(row["sample_token"], []).append(row)
+        categories = {row["token"]: row["name"] for row in tables["category"]}
+        self._category = {row["token"]: categories[row["category_token"]] for row in tables["instance"]}
+        self._key_data: dict[str, dict[str, Row]] = {}
+        for row in tables["sample_data"]:
+            if row["is_key_frame"]:
+                channel = self._channels[row["calibrated_sensor_token"]]
+                self._key_data.setdefault(row["sample_token"], {})[channel] = row
+        self._images: dict[str, int] = {}  # token of an image -> its place in the table of images
+
+    def build(self) -> Index:
+        samples = sorted(self._samples.values(), key=lambda row: row["timestamp"])
+        if not samples:
+            raise NuScenesError("the table of samples is empty; unpack the archive of that version again")
+        columns: dict[str, list[Any]] = {name: [] for name in ("lidar2ego", "ego2global", "cameras", "sweeps")}
+        boxes: list[tuple[Any, ...]] = []
+        box_start = [0]
+        for sample in tqdm(samples, desc="indexing nuScenes", unit="sample"):
+            key_data = self._key_data.get(sample["token"], {})
+            lacking = [channel for channel in (LIDAR, *CHANNELS) if channel not in key_data]
+            if lacking:
+                raise NuScenesError(f"sample {sample['token']} has no {', '.join(lacking)}; is the archive complete?")
+            lidar2ego = _transform(self._calibrations[key_data[LIDAR]["calibrated_sensor_token"]])
+            ego2global = _transform(self._poses[key_data[LIDAR]["ego_pose_token"]])
+            cameras = [key_data[channel] for channel in CHANNELS]
+            columns["lidar2ego"].append(lidar2ego)
+            columns["ego2global"].append(ego2global)
+            columns["cameras"].append(self._image_set(cameras))
+            columns["sweeps"].append(self._sweeps(cameras, first=not sample["prev"]))
+            global2lidar = invert_transform(ego2global @ lidar2ego)
+            boxes += [self._box(row, global2lidar) for row in self._boxes_of.get(sample["token"], [])]
+            box_start.append(len(boxes))
+        calibrations = {token: k for k, token in enumerate(self._calibrations)}
+        images = [self._data[token] for token in self._images]
+        poses = [self._poses[image["ego_pose_token"]] for image in images]
+        places, velocities, names, lidar_points, radar_points = zip(*boxes, strict=True) if boxes else ((),) * 5
+        return Index(
+            tokens=np.array([sample["token"] for sample in samples]),
+            scenes=np.array([self._scenes[sample["scene_token"]] for sample in samples]),
+            stamps=np.array([sample["timestamp"] for sample in samples], np.int64),
+            lidar2ego=np.stack(columns["lidar2ego"]),
+            ego2global=np.stack(columns["ego2global"]),
+            cameras=np.array(columns["cameras"], np.int32),
+            sweeps=np.array(columns["sweeps"], np.int32),
+            image_path=np.array([image["filename"].encode() for image in images]),
+            image_stamp=np.array([image["timestamp"] for image in images], np.int64),
+            image_size=np.array([(image["width"], image["height"]) for image in images], np.int32),
+            image_calibration=np.array([calibrations[i["calibrated_sensor_token"]] for i in images], np.int32),
+            image_pose=np.array([(*pose["rotation"], *pose["translation"]) for pose in poses], np.float64),
+            sensor2ego=np.stack([_transform(row) for row in self._calibrations.values()]),
+            intrinsics=np.array([row["camera_intrinsic"] or np.eye(3) for row in self._calibrations.values()]),
+            box_start=np.array(box_start, np.int64),
+            boxes=np.array(places, np.float64).reshape(-1, 7),
+            velocities=np.array(velocities, np.float64).reshape(-1, 2),
+            names=np.array(names, np.str_),
+            lidar_points=np.array(lidar_points, np.int32),
+            radar_points=np.array(radar_points, np.int32),
+        )
+
+    def _image_set(self, images: list[Row]) -> list[int]:
+        return [self._images.setdefault(image["token"], len(self._images)) for image in images]
+
+    def _sweeps(self, cameras: list[Row], first: bool) -> list[list[int]]:
+        """Walk every camera's own chain back. A step on which one camera's chain has ended repeats the step before."""
+        if first:
+            return [[-1] * len(CHANNELS)] * SWEEPS
+        sweeps = []
+        images = cameras
+        for _ in range(SWEEPS):
+            if all(image["prev"] for image in images):
+                images = [self._data[image["prev"]] for image in images]
+            sweeps.append(self._image_set(images))
+        return sweeps
+
+    def _box(self, row: Row, global2lidar: np.ndarray) -> tuple[Any, ...]:
+        """Return one annotation in the lidar frame: box [7], velocity [2], name, points."""
+        center = transform_points(global2lidar, np.array([row["translation"]], np.float64))[0]
+        width, length, height = row["size"]
+        rotation = global2lidar[:3, :3] @ rotation_from_quaternion(*row["rotation"])
+        # of the tilted box's two headings, x axis and y axis, the reference takes the y axis's
+        yaw = np.arctan2(-rotation[0, 1], rotation[0, 0])
+        velocity = global2lidar[:3, :2] @ self._velocity(row)  # [3]; nuScenes' velocities are level
+        category = self._category[row["instance_token"]]
+        name = _CLASS_OF.get(category, category)
+        return (*center, length, width, height, yaw), velocity[:2], name, row["num_lidar_pts"], row["num_radar_pts"]
+
+    def _velocity(self, row: Row) -> np.ndarray:
+        """Return an annotation's velocity [2] in the global frame, from its neighbours in time; NaN without any."""
+        before, after = (self._annotations[row[side]] if row[side] else row for side in ("prev", "next"))
+        seconds = 1e-6 * (self._stamp(after) - self._stamp(before))
+        sides = (before is not row) + (after is not row)
+        if sides == 0 or seconds > MAX_VELOCITY_TIME * sides:
+            return np.full(2, np.nan)
+        return (np.array(after["translation"][:2]) - np.array(before["translation"][:2])) / seconds
+
+    def _stamp(self, annotation: Row) -> int:
+        return int(self._samples[annotation["sample_token"]]["timestamp"])
+
+
+def _transform(row: Row) -> np.ndarray:
+    return make_transform(rotation_from_quaternion(*row["rotation"]), np.array(row["translation"]))

@@ -1,0 +1,244 @@
+"""The key frames of nuScenes (Caesar et al., CVPR 2020) with their sweeps and boxes, from an index of its tables.
+
+The index is made once and kept in a file beside the tables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from bev_perception.data.drive import CAMERAS
+from bev_perception.data.indexing import TABLES, Index, build_index
+from bev_perception.data.nuscenes import NuScenesError, official_splits
+from bev_perception.geometry import make_transform, rotation_from_quaternion
+from bev_perception.types import Calibration
+
+LOG = logging.getLogger(__name__)
+
+#: of the index's file; to be raised with every change of what it holds
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class CameraRecord:
+    """One image.  camera: name.  path: relative to the dataroot.  stamp: us.  sensor2ego, ego2global: [4, 4]."""
+
+    camera: str
+    path: str
+    stamp: int
+    calibration: Calibration
+    sensor2ego: np.ndarray
+    ego2global: np.ndarray
+
+    @property
+    def sensor2global(self) -> np.ndarray:
+        """[4, 4], with the ego pose at the image's own stamp."""
+        return self.ego2global @ self.sensor2ego
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The boxes of a key frame in its lidar frame, as nuScenes has them.
+
+    boxes: [n, 7] x, y, z of the middle, length, width, height (m), yaw (rad, counter-clockwise from +x).
+    velocities: [n, 2] m/s, NaN if unknown.
+    names: [n] detection classes, or nuScenes' own category where it belongs to none.
+    lidar_points, radar_points: [n], inside the box.
+    """
+
+    boxes: np.ndarray
+    velocities: np.ndarray
+    names: np.ndarray
+    lidar_points: np.ndarray
+    radar_points: np.ndarray
+
+    @property
+    def valid(self) -> np.ndarray:
+        """[n] bool: some sensor has seen the object."""
+        return self.lidar_points + self.radar_points > 0
+
+
+class Records:
+    """The key frames of some scenes, in the order of time; made by open_records and open_split.
+
+    tokens, scenes (names), stamps (us): lists, one entry a key frame.
+    """
+
+    def __init__(self, root: Path, index: Index, rows: np.ndarray) -> None:
+        """Choose rows of an index.  rows: [n] int, ascending."""
+        self.root = root
+        self._index = index
+        self._rows = rows
+        self.tokens: list[str] = index.tokens[rows].tolist()
+        self.scenes: list[str] = index.scenes[rows].tolist()
+        self.stamps: list[int] = index.stamps[rows].tolist()
+
+    def __len__(self) -> int:
+        """Return the number of key frames."""
+        return len(self._rows)
+
+    def of_scenes(self, names: Iterable[str]) -> Records:
+        """Return the key frames of these scenes alone.  Raises NuScenesError for a scene that is not among them."""
+        wanted, known = set(names), sorted(set(self.scenes))
+        unknown = sorted(wanted - set(known))
+        if unknown:
+            shown = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
+            raise NuScenesError(f"no scene {', '.join(unknown)} here; there are {shown}")
+        return Records(self.root, self._index, self._rows[np.isin(self.scenes, sorted(wanted))])
+
+    def lidar2ego(self, i: int) -> np.ndarray:
+        """Return [4, 4] of key frame i."""
+        return self._index.lidar2ego[self._rows[i]]
+
+    def ego2global(self, i: int) -> np.ndarray:
+        """Return [4, 4] of key frame i, at the lidar's stamp."""
+        return self._index.ego2global[self._rows[i]]
+
+    def lidar2global(self, i: int) -> np.ndarray:
+        """Return [4, 4] of key frame i."""
+        return self.ego2global(i) @ self.lidar2ego(i)
+
+    def cameras(self, i: int) -> np.ndarray:
+        """Return the image set [6] of key frame i."""
+        return self._index.cameras[self._rows[i]]
+
+    def sweeps(self, i: int) -> np.ndarray:
+        """Return the image sets [5, 6] before key frame i, newest first; [0, 6] where it is the first of its scene."""
+        sweeps = self._index.sweeps[self._rows[i]]
+        return sweeps if sweeps[0, 0] >= 0 else sweeps[:0]
+
+    def annotations(self, i: int) -> Annotations:
+        """Return the boxes of key frame i."""
+        index, row = self._index, self._rows[i]
+        at = slice(index.box_start[row], index.box_start[row + 1])
+        return Annotations(
+            index.boxes[at], index.velocities[at], index.names[at], index.lidar_points[at], index.radar_points[at]
+        )
+
+    def paths(self, image_set: np.ndarray) -> list[str]:
+        """Return the files of an image set, relative to the dataroot."""
+        return [path.decode() for path in self._index.image_path[image_set].tolist()]
+
+    def images(self, image_set: np.ndarray) -> list[CameraRecord]:
+        """Return the six images of an image set."""
+        index = self._index
+        found = []
+        for camera, image, path in zip(CAMERAS, image_set, self.paths(image_set), strict=True):
+            mounted = index.image_calibration[image]
+            width, height = index.image_size[image].tolist()
+            pose = index.image_pose[image]
+            found.append(
+                CameraRecord(
+                    camera=camera,
+                    path=path,
+                    stamp=int(index.image_stamp[image]),
+                    calibration=Calibration(index.intrinsics[mounted], width, height),
+                    sensor2ego=index.sensor2ego[mounted],
+                    ego2global=make_transform(rotation_from_quaternion(*pose[:4]), pose[4:]),
+                )
+            )
+        return found
+
+    def missing_files(self, image_sets: Iterable[np.ndarray]) -> list[str]:
+        """Return those files of image sets that are not under the dataroot."""
+        images = np.unique(np.concatenate([np.ravel(image_set) for image_set in image_sets]))
+        return [path for path in self.paths(images) if not (self.root / path).is_file()]
+
+
+def open_records(root: Path, version: str, cache: Path | None = None) -> Records:
+    """Return all key frames of a version such as "v1.0-trainval".
+
+    The tables are read and indexed at the first call; the index is kept in `cache`, by default in the directory of
+    the tables or, where that cannot be written, in the user's cache directory.
+
+    Raises NuScenesError, naming cause and remedy, for missing or broken tables.
+    """
+    directory = Path(root) / version
+    missing = [name for name in TABLES if not (directory / f"{name}.json").is_file()]
+    if missing:
+        raise NuScenesError(
+            f"{directory} lacks the tables {', '.join(missing)}; root must be the directory that holds samples/ "
+            f"and {version}/, unpacked from the archive of that version"
+        )
+    index = _cached_index(directory, [cache] if cache else [directory, _user_cache()])
+    return Records(Path(root), index, np.arange(len(index.tokens)))
+
+
+def open_split(root: Path, version: str, split: str, cache: Path | None = None) -> Records:
+    """Return the key frames of an official split: train, val, test, mini_train, mini_val, or "trainval" for two.
+
+    Scenes of the split that the tables lack are left out: they are a part of the data set.
+    Raises NuScenesError as open_records does, and for a split of which the tables hold nothing.
+    """
+    splits = official_splits()
+    if split not in splits:
+        raise NuScenesError(f"unknown split {split!r}; known: {', '.join(sorted(splits))}")
+    everything = open_records(root, version, cache)
+    scenes = set(splits[split]) & set(everything.scenes)
+    if not scenes:
+        raise NuScenesError(f"{version} holds no scene of the split {split!r}; choose a split of that version")
+    return everything.of_scenes(scenes)
+
+
+def _cached_index(directory: Path, places: list[Path]) -> Index:
+    file = f"bev_perception_{_digest(directory)}.npz"
+    for place in places:
+        if (place / file).is_file():
+            try:
+                with np.load(place / file, allow_pickle=False) as stored:
+                    return Index(**stored)
+            except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+                LOG.warning("%s is damaged (%s); it is made again", place / file, error)
+    index = build_index(_read_tables(directory))
+    for place in places:
+        try:
+            _write_index(index, place / file)
+            break
+        except OSError as error:
+            LOG.warning("the index of %s cannot be kept in %s: %s", directory.name, place, error)
+    return index
+
+
+def _digest(directory: Path) -> str:
+    digest = hashlib.blake2b(str(FORMAT).encode(), digest_size=12)
+    for name in TABLES:
+        with (directory / f"{name}.json").open("rb") as table:
+            while chunk := table.read(1 << 24):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bev_perception"
+
+
+def _write_index(index: Index, path: Path) -> None:
+    """Write beside the final name, then rename: several processes may do so at once, and a reader sees a whole file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
+    try:
+        np.savez_compressed(partial, **vars(index))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read_tables(directory: Path) -> dict[str, list[dict[str, Any]]]:
+    tables = {}
+    for name in tqdm(TABLES, desc=f"reading {directory.name}", unit="table"):
+        try:
+            tables[name] = json.loads((directory / f"{name}.json").read_bytes())
+        except ValueError as error:
+            raise NuScenesError(f"{directory / name}.json is damaged ({error}); unpack the archive again") from error
+    return tables

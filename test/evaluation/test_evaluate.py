@@ -1,0 +1,249 @@
+"""A variant over a small nuScenes dataroot: made up, and the real key frames where they are present."""
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from nuscenes_root import SCENES, write_nuscenes
+
+from bev_perception.checkpoints import load_checkpoint
+from bev_perception.config import NUSCENES_CLASSES as CLASSES
+from bev_perception.config import DecodeConfig, FramesConfig, ImageConfig, load_variant, variants_directory
+from bev_perception.data.indexing import TABLES
+from bev_perception.data.nuscenes import NuScenesError
+from bev_perception.data.queues import read_frame, training_boxes
+from bev_perception.data.records import open_split
+from bev_perception.decode import decode_boxes
+from bev_perception.evaluation.detection import EvaluationError, score_results, to_submission, write_submission
+from bev_perception.evaluation.evaluate import EvalSettings, detect, detect_in_queues, evaluate
+from bev_perception.models import build_model
+from bev_perception.pipeline import Pipeline
+from bev_perception.preprocess import Preprocessor
+from bev_perception.types import Boxes3D
+
+pytest.importorskip("nuscenes")
+SPLIT = ("v1.0-mini", "mini_val")
+CPU = torch.device("cpu")
+CONFIG = dataclasses.replace(
+    load_variant("sparsebev_tiny"),
+    image=ImageConfig(height=64, width=176),
+    decode=DecodeConfig(max_num=50, score_threshold=0.0),  # the scores of untrained weights are all low
+)
+
+
+@pytest.fixture(scope="module")
+def records(synthetic_nuscenes):
+    return open_split(synthetic_nuscenes, *SPLIT)
+
+
+@pytest.fixture(scope="module")
+def model(untrained):
+    made = build_model(CONFIG)
+    load_checkpoint(made, untrained)
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def variant(tmp_path_factory):
+    """CONFIG as a file of one's own."""
+    path = tmp_path_factory.mktemp("variant") / "tiny_low.yaml"
+    text = (variants_directory() / "sparsebev_tiny.yaml").read_text()
+    text = text.replace("name: sparsebev_tiny", "name: tiny_low")
+    text = text.replace("image: {height: 128, width: 352}", "image: {height: 64, width: 176}")
+    path.write_text(text + "\ndecode: {max_num: 50, score_threshold: 0.0}\n")
+    assert dataclasses.replace(load_variant(path), name=CONFIG.name) == CONFIG
+    return path
+
+
+@pytest.fixture(scope="module")
+def settings(variant, untrained, synthetic_nuscenes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    return EvalSettings(str(variant), untrained, synthetic_nuscenes, *SPLIT, out, "cpu")
+
+
+def check_same(found, wanted):
+    for name in ("labels", "scores", "centers", "sizes", "yaws", "velocities"):
+        np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def check_online_equals_offline(records, rows, untrained, model):
+    online = list(detect(CONFIG, untrained, CPU, records, rows))
+    offline = list(detect_in_queues(CONFIG, model, CPU, records, rows))
+    assert [i for i, _ in online] == [i for i, _ in offline] == list(rows)
+    for (_, found), (_, wanted) in zip(online, offline, strict=True):
+        assert len(found) == 50
+        check_same(found, wanted)
+    return [boxes for _, boxes in online]
+
+
+def test_memory_and_whole_queue_give_the_same_boxes(records, untrained, model):
+    found = check_online_equals_offline(records, range(6), untrained, model)
+    # the frames remembered do count, and those of another scene do not
+    (_, alone), (_, first) = detect(CONFIG, untrained, CPU, records, [2, 5])
+    assert np.abs(alone.centers - found[2].centers).max() > 1e-3
+    check_same(first, found[5])
+
+
+def test_memory_and_whole_queue_agree_on_real_key_frames(nuscenes_root, tmp_path, untrained, model):
+    root = five_key_frames(nuscenes_root, tmp_path)
+    records = open_split(root, *SPLIT)
+    assert len(records) == 5
+    check_online_equals_offline(records, range(5), untrained, model)
+
+
+def test_future_frames(records):
+    """Frames are read once for all queues that they are in; the boxes are those of queues read afresh."""
+    config = dataclasses.replace(CONFIG, frames=FramesConfig(past=2, future=2, order="interleaved"))
+    torch.manual_seed(0)
+    model = build_model(config).eval()
+    found = dict(detect_in_queues(config, model, CPU, records, [1, 2]))
+    preprocess = Preprocessor(config, CPU)
+    for i, boxes in found.items():
+        wanted = [i, i - 1, i + 1, max(i - 2, 0), i + 2]
+        inputs = [preprocess(read_frame(records, i, records.cameras(j)))[0] for j in wanted]
+        with torch.inference_mode():
+            outputs = model.detect_frames(inputs)
+        check_same(boxes, decode_boxes(outputs.logits[-1, 0], outputs.boxes[-1, 0], config.decode, CLASSES, False))
+    preprocess.close()
+
+
+def five_key_frames(source, root):
+    """The key frames of scene-0103 that have their images, with the tables cut down to them."""
+    tables = {path.stem: json.loads(path.read_text()) for path in (source / SPLIT[0]).glob("*.json")}
+    here = {row["sample_token"] for row in tables["sample_data"] if row["filename"].endswith(".jpg")} & {
+        row["sample_token"] for row in tables["sample_data"] if (source / row["filename"]).with_suffix(".jpg").is_file()
+    }
+    tables["sample"] = [row for row in tables["sample"] if row["token"] in here]
+    for name in ("sample_data", "sample_annotation"):
+        tables[name] = [row for row in tables[name] if row["sample_token"] in here]
+    for name in ("sample", "sample_data", "sample_annotation"):
+        kept = {row["token"] for row in tables[name]}
+        for row in tables[name]:
+            row.update({side: row[side] if row[side] in kept else "" for side in ("prev", "next")})
+    (root / SPLIT[0]).mkdir()
+    for name, rows in tables.items():
+        (root / SPLIT[0] / f"{name}.json").write_text(json.dumps(rows))
+    for name in ("samples", "maps"):
+        (root / name).symlink_to(source / name)
+    return root
+
+
+def test_the_frame_is_where_the_lidar_is(records, model, untrained):
+    """The reference is the lidar's real place, not the variant's nominal one; the boxes stay in it."""
+    frame = read_frame(records, 0)
+    np.testing.assert_allclose(frame.reference2global, records.lidar2global(0))
+    assert frame.stamp == records.stamps[0] * 1000 and all(view is not None for view in frame.views)
+    pipeline = Pipeline(CONFIG, model, CPU, load_checkpoint(model, untrained))
+    nominal = dataclasses.replace(frame, reference2global=None)
+    in_lidar, in_ego = (pipeline.step(f).boxes for f in (frame, nominal))
+    pipeline.close()
+    # the queries start at the floor of the range, 5 m below the frame that they are in
+    assert abs(np.median(in_lidar.centers[:, 2]) + 5) < 1
+    assert abs(np.median(in_ego.centers[:, 2]) + 5 - 1.84) < 1
+
+
+def test_evaluate_writes_and_scores(settings, records):
+    scores = evaluate(settings)
+    document = json.loads((settings.out / "results_nusc.json").read_text())
+    assert list(document["results"]) == records.tokens
+    assert any(document["results"].values()) and 0 <= scores.nds < 0.3
+    assert set(scores.errors) == {"mATE", "mASE", "mAOE", "mAVE", "mAAE"}
+    assert (settings.out / "metrics_summary.json").is_file() and (settings.out / "plots" / "curves.png").is_file()
+
+
+def test_a_single_scene(settings, tmp_path):
+    scores = evaluate(dataclasses.replace(settings, out=tmp_path, scenes=(SCENES[1],)))
+    assert scores is not None
+    results = json.loads((tmp_path / "results_nusc.json").read_text())["results"]
+    assert {token.rsplit("-", 1)[0] for token in results} == {SCENES[1]}
+    with pytest.raises(NuScenesError, match="no scene scene-0001 here; there are scene-0103"):
+        evaluate(dataclasses.replace(settings, scenes=("scene-0001",)))
+
+
+def test_truth_of_the_made_up_drive_scores_full_marks(records, synthetic_nuscenes, tmp_path):
+    results = {}
+    for i, token in enumerate(records.tokens):
+        boxes, labels = training_boxes(records, i, CONFIG.class_names, [-np.inf] * 3 + [np.inf] * 3)
+        n = len(boxes)
+        truth = Boxes3D(boxes[:, :3], boxes[:, 3:6], boxes[:, 6], boxes[:, 7:], np.ones(n), labels, CONFIG.class_names)
+        results[token] = to_submission(truth, token, records.lidar2ego(i), records.ego2global(i))
+    write_submission(results, tmp_path / "results.json")
+    scores = score_results(tmp_path / "results.json", synthetic_nuscenes, *SPLIT, tmp_path)
+    for name in ("car", "truck", "pedestrian"):
+        assert scores.class_aps[name] == pytest.approx(1.0)
+        assert max(scores.class_errors[name].values()) < 1e-4  # level ground: nothing is lost between the frames
+
+
+def test_missing_files_are_counted_before_anything_runs(settings, tmp_path):
+    root = write_nuscenes(tmp_path / "root", key_frames=2, image_size=(160, 90))
+    files = sorted((root / "samples" / "CAM_BACK").glob("*.jpg"), key=lambda path: int(path.stem))
+    for path in files[:2]:
+        path.unlink()
+    broken = dataclasses.replace(settings, data=root, out=tmp_path / "out")
+    with pytest.raises(EvaluationError, match=r"2 of 24 images are missing .*with all their images here: scene-0916"):
+        evaluate(broken)
+    assert not broken.out.exists()
+
+
+@pytest.mark.parametrize("damage", ["one", "all"])
+def test_damaged_files_are_named(settings, tmp_path, damage):
+    root = write_nuscenes(tmp_path / "root", key_frames=2, image_size=(160, 90))
+    records = open_split(root, *SPLIT)
+    paths = records.paths(records.cameras(1))
+    for path in paths if damage == "all" else paths[3:4]:
+        (root / path).write_bytes((root / path).read_bytes()[:500])
+    with pytest.raises(EvaluationError, match=f"{records.tokens[1]}.*{paths[3] if damage == 'one' else 'cam_back'}"):
+        evaluate(dataclasses.replace(settings, data=root, out=tmp_path / "out"))
+
+
+def test_two_processes_give_the_results_of_one(settings, tmp_path):
+    evaluate(dataclasses.replace(settings, out=tmp_path / "one"))
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import pathlib, sys, torch\n"
+        "from bev_perception.evaluation.evaluate import EvalSettings, evaluate\n"
+        "torch.set_num_threads(1)\n"
+        "variant, checkpoint, data, out = sys.argv[1:]\n"
+        f"scores = evaluate(EvalSettings(variant, pathlib.Path(checkpoint), pathlib.Path(data), *{SPLIT},"
+        " pathlib.Path(out), 'cpu'))\n"
+        "if scores is not None:\n"
+        "    (pathlib.Path(out) / 'table.txt').write_text(scores.table())\n"
+    )
+    arguments = [script, settings.variant, settings.checkpoint, settings.data, tmp_path / "two"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"PYTHONPATH": os.pathsep.join(sys.path), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common |= {"WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    processes = [  # what torchrun starts
+        subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    try:
+        errors = [process.communicate(timeout=240)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], errors[0][-2000:] + errors[1][-2000:]
+    one, two = (json.loads((tmp_path / n / "results_nusc.json").read_text())["results"] for n in ("one", "two"))
+    assert list(one) == list(two)
+    for token in one:
+        for a, b in zip(one[token], two[token], strict=True):
+            assert a["detection_name"] == b["detection_name"]
+            np.testing.assert_allclose(a["translation"], b["translation"], atol=1e-3)
+    assert "NDS" in (tmp_path / "two" / "table.txt").read_text()
+
+
+def test_tables_of_the_made_up_root_are_complete(synthetic_nuscenes):
+    assert {path.stem for path in (synthetic_nuscenes / SPLIT[0]).glob("*.json")} >= set(TABLES)
