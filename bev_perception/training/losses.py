@@ -1,0 +1,106 @@
+"""The losses of a query detector: focal loss of the classes, L1 of the boxes, after every pass of the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from bev_perception.models.sparsebev import SparseBEVOutput
+from bev_perception.training.samples import Truth
+from bev_perception.training.targets import (
+    BOX_WEIGHT,
+    CLASS_WEIGHT,
+    FOCAL_ALPHA,
+    FOCAL_GAMMA,
+    Denoising,
+    assign,
+    encode_boxes,
+)
+
+#: the reference divides by the number of boxes plus this (the smallest step of float32 at 1)
+COUNT_EPS = 1.1920928955078125e-07
+
+
+def focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the sum of the sigmoid focal loss (Lin et al., ICCV 2017).
+
+    logits: [n, classes].  labels: [n] int64; `classes` stands for no class at all.
+    """
+    wanted = F.one_hot(labels, logits.shape[1] + 1)[:, :-1].to(logits)
+    probability = logits.sigmoid()
+    wrong = torch.where(wanted > 0, 1 - probability, probability)
+    weight = torch.where(wanted > 0, FOCAL_ALPHA, 1 - FOCAL_ALPHA) * wrong**FOCAL_GAMMA
+    return (weight * F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")).sum()
+
+
+def box_loss(boxes: Tensor, targets: Tensor, code_weights: Tensor) -> Tensor:
+    """Return the sum of the weighted absolute errors of boxes [n, 10]; rows whose target is not finite do not count."""
+    finite = targets.isfinite().all(dim=1)
+    return ((boxes[finite] - targets[finite]).abs() * code_weights).sum()
+
+
+def detection_losses(
+    output: SparseBEVOutput, truths: Sequence[Truth], denoising: Denoising | None, code_weights: Tensor
+) -> dict[str, Tensor]:
+    """Return every loss by its name; training minimises their sum.
+
+    output: of the denoising queries, if there are any, and the learnt ones.  truths: of each sample.
+    code_weights: [10], of the codes of a box.
+
+    "loss_cls" and "loss_bbox" are of the last pass, "d0." and on before a name is an earlier one; "_dn" is of the
+    denoising queries. All are divided by numbers of boxes that are averaged over the processes, so that the average
+    of the gradients is that of one process with all the samples.
+    """
+    places = 0 if denoising is None else denoising.queries.labels.shape[1]
+    count, dn_count = _box_counts(truths, denoising, queries=output.logits.shape[2] - places)
+    targets = [encode_boxes(truth.boxes) for truth in truths]
+    dn_targets = None if denoising is None else encode_boxes(denoising.boxes)
+    losses = {}
+    for layer, (logits, boxes) in enumerate(zip(output.logits, output.boxes, strict=True)):
+        prefix = "" if layer == len(output.logits) - 1 else f"d{layer}."
+        if denoising is not None and dn_targets is not None:
+            rows = denoising.sample, denoising.place
+            losses[f"{prefix}loss_cls_dn"] = CLASS_WEIGHT * focal_loss(logits[rows], denoising.labels) / dn_count
+            losses[f"{prefix}loss_bbox_dn"] = BOX_WEIGHT * box_loss(boxes[rows], dn_targets, code_weights) / dn_count
+        cls, bbox = _matching_losses(logits[:, places:], boxes[:, places:], truths, targets, code_weights)
+        losses[f"{prefix}loss_cls"] = CLASS_WEIGHT * cls / count
+        losses[f"{prefix}loss_bbox"] = BOX_WEIGHT * bbox / count
+    return losses
+
+
+def loss_names(layers: int, denoising: bool) -> tuple[str, ...]:
+    """Return the names that detection_losses can use for a decoder of so many passes."""
+    prefixes = ("", *(f"d{layer}." for layer in range(layers - 1)))
+    suffixes = ("", "_dn") if denoising else ("",)
+    return tuple(
+        f"{prefix}{loss}{suffix}" for suffix in suffixes for prefix in prefixes for loss in ("loss_cls", "loss_bbox")
+    )
+
+
+def _matching_losses(
+    logits: Tensor, boxes: Tensor, truths: Sequence[Truth], targets: Sequence[Tensor], code_weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the sums of both losses of logits [B, Q, classes] and boxes [B, Q, 10] after their assignment."""
+    wanted = torch.full(logits.shape[:2], logits.shape[2], device=logits.device)  # no class
+    bbox = boxes.new_zeros(())
+    for b, (truth, target) in enumerate(zip(truths, targets, strict=True)):
+        queries, known = assign(logits[b], boxes[b], truth.labels, target, code_weights)
+        wanted[b, queries] = truth.labels[known]
+        bbox = bbox + box_loss(boxes[b, queries], target[known], code_weights)
+    return focal_loss(logits.flatten(0, 1), wanted.flatten()), bbox
+
+
+def _box_counts(truths: Sequence[Truth], denoising: Denoising | None, queries: int) -> tuple[Tensor, Tensor]:
+    """Return what the matching and the denoising losses are divided by."""
+    matched = sum(min(len(truth.labels), queries) for truth in truths)
+    counts = torch.tensor([matched, 0 if denoising is None else len(denoising.labels)], device=truths[0].boxes.device)
+    counts = counts.to(torch.float64)
+    if dist.is_initialized():
+        dist.all_reduce(counts)
+        counts /= dist.get_world_size()
+    matching, noisy = (counts.clamp(min=1) + COUNT_EPS).unbind()
+    return matching, noisy

@@ -1,0 +1,84 @@
+"""What training says while it runs: a bar on a terminal, lines in the log elsewhere, and the numbers in files."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+LOG = logging.getLogger(__name__)
+
+
+class Progress:
+    """Averages the losses over some steps and reports them: to out/log.jsonl always, to TensorBoard where it is there.
+
+    A context manager; of several processes only the first has one that is not silent.
+    """
+
+    def __init__(self, out: Path, done: int, total: int, every: int, silent: bool) -> None:
+        """Open the files.  done: steps before this run, of total.  every: steps between two reports."""
+        self._done, self._total, self._every, self._silent = done, total, every, silent
+        self._sums: dict[str, float] = {}
+        self._since = 0
+        self._started, self._start_step = time.monotonic(), done
+        if silent:
+            return
+        self._bar = tqdm(total=total, initial=done, unit="step", disable=None, dynamic_ncols=True)
+        self._file = (out / "log.jsonl").open("a", buffering=1)
+        self._writer = _tensorboard(out)
+
+    def __enter__(self) -> Progress:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the files."""
+        if self._silent:
+            return
+        self._bar.close()
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def step(self, epoch: int, lr: float, values: dict[str, float]) -> None:
+        """Count one step.  lr: of the parameters without a factor of their own.  values: what is to be averaged."""
+        self._done += 1
+        if self._silent:
+            return
+        self._bar.update()
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._since += 1
+        if self._done % self._every == 0 or self._done == self._total:
+            self._report(epoch, lr)
+
+    def _report(self, epoch: int, lr: float) -> None:
+        means = {name: total / self._since for name, total in self._sums.items()}
+        self._sums, self._since = {}, 0
+        self._file.write(json.dumps({"step": self._done, "epoch": epoch, "lr": lr, **means}) + "\n")
+        if self._writer is not None:
+            for name, value in {"lr": lr, **means}.items():
+                self._writer.add_scalar(name, value, self._done)
+        shown = {name: f"{means[name]:.3g}" for name in ("loss", "loss_cls", "loss_bbox")}
+        self._bar.set_postfix(shown)
+        if self._bar.disable:
+            seconds = (time.monotonic() - self._started) / (self._done - self._start_step) * (self._total - self._done)
+            eta = datetime.timedelta(seconds=round(seconds))
+            LOG.info("epoch %d, step %d of %d, %s left: %s", epoch, self._done, self._total, eta, shown)
+
+
+def _tensorboard(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        LOG.info("tensorboard is not installed; the losses go to log.jsonl alone")
+        return None
+    return SummaryWriter(str(out / "tensorboard"))

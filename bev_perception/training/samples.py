@@ -1,0 +1,124 @@
+"""What a data set hands to training, and how its samples become batches in a repeatable order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+
+@dataclass(frozen=True)
+class TrainingSample:
+    """One annotated moment: T frames of N cameras, the current frame first, in the model's order.
+
+    images: [T, N, h, w, 3] uint8 BGR, resized, cropped and flipped, not yet normalised or padded.
+    reference2image: [T, N, 4, 4], the current reference frame (m) to depth-scaled pixels of each image; every
+    augmentation is already in it.  time_differences: [T] s, current minus frame t.
+    boxes: [n, 9] in the reference frame: centre x, y, z, length, width, height (m), yaw (rad), vx, vy (m/s; 0 where
+    unknown).  labels: [n] int64.
+    """
+
+    images: np.ndarray
+    reference2image: np.ndarray
+    time_differences: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+
+
+class TrainingData(Protocol):
+    """A data set. `rng` is the only source of chance, so that the same number gives the same sample.
+
+    A sample that cannot be read or holds no box is the data set's to replace (by another that rng draws).
+    """
+
+    def __len__(self) -> int:
+        """Return the number of samples of one epoch."""
+
+    def sample(self, index: int, rng: np.random.Generator) -> TrainingSample:
+        """Return sample `index`, augmented by draws from rng."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The boxes of one sample on the device: boxes [n, 9] as in TrainingSample, labels [n] int64."""
+
+    boxes: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples.
+
+    images: [B, T, N, h, w, 3] uint8.  reference2image: [B, T, N, 4, 4] float32.  time_differences: [B, T] float32.
+    truths: of each sample.  seeds: one a sample, for what is drawn on the device.
+    """
+
+    images: Tensor
+    reference2image: Tensor
+    time_differences: Tensor
+    truths: tuple[Truth, ...]
+    seeds: tuple[int, ...]
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on `device`."""
+        return Batch(
+            self.images.to(device, non_blocking=True),
+            self.reference2image.to(device, non_blocking=True),
+            self.time_differences.to(device, non_blocking=True),
+            tuple(Truth(truth.boxes.to(device), truth.labels.to(device)) for truth in self.truths),
+            self.seeds,
+        )
+
+
+def collate(samples: Sequence[tuple[TrainingSample, int]]) -> Batch:
+    """Stack samples, each with its seed."""
+    first = [sample for sample, _ in samples]
+    return Batch(
+        images=torch.from_numpy(np.stack([s.images for s in first])),
+        reference2image=torch.from_numpy(np.stack([s.reference2image for s in first]).astype(np.float32)),
+        time_differences=torch.from_numpy(np.stack([s.time_differences for s in first]).astype(np.float32)),
+        truths=tuple(
+            Truth(torch.from_numpy(s.boxes.astype(np.float32)), torch.from_numpy(s.labels.astype(np.int64)))
+            for s in first
+        ),
+        seeds=tuple(seed for _, seed in samples),
+    )
+
+
+def epoch_order(samples: int, batch: int, seed: int, epoch: int) -> np.ndarray:
+    """Return [steps, batch] indices: a shuffle of all samples that wraps around to fill the last step."""
+    order = np.random.default_rng([seed, epoch]).permutation(samples)
+    steps = -(-samples // batch)
+    return np.resize(order, (steps, batch))
+
+
+def load_epoch(
+    data: TrainingData, order: np.ndarray, seed: int, epoch: int, workers: int, pin_memory: bool
+) -> Iterator[Batch]:
+    """Yield a batch for each row of order [steps, B], read ahead by `workers` processes (0: by this one)."""
+    return iter(
+        DataLoader(
+            _Seeded(data, seed, epoch),
+            batch_sampler=order.tolist(),
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=pin_memory,
+        )
+    )
+
+
+class _Seeded(Dataset):
+    """Gives every sample of an epoch its own stream of chance, whichever process reads it and whenever."""
+
+    def __init__(self, data: TrainingData, seed: int, epoch: int) -> None:
+        self.data, self.seed, self.epoch = data, seed, epoch
+
+    def __getitem__(self, index: int) -> tuple[TrainingSample, int]:
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        return self.data.sample(index, rng), int(rng.integers(2**63))

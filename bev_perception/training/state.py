@@ -1,0 +1,94 @@
+"""What training leaves on the disk to go on from, and how it is read again."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bev_perception.checkpoints import save_checkpoint
+from bev_perception.models.sparsebev import SparseBEV
+
+STATE, WEIGHTS = "state.pt", "weights.safetensors"
+
+
+class TrainingError(ValueError):
+    """Training that cannot start or go on; the message names the cause and the remedy."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What must be the same for a training to go on where another stopped."""
+
+    variant: str
+    seed: int
+    samples: int
+    batch: int
+    epochs: int
+    lr: float
+    precision: str
+
+
+def save_state(
+    out: Path,
+    identity: Identity,
+    step: int,
+    model: SparseBEV,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> None:
+    """Write out/weights.safetensors, for use, and out/state.pt, which holds all that resuming needs.
+
+    Each file is replaced at once or not at all; state.pt holds the weights too, so that the two need not agree.
+    """
+    content = {
+        "identity": asdict(identity),
+        "step": step,
+        "weights": model.state_dict(),
+        "legacy_boxes": model.legacy_boxes,
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+    }
+    partial = out / f"{STATE}.partial"
+    with partial.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, out / STATE)
+    save_checkpoint(model, out / WEIGHTS, {"variant": identity.variant, "steps": str(step)})
+
+
+def load_state(
+    out: Path,
+    identity: Identity,
+    model: SparseBEV,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> int:
+    """Fill model, optimizer and scaler with what save_state wrote; return the number of steps done.
+
+    Raises TrainingError for a file that is missing, damaged or of a training with other settings.
+    """
+    path = out / STATE
+    if not path.is_file():
+        raise TrainingError(f"there is no {path} to resume from; start without resume, or give the right directory")
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        stored = Identity(**content["identity"])
+    except Exception as error:  # damaged bytes can meet the reader anywhere
+        raise TrainingError(f"{path} cannot be read ({error}); start anew from weights.safetensors") from error
+    differing = [
+        f"{field.name} {getattr(stored, field.name)!r}, now {getattr(identity, field.name)!r}"
+        for field in fields(Identity)
+        if getattr(stored, field.name) != getattr(identity, field.name)
+    ]
+    if differing:
+        raise TrainingError(f"{path} is of a training with {'; '.join(differing)}; resume with the same settings")
+    model.load_state_dict(content["weights"])
+    model.legacy_boxes = content["legacy_boxes"]
+    optimizer.load_state_dict(content["optimizer"])
+    scaler.load_state_dict(content["scaler"])
+    return content["step"]

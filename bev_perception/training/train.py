@@ -1,0 +1,268 @@
+"""Train a variant, on one device or, under torchrun, on several; `train` reads from top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from bev_perception.checkpoints import load_checkpoint, load_pretrained
+from bev_perception.config import TrainingConfig, VariantConfig
+from bev_perception.models import build_model
+from bev_perception.training.losses import loss_names
+from bev_perception.training.progress import Progress
+from bev_perception.training.samples import TrainingData, epoch_order, load_epoch
+from bev_perception.training.state import STATE, Identity, TrainingError, load_state, save_state
+from bev_perception.training.step import PRECISIONS, TrainingStep, compute_twice, freeze
+
+#: of the gradients in fp16, at the start; GradScaler adapts it
+FP16_SCALE = 512.0
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Where and how to train; what belongs to the variant is in its TrainingConfig.
+
+    out: directory for the weights, the state and the logs.  pretrained: file to fill the backbone from.
+    init: checkpoint of this very variant to start from.  resume: go on from the state in out.
+    epochs, lr: other ones than the variant's.  batch: samples a step and process; unless given, the variant's batch is
+    divided among the processes.  device: "auto", "cpu" or "cuda".
+    precision: of the backbone and neck, "fp32", "bf16" or "fp16"; the decoder computes in float32.
+    recompute: save memory by computing activations twice.  workers: processes that read ahead, for each of training.
+    log_every, save_every: steps; the state is saved at the end of every epoch besides.
+    """
+
+    out: Path
+    pretrained: Path | None = None
+    init: Path | None = None
+    resume: bool = False
+    epochs: int | None = None
+    lr: float | None = None
+    batch: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "bf16"
+    recompute: bool = False
+    workers: int = 4
+    log_every: int = 50
+    save_every: int = 1000
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """steps: done in all.  finished: False if a signal stopped training, which can then be resumed."""
+
+    steps: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that train together: this one's rank among `count` of them, and its device."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+
+def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) -> TrainResult:
+    """Train a variant on `data`.
+
+    SIGTERM or SIGINT ends training after the current step; what is saved then can be resumed, and the result is that
+    of a training without the interruption (to the last bit on the CPU). Chance follows from seed, step and rank alone.
+
+    Raises TrainingError, ConfigError or CheckpointError for settings and files that do not fit.
+    """
+    recipe = _check(config, settings)
+    epochs, lr = settings.epochs or recipe.epochs, settings.lr or recipe.lr
+    settings.out.mkdir(parents=True, exist_ok=True)
+    with _join_processes(settings.device) as processes, _StopOnSignal() as stop:
+        device = processes.device
+        batch = settings.batch or _share(recipe.batch, processes.count)
+        steps_per_epoch = -(-len(data) // (batch * processes.count))
+        total_steps = epochs * steps_per_epoch
+        identity = Identity(
+            config.name, settings.seed, len(data), batch * processes.count, epochs, lr, settings.precision
+        )
+
+        torch.manual_seed(settings.seed)
+        model = build_model(config)
+        if settings.pretrained is not None:
+            load_pretrained(model, settings.pretrained, "img_backbone")
+        if settings.init is not None:
+            load_checkpoint(model, settings.init)
+        freeze(model)
+        if settings.recompute:
+            compute_twice(model)
+        model.to(device).train()
+        optimizer = torch.optim.AdamW(parameter_groups(model, recipe, lr), weight_decay=recipe.weight_decay)
+        scaler = torch.amp.GradScaler(device.type, init_scale=FP16_SCALE, enabled=settings.precision == "fp16")
+        done = load_state(settings.out, identity, model, optimizer, scaler) if settings.resume else 0
+
+        losses_of: nn.Module = TrainingStep(model, recipe, settings.precision)
+        if processes.count > 1:
+            device_ids = [device.index] if device.type == "cuda" else None
+            losses_of = DistributedDataParallel(losses_of, device_ids=device_ids, broadcast_buffers=False)
+        names = loss_names(config.head.num_layers, denoising=recipe.denoising_groups > 0)
+
+        def save() -> None:
+            if processes.rank == 0:
+                save_state(settings.out, identity, done, model, optimizer, scaler)
+
+        with Progress(settings.out, done, total_steps, settings.log_every, silent=processes.rank > 0) as progress:
+            for epoch in range(done // steps_per_epoch, epochs):
+                order = epoch_order(len(data), identity.batch, settings.seed, epoch)
+                mine = order[done % steps_per_epoch :, processes.rank * batch : (processes.rank + 1) * batch]
+                pinned = device.type == "cuda"
+                for loaded in load_epoch(data, mine, settings.seed, epoch, settings.workers, pinned):
+                    lr_factor = schedule(recipe, done, epoch, epochs)
+                    for group in optimizer.param_groups:
+                        group["lr"] = lr * group["lr_factor"] * lr_factor
+                    torch.manual_seed(_step_seed(settings.seed, done, processes.rank))
+
+                    losses = losses_of(loaded.to(device))
+                    loss = torch.stack(list(losses.values())).sum()
+                    optimizer.zero_grad()
+                    scaler.scale(loss).backward()
+                    scaler.unscale_(optimizer)
+                    norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+                    if not scaler.is_enabled() and not norm.isfinite():
+                        raise TrainingError(
+                            f"the gradients of step {done} are not finite (loss {loss.item()}); resume from the state "
+                            "saved last with a lower lr, or train with precision fp32"
+                        )
+                    scaler.step(optimizer)
+                    scaler.update()
+                    done += 1
+
+                    values, stopping = _average(losses, names, stop.requested, processes)
+                    values |= {"loss": sum(values.values()), "grad_norm": norm.item()}
+                    progress.step(epoch, lr * lr_factor, values)
+                    if stopping:
+                        save()
+                        return TrainResult(done, finished=done == total_steps)
+                    if done % settings.save_every == 0 or done % steps_per_epoch == 0:
+                        save()
+        return TrainResult(done, finished=True)
+
+
+def parameter_groups(model: nn.Module, recipe: TrainingConfig, lr: float) -> list[dict]:
+    """Return the trainable parameters for an optimizer, in a group for each factor that the recipe has on lr."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        factor = 1.0
+        if "img_backbone" in name:
+            factor = recipe.backbone_lr
+        elif "sampling_offset" in name:
+            factor = recipe.sampling_offset_lr
+        groups.setdefault(factor, []).append(parameter)
+    return [{"params": members, "lr": lr * factor, "lr_factor": factor} for factor, members in groups.items()]
+
+
+def schedule(recipe: TrainingConfig, step: int, epoch: int, epochs: int) -> float:
+    """Return the factor on the learning rate: a cosine from epoch to epoch, and a straight rise at the start."""
+    falling = (1 + math.cos(math.pi * epoch / epochs)) / 2
+    factor = recipe.min_lr_ratio + (1 - recipe.min_lr_ratio) * falling
+    if step < recipe.warmup_steps:
+        factor *= 1 - (1 - step / recipe.warmup_steps) * (1 - recipe.warmup_ratio)
+    return factor
+
+
+def _check(config: VariantConfig, settings: TrainSettings) -> TrainingConfig:
+    """Return the variant's recipe; raise TrainingError for settings that contradict each other."""
+    if config.training is None:
+        raise TrainingError(f"{config.name} says nothing of its training; add the entry 'training' to its file")
+    if settings.precision not in PRECISIONS:
+        raise TrainingError(f"precision is {settings.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    if settings.resume and (settings.init or settings.pretrained):
+        raise TrainingError("resume goes on with the weights that are there; leave out init and pretrained")
+    if not settings.resume and (settings.out / STATE).exists():
+        raise TrainingError(f"{settings.out} holds a training already; resume it, or choose another directory")
+    return config.training
+
+
+def _share(batch: int, processes: int) -> int:
+    if batch % processes:
+        raise TrainingError(
+            f"the variant's batch of {batch} cannot be divided among {processes} processes; "
+            "use a number of processes that divides it, or set batch"
+        )
+    return batch // processes
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
+
+
+@contextlib.contextmanager
+def _join_processes(device: str) -> Iterator[Processes]:
+    """Join the processes that torchrun started, or stand alone; yield which one this is."""
+    count, rank, local = (
+        int(os.environ.get(name, d)) for name, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
+    )
+    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    chosen = torch.device("cuda", local) if on_gpu else torch.device("cpu" if device == "auto" else device)
+    if on_gpu:
+        if not torch.cuda.is_available():
+            raise TrainingError("device is 'cuda', but there is none here; use 'cpu' or 'auto'")
+        torch.cuda.set_device(chosen)
+    if count == 1:
+        yield Processes(0, 1, chosen)
+        return
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield Processes(rank, count, chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+def _average(
+    losses: dict[str, Tensor], names: tuple[str, ...], stop: bool, processes: Processes
+) -> tuple[dict[str, float], bool]:
+    """Return the losses averaged over the processes, and whether any of them is asked to stop."""
+    some = next(iter(losses.values()))
+    zero = torch.zeros_like(some)  # a process may have had no box to denoise
+    values = torch.stack([losses.get(name, zero).detach() for name in names] + [torch.full_like(zero, float(stop))])
+    if processes.count > 1:
+        dist.all_reduce(values)
+        values[:-1] /= processes.count
+    *averages, stopping = values.tolist()
+    return dict(zip(names, averages, strict=True)), stopping > 0
+
+
+class _StopOnSignal:
+    """Notes the first SIGTERM or SIGINT instead of dying of it; a second one kills as usual."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> _StopOnSignal:
+        if threading.current_thread() is threading.main_thread():  # others cannot receive signals
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]

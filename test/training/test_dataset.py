@@ -1,0 +1,98 @@
+"""nuScenes as training samples, on the made-up data set."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from nuscenes_root import VERSION
+
+from bev_perception.config import ConfigError, load_variant
+from bev_perception.data.nuscenes import NuScenesError
+from bev_perception.data.queues import training_boxes
+from bev_perception.data.records import open_split
+from bev_perception.geometry import project
+from bev_perception.training import dataset
+from bev_perception.training.dataset import NuScenesTraining
+from bev_perception.training.train import train
+
+from .kit import settings, small_config
+
+CONFIG = load_variant("sparsebev_tiny")
+SOURCE = 400 / 1600  # the made-up images are so much smaller than those that the variant resizes
+CONFIG = dataclasses.replace(
+    CONFIG, training=dataclasses.replace(CONFIG.training, resize=tuple(r / SOURCE for r in CONFIG.training.resize))
+)
+
+
+@pytest.fixture(scope="module")
+def records(synthetic_nuscenes):
+    return open_split(synthetic_nuscenes, VERSION, "mini_val")
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def test_a_sample_is_what_the_model_takes_and_the_same_for_the_same_chance(records):
+    data = NuScenesTraining(CONFIG, records)
+    sample, again, other = (data.sample(3, rng(seed)) for seed in (0, 0, 1))
+    assert sample.images.shape == (4, 6, 128, 352, 3) and sample.images.dtype == np.uint8
+    assert sample.reference2image.shape == (4, 6, 4, 4)
+    assert sample.time_differences[0] == 0 and (np.diff(sample.time_differences) > 0).all()
+    assert len(sample.boxes) == len(sample.labels) > 0 and sample.boxes.shape[1] == 9
+    for field in dataclasses.fields(sample):
+        one, two, three = (getattr(s, field.name) for s in (sample, again, other))
+        assert np.array_equal(one, two)
+        assert field.name in ("time_differences", "labels") or not np.array_equal(one, three)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_boxes_matrices_and_pixels_are_augmented_together(records, seed):
+    """A box appears in the augmented image where the image transform takes it from where it was."""
+    data = NuScenesTraining(CONFIG, records)
+    drawn = []
+    original = dataset.draw_image_transform
+
+    def spy(*args):
+        drawn.append(original(*args))
+        return drawn[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset, "draw_image_transform", spy)
+        sample = data.sample(3, rng(seed))
+    plain = dataset.reference2image(records, 3, [records.cameras(3)])[0]  # [6, 4, 4]
+    boxes, _ = training_boxes(records, 3, CONFIG.class_names, CONFIG.head.pc_range)
+    for camera in range(6):
+        before, depth = project(drawn[0].ida @ plain[camera], boxes[:, :3])
+        after, _ = project(sample.reference2image[0, camera], sample.boxes[:, :3])
+        seen = depth > 1
+        np.testing.assert_allclose(after[seen], before[seen], atol=1e-6)
+
+
+def test_a_damaged_file_costs_its_key_frame_alone(records, synthetic_nuscenes, tmp_path, caplog):
+    root = tmp_path / "root"
+    shutil.copytree(synthetic_nuscenes, root)
+    broken = open_split(root, VERSION, "mini_val")
+    path = root / broken.paths(broken.cameras(9))[2]
+    path.write_bytes(path.read_bytes()[:100])
+    sample = NuScenesTraining(CONFIG, broken).sample(9, rng())
+    assert sample.images.shape == (4, 6, 128, 352, 3)
+    assert "another key frame takes its place" in caplog.text and "CAM_FRONT_LEFT" in caplog.text.upper()
+    for file in root.rglob("*.jpg"):
+        file.unlink()
+    with pytest.raises(NuScenesError, match=r"21 key frames in a row cannot be used, .*No such file"):
+        NuScenesTraining(CONFIG, broken).sample(0, rng())
+
+
+def test_a_variant_without_a_recipe_is_refused(records):
+    with pytest.raises(ConfigError, match="says nothing of its training"):
+        NuScenesTraining(dataclasses.replace(CONFIG, training=None), records)
+
+
+def test_a_model_trains_on_it(records, tmp_path):
+    config = small_config(epochs=1, resize=(0.16, 0.2))
+    assert train(config, NuScenesTraining(config, records), settings(tmp_path, precision="bf16")).steps == 5
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert len(losses) == 5 and np.isfinite(losses).all()

@@ -1,0 +1,58 @@
+"""The losses against their plain formulas."""
+
+import math
+
+import pytest
+import torch
+
+from bev_perception.models.sparsebev import SparseBEVOutput
+from bev_perception.training.losses import box_loss, detection_losses, focal_loss, loss_names
+from bev_perception.training.samples import Truth
+from bev_perception.training.targets import encode_boxes
+
+
+def test_focal_loss_is_its_formula():
+    logits = torch.randn((20, 3), generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    labels = torch.arange(20) % 4  # 3: no class
+    expected = 0.0
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        for column, x in enumerate(row):
+            p = 1 / (1 + math.exp(-x))
+            expected += -0.25 * (1 - p) ** 2 * math.log(p) if column == label else -0.75 * p**2 * math.log(1 - p)
+    assert focal_loss(logits, labels).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_focal_loss_and_its_gradient_stay_finite():
+    logits = torch.tensor([[200.0, -200.0]], requires_grad=True)
+    loss = focal_loss(logits, torch.tensor([1]))
+    loss.backward()
+    assert loss.isfinite() and logits.grad.isfinite().all()
+
+
+def test_boxes_with_a_target_that_is_not_finite_do_not_count():
+    boxes = torch.zeros((2, 10), requires_grad=True)
+    targets = torch.ones(2, 10)
+    targets[1, 3] = -torch.inf
+    loss = box_loss(boxes, targets, torch.full((10,), 2.0))
+    loss.backward()
+    assert loss.item() == 20.0 and (boxes.grad[1] == 0).all()
+
+
+def test_a_perfect_prediction_costs_next_to_nothing_and_the_divisor_is_the_number_of_boxes():
+    truths = [Truth(torch.rand(3, 9) + 0.5, torch.tensor([1, 2, 3])), Truth(torch.zeros(0, 9), torch.zeros(0).long())]
+    boxes = torch.zeros(2, 2, 5, 10)
+    boxes[:, 0, 1:4] = encode_boxes(truths[0].boxes)
+    logits = torch.full((2, 2, 5, 10), -20.0)
+    logits[:, 0, torch.arange(1, 4), truths[0].labels] = 20.0
+    losses = detection_losses(SparseBEVOutput(logits, boxes), truths, None, torch.ones(10))
+    assert set(losses) == set(loss_names(2, denoising=False))
+    assert max(loss.item() for loss in losses.values()) < 1e-6
+    off = detection_losses(SparseBEVOutput(logits, boxes + 1), truths, None, torch.ones(10))
+    assert off["loss_bbox"].item() == pytest.approx(0.25 * 10, rel=1e-5)
+
+
+def test_names():
+    assert loss_names(2, denoising=True) == (
+        *("loss_cls", "loss_bbox", "d0.loss_cls", "d0.loss_bbox"),
+        *("loss_cls_dn", "loss_bbox_dn", "d0.loss_cls_dn", "d0.loss_bbox_dn"),
+    )

@@ -1,0 +1,219 @@
+"""The loop: resuming after signals, several processes, precision, schedule, errors."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bev_perception.checkpoints import load_checkpoint
+from bev_perception.config import load_variant
+from bev_perception.models import build_model
+from bev_perception.training.samples import epoch_order
+from bev_perception.training.state import STATE, WEIGHTS, TrainingError
+from bev_perception.training.step import freeze
+from bev_perception.training.train import TrainResult, parameter_groups, schedule, train
+
+from .kit import MadeUpData, settings, small_config
+
+KIT = "training.kit"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def log(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def assert_same_weights(one, other):
+    a, b = (load_file(out / WEIGHTS) for out in (one, other))
+    assert a.keys() == b.keys()
+    assert [key for key in a if not torch.equal(a[key], b[key])] == []
+
+
+def run_kit(*launcher_and_arguments, **kwargs):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "test")])}
+    return subprocess.Popen([sys.executable, *launcher_and_arguments], cwd=ROOT, env=environment, **kwargs)
+
+
+def test_training_lowers_the_loss_and_its_weights_load(tmp_path):
+    """The same two samples again and again: the model begins to learn them by heart."""
+    config = small_config(epochs=1, image_augmentation=False, backbone_lr=1.0)
+
+    class Same(MadeUpData):
+        def sample(self, index, rng):
+            return super().sample(index, np.random.default_rng(index % 2))
+
+    result = train(config, Same(samples=60), settings(tmp_path, lr=1e-3))
+    assert result == TrainResult(steps=30, finished=True)
+    losses = [line["loss"] for line in log(tmp_path)]
+    assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])
+    model = build_model(config)
+    info = load_checkpoint(model, tmp_path / WEIGHTS)
+    assert info.trained and info.metadata["steps"] == "30"
+    stored = torch.load(tmp_path / STATE, weights_only=True)
+    assert stored["step"] == 30
+
+
+def test_frozen_weights_and_statistics_stay_and_all_others_move(tmp_path):
+    config = small_config(epochs=1, weight_decay=0.0)
+    train(config, MadeUpData(), settings(tmp_path))
+    torch.manual_seed(0)
+    before, after = build_model(config).state_dict(), load_file(tmp_path / WEIGHTS)
+    same = {key for key in before if torch.equal(before[key], after[key])}
+    stem = ("img_backbone.conv1.", "img_backbone.bn1.", "img_backbone.layer1.")
+    statistics = ("running_mean", "running_var", "num_batches_tracked", "code_weights")
+    assert same == {key for key in before if key.startswith(stem) or key.endswith(statistics)}
+
+
+def test_a_training_that_was_interrupted_goes_on_to_the_same_weights(tmp_path):
+    config, data = small_config(), MadeUpData(samples=12)
+    process = run_kit("-m", KIT, str(tmp_path / "cut"), str(tmp_path / "marker"))
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "marker").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    done = torch.load(tmp_path / "cut" / STATE, weights_only=True)["step"]
+    assert 3 <= done < 12
+    train(config, data, settings(tmp_path / "whole"))
+    assert train(config, data, settings(tmp_path / "cut", resume=True)) == TrainResult(12, True)
+    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
+    whole, cut = log(tmp_path / "whole"), log(tmp_path / "cut")
+    assert whole == cut and [line["step"] for line in cut] == list(range(1, 13))
+
+
+def test_two_processes_train_as_one_with_the_same_batch(tmp_path):
+    alone, two = tmp_path / "alone", tmp_path / "two"
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    process = run_kit(*torchrun, "-m", KIT, str(two))
+    train(small_config(epochs=1, image_augmentation=False), MadeUpData(), settings(alone))
+    assert process.wait(200) == 0
+    one, both = log(alone), log(two)
+    assert [line["step"] for line in both] == list(range(1, 5))
+    for a, b in zip(one, both, strict=True):
+        assert a.keys() == b.keys()
+        assert b == pytest.approx(a, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"precision": "fp16"}, {"recompute": True}, {"workers": 2}])
+def test_other_ways_to_compute_give_nearly_the_same(tmp_path, changes):
+    config = small_config(epochs=1)
+    train(config, MadeUpData(4), settings(tmp_path / "plain"))
+    train(config, MadeUpData(4), settings(tmp_path / "other", **changes))
+    plain, other = log(tmp_path / "plain"), log(tmp_path / "other")
+    if "precision" in changes:
+        assert [line["loss"] for line in other] == pytest.approx([line["loss"] for line in plain], rel=0.05)
+    else:
+        assert [line["loss"] for line in other] == [line["loss"] for line in plain]
+        assert_same_weights(tmp_path / "plain", tmp_path / "other")
+
+
+def test_frames_without_gradient_give_the_same_losses_and_other_gradients(tmp_path):
+    outs = tmp_path / "all", tmp_path / "one"
+    for out, frames in zip(outs, (0, 1), strict=True):
+        config = small_config(epochs=1, frames_with_gradient=frames, image_augmentation=False)
+        train(config, MadeUpData(2), settings(out))
+    (a,), (b,) = map(log, outs)
+    assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+    assert a["grad_norm"] != pytest.approx(b["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("groups", [0, 2])
+def test_a_batch_without_boxes_trains(tmp_path, groups):
+    train(small_config(epochs=1, denoising_groups=groups), MadeUpData(2, boxes=0), settings(tmp_path))
+    (line,) = log(tmp_path)
+    assert line["loss_bbox"] == 0 and line["loss_cls"] > 0
+    assert ("loss_cls_dn" in line) == (groups > 0)
+
+
+def test_every_epoch_shows_every_sample():
+    orders = [epoch_order(10, 4, seed=3, epoch=epoch) for epoch in range(2)]
+    assert all(order.shape == (3, 4) and set(order.ravel()) == set(range(10)) for order in orders)
+    assert (orders[0] != orders[1]).any()
+    assert (orders[0] == epoch_order(10, 4, seed=3, epoch=0)).all()
+    assert epoch_order(1, 8, 0, 0).tolist() == [[0] * 8]
+
+
+def test_schedule():
+    recipe = load_variant("r50_nuimg_704x256").training
+    assert schedule(recipe, 0, 0, 24) == pytest.approx(1 / 3)
+    assert schedule(recipe, 250, 0, 24) == pytest.approx(2 / 3)
+    assert schedule(recipe, 500, 0, 24) == 1.0
+    assert schedule(recipe, 10**5, 12, 24) == pytest.approx(1e-3 + (1 - 1e-3) / 2)
+    assert schedule(recipe, 10**5, 23, 24) == pytest.approx(1e-3 + 0.5 * (1 - 1e-3) * (1 + math.cos(math.pi * 23 / 24)))
+
+
+def test_parameter_groups():
+    config = small_config(backbone_lr=0.4)
+    model = build_model(config)
+    freeze(model)
+    groups = {group["lr_factor"]: group for group in parameter_groups(model, config.training, 1e-3)}
+    assert set(groups) == {0.4, 0.1, 1.0}
+    assert groups[0.4]["lr"] == pytest.approx(4e-4)
+    assert len(groups[0.1]["params"]) == 2
+    assert sum(len(g["params"]) for g in groups.values()) == sum(p.requires_grad for p in model.parameters())
+
+
+def test_mistakes_are_named(tmp_path):
+    config, data = small_config(epochs=1), MadeUpData(2)
+    with pytest.raises(TrainingError, match="says nothing of its training"):
+        train(dataclasses.replace(config, training=None), data, settings(tmp_path))
+    with pytest.raises(TrainingError, match="precision is 'half'"):
+        train(config, data, settings(tmp_path, precision="half"))
+    with pytest.raises(TrainingError, match="to resume from"):
+        train(config, data, settings(tmp_path, resume=True))
+    train(config, data, settings(tmp_path))
+    with pytest.raises(TrainingError, match="holds a training already"):
+        train(config, data, settings(tmp_path))
+    with pytest.raises(TrainingError, match="leave out init"):
+        train(config, data, settings(tmp_path, resume=True, init=tmp_path / WEIGHTS))
+    with pytest.raises(TrainingError, match=r"seed 0, now 1; resume with the same settings"):
+        train(config, data, settings(tmp_path, resume=True, seed=1))
+    (tmp_path / STATE).write_bytes(b"PK garbage")
+    with pytest.raises(TrainingError, match="cannot be read"):
+        train(config, data, settings(tmp_path, resume=True))
+
+
+def test_the_batch_must_divide(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda backend: None)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
+    with pytest.raises(TrainingError, match="batch of 3 cannot be divided among 2 processes"):
+        train(small_config(batch=3), MadeUpData(), settings(tmp_path))
+
+
+def test_training_starts_from_a_checkpoint_or_a_pretrained_backbone(tmp_path):
+    config = small_config(epochs=1, lr=1e-9)
+    torch.manual_seed(5)
+    source = build_model(config)
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "detector.pth")
+    torch.save(source.img_backbone.state_dict() | {"fc.weight": torch.zeros(3)}, tmp_path / "classifier.pth")
+    train(config, MadeUpData(2), settings(tmp_path / "a", init=tmp_path / "detector.pth"))
+    train(config, MadeUpData(2), settings(tmp_path / "b", pretrained=tmp_path / "classifier.pth"))
+    a, b = (load_file(tmp_path / out / WEIGHTS) for out in "ab")
+    key = "pts_bbox_head.label_enc.weight"
+    torch.testing.assert_close(a[key], source.state_dict()[key], atol=1e-6, rtol=0)
+    assert (b[key] - source.state_dict()[key]).abs().max() > 0.1
+    key = "img_backbone.layer4.0.conv1.weight"
+    for weights in (a, b):
+        torch.testing.assert_close(weights[key], source.state_dict()[key], atol=1e-6, rtol=0)
+
+
+def test_gradients_that_are_not_finite_end_the_training(tmp_path):
+    class Broken(MadeUpData):
+        def sample(self, index, rng):
+            sample = super().sample(index, rng)
+            return dataclasses.replace(sample, time_differences=sample.time_differences * np.nan)
+
+    with pytest.raises(TrainingError, match="gradients of step 0 are not finite"):
+        train(small_config(), Broken(), settings(tmp_path))
