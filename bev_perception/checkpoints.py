@@ -157,7 +157,9 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], str | None, dict[str, s
     if not wrapped:
         return dict(state), None, {}
     meta, version = content.get("meta"), content.get("version")
-    plain = {str(k): str(v) for k, v in meta.items() if isinstance(v, (str, int, float))} if meta else {}
+    plain = (
+        {str(k): str(v) for k, v in meta.items() if isinstance(v, (str, int, float))} if isinstance(meta, dict) else {}
+    )
     return dict(state), version, plain
 
 

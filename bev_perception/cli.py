@@ -8,6 +8,8 @@ import os
 import sys
 from pathlib import Path
 
+from bev_perception.types import BASE_FRAME, FIXED_FRAME
+
 #: errors that are the user's to mend; shown as one sentence, without a traceback
 _EXPECTED = (ValueError, OSError)
 
@@ -61,9 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--device", default="auto")
     run.add_argument("--cameras", nargs="+", metavar="NAME", help="default: the six of nuScenes")
     run.add_argument("--prefix", help="of the cameras' topics (default: /bev_perception/input)")
-    run.add_argument("--base-frame", default="base_link")
-    run.add_argument("--fixed-frame", default="odom")
-    run.add_argument("--score-threshold", type=float, help="default: the variant's own")
+    run.add_argument("--remap", nargs="+", default=[], metavar="BAG_TOPIC:=TOPIC", help="where the bag's names differ")
+    run.add_argument("--anchor", default="", help="camera whose stamp a set takes (default: the first)")
+    run.add_argument("--base-frame", default=BASE_FRAME, help="default: %(default)s")
+    run.add_argument("--fixed-frame", default=FIXED_FRAME, help="default: %(default)s")
+    run.add_argument("--score-threshold", type=float, help="default: the variant's own; the node's is 0.3")
     run.set_defaults(command=_run)
 
     demo = commands.add_parser("demo", help="a short drive through the real node over DDS, with pictures at the end")
@@ -127,8 +131,10 @@ def _run(args: argparse.Namespace) -> int:
     from bev_perception.synchronizer import SynchronizerSettings
 
     cameras = tuple(args.cameras or CAMERAS)
-    bag = BagReader(args.bag, cameras, args.prefix or INPUT_PREFIX)
-    settings = SynchronizerSettings(cameras, base_frame=args.base_frame, fixed_frame=args.fixed_frame)
+    remap = dict(rule.split(":=", 1) for rule in args.remap)
+    bag = BagReader(args.bag, cameras, args.prefix or INPUT_PREFIX, remap)
+    settings = SynchronizerSettings(cameras, args.anchor, base_frame=args.base_frame, fixed_frame=args.fixed_frame)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     pipeline = load_pipeline(
         args.variant, args.checkpoint, args.device, PipelineSettings(score_threshold=args.score_threshold)
     )

@@ -208,6 +208,8 @@ class PoseBuffer:
         at = bisect.bisect_left(self._stamps, stamp)
         if self._stamps[at] == stamp:
             return self._poses[at]
+        if at == 0 and self._held_back:
+            raise PoseNotYetError("poses have begun to come from the past; time may have jumped back")
         if at == 0:
             behind = (self._stamps[0] - stamp) / 1e9
             raise PoseTooOldError(f"{behind:.3f} s older than the oldest pose kept")

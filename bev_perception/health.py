@@ -18,11 +18,13 @@ class HealthSnapshot:
 
     drops, resets: cause -> how often.  last_drop, last_reset: the newest message, or "".
     timings: stage -> (p50, p95) in seconds over the newest frames.  frames: results made.
-    rate: results a second of wall clock over the newest frames, 0 when fewer than two.
+    rate: results a second of wall clock over the last RATE_WINDOW seconds.
+    idle: s since the last result, or since the start.
     """
 
     frames: int
     rate: float
+    idle: float
     drops: dict[str, int]
     resets: dict[str, int]
     last_drop: str
@@ -33,7 +35,8 @@ class HealthSnapshot:
 class Health:
     """Counters shared by the synchronizer, the pipeline and the node; safe to use from several threads."""
 
-    WINDOW = 200  # frames that percentiles and the rate look back on
+    WINDOW = 200  # frames that percentiles look back on
+    RATE_WINDOW = 10.0  # s
 
     def __init__(self) -> None:
         """Start with nothing counted."""
@@ -43,23 +46,25 @@ class Health:
         self._last_drop = ""
         self._last_reset = ""
         self._timings: dict[str, deque[float]] = {}
-        self._finished: deque[float] = deque(maxlen=self.WINDOW)
+        self._finished: deque[float] = deque(maxlen=1000)
+        self._started = time.monotonic()
         self._frames = 0
-        self._news: deque[str] = deque(maxlen=50)
+        self._new_drops: dict[str, tuple[int, str]] = {}
+        self._new_resets: deque[str] = deque(maxlen=50)
 
     def drop(self, cause: str, message: str) -> None:
         """Count something that was lost: a short fixed `cause`, and a sentence with the particulars."""
         with self._lock:
             self._drops[cause] += 1
             self._last_drop = f"{cause}: {message}"
-            self._news.append(self._last_drop)
+            self._new_drops[cause] = (self._new_drops.get(cause, (0, ""))[0] + 1, message)
 
     def reset(self, cause: str, message: str) -> None:
         """Count a wipe of the memory."""
         with self._lock:
             self._resets[cause] += 1
             self._last_reset = f"{cause}: {message}"
-            self._news.append(f"memory wiped: {self._last_reset}")
+            self._new_resets.append(self._last_reset)
 
     def time(self, stage: str, seconds: float) -> None:
         """Record how long a stage took for one frame."""
@@ -73,20 +78,28 @@ class Health:
             self._finished.append(time.monotonic())
 
     def drain_news(self) -> list[str]:
-        """Return the messages since the last call (at most the newest 50), for the log."""
+        """Return what to log since the last call: a line a cause of drops, with the newest message, and every reset."""
         with self._lock:
-            news = list(self._news)
-            self._news.clear()
+            news = [
+                f"{cause}: {message}" + (f" ({count} times)" if count > 1 else "")
+                for cause, (count, message) in self._new_drops.items()
+            ]
+            news += [f"memory wiped: {reset}" for reset in self._new_resets]
+            self._new_drops.clear()
+            self._new_resets.clear()
         return news
 
     def snapshot(self) -> HealthSnapshot:
         """Return a consistent copy."""
         with self._lock:
-            finished = list(self._finished)
+            now = time.monotonic()
+            last = self._finished[-1] if self._finished else self._started
+            recent = sum(now - done <= self.RATE_WINDOW for done in self._finished)
             timings = {stage: np.percentile(list(t), (50, 95)) for stage, t in self._timings.items()}
             return HealthSnapshot(
                 frames=self._frames,
-                rate=(len(finished) - 1) / (finished[-1] - finished[0]) if len(finished) > 1 else 0.0,
+                rate=recent / max(1.0, min(self.RATE_WINDOW, now - self._started)),
+                idle=now - last,
                 drops=dict(self._drops),
                 resets=dict(self._resets),
                 last_drop=self._last_drop,

@@ -33,10 +33,11 @@ class FeatureQueue:
     """Features of past frames, newest first; immutable: `push` returns a new queue that shares the tensors.
 
     So a model can hand out the memory as it would be after a frame, and the pipeline keeps it or not.
-    capacity: number of frames kept.
+    capacity: most frames kept.  max_age: ns; older frames than that, seen from the newest, are not kept.
     """
 
     capacity: int
+    max_age: int
     entries: tuple[FrameFeatures, ...] = ()
 
     def __len__(self) -> int:
@@ -49,8 +50,9 @@ class FeatureQueue:
         return sum(entry.nbytes for entry in self.entries)
 
     def push(self, entry: FrameFeatures) -> FeatureQueue:
-        """Return the queue with `entry` as the newest frame; the oldest falls out when it is full."""
-        return FeatureQueue(self.capacity, (entry, *self.entries)[: self.capacity])
+        """Return the queue with `entry` as the newest frame and without what is then too old or too much."""
+        young = (e for e in self.entries if entry.stamp - e.stamp <= self.max_age)
+        return FeatureQueue(self.capacity, self.max_age, (entry, *young)[: self.capacity])
 
     def history(self, current: FrameFeatures, count: int, interval: float) -> list[FrameFeatures]:
         """Return `count` past frames, newest first: the k-th is the one nearest to `current.stamp - k * interval` s.

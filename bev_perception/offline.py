@@ -61,23 +61,35 @@ def boxes_to_json(boxes: Boxes3D) -> list[dict[str, Any]]:
 def write_results(path: Path, pipeline: Pipeline, results: Iterable[Result]) -> int:
     """Write results as JSON (stamps in ns, boxes in base_link at that stamp); return the number of frames.
 
-    The file appears when it is complete.
+    Where the results break off with an error (a damaged bag), those before it are written, marked as not complete,
+    and the error goes on.
     """
-    frames = [
-        {
-            "stamp": result.stamp,
-            "boxes": boxes_to_json(result.boxes),
-            "missing": result.missing,
-            "reset": result.reset,
-            "history": result.history,
-        }
-        for result in results
-    ]
+    frames: list[dict[str, Any]] = []
+    complete = False
+    try:
+        for result in results:
+            frames.append(
+                {
+                    "stamp": result.stamp,
+                    "boxes": boxes_to_json(result.boxes),
+                    "missing": result.missing,
+                    "reset": result.reset,
+                    "history": result.history,
+                }
+            )
+        complete = True
+    finally:
+        _write_document(path, pipeline, frames, complete)
+    return len(frames)
+
+
+def _write_document(path: Path, pipeline: Pipeline, frames: list[dict[str, Any]], complete: bool) -> None:
     snapshot = pipeline.health.snapshot()
     document = {
         "variant": pipeline.config.name,
         "checkpoint": str(pipeline.checkpoint.path),
         "trained": pipeline.checkpoint.trained,
+        "complete": complete,
         "frames": frames,
         "drops": snapshot.drops,
         "resets": snapshot.resets,
@@ -85,4 +97,3 @@ def write_results(path: Path, pipeline: Pipeline, results: Iterable[Result]) -> 
     partial = path.with_name(path.name + ".part")
     partial.write_text(json.dumps(document, indent=1))
     partial.replace(path)
-    return len(frames)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +86,7 @@ class Pipeline:
         self._memory = self.model.new_memory(self._capacity())
         self._last: tuple[int, np.ndarray] | None = None
         self._last_commit: int | None = None
-        self._reset_request: str | None = None
+        self._reset_requests: deque[str] = deque()
 
     def close(self) -> None:
         """End the threads; the pipeline cannot be used any more."""
@@ -93,7 +94,7 @@ class Pipeline:
 
     def reset(self, cause: str) -> None:
         """Have the memory wiped before the next frame; `cause` is for the log."""
-        self._reset_request = cause
+        self._reset_requests.append(cause)
 
     @property
     def memory_frames(self) -> int:
@@ -184,8 +185,9 @@ class Pipeline:
 
     def _wipe_if_broken(self, frame: Frame) -> str | None:
         """Wipe the memory if it does not continue into this frame; return why, or None."""
-        request, self._reset_request = self._reset_request, None
-        broken = ("requested", request) if request else self._break(frame)
+        broken = self._break(frame)
+        while self._reset_requests:
+            broken = ("requested", self._reset_requests.popleft())
         if broken is None:
             return None
         cause, message = broken

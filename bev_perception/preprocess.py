@@ -280,7 +280,11 @@ class Preprocessor:
                 f"its image has {width}x{height} pixels, its CameraInfo says {calibration.width}x{calibration.height}; "
                 "publish the CameraInfo of the stream in use"
             )
-        pixels[:] = resample_image(bgr, transform, self._find_lens_map(calibration, transform))
+        try:
+            lens_map = self._find_lens_map(calibration, transform)
+        except (cv2.error, np.linalg.LinAlgError) as error:
+            return f"its lens cannot be computed from K and D of its CameraInfo ({error}); recalibrate the camera"
+        pixels[:] = resample_image(bgr, transform, lens_map)
         global2image[:] = transform.ida @ intrinsics_4x4(calibration.intrinsics) @ invert_transform(sensor2global)
         return None
 

@@ -17,13 +17,14 @@ import numpy as np
 from bev_perception.geometry import PoseNotYetError
 from bev_perception.health import Health
 from bev_perception.transform_tree import NoTransformError, TransformTree
-from bev_perception.types import Calibration, CameraImage, Frame, View
+from bev_perception.types import BASE_FRAME, FIXED_FRAME, Calibration, CameraImage, Frame, View
 
-#: an image this much (ns) older than the newest is not late but from another time: a bag that loops, a clock set back
-BACKSTEP = 1_000_000_000
-#: images kept a camera while they wait for the others, and sets kept while they wait for poses
-IMAGES_KEPT = 8
-SETS_KEPT = 8
+#: an image this much (ns) before or after the others is from another time: a bag that loops, a gap, a wrong clock
+JUMP = 1_000_000_000
+#: images kept a camera while they wait for the others, and sets kept while they wait for poses: beyond that the oldest
+#: goes on without what it waits for
+IMAGES_KEPT = 24
+SETS_KEPT = 32
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class SynchronizerSettings:
     max_stamp_difference: float = 0.05
     camera_timeout: float = 0.1
     tf_timeout: float = 0.2
-    base_frame: str = "base_link"
-    fixed_frame: str = "odom"
+    base_frame: str = BASE_FRAME
+    fixed_frame: str = FIXED_FRAME
 
     def __post_init__(self) -> None:
         """Check the camera names."""
@@ -80,11 +81,13 @@ class Synchronizer:
         self._newest: dict[str, int] = {}
         self._second_newest: dict[str, int] = {}
         self._intervals: deque[int] = deque(maxlen=7)
-        self._held_back: list[CameraImage] = []
+        self._suspects: list[CameraImage] = []
+        self._suspects_in_a_row = 0
         self._pending: deque[_ImageSet] = deque()
         self._first: int | None = None
         self._clock = 0
         self._last_set: int | None = None
+        self._given_up: set[tuple[str, str]] = set()
         self.waiting_for = ""
 
     def set_calibration(self, camera: str, calibration: Calibration | str) -> None:
@@ -93,14 +96,11 @@ class Synchronizer:
 
     def add(self, image: CameraImage) -> None:
         """Take an image of one of the cameras."""
-        if self._first is not None and image.stamp < self._clock - BACKSTEP:
-            self._hold_back(image)
+        if self._first is not None and abs(image.stamp - self._clock) > JUMP:
+            self._suspect(image)
             return
-        for late in self._held_back:
-            self.health.drop(
-                "stale image", f"{late.camera} is {(self._clock - late.stamp) / 1e9:.3f} s behind the others"
-            )
-        self._held_back.clear()
+        self._dismiss([suspect for suspect in self._suspects if suspect.camera == image.camera])
+        self._suspects_in_a_row = 0
         self._insert(image)
 
     def poll(self) -> list[Frame]:
@@ -117,16 +117,38 @@ class Synchronizer:
                 frames.append(frame)
         return frames
 
-    def _hold_back(self, image: CameraImage) -> None:
-        """Keep an image from the past until a whole set's worth of them, and nothing newer, shows that time jumped."""
-        self._held_back.append(image)
-        if len(self._held_back) < len(self.settings.cameras):
+    def _suspect(self, image: CameraImage) -> None:
+        """Keep an image from another time until most cameras, or the only one that still sends, have gone there.
+
+        So one stray message or one wrong clock is left out, and a jump of them all is followed within a set.
+        """
+        self._suspects.append(image)
+        self._suspects_in_a_row += 1
+        agreeing = [suspect for suspect in self._suspects if abs(suspect.stamp - image.stamp) <= JUMP]
+        cameras = {suspect.camera for suspect in agreeing}
+        heard = {suspect.camera for suspect in self._suspects} | set(self._newest)
+        back = image.stamp < self._clock
+        # of a single camera, a step back must come twice: a stray old stamp is likelier than a bag that loops
+        followed = 2 * len(cameras) > len(heard) and (len(heard) > 1 or not back or len(agreeing) > 1)
+        enough = max(4, 2 * len(self.settings.cameras))
+        if not followed and self._suspects_in_a_row < enough:
+            if len(self._suspects) >= enough:
+                self._dismiss(self._suspects[:1])
             return
-        images = self._held_back
-        self.health.drop("time ran backwards", f"by {(self._clock - image.stamp) / 1e9:.3f} s; buffered images dropped")
-        self.clear()
-        for earlier in images:
+        self._dismiss([suspect for suspect in self._suspects if suspect not in agreeing])
+        if back:
+            by = (self._clock - image.stamp) / 1e9
+            self.health.drop("time ran backwards", f"by {by:.3f} s; images that were waiting are dropped")
+            self.clear()
+        self._suspects, self._suspects_in_a_row = [], 0
+        for earlier in agreeing:
             self._insert(earlier)
+
+    def _dismiss(self, suspects: list[CameraImage]) -> None:
+        for suspect in suspects:
+            ahead = (suspect.stamp - self._clock) / 1e9
+            self.health.drop("stamp out of line", f"{suspect.camera} is {ahead:+.3f} s from the other cameras")
+            self._suspects.remove(suspect)
 
     def _insert(self, image: CameraImage) -> None:
         buffer = self._images[image.camera]
@@ -143,7 +165,7 @@ class Synchronizer:
         buffer.insert(at, image)
         if len(buffer) > IMAGES_KEPT:
             buffer.popleft()
-            self.health.drop("buffer full", f"{image.camera} runs ahead of the other cameras")
+            self.health.drop("unmatched image", f"{image.camera}: no image of the anchor camera came near it")
         if image.stamp > self._newest.get(image.camera, -1):
             if image.camera in self._newest:
                 self._second_newest[image.camera] = self._newest[image.camera]
@@ -188,7 +210,9 @@ class Synchronizer:
             stamp = self._images[anchor][0].stamp
             images = {c: image for c in self.settings.cameras if (image := self._nearest(c, stamp, window)) is not None}
             absent = [c for c in self.settings.cameras if c not in images]
-            if any(not self._is_lost(c) for c in absent) and self._clock <= stamp + self._patience():
+            full = len(self._images[anchor]) == IMAGES_KEPT
+            waiting = not full and self._clock <= stamp + self._patience()
+            if waiting and any(not self._is_lost(camera) for camera in absent):
                 return
             self._last_set = stamp
             for camera, image in images.items():
@@ -196,9 +220,6 @@ class Synchronizer:
                 self._images[camera].popleft()
             missing = dict.fromkeys(absent, "no image arrived in time")
             self._pending.append(_ImageSet(stamp, images, missing))
-            if len(self._pending) > SETS_KEPT:
-                self._pending.popleft()
-                self.health.drop("buffer full", f"more than {SETS_KEPT} sets wait: {self.waiting_for}")
 
     def _nearest(self, camera: str, stamp: int, window: int) -> CameraImage | None:
         images = self._images[camera]
@@ -214,15 +235,18 @@ class Synchronizer:
     def _join(self, image_set: _ImageSet) -> tuple[bool, Frame | None]:
         """Add calibrations and poses; return (whether the set is done with, its frame unless it had to be dropped)."""
         expired = self._clock > image_set.stamp + round(self.settings.tf_timeout * 1e9)
+        expired = expired or len(self._pending) > SETS_KEPT
         missing = dict(image_set.missing)
         views: list[View | None] = []
         for camera in self.settings.cameras:
             image = image_set.images.get(camera)
             view = self._view(image) if image is not None else None
             if isinstance(view, _Unready):
-                if view.may_come and not expired:
+                if view.may_come and not expired and (camera, view.reason) not in self._given_up:
                     self.waiting_for = f"{camera}: {view.reason}"
                     return False, None
+                if view.lasting:
+                    self._given_up.add((camera, view.reason))
                 missing[camera] = view.reason
                 view = None
             views.append(view)
@@ -241,7 +265,7 @@ class Synchronizer:
     def _view(self, image: CameraImage) -> View | _Unready:
         calibration = self._calibrations.get(image.camera)
         if calibration is None:
-            return _Unready("no camera_info has arrived", may_come=True)
+            return _Unready("no camera_info has arrived", may_come=True, lasting=True)
         if isinstance(calibration, str):
             return _Unready(calibration, may_come=False)
         sensor2ego = self._lookup(image.frame_id, self.settings.base_frame, image.stamp)
@@ -258,7 +282,9 @@ class Synchronizer:
     def _lookup(self, source: str, target: str, stamp: int) -> np.ndarray | _Unready:
         try:
             return self.transforms.lookup(source, target, stamp)
-        except (NoTransformError, PoseNotYetError) as error:
+        except NoTransformError as error:
+            return _Unready(str(error), may_come=True, lasting=True)
+        except PoseNotYetError as error:
             return _Unready(str(error), may_come=True)
         except LookupError as error:
             return _Unready(str(error), may_come=False)
@@ -266,7 +292,8 @@ class Synchronizer:
 
 @dataclass(frozen=True)
 class _Unready:
-    """Why something is not there, and whether waiting can help."""
+    """Why something is not there.  may_come: waiting can help.  lasting: it may, but it is worth one wait, not many."""
 
     reason: str
     may_come: bool
+    lasting: bool = False

@@ -14,13 +14,14 @@ class NoTransformError(LookupError):
 class TransformTree:
     """Frames and the links between them; each child has one parent.
 
-    A moving link keeps a PoseBuffer of `horizon` ns with holes of at most `max_gap` ns.
+    At most LINKS_KEPT moving links are kept, each with a PoseBuffer; beyond that the one that has been silent for
+    longest is forgotten (some trackers publish every object they ever saw on /tf).
     """
 
-    def __init__(self, horizon: int = 20_000_000_000, max_gap: int = 2_000_000_000) -> None:
+    LINKS_KEPT = 300
+
+    def __init__(self) -> None:
         """Start with no links."""
-        self.horizon = horizon
-        self.max_gap = max_gap
         self._static: dict[str, tuple[str, np.ndarray]] = {}
         self._moving: dict[str, tuple[str, PoseBuffer]] = {}
 
@@ -34,8 +35,12 @@ class TransformTree:
         self._static.pop(child, None)
         known = self._moving.get(child)
         if known is None or known[0] != parent:
-            known = (parent, PoseBuffer(self.horizon, self.max_gap))
-            self._moving[child] = known
+            known = (parent, PoseBuffer())
+        # the links stand in the order of their last news, so the first is the one silent for longest
+        self._moving.pop(child, None)
+        self._moving[child] = known
+        if len(self._moving) > self.LINKS_KEPT:
+            self._moving.pop(next(iter(self._moving)))
         known[1].add(stamp, child2parent)
 
     def lookup(self, source: str, target: str, stamp: int) -> np.ndarray:

@@ -11,9 +11,16 @@ Conventions, everywhere in the package:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # tools without a model, the bag player for one, start seconds sooner without it
+    import torch
+
+#: default tf frames: of the vehicle, and of the world it moves in
+BASE_FRAME = "base_link"
+FIXED_FRAME = "odom"
 
 #: number of distortion coefficients that each CameraInfo distortion model accepts
 DISTORTION_MODELS: dict[str, tuple[int, ...]] = {
@@ -30,7 +37,8 @@ class Calibration:
     intrinsics: [3, 3] float64, pixels of the full, distorted image.
     width, height: size in pixels of the images that the intrinsics belong to.
     distortion_model: a key of DISTORTION_MODELS, or "" for an ideal lens.
-    distortion: coefficients in the order of sensor_msgs/CameraInfo; all zero means no distortion.
+    distortion: coefficients in the order of sensor_msgs/CameraInfo; empty, or all zero in a polynomial model, means
+    an ideal lens.
 
     Raises ValueError, naming cause and remedy, for values that no camera can have.
     """
@@ -42,7 +50,7 @@ class Calibration:
     distortion: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the values and normalise an all-zero distortion to none."""
+        """Check the values and normalise the distortion of an ideal lens to none."""
         k = np.asarray(self.intrinsics, np.float64).reshape(3, 3)
         object.__setattr__(self, "intrinsics", k)
         object.__setattr__(self, "distortion", tuple(float(d) for d in self.distortion))
@@ -57,7 +65,10 @@ class Calibration:
             raise ValueError(f"CameraInfo says {self.width}x{self.height} pixels; fill in width and height")
         if not np.isfinite(self.distortion).all():
             raise ValueError(f"D of CameraInfo holds NaN or infinity: {self.distortion}; recalibrate the camera")
-        if not any(self.distortion):
+        if not np.array_equal(k[2], (0, 0, 1)):
+            raise ValueError(f"the last row of K of CameraInfo is {k[2].tolist()}; it must be 0, 0, 1")
+        # the polynomials vanish with their coefficients; an equidistant lens bends without any
+        if not any(self.distortion) and (self.distortion_model != "equidistant" or not self.distortion):
             object.__setattr__(self, "distortion", ())
             return
         if self.distortion_model not in DISTORTION_MODELS:

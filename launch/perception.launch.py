@@ -31,7 +31,9 @@ ARGUMENTS = [
         "empty leaves them at ~/input/<camera>/image and ~/input/<camera>/camera_info.",
     ),
     DeclareLaunchArgument(
-        "image_topic", default_value="image_raw", description="Image topic below <camera_namespace>/<camera>/."
+        "image_topic",
+        default_value="image_raw",
+        description="Topic of the unrectified images, which K and D belong to, below <camera_namespace>/<camera>/.",
     ),
     DeclareLaunchArgument("namespace", default_value="", description="Namespace of the node."),
     DeclareLaunchArgument(
@@ -39,7 +41,7 @@ ARGUMENTS = [
     ),
     DeclareLaunchArgument("rviz", default_value="false", choices=["true", "false"], description="Start RViz too."),
     DeclareLaunchArgument(
-        "use_sim_time", default_value="false", choices=["true", "false"], description="Take the time from /clock."
+        "use_sim_time", default_value="", choices=["true", "false", ""], description="Take the time from /clock."
     ),
 ]
 
@@ -47,7 +49,7 @@ ARGUMENTS = [
 def start(context: LaunchContext) -> list[Node]:
     """Return the nodes to start, once the arguments are known."""
     argument = {a.name: LaunchConfiguration(a.name).perform(context) for a in ARGUMENTS}
-    use_sim_time = {"use_sim_time": argument["use_sim_time"] == "true"}
+    use_sim_time = {"use_sim_time": argument["use_sim_time"] == "true"} if argument["use_sim_time"] else {}
     given = {name: argument[name] for name in ("variant", "checkpoint", "image_transport") if argument[name]}
     if argument["cameras"]:
         given["cameras"] = yaml.safe_load(argument["cameras"])

@@ -1,6 +1,7 @@
 """Plays a bag of camera images, camera_info and tf into the perception node, with RViz.
 
-All arguments of perception.launch.py are taken too; time is the bag's (/clock).
+All arguments of perception.launch.py are taken too but `namespace`: the bag's topics are those of a node without
+one. Time is the bag's (/clock).
 """
 
 from pathlib import Path
@@ -23,12 +24,19 @@ ARGUMENTS = [
 def play(context: LaunchContext) -> list[Node]:
     """Return the player, once the arguments are known."""
     argument = {a.name: LaunchConfiguration(a.name).perform(context) for a in ARGUMENTS}
-    parameters = {"bag": argument["bag"], "rate": float(argument["rate"]), "loop": argument["loop"] == "true"}
+    parameters = {
+        "bag": argument["bag"],
+        "rate": float(argument["rate"]),
+        "loop": argument["loop"] == "true",
+        # RViz subscribes to the images long before the node has loaded its weights, which is when it advertises these
+        "wait_for_publisher": "/bev_perception/detections",
+        "wait_for_subscribers": 120.0,
+    }
     return [Node(package="bev_perception", executable="bag_player", parameters=[parameters], output="screen")]
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Start the node, and the player, which itself waits until the node takes images."""
+    """Start the node, and the player, which itself waits until the node is ready."""
     perception = IncludeLaunchDescription(
         str(Path(__file__).with_name("perception.launch.py")), launch_arguments={"use_sim_time": "true"}.items()
     )

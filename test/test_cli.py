@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 from bev_perception import cli
 from bev_perception.config import list_variants
+from bev_perception.data import rosbag
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,34 @@ def test_run_writes_every_frame(bag, untrained, tmp_path, capsys):
     assert [len(f["boxes"]) for f in document["frames"]] == [300] * 6
     assert set(document["frames"][0]["boxes"][0]) == {"class", "score", "center", "size", "yaw", "velocity"}
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_run_takes_a_bag_with_other_topics(bag, untrained, tmp_path):
+    """The same bag, told that its front camera is our back one."""
+    out, prefix = tmp_path / "new" / "boxes.json", "/bev_perception/input"
+    names = ("image/compressed", "camera_info")
+    rules = [f"{prefix}/cam_front/{name}:={prefix}/cam_back/{name}" for name in names]
+    rules += [f"{prefix}/cam_back/{name}:=/elsewhere/{name}" for name in names]
+    assert run(bag, untrained, out, "--cameras", "cam_back", "--anchor", "cam_back", "--remap", *rules) == 0
+    stamps = [f["stamp"] for f in json.loads(out.read_text())["frames"]]
+    assert run(bag, untrained, out, "--cameras", "cam_front") == 0
+    assert stamps == [f["stamp"] for f in json.loads(out.read_text())["frames"]]
+
+
+def test_a_bag_that_breaks_off_gives_what_it_held(bag, untrained, tmp_path, capsys, monkeypatch):
+    decode = rosbag.BagReader._decode
+
+    def breaks_off(self, cameras):
+        for k, event in enumerate(decode(self, cameras)):
+            if k == 60:
+                raise rosbag.BagError("the file is cut off")
+            yield event
+
+    monkeypatch.setattr(rosbag.BagReader, "_decode", breaks_off)
+    assert run(bag, untrained, tmp_path / "boxes.json") == 1
+    assert "the file is cut off" in capsys.readouterr().err
+    document = json.loads((tmp_path / "boxes.json").read_text())
+    assert document["complete"] is False and 1 <= len(document["frames"]) < 6
 
 
 def test_run_counts_what_it_drops(bag, untrained, tmp_path, capsys):

@@ -109,7 +109,10 @@ def test_one_stray_old_pose_changes_nothing_but_a_jump_back_is_followed():
     buffer.add(103 * SECOND, np.eye(4))
     buffer.add(6 * SECOND, np.eye(4))
     assert len(buffer) == 4
-    for s in (5, 6, 7):
+    buffer.add(5 * SECOND, geometry.make_transform(np.eye(3), [5, 0, 0]))
+    with pytest.raises(PoseNotYetError, match="time may have jumped back"):
+        buffer.lookup(5 * SECOND)
+    for s in (6, 7):
         buffer.add(s * SECOND, geometry.make_transform(np.eye(3), [s, 0, 0]))
     assert buffer.newest == 7 * SECOND
     assert buffer.lookup(6 * SECOND)[0, 3] == 6

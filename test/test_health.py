@@ -15,8 +15,8 @@ def test_counts_causes_and_percentiles():
     assert snapshot.drops == {"late image": 2} and snapshot.resets == {"gap": 1}
     assert snapshot.last_drop == "late image: cam_front: too late" and snapshot.last_reset == "gap: 3 s"
     assert abs(snapshot.timings["model"][0] - 0.0505) < 1e-6 and abs(snapshot.timings["model"][1] - 0.09505) < 1e-6
-    assert snapshot.frames == 1 and snapshot.rate == 0
-    assert health.drain_news()[-1] == "memory wiped: gap: 3 s"
+    assert snapshot.frames == 1 and snapshot.rate == 1 and 0 <= snapshot.idle < 1
+    assert health.drain_news() == ["late image: cam_front: too late (2 times)", "memory wiped: gap: 3 s"]
     assert health.drain_news() == []
 
 
@@ -36,7 +36,7 @@ def test_rate_and_bounds_under_a_flood_from_two_threads():
         thread.join()
     assert health.snapshot().drops["flood"] == 4000
     assert health.snapshot().frames == 4000 and health.snapshot().rate > 0
-    assert len(health.drain_news()) == 50
+    assert health.drain_news() == ["flood: x (4000 times)"]
     assert len(health._timings["model"]) == Health.WINDOW
 
 

@@ -155,7 +155,7 @@ def test_without_arguments_the_parameter_file_decides(launch):
     nodes = launch("perception.launch.py")
     assert set(nodes) == {"perception_node"}
     values = yaml.safe_load((CONFIG / "perception.param.yaml").read_text())["/**"]["ros__parameters"]
-    assert nodes["perception_node"]["parameters"] == values | {"use_sim_time": False}
+    assert nodes["perception_node"]["parameters"] == values
     assert nodes["perception_node"]["rules"] == {"__node": "bev_perception", "__ns": "/"}
 
 
@@ -181,13 +181,13 @@ def test_a_drivers_topics_are_joined(launch, where, home):
     nodes = launch(
         "perception.launch.py",
         f"camera_namespace:={where}",
-        "image_topic:=image_rect",
+        "image_topic:=image_color",
         "cameras:=[front]",
         "rviz:=true",
     )
     joined = {
-        "input/front/image": f"{home}/front/image_rect",
-        "input/front/image/compressed": f"{home}/front/image_rect/compressed",
+        "input/front/image": f"{home}/front/image_color",
+        "input/front/image/compressed": f"{home}/front/image_color/compressed",
         "input/front/camera_info": f"{home}/front/camera_info",
     }
     assert {f"~/{name}": topic for name, topic in joined.items()}.items() <= nodes["perception_node"]["rules"].items()
@@ -210,7 +210,9 @@ def test_a_parameter_file_without_cameras_is_named(launch, tmp_path):
 def test_replay_starts_node_player_and_rviz(launch):
     nodes = launch("replay.launch.py", "bag:=/data/drive", "rate:=2", "loop:=true", "variant:=sparsebev_tiny")
     assert set(nodes) == {"perception_node", "bag_player", "rviz2"}
-    assert nodes["bag_player"]["parameters"] == {"bag": "/data/drive", "rate": 2.0, "loop": True}
+    player = nodes["bag_player"]["parameters"]
+    assert {k: player[k] for k in ("bag", "rate", "loop")} == {"bag": "/data/drive", "rate": 2.0, "loop": True}
+    assert player["wait_for_publisher"] == "/bev_perception/detections"
     assert nodes["perception_node"]["parameters"]["use_sim_time"] is True
     assert nodes["perception_node"]["parameters"]["variant"] == "sparsebev_tiny"
 

@@ -18,8 +18,8 @@ def frame(seconds):
     )
 
 
-def remembered(times, capacity=100):
-    queue = FeatureQueue(capacity)
+def remembered(times, capacity=100, max_age=100):
+    queue = FeatureQueue(capacity, max_age * SECOND)
     for seconds in times:
         queue = queue.push(frame(seconds))
     return queue
@@ -41,7 +41,7 @@ def test_history_takes_the_trained_spacing_from_any_rate():
 def test_short_history_repeats_the_oldest_and_none_the_current():
     assert ages(remembered([3.5, 3.0]), 4.0, 5) == [0.5, 1, 1, 1, 1]
     current = frame(1)
-    assert FeatureQueue(3).history(current, 2, 0.5) == [current, current]
+    assert FeatureQueue(3, SECOND).history(current, 2, 0.5) == [current, current]
 
 
 def test_push_leaves_the_old_queue_as_it_was_and_drops_the_oldest():
@@ -51,6 +51,11 @@ def test_push_leaves_the_old_queue_as_it_was_and_drops_the_oldest():
     assert [f.stamp // SECOND for f in second.entries] == [4, 3, 2]
     assert len(second) == 3
     assert second.nbytes == 3 * (2 * 3 * 4 * 5 + 2 * 2 * 5) * 4
+
+
+def test_what_is_too_old_to_be_looked_at_is_not_kept():
+    queue = remembered([0, 1, 2, 3, 4], max_age=2)
+    assert [f.stamp // SECOND for f in queue.entries] == [4, 3, 2]
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=30), st.integers(1, 8))

@@ -178,7 +178,79 @@ def test_one_stray_old_image_is_dropped_alone():
     rig.play(20_000, 3)
     rig.image("back", 3_000)
     assert stamps_ms(rig.play(20_249, 3)) == [20_249, 20_332, 20_415]
-    assert rig.health.snapshot().drops == {"stale image": 1}
+    assert rig.health.snapshot().drops == {"stamp out of line": 1}
+
+
+@pytest.mark.parametrize("ahead", [1500, -1500, 60_000])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_camera_with_a_wrong_clock_costs_itself_only(ahead, first):
+    """Before or after the others are heard: the majority tells the time."""
+    rig = Rig()
+    frames = [] if first else rig.play(0, 3)
+    for k in range(3, 40):
+        for camera in sorted(OFFSETS, key=lambda c: (c != "back", OFFSETS[c])):
+            at = k * 83 + OFFSETS[camera]
+            rig.pose(at)
+            frames += rig.image(camera, at + (ahead if camera == "back" else 0))
+    late = stamps_ms(frames)[-30:]
+    assert late == [k * 83 for k in range(40 - 30, 40)]
+    assert all(tuple(f.missing) == ("back",) for f in frames[-20:])
+    assert rig.health.snapshot().drops["stamp out of line"] > 20
+
+
+def test_one_camera_alone_survives_a_stray_stamp_and_follows_a_jump():
+    rig = Rig(cameras=("mono",))
+    assert len(rig.play(20_000, 3)) == 3
+    rig.image("mono", 3_000)
+    assert stamps_ms(rig.play(20_249, 2)) == [20_249, 20_332]
+    rig.pose(4_000_000)
+    rig.image("mono", 3_900_000)
+    assert stamps_ms(rig.play(20_415, 3))[-1] == 20_415 + 2 * 83
+    assert stamps_ms(rig.play(5_000, 4)) == [5_000 + 83 * k for k in range(4)]
+
+
+def test_the_only_camera_left_is_followed_over_a_gap():
+    rig = Rig()
+    rig.play(0, 5)
+    frames = rig.play(5_000, 30, skip=lambda camera, k: camera != "back")
+    assert len(frames) > 15 and stamps_ms(frames)[-1] == 5_025 + 29 * 83
+
+
+@pytest.mark.parametrize("gap", [1_000, 3_000, 100_000])
+def test_a_gap_loses_no_set(gap):
+    rig = Rig()
+    rig.play(0, 5)
+    assert stamps_ms(rig.play(5 * 83 + gap, 3)) == [5 * 83 + gap + k * 83 for k in range(3)]
+    assert not rig.health.snapshot().drops
+
+
+def test_long_timeouts_are_honoured():
+    rig = Rig(tf_timeout=2.0)
+    frames = []
+    for k in range(40):  # tf comes 1 s late, at 12 Hz
+        frames += rig.play(k * 83, 1, pose=False)
+        rig.pose(k * 83 - 1000)
+        frames += rig.sync.poll()
+    assert stamps_ms(frames)[-1] >= 25 * 83 and not any(f.missing for f in frames[5:])
+    rig = Rig(camera_timeout=1.0)
+    frames = rig.play(0, 40, skip=lambda camera, k: camera == "back" and 10 <= k < 20)
+    assert stamps_ms(frames) == [k * 83 for k in range(40)]
+    assert sum(bool(f.missing) for f in frames) >= 10
+
+
+def test_a_lasting_lack_is_waited_for_once():
+    """No camera_info, no extrinsics: the first set waits, the others go without at once, until it comes."""
+    rig = Rig()
+    rig.sync._calibrations.pop("back")
+    lags = []
+    for k in range(20):
+        for camera in sorted(OFFSETS, key=OFFSETS.get):
+            rig.pose(k * 83 + OFFSETS[camera])
+            frames = rig.image(camera, k * 83 + OFFSETS[camera])
+            lags += [k - round((f.stamp // MS - 1_000_000) / 83) for f in frames]
+    assert max(lags) > 1 and set(lags[-10:]) == {0}
+    rig.sync.set_calibration("back", CALIBRATION)
+    assert not rig.play(20 * 83, 1)[-1].missing
 
 
 def test_duplicates_and_shuffled_sets_are_counted_and_give_no_second_frame():

@@ -50,3 +50,12 @@ def test_a_loop_is_an_error_and_a_link_may_change_its_kind_and_parent():
     assert np.allclose(tree.lookup("b", "map", 0)[:3, 3], [8, 0, 0])
     tree.set_static("map", "a", shift(9))
     assert np.allclose(tree.lookup("b", "map", 10**15)[:3, 3], [10, 0, 0])
+
+
+def test_links_nobody_updates_are_forgotten_first():
+    tree = TransformTree()
+    for k in range(3 * TransformTree.LINKS_KEPT):
+        tree.add("map", f"object_{k}", k * SECOND, shift(k))
+        tree.add("odom", "base_link", k * SECOND, shift(k))
+    assert len(tree._moving) == TransformTree.LINKS_KEPT
+    assert np.allclose(tree.lookup("base_link", "odom", k * SECOND)[:3, 3], [k, 0, 0])

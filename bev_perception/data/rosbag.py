@@ -18,11 +18,9 @@ from tqdm import tqdm
 from bev_perception.data import messages
 from bev_perception.data.drive import CAMERAS, CameraRig, Drive, DriveImage, DrivePose
 from bev_perception.geometry import quaternion_from_rotation
-from bev_perception.types import Calibration, CameraImage
+from bev_perception.types import BASE_FRAME, FIXED_FRAME, Calibration, CameraImage
 
 INPUT_PREFIX = "/bev_perception/input"
-FIXED_FRAME = "odom"
-BASE_FRAME = "base_link"
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"

@@ -226,7 +226,9 @@ class SparseBEV(nn.Module):
 
     def new_memory(self, capacity: int | None = None) -> FeatureQueue:
         """Return an empty memory for `capacity` frames; as many as the variant looks back at unless given."""
-        return FeatureQueue(self.config.frames.past if capacity is None else capacity)
+        frames = self.config.frames
+        max_age = round((frames.past + 1) * frames.interval * 1e9)  # one step beyond the oldest that is looked at
+        return FeatureQueue(frames.past if capacity is None else capacity, max_age)
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the pyramid of images, finest level first, each [N, h, w, C] contiguous.

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import platform
 import resource
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,8 +30,6 @@ from bev_perception.synchronizer import SynchronizerSettings
 if TYPE_CHECKING:
     from bev_perception.ros.peer import RigPeer
 
-#: ms after the anchor cam_front at which nuScenes' cameras fire (Caesar et al., CVPR 2020), rounded
-OFFSETS = dict(zip(CAMERAS, (0, 8, -8, 25, 35, 16), strict=True))
 FULL, SMALL = "r50_nuimg_704x256", "sparsebev_tiny"
 
 
@@ -87,24 +86,26 @@ def _in_child(function: Any, *args: Any) -> Any:
 
 
 def _time_stages(variant: str, checkpoint: Path, frames: int) -> dict[str, Any]:
-    """Time the pipeline's stages on six 1600x900 JPEGs a frame, with a full memory."""
+    """Time the pipeline's stages on six 1600x900 JPEGs a frame, with as much history as the variant looks at."""
     from bev_perception.data.rosbag import BagReader, write_bag
 
-    bag = checkpoint.parent / "stages_bag"
-    if not bag.exists():
-        write_bag(synthetic_drive(1.0), bag, progress=False)
-    scenes = list(collect_frames(BagReader(bag).events(), SynchronizerSettings(CAMERAS), Health()))
+    bag = checkpoint.parent / f"{variant}_bag"
+    shutil.rmtree(bag, ignore_errors=True)
     pipeline = load_pipeline(variant, checkpoint, "auto", PipelineSettings(memory_interval=0.05))
+    past = pipeline.config.frames.past
+    write_bag(synthetic_drive((frames + past + 1) / 12), bag, progress=False)
     pipeline.warm_up(len(CAMERAS))
     seconds: dict[str, list[float]] = {}
-    for k in range(frames):
-        for stage, value in pipeline.step(scenes[k % len(scenes)]).timings.items():
-            seconds.setdefault(stage, []).append(value)
+    for frame in collect_frames(BagReader(bag).events(), SynchronizerSettings(CAMERAS), Health()):
+        result = pipeline.step(frame)
+        if result.history >= past:
+            for stage, value in result.timings.items():
+                seconds.setdefault(stage, []).append(value)
     pipeline.close()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
         "ms": {stage: _percentiles(values) for stage, values in seconds.items()},
-        "frames": frames,
+        "frames": len(seconds["model"]),
         "device": str(pipeline.device),
         "peak MB": round(peak),
         "memory MB": round(pipeline.memory_bytes / 1e6, 1),
@@ -132,7 +133,7 @@ def _node_and_rig(
         "diagnostics_period": 0.2,
     }
     node = NodeProcess("perception_node", domain, out / f"{name}.log", parameters)
-    rig = RigPeer(domain, rigs, images, OFFSETS)
+    rig = RigPeer(domain, rigs, images)
     try:
         node.wait_log("is ready", 120)
         rig.connect()

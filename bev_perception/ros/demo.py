@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from bev_perception.config import NUSCENES_CLASSES
+from bev_perception.checkpoints import load_checkpoint
+from bev_perception.config import NUSCENES_CLASSES, load_variant
 from bev_perception.data.drive import CAMERAS, Drive
 from bev_perception.data.messages import stamp_ns
 from bev_perception.data.nuscenes import open_scene
@@ -22,6 +23,7 @@ from bev_perception.data.synthetic import synthetic_drive
 from bev_perception.geometry import rotation_from_quaternion, yaw_from_rotation
 from bev_perception.health import Health
 from bev_perception.images import decode_image
+from bev_perception.models import build_model
 from bev_perception.offline import boxes_to_json, collect_frames
 from bev_perception.pipeline import write_initial_weights
 from bev_perception.ros.interfaces import ensure_interfaces
@@ -59,10 +61,10 @@ def run_demo(settings: DemoSettings) -> str:
     ensure_interfaces()
     settings.out.mkdir(parents=True, exist_ok=True)
     bag, drive = _make_bag(settings)
-    trained = settings.checkpoint is not None
     checkpoint = settings.checkpoint or settings.out / "untrained.safetensors"
-    if not trained:
+    if settings.checkpoint is None:
         write_initial_weights(settings.variant, checkpoint, seed=0)
+    trained = load_checkpoint(build_model(load_variant(settings.variant)), checkpoint).trained
     boxes, table = _drive_through_node(settings, bag, checkpoint, trained)
     rate = 12.0 if drive.name.startswith("synthetic") else 2.0
     pictures = _draw(settings.out, bag, boxes, rate, "" if trained else "weights: UNTRAINED, the boxes mean nothing")
@@ -91,25 +93,26 @@ def _drive_through_node(
     from bev_perception.ros.peer import Listener  # needs the messages that ensure_interfaces provides
 
     domain = new_domain()
-    parameters = {
+    parameters: dict[str, object] = {
         "variant": settings.variant,
         "checkpoint": checkpoint,
         "image_transport": "compressed",
-        "score_threshold": 0.3 if trained else 0.0,
         "diagnostics_period": 0.5,
     }
+    if not trained:
+        parameters["score_threshold"] = 0.0  # nothing reaches a sensible one
     node = NodeProcess("perception_node", domain, settings.out / "node.log", parameters)
     listener = Listener(domain)
     try:
         node.wait_log("is ready", timeout=120)
         player = NodeProcess("bag_player", domain, settings.out / "player.log", {"bag": bag, "lockstep": True})
         try:
-            _watch(player, listener)
+            _watch(player, node, listener)
         finally:
             player.kill()
         time.sleep(1.0)  # one more diagnostics message
         if node.interrupt() != 0:
-            raise RuntimeError(f"the node did not end cleanly:\n{node.text()}")
+            raise ChildProcessError(f"the node did not end cleanly:\n{node.text()}")
         boxes = {stamp_ns(message.header.stamp): _boxes(message) for message in listener.objects}
         (settings.out / "detections.json").write_text(
             json.dumps([{"stamp": s, "boxes": boxes_to_json(b)} for s, b in boxes.items()], indent=1)
@@ -120,16 +123,18 @@ def _drive_through_node(
         listener.close()
 
 
-def _watch(player: NodeProcess, listener: Listener) -> None:
-    """Show the progress until the player is done; raises RuntimeError if it fails."""
+def _watch(player: NodeProcess, node: NodeProcess, listener: Listener) -> None:
+    """Show the progress until the player is done; raises ChildProcessError if it or the node fails."""
     with tqdm(desc="play", unit="set") as bar:
         while player.alive():
+            if not node.alive():
+                raise ChildProcessError(f"the node ended with status {node.process.returncode}:\n{node.text()}")
             time.sleep(0.1)
             bar.update(len(listener.arrivals) - bar.n)
     if player.process.returncode != 0:
-        raise RuntimeError(f"the player ended with status {player.process.returncode}:\n{player.text()}")
+        raise ChildProcessError(f"the player ended with status {player.process.returncode}:\n{player.text()}")
     if not listener.arrivals:
-        raise RuntimeError("the node published no detections; its log and the player's tell why")
+        raise ChildProcessError("the node published no detections; its log and the player's tell why")
 
 
 def _boxes(message: Object3DArray) -> Boxes3D:

@@ -17,8 +17,13 @@ def prepare_process() -> None:
         signal.signal(number, _end)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     from bev_perception.ros.interfaces import ensure_interfaces
+    from bev_perception.ros.rosidl_build import InterfaceBuildError
 
-    ensure_interfaces()
+    try:
+        ensure_interfaces()
+    except InterfaceBuildError as error:
+        logging.getLogger("bev_perception").error("%s", error)
+        raise SystemExit(1) from error
 
 
 def _end(*_: Any) -> None:

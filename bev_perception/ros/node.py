@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import rclpy
+import torch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock
@@ -30,7 +31,6 @@ from tf2_msgs.msg import TFMessage
 from vision_msgs.msg import Detection3DArray
 from visualization_msgs.msg import MarkerArray
 
-from bev_perception.checkpoints import CheckpointError
 from bev_perception.config import ConfigError
 from bev_perception.data.messages import calibration, camera_image, transform
 from bev_perception.health import Health
@@ -54,6 +54,7 @@ IMAGE_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 TF_QOS = QoSProfile(depth=100)
 TF_STATIC_QOS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 OUTPUT_QOS = QoSProfile(depth=5)
+IDLE = 2.0  # s without a result after which the diagnostics say so
 SPIN_TIMEOUT = 0.2  # s between two looks at whether to stop
 IMAGE_TYPES = {"raw": (Image, "image"), "compressed": (CompressedImage, "image/compressed")}
 
@@ -80,7 +81,6 @@ class PerceptionNode(LifecycleNode):
         self._missing: dict[str, str] = {}
         self._failure = ""
         self._lifecycle = "unconfigured"
-        self._frames_reported = 0
         self._parameter_errors = declare_parameters(self)
         for error in self._parameter_errors.values():
             self.get_logger().error(f"{error}; the node will not configure until it is set to a valid value")
@@ -112,9 +112,8 @@ class PerceptionNode(LifecycleNode):
         """Load the variant and its weights, warm up, subscribe to tf and camera_info."""
         try:
             self._configure()
-        except (ConfigError, CheckpointError, ValueError, RuntimeError) as error:
-            self._failure = str(error)
-            self.get_logger().error(f"cannot configure: {error}")
+        except Exception as error:  # rclpy would swallow it, and nobody would know why the node does nothing
+            self._fail("configure", error)
             self._free()
             return TransitionCallbackReturn.FAILURE
         self._failure = ""
@@ -123,25 +122,28 @@ class PerceptionNode(LifecycleNode):
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe to the images and start the worker."""
-        assert self._pipeline is not None and self._synchronizer is not None
-        self._synchronizer.clear()
-        self._worker = Worker(self._pipeline, self._health, self._publish, self.get_logger().error)
-        kind, suffix = IMAGE_TYPES[self._get("image_transport")]
-        for camera in self._synchronizer.settings.cameras:
-            topic = f"~/input/{camera}/{suffix}"
-            self._image_subscriptions.append(self._subscribe(kind, topic, partial(self._on_image, camera), IMAGE_QOS))
+        try:
+            self._activate()
+        except Exception as error:  # as in on_configure
+            self._fail("activate", error)
+            self._stop_worker()
+            return TransitionCallbackReturn.FAILURE
+        self._failure = ""
         self._lifecycle = "active"
         return super().on_activate(state)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop taking images; weights and memory stay."""
         self._stop_worker()
+        self._missing = {}
         self._lifecycle = "inactive"
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the model."""
         self._free()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # else PyTorch keeps the memory for itself
         self._lifecycle = "unconfigured"
         return TransitionCallbackReturn.SUCCESS
 
@@ -150,6 +152,27 @@ class PerceptionNode(LifecycleNode):
         self.close()
         self._lifecycle = "finalized"
         return TransitionCallbackReturn.SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free everything; the node is unconfigured then and can be configured again."""
+        self.close()
+        self._lifecycle = "unconfigured"
+        return TransitionCallbackReturn.SUCCESS
+
+    def _fail(self, what: str, error: Exception) -> None:
+        self._failure = f"cannot {what}: {error}"
+        self.get_logger().error(self._failure)
+        if not isinstance(error, (ValueError, OSError)):  # those say all that there is to say
+            self.get_logger().error("".join(traceback.format_exception(error)))
+
+    def _activate(self) -> None:
+        assert self._pipeline is not None and self._synchronizer is not None
+        self._synchronizer.clear()
+        self._worker = Worker(self._pipeline, self._health, self._publish, self.get_logger().error)
+        kind, suffix = IMAGE_TYPES[self._get("image_transport")]
+        for camera in self._synchronizer.settings.cameras:
+            topic = f"~/input/{camera}/{suffix}"
+            self._image_subscriptions.append(self._subscribe(kind, topic, partial(self._on_image, camera), IMAGE_QOS))
 
     def _configure(self) -> None:
         if self._parameter_errors:
@@ -331,12 +354,9 @@ class PerceptionNode(LifecycleNode):
 
     def _report(self) -> None:
         """Log what happened since the last report, and publish the diagnostics."""
-        news: dict[str, list[str]] = {}
-        for item in self._health.drain_news():
-            news.setdefault(item.split(":")[0], []).append(item)
-        for items in news.values():
-            more = f" ({len(items)} times)" if len(items) > 1 else ""
-            self.get_logger().warning(items[-1] + more)
+        news = self._health.drain_news()
+        for item in news:
+            self.get_logger().warning(item)
         level, message = self._judge(bool(news))
         status = messages.diagnostic_status(
             level, f"{self.get_fully_qualified_name()}: perception", message, self._figures()
@@ -350,10 +370,9 @@ class PerceptionNode(LifecycleNode):
             return DiagnosticStatus.ERROR, self._failure
         if self._lifecycle != "active":
             return DiagnosticStatus.OK, self._lifecycle
-        frames = self._health.snapshot().frames
-        idle, self._frames_reported = frames == self._frames_reported, frames
+        busy = self._worker is not None and self._worker.busy
         waiting = self._synchronizer.waiting_for if self._synchronizer is not None else ""
-        if idle:
+        if not busy and self._health.snapshot().idle > max(IDLE, 2 * self._get("diagnostics_period")):
             return DiagnosticStatus.WARN, f"no results: {waiting or 'no complete set of images arrives'}"
         if self._missing:
             return DiagnosticStatus.WARN, f"degraded: without {', '.join(sorted(self._missing))}"

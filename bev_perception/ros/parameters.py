@@ -10,6 +10,7 @@ from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValu
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from bev_perception.config import DecodeConfig
 from bev_perception.data.drive import CAMERAS
 from bev_perception.pipeline import PipelineSettings
 from bev_perception.synchronizer import SynchronizerSettings
@@ -47,18 +48,20 @@ PARAMETERS = (
         (0.0, 10.0),
     ),
     ParameterSpec(
-        "camera_timeout", _SYNC.camera_timeout, "s of header time that a set waits for a missing camera.", (0.0, 60.0)
+        "camera_timeout", _SYNC.camera_timeout, "s of header time that a set waits for a missing camera.", (0.0, 1.0)
     ),
     ParameterSpec(
-        "tf_timeout", _SYNC.tf_timeout, "s of header time that a set waits for its tf and camera_info.", (0.0, 60.0)
+        "tf_timeout", _SYNC.tf_timeout, "s of header time that a set waits for its tf and camera_info.", (0.0, 2.0)
     ),
     ParameterSpec("score_threshold", 0.3, "Boxes below this score are not published.", (0.0, 1.0), live=True),
-    ParameterSpec("max_detections", 300, "At most so many boxes are published.", (1, 10000), live=True),
+    ParameterSpec(
+        "max_detections", DecodeConfig.max_num, "At most so many boxes are published.", (1, 10000), live=True
+    ),
     ParameterSpec(
         "memory_interval",
         _PIPELINE.memory_interval,
         "s between remembered frames; shorter follows the trained spacing more closely and takes more memory.",
-        (0.01, 10.0),
+        (0.05, 10.0),
     ),
     ParameterSpec("diagnostics_period", 1.0, "s of wall clock between two /diagnostics messages.", (0.05, 60.0)),
 )

@@ -22,15 +22,18 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from tf2_msgs.msg import TFMessage
 from vision_msgs.msg import Detection3DArray
 
-from bev_perception.data.drive import CameraRig
+from bev_perception.data.drive import CAMERAS, CameraRig
 from bev_perception.data.messages import stamp_ns
 from bev_perception.geometry import quaternion_from_rotation
 from bev_perception.msg import Object3DArray
 from bev_perception.ros.messages import header
 from bev_perception.ros.process import dds_environment, wait_until
+from bev_perception.types import BASE_FRAME, FIXED_FRAME
 
 NODE = "/bev_perception"
 MS = 1_000_000
+#: ms after cam_front at which nuScenes' cameras fire (Caesar et al., CVPR 2020), rounded
+FIRING_OFFSETS = dict(zip(CAMERAS, (0, 8, -8, 25, 35, 16), strict=True))
 SECOND = 1000 * MS
 
 
@@ -102,7 +105,7 @@ class RigPeer(Listener):
     """A Listener that also publishes: one set of images, their camera_info and tf at a time, in header time.
 
     rigs: the cameras.  images: camera -> JPEG bytes, or an [H, W, 3] uint8 BGR array for raw images.
-    offsets: camera -> ms after the anchor's stamp.  now: the stamp (ns) of the last set.
+    The cameras fire by FIRING_OFFSETS.  now: the stamp (ns) of the last set.
     """
 
     def __init__(
@@ -110,12 +113,11 @@ class RigPeer(Listener):
         domain: int,
         rigs: Sequence[CameraRig],
         images: Mapping[str, bytes | np.ndarray],
-        offsets: Mapping[str, int],
     ) -> None:
         """Create the publishers and announce the extrinsics on /tf_static."""
         super().__init__(domain, "rig")
         self.rigs = {rig.name: rig for rig in rigs}
-        self.offsets = {name: offsets.get(name, 0) for name in self.rigs}
+        self.offsets = {name: FIRING_OFFSETS.get(name, 0) for name in self.rigs}
         self.contents = {name: _image_message(name, images[name]) for name in self.rigs}
         self.now = 1_800_000_000 * SECOND
         self.published = 0.0
@@ -128,7 +130,7 @@ class RigPeer(Listener):
         self.tf = self.node.create_publisher(TFMessage, "/tf", 100)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self.tf_static = self.node.create_publisher(TFMessage, "/tf_static", latched)
-        extrinsics = [stamped_transform("base_link", name, 0, rig.sensor2ego) for name, rig in self.rigs.items()]
+        extrinsics = [stamped_transform(BASE_FRAME, name, 0, rig.sensor2ego) for name, rig in self.rigs.items()]
         self.tf_static.publish(TFMessage(transforms=extrinsics))
 
     def wait_matched(self, timeout: float = 30.0) -> None:
@@ -155,7 +157,7 @@ class RigPeer(Listener):
 
     def pose(self, stamp: int) -> None:
         """Send odom -> base_link at `stamp`: the rig stands still, so that a jump in time is none in space."""
-        self.tf.publish(TFMessage(transforms=[stamped_transform("odom", "base_link", stamp, np.eye(4))]))
+        self.tf.publish(TFMessage(transforms=[stamped_transform(FIXED_FRAME, BASE_FRAME, stamp, np.eye(4))]))
 
     def image(self, camera: str, stamp: int) -> Any:
         """Return the camera's image with a new stamp."""

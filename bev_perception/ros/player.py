@@ -8,9 +8,10 @@ from __future__ import annotations
 import importlib
 import logging
 import signal
+import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from rosgraph_msgs.msg import Clock
 from std_srvs.srv import SetBool
 from vision_msgs.msg import Detection3DArray
 
+from bev_perception.data.messages import stamp_ns
 from bev_perception.data.rosbag import COMPRESSED_IMAGE, IMAGE, BagError, BagReader, BagTopic
 
 CLOCK_PERIOD = 10_000_000  # ns of play time between two messages on /clock
@@ -54,6 +56,7 @@ class PlayerSettings:
     lockstep_topic: str = "/bev_perception/detections"
     lockstep_timeout: float = 30.0
     wait_for_subscribers: float = 10.0
+    wait_for_publisher: str = ""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -75,6 +78,7 @@ _DESCRIPTIONS = {
     "lockstep_topic": "topic of vision_msgs/Detection3DArray that answers each set of images",
     "lockstep_timeout": "s of wall clock to wait for an answer before the next set goes out all the same",
     "wait_for_subscribers": "s to wait at the start until every image topic has a subscriber",
+    "wait_for_publisher": "wait as long for somebody to publish this topic; in lockstep lockstep_topic, unless given",
 }
 
 
@@ -99,7 +103,8 @@ class BagPlayer(Node):
         self._clock_sent = -1
         self._origin = (0, time.monotonic())  # a point of play time (ns) and the wall clock that belongs to it
         self._paused = self._settings.start_paused
-        self._answers = 0
+        self._answers: list[int] = []  # header stamps (ns) of the answers since the set in flight began
+        self._slowest_answer: float | None = None  # s
         self._stopping = False
         self.create_service(SetBool, "~/pause", self._on_pause)
         if self._settings.lockstep:
@@ -124,15 +129,14 @@ class BagPlayer(Node):
                 publisher.wait_for_all_acked(Duration(seconds=max(0.0, deadline - time.monotonic())))
 
     def _play_once(self) -> None:
-        sent: set[str] = set()  # image topics of the set that is going out, in lockstep
-        answers = self._answers  # when its first image went out
+        sent: dict[str, int] = {}  # in lockstep: image topics of the set that is going out -> header stamp
         first = True
         for message in self._bag.raw_messages():
             topic = message.topic.name
             if topic not in self._publishers_by_topic:
                 continue
             if topic in sent:
-                self._await_answer(answers)
+                self._await_answer(sent.values())
                 sent.clear()
             if first:
                 first, self._origin = False, (message.stamp, time.monotonic())
@@ -142,31 +146,42 @@ class BagPlayer(Node):
             self._publish_clock(message.stamp)
             if self._settings.lockstep and topic in self._images:
                 if not sent:
-                    answers = self._answers
-                sent.add(topic)
+                    self._answers.clear()
+                sent[topic] = _header_stamp(message.data)
             self._publishers_by_topic[topic].publish(message.data)
         if sent:
-            self._await_answer(answers)
+            self._await_answer(sent.values())
 
     # ------------------------------------------------------------------ waiting
 
     def _wait_for_subscribers(self) -> None:
+        wanted = self._settings.wait_for_publisher or (self._settings.lockstep and self._settings.lockstep_topic)
+
         def matched() -> bool:
-            return all(self._publishers_by_topic[name].get_subscription_count() for name in self._images)
+            heard = all(self._publishers_by_topic[name].get_subscription_count() for name in self._images)
+            return heard and (not wanted or self.count_publishers(wanted) > 0)
 
         if not self._hold(matched, self._settings.wait_for_subscribers) and not self._stopping:
+            answerer = f", or nobody publishes {wanted}," if wanted else ""
             self.get_logger().warning(
-                f"not every image topic has a subscriber after {self._settings.wait_for_subscribers} s; "
+                f"not every image topic has a subscriber{answerer} after {self._settings.wait_for_subscribers} s; "
                 "playing all the same"
             )
         self._hold(lambda: False, SETTLE)
 
-    def _await_answer(self, before: int) -> None:
-        """Wait for an answer beyond the first `before`."""
-        if not self._hold(lambda: self._answers > before, self._settings.lockstep_timeout) and not self._stopping:
+    def _await_answer(self, stamps: Collection[int]) -> None:
+        """Wait for an answer to the set whose images have these header stamps (ns): one whose stamp lies among them."""
+        first, last = min(stamps), max(stamps)
+        timeout = self._settings.lockstep_timeout
+        if self._slowest_answer is not None:  # a set that is never answered shall not cost the whole time-out each
+            timeout = min(timeout, 2.0 + 5 * self._slowest_answer)
+        begin = time.monotonic()
+        if self._hold(lambda: any(first <= answer <= last for answer in list(self._answers)), timeout):
+            self._slowest_answer = max(self._slowest_answer or 0.0, time.monotonic() - begin)
+        elif not self._stopping:
             self.get_logger().warning(
-                f"no message on {self._settings.lockstep_topic} within {self._settings.lockstep_timeout} s; "
-                "sending the next images all the same"
+                f"no message on {self._settings.lockstep_topic} answers the images of {first} to {last} ns within "
+                f"{timeout:.1f} s; sending the next ones all the same"
             )
 
     def _hold(self, condition: Callable[[], bool], timeout: float = float("inf")) -> bool:
@@ -215,7 +230,9 @@ class BagPlayer(Node):
         publishers: dict[str, Publisher] = {}
         skipped = set()
         for topic in self._bag.topics:
-            if not topic.count or (self._settings.clock and topic.name == "/clock"):
+            ours = self._settings.clock and topic.name == "/clock"
+            recorded_answers = self._settings.lockstep and topic.name == self._settings.lockstep_topic
+            if not topic.count or ours or recorded_answers:
                 continue
             try:
                 publishers[topic.name] = self.create_publisher(_message_class(topic.type_name), topic.name, _qos(topic))
@@ -231,7 +248,7 @@ class BagPlayer(Node):
         return response
 
     def _on_answer(self, message: Any) -> None:
-        self._answers += 1
+        self._answers.append(stamp_ns(message.header.stamp))
 
     def _publish_clock(self, stamp: int, at_least: int = 1) -> None:
         """Publish /clock if it has moved by `at_least` ns, or back."""
@@ -243,6 +260,13 @@ class BagPlayer(Node):
         if self._clock_publisher is not None:
             sec, nanosec = divmod(stamp, 1_000_000_000)
             self._clock_publisher.publish(Clock(clock=Time(sec=sec, nanosec=nanosec)))
+
+
+def _header_stamp(serialized: bytes) -> int:
+    """Return the stamp (ns) of a serialized message that begins with a std_msgs/Header, as images do."""
+    order = "<" if serialized[1] & 1 else ">"  # the second byte of CDR's preamble tells the byte order
+    sec, nanosec = struct.unpack_from(f"{order}iI", serialized, 4)
+    return sec * 1_000_000_000 + nanosec
 
 
 def _message_class(type_name: str) -> Any:

@@ -30,7 +30,7 @@ PREFIX = Path(sys.prefix)
 TYPE_SUPPORTS = ["rosidl_typesupport_fastrtps_c", "rosidl_typesupport_introspection_c"]
 
 
-class InterfaceBuildError(RuntimeError):
+class InterfaceBuildError(OSError):
     """The messages could not be generated; the text says what is missing and how to get it."""
 
 

@@ -27,6 +27,7 @@ class Worker:
         self._publish = publish
         self._log = log
         self._slot: tuple[Frame, float] | None = None
+        self._working = False
         self._stopping = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
@@ -40,17 +41,27 @@ class Worker:
             self._slot = (frame, time.perf_counter())
             self._changed.notify()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a frame waits or is being worked on."""
+        with self._changed:
+            return self._working or self._slot is not None
+
     def stop(self) -> None:
-        """Finish the frame in progress and end the thread."""
+        """Finish the frame in progress and end the thread; one that waits is dropped and counted."""
         with self._changed:
             self._stopping = True
+            if self._slot is not None:
+                self._health.drop("stopped", "a set was waiting when the node was deactivated")
             self._changed.notify()
         self._thread.join()
 
     def _take(self) -> tuple[Frame, float] | None:
         with self._changed:
+            self._working = False
             self._changed.wait_for(lambda: self._stopping or self._slot is not None)
             taken, self._slot = self._slot, None
+            self._working = not self._stopping
             return None if self._stopping else taken
 
     def _run(self) -> None:

@@ -139,7 +139,7 @@ def test_history_matters_and_a_short_one_repeats_its_oldest_frame(model):
     _, memory = run(model, frame(0))
     short, _ = run(model, frame(1), memory)
     oldest = memory.entries[0]
-    filled, _ = run(model, frame(1), FeatureQueue(3, (oldest, oldest, oldest)))
+    filled, _ = run(model, frame(1), FeatureQueue(3, 10**12, (oldest, oldest, oldest)))
     without, _ = run(model, frame(1))
     assert_same(short, filled, atol=0)
     assert (short.logits - without.logits).abs().max() > 1e-3
@@ -153,7 +153,7 @@ def test_memory_follows_the_trained_interval_not_the_frame_rate(model):
         inputs = dataclasses.replace(frame(quarter), stamp=stamp, stamps=np.full(6, stamp))
         outputs, grown = run(model, inputs, memory)
         before, memory = memory.entries, grown  # before: quarters 4, 3, 2, 1, 0 at last
-    explicit, _ = run(model, inputs, FeatureQueue(3, (before[1], before[3], before[4])))
+    explicit, _ = run(model, inputs, FeatureQueue(3, 10**12, (before[1], before[3], before[4])))
     assert_same(outputs, explicit, atol=0)
 
 

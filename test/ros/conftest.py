@@ -25,7 +25,8 @@ def start(tmp_path, small_drive, untrained):
         log = tmp_path / f"node{len(opened)}.log"
         node = NodeProcess("perception_node", domain, log, PARAMETERS | own | parameters)
         opened.append(node.kill)
-        peer = Peer(domain, small_drive, cameras, raw)
+        known = tuple(camera for camera in cameras if camera in CAMERAS)
+        peer = Peer(domain, small_drive, known, raw)
         opened.append(peer.close)
         if wait:
             node.wait_log(wait)

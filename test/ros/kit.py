@@ -20,7 +20,6 @@ __all__ = [
     "CAMERAS",
     "MS",
     "NODE",
-    "OFFSETS",
     "PARAMETERS",
     "SECOND",
     "NodeProcess",
@@ -40,8 +39,6 @@ PARAMETERS = {
     "diagnostics_period": 0.1,
 }
 
-OFFSETS = dict(zip(CAMERAS, (0, 8, -8, 25, 35, 16), strict=True))  # ms after the anchor, cam_front
-
 
 def first_jpegs(drive: Drive) -> dict[str, bytes]:
     jpegs: dict[str, bytes] = {}
@@ -59,7 +56,7 @@ class Peer(RigPeer):
         images = first_jpegs(drive)
         if raw:
             images = {c: cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) for c, jpeg in images.items()}
-        super().__init__(domain, rigs, images, OFFSETS)
+        super().__init__(domain, rigs, images)
 
     def call(self, kind, name: str, request, timeout: float = 60.0):
         client = self.node.create_client(kind, f"{NODE}/{name}")

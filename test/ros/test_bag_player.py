@@ -171,7 +171,13 @@ def test_lockstep_waits_for_every_answer(play, bag):
             assert len(listener.images) == 6 * number
             assert len({camera for camera, _, _ in listener.images[-6:]}) == 6
         assert player.process.poll() is None
-        listener.answers.publish(Detection3DArray())
+        if number == 2:  # an answer to something else is none
+            listener.answers.publish(Detection3DArray())
+            time.sleep(0.3)
+            assert len(listener.images) == 6 * number
+        answer = Detection3DArray()
+        answer.header.stamp = listener.images[-3][1].header.stamp
+        listener.answers.publish(answer)
     assert player.process.wait(60) == 0, player.text()
     assert "no message" not in player.text()
 
@@ -180,7 +186,7 @@ def test_lockstep_goes_on_without_an_answer(play, bag):
     player, listener = play(rate=50.0, lockstep=True, lockstep_timeout=0.1)
     assert player.process.wait(60) == 0, player.text()
     wait_until(lambda: len(listener.images) == len(recorded_images(bag)), 5.0, "all images")
-    assert "no message on /bev_perception/detections within 0.1 s" in player.text()
+    assert "no message on /bev_perception/detections answers the images of" in player.text()
 
 
 def test_nobody_listens(play):
@@ -199,7 +205,7 @@ def test_interrupted_at_any_moment(play, parameters, delay):
     assert "Traceback" not in player.text()
 
 
-@pytest.mark.parametrize("delay", [0.6, 1.2])
+@pytest.mark.parametrize("delay", [1.2])
 def test_interrupted_while_it_starts(play, delay):
     player, _ = play(listen=False, loop=True)
     time.sleep(delay)

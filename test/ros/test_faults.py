@@ -67,10 +67,10 @@ def count(peer, key) -> int:
 @pytest.mark.parametrize(
     ("data", "cause"),
     [
-        (lambda jpeg: jpeg[: len(jpeg) // 2], "cam_back"),  # cut off
-        (lambda jpeg: jpeg[:200] + bytes(len(jpeg) - 200), "cam_back"),  # zeros behind the header
-        (lambda jpeg: b"no picture at all", "cam_back"),
-        (lambda jpeg: b"", "cam_back"),  # empty
+        (lambda jpeg: jpeg[: len(jpeg) // 2], "truncated"),
+        (lambda jpeg: jpeg[:200] + bytes(len(jpeg) - 200), "JPEG"),  # zeros behind the header
+        (lambda jpeg: b"no picture at all", "neither"),
+        (lambda jpeg: b"", "no data"),
     ],
     ids=["truncated", "zeroed", "text", "empty"],
 )
@@ -81,7 +81,7 @@ def test_corrupt_jpeg_costs_that_view(running, data, cause):
     stamp = peer.send_set(image=only("cam_back", with_data(data(bytes(peer.contents["cam_back"].data)))))
     peer.wait_detection(stamp)
     values = peer.wait_diagnostics(lambda v: "missing cam_back" in v)
-    assert cause in values["message"] and values["missing cam_back"]
+    assert cause in values["missing cam_back"]
     wait_counted(peer, "dropped: missing view", "cam_back", before)
     node.wait_log("missing view: cam_back")
     recovers(node, peer)
@@ -109,7 +109,7 @@ def test_missing_camera_degrades_and_comes_back(running):
     wait_until(lambda: set(stamps) & set(peer.stamps()), 20, "a degraded detection")
     values = peer.wait_diagnostics(lambda v: "missing cam_back_right" in v)
     assert values["missing cam_back_right"] == "no image arrived in time"
-    peer.wait_diagnostics(lambda v: v["message"].startswith(("degraded: without cam_back_right", "no results")))
+    assert any("degraded: without cam_back_right" in d.status[0].message for d in peer.diagnostics)
     peer.send_set()
     peer.send_set()
     recovers(node, peer)
@@ -150,13 +150,14 @@ def test_absent_tf_is_waited_for_and_named(running):
 def test_shuffled_stamps_give_ordered_detections(running):
     node, peer = running
     recovers(node, peer)
-    base = peer.now
+    base, before = peer.now, count(peer, "dropped: late image")
     for k, order in ((2, CAMERAS[::-1]), (1, CAMERAS), (4, CAMERAS[3:] + CAMERAS[:3]), (3, CAMERAS[::-1])):
         peer.send_set(base + k * 83 * MS, order=order)
         time.sleep(0.1)  # so that the sets arrive in this order
     peer.wait_detection(base + 4 * 83 * MS)
     peer.now = base + 4 * 83 * MS
-    wait_counted(peer, "dropped: late image", "")
+    wait_counted(peer, "dropped: late image", "", before)
+    node.wait_log("its set has gone on without it")
     stamps = [s for s in peer.stamps() if s > base]
     assert stamps == sorted(stamps)
     recovers(node, peer)

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from client_runner import run_client
-from kit import CAMERAS, OFFSETS, PARAMETERS, NodeProcess, first_jpegs, new_domain
+from kit import CAMERAS, PARAMETERS, NodeProcess, first_jpegs, new_domain
 
 from bev_perception.geometry import quaternion_from_rotation
+from bev_perception.ros.peer import FIRING_OFFSETS
 
 ROOT = Path(__file__).resolve().parents[2]
 START = 1_800_000_000_000_000_000  # ns
@@ -34,7 +35,7 @@ def test_cyclone_client_gets_boxes(tmp_path, small_drive, untrained):
     for rig in small_drive.cameras:
         image = tmp_path / f"{rig.name}.jpg"
         image.write_bytes(jpegs[rig.name])
-        stamp = START + OFFSETS[rig.name] * 1_000_000
+        stamp = START + FIRING_OFFSETS[rig.name] * 1_000_000
         spec["cameras"][rig.name] = {
             "image": str(image),
             "format": "jpeg",

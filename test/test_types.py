@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+
+from bev_perception.types import Calibration
+
+K = np.array([[1000.0, 0, 800], [0, 1000, 450], [0, 0, 1]])
+
+
+def test_an_ideal_lens_has_no_distortion_whatever_it_is_called():
+    for model, d in (("plumb_bob", (0,) * 5), ("rational_polynomial", (0,) * 8), ("", ()), ("equidistant", ())):
+        assert Calibration(K, 1600, 900, model, d).distortion == ()
+
+
+def test_an_equidistant_lens_bends_without_coefficients():
+    assert Calibration(K, 1600, 900, "equidistant", (0, 0, 0, 0)).distortion == (0.0, 0.0, 0.0, 0.0)
+
+
+def broken(row, column, value):
+    k = K.copy()
+    k[row, column] = value
+    return k
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((broken(0, 2, np.nan), 1600, 900), "NaN"),
+        ((np.zeros((3, 3)), 1600, 900), "no calibration"),
+        ((broken(2, 2, 0), 1600, 900), "last row of K"),
+        ((K, 0, 900), "0x900 pixels"),
+        ((K, 1600, 900, "plumb_bob", (0.1, np.inf, 0, 0, 0)), "D of CameraInfo holds"),
+        ((K, 1600, 900, "thin_prism", (0.1,)), "'thin_prism' is unknown; supported: plumb_bob"),
+        ((K, 1600, 900, "equidistant", (0.1, 0.2)), "takes .4,. coefficients.*has 2"),
+    ],
+)
+def test_impossible_calibrations_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Calibration(*arguments)
