@@ -7,6 +7,10 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bev_perception.evaluation.detection import DetectionScores
 
 from bev_perception.types import BASE_FRAME, FIXED_FRAME
 
@@ -69,6 +73,37 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--fixed-frame", default=FIXED_FRAME, help="default: %(default)s")
     run.add_argument("--score-threshold", type=float, help="default: the variant's own; the node's is 0.3")
     run.set_defaults(command=_run)
+
+    train = commands.add_parser("train", help="train a variant on nuScenes; under torchrun on several GPUs")
+    train.add_argument("--variant", required=True)
+    train.add_argument("--data", type=Path, required=True, metavar="ROOT", help="a nuScenes dataroot")
+    train.add_argument("--version", default="v1.0-trainval", help="of its tables (default: %(default)s)")
+    train.add_argument("--split", default="train", help="default: %(default)s")
+    train.add_argument("--out", type=Path, required=True, help="directory for weights, state and logs")
+    train.add_argument("--pretrained", type=Path, help="file to fill the backbone from")
+    train.add_argument("--init", type=Path, help="checkpoint of this variant to start from")
+    train.add_argument("--resume", action="store_true", help="go on from the state in --out")
+    train.add_argument("--epochs", type=int, help="default: the variant's")
+    train.add_argument("--lr", type=float, help="default: the variant's")
+    train.add_argument("--batch", type=int, help="samples a process (default: the variant's, divided among all)")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--device", default="auto")
+    train.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="bf16", help="default: %(default)s")
+    train.add_argument("--recompute", action="store_true", help="less memory, more time: compute activations twice")
+    train.add_argument("--workers", type=int, default=4, help="processes that read ahead (default: %(default)s)")
+    train.set_defaults(command=_train)
+
+    evaluate = commands.add_parser("eval", help="run a variant over a nuScenes split and score it; or score a file")
+    evaluate.add_argument("--variant")
+    evaluate.add_argument("--checkpoint", type=Path)
+    evaluate.add_argument("--results", type=Path, metavar="results_nusc.json", help="score this file, run nothing")
+    evaluate.add_argument("--data", type=Path, required=True, metavar="ROOT", help="a nuScenes dataroot")
+    evaluate.add_argument("--version", default="v1.0-trainval", help="of its tables (default: %(default)s)")
+    evaluate.add_argument("--split", default="val", help="default: %(default)s")
+    evaluate.add_argument("--scenes", nargs="+", default=[], metavar="NAME", help="only these of the split")
+    evaluate.add_argument("--out", type=Path, default=Path("output/eval"))
+    evaluate.add_argument("--device", default="auto")
+    evaluate.set_defaults(command=_eval)
 
     demo = commands.add_parser("demo", help="a short drive through the real node over DDS, with pictures at the end")
     demo.add_argument("--out", type=Path, default=Path("output/demo"))
@@ -149,6 +184,59 @@ def _run(args: argparse.Namespace) -> int:
         print("dropped: " + ", ".join(f"{cause} {n}" for cause, n in snapshot.drops.items()))
         print(f"the last: {snapshot.last_drop}")
     return 0 if count else 1
+
+
+def _train(args: argparse.Namespace) -> int:
+    from bev_perception.config import load_variant
+    from bev_perception.data.records import open_split
+    from bev_perception.training.dataset import NuScenesTraining
+    from bev_perception.training.train import TrainSettings, train
+
+    config = load_variant(args.variant)
+    data = NuScenesTraining(config, open_split(args.data, args.version, args.split))
+    settings = TrainSettings(
+        out=args.out,
+        pretrained=args.pretrained,
+        init=args.init,
+        resume=args.resume,
+        epochs=args.epochs,
+        lr=args.lr,
+        batch=args.batch,
+        seed=args.seed,
+        device=args.device,
+        precision=args.precision,
+        recompute=args.recompute,
+        workers=args.workers,
+    )
+    result = train(config, data, settings)
+    print(f"{'done' if result.finished else 'stopped; go on with --resume'}: {result.steps} steps, in {args.out}")
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from bev_perception.evaluation.detection import score_results
+    from bev_perception.evaluation.evaluate import EvalSettings, evaluate
+
+    scores: DetectionScores | None
+    if args.results is not None:
+        scores = score_results(args.results, args.data, args.version, args.split, args.out, args.scenes)
+    elif args.variant and args.checkpoint:
+        settings = EvalSettings(
+            variant=args.variant,
+            checkpoint=args.checkpoint,
+            data=args.data,
+            version=args.version,
+            split=args.split,
+            out=args.out,
+            device=args.device,
+            scenes=tuple(args.scenes),
+        )
+        scores = evaluate(settings)
+    else:
+        raise ValueError("name --variant and --checkpoint to run, or --results to score a file that exists already")
+    if scores is not None:
+        print(scores.table())
+    return 0
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -105,6 +105,9 @@ def test_run_counts_what_it_drops(bag, untrained, tmp_path, capsys):
             "c.pth",
         ),
         (["init-weights", "--variant", "nonsense", "o"], "unknown variant"),
+        (["eval", "--data", "{tmp}"], "name --variant and --checkpoint to run, or --results"),
+        (["eval", "--data", "{tmp}", "--results", "{tmp}/none.json"], "none.json"),
+        (["train", "--variant", "sparsebev_tiny", "--data", "{tmp}", "--out", "{tmp}/o"], "v1.0-trainval"),
     ],
 )
 def test_errors_are_one_sentence_and_status_1(bag, tmp_path, capsys, arguments, message):
