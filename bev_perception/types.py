@@ -82,9 +82,9 @@ class Calibration:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CameraImage:
-    """One image as it arrived, still encoded; decoding belongs to preprocess.
+    """One image as it arrived, still encoded; decoding belongs to preprocess. Equal only to itself.
 
     camera: name from the node's camera list.  stamp: ns.  frame_id: the optical frame in tf.
     encoding: a sensor_msgs/Image encoding, or "jpeg" / "png" for compressed data.

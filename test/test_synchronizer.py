@@ -209,6 +209,24 @@ def test_one_camera_alone_survives_a_stray_stamp_and_follows_a_jump():
     assert stamps_ms(rig.play(5_000, 4)) == [5_000 + 83 * k for k in range(4)]
 
 
+def test_images_sent_twice_over_a_jump_are_no_trouble():
+    """With real buffers: arrays have no truth value, so images must not be compared by their contents."""
+    rig = Rig()
+    rig.play(20_000, 3)
+    frames = []
+    for camera in sorted(OFFSETS, key=OFFSETS.get):
+        at = 1_000_000 + 5_000 + OFFSETS[camera]
+        rig.pose(at - 1_000_000)
+        for _ in range(2):
+            rig.sync.add(CameraImage(camera, at * MS, camera, "jpeg", np.zeros(3, np.uint8)))
+            frames += rig.sync.poll()
+    rig.sync.add(CameraImage("back", (1_000_000 + 90_000) * MS, "back", "jpeg", np.zeros(3, np.uint8)))
+    rig.sync.add(CameraImage("back", (1_000_000 + 90_000) * MS, "back", "jpeg", np.zeros(3, np.uint8)))
+    rig.image("back", 5_083 + 25)
+    assert stamps_ms(frames) == [5_000]
+    assert rig.health.snapshot().drops["duplicate stamp"] == len(OFFSETS)
+
+
 def test_the_only_camera_left_is_followed_over_a_gap():
     rig = Rig()
     rig.play(0, 5)
