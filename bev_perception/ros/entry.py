@@ -36,7 +36,7 @@ def _keep_memory_together() -> None:
 
     By default every thread has heaps of its own, and buffers of megabytes that live for seconds (the remembered
     features) between others that live for milliseconds break them up: the process grows for thousands of frames.
-    Mapping each large buffer apart would cure that as well, but made a frame 39 % slower.
+    Mapping each large buffer apart would cure that as well, but made every frame clearly slower.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; elsewhere there is nothing to set
     if mallopt is not None:
