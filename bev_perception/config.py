@@ -24,6 +24,27 @@ NUSCENES_CLASSES = (
     "pedestrian",
     "traffic_cone",
 )
+#: of Occ3D-nuScenes (Tian et al., NeurIPS 2023); the last is free space
+OCC3D_CLASSES = (
+    "others",
+    "barrier",
+    "bicycle",
+    "bus",
+    "car",
+    "construction_vehicle",
+    "motorcycle",
+    "pedestrian",
+    "traffic_cone",
+    "trailer",
+    "truck",
+    "driveable_surface",
+    "other_flat",
+    "sidewalk",
+    "terrain",
+    "manmade",
+    "vegetation",
+    "free",
+)
 
 
 class ConfigError(ValueError):
@@ -89,13 +110,27 @@ class FramesConfig:
 
 @dataclass(frozen=True)
 class ReferenceFrameConfig:
-    """The frame that the boxes were trained in, as a transform to base_link: translation (m) and yaw (rad).
+    """The frame that the model was trained in, as a transform to base_link: translation (m) and yaw (rad).
 
-    The default is nuScenes' LIDAR_TOP (Caesar et al., CVPR 2020), rounded: x right, y forward, z up.
+    sensor: "lidar" or "base_link"; where a recording knows the lidar's real pose, that one takes the place of the
+    nominal mounting. The default is nuScenes' LIDAR_TOP (Caesar et al., CVPR 2020), rounded: x right, y forward, z up.
     """
 
+    sensor: str = "lidar"
     translation: tuple[float, float, float] = (0.94, 0.0, 1.84)
     yaw: float = -1.5707963267948966
+
+    def __post_init__(self) -> None:
+        """Check the values that a type cannot."""
+        if self.sensor not in ("lidar", "base_link"):
+            raise ConfigError(f"reference_frame.sensor is {self.sensor!r}; it must be 'lidar' or 'base_link'")
+        if self.sensor == "base_link" and (any(self.translation) or self.yaw):
+            raise ConfigError("reference_frame: translation and yaw of base_link to itself must be zero")
+
+    @property
+    def is_lidar(self) -> bool:
+        """Whether the frame is a lidar's."""
+        return self.sensor == "lidar"
 
 
 @dataclass(frozen=True)
@@ -174,6 +209,44 @@ class SparseBEVHeadConfig:
 
 
 @dataclass(frozen=True)
+class SparseOccHeadConfig:
+    """The voxel decoder and the mask transformer of SparseOcc (Liu et al., ECCV 2024).
+
+    kept_training, kept_testing: voxels that each of the three stages keeps, in training and otherwise.
+    num_query: masks.  mask_layers: passes of the one mask layer.  panoptic: whether objects are told apart.
+    score_threshold: of a mask's class.  overlap_threshold: share of a mask that must not be taken by better ones.
+    occ_range: x, y, z low, then high, m.  occ_size: number of voxels along x, y, z.
+    """
+
+    num_query: int = 100
+    num_points: int = 4
+    num_levels: int = 4
+    embed_dims: int = 256
+    mask_layers: int = 2
+    num_groups: int = 4
+    num_heads: int = 8
+    ffn_dim: int = 512
+    mixing_out_points: int = 128
+    dropout: float = 0.1
+    kept_training: tuple[int, int, int] = (4000, 16000, 64000)
+    kept_testing: tuple[int, int, int] = (2000, 8000, 32000)
+    panoptic: bool = False
+    score_threshold: float = 0.3
+    overlap_threshold: float = 0.8
+    occ_range: tuple[float, float, float, float, float, float] = (-40.0, -40.0, -1.0, 40.0, 40.0, 5.4)
+    occ_size: tuple[int, int, int] = (200, 200, 16)
+
+
+HeadConfig = SparseBEVHeadConfig | SparseOccHeadConfig
+
+#: family -> the settings of its head, and the classes that it tells apart unless a variant names others
+FAMILIES: dict[str, tuple[type[HeadConfig], tuple[str, ...]]] = {
+    "sparsebev": (SparseBEVHeadConfig, NUSCENES_CLASSES),
+    "sparseocc": (SparseOccHeadConfig, OCC3D_CLASSES),
+}
+
+
+@dataclass(frozen=True)
 class DecodeConfig:
     """From raw outputs to boxes: at most max_num above score_threshold with centres inside post_center_range (m)."""
 
@@ -241,7 +314,7 @@ class VariantConfig:
     family: str
     image: ImageConfig
     frames: FramesConfig
-    head: SparseBEVHeadConfig
+    head: HeadConfig
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     neck: NeckConfig = field(default_factory=NeckConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
@@ -249,6 +322,20 @@ class VariantConfig:
     class_names: tuple[str, ...] = NUSCENES_CLASSES
     training: TrainingConfig | None = None
     provenance: Provenance = field(default_factory=Provenance)
+
+    @property
+    def detector(self) -> SparseBEVHeadConfig:
+        """The head of a variant that detects boxes; raises ConfigError for another."""
+        if not isinstance(self.head, SparseBEVHeadConfig):
+            raise ConfigError(f"{self.name} is a variant of {self.family}, which detects no boxes; choose another")
+        return self.head
+
+    @property
+    def occupancy(self) -> SparseOccHeadConfig:
+        """The head of a variant that gives occupancy; raises ConfigError for another."""
+        if not isinstance(self.head, SparseOccHeadConfig):
+            raise ConfigError(f"{self.name} is a variant of {self.family}, which gives no occupancy; choose another")
+        return self.head
 
 
 def from_dict(cls: type, values: Any, where: str = "") -> Any:
@@ -276,6 +363,8 @@ def from_dict(cls: type, values: Any, where: str = "") -> Any:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return value  # built already, see _variant_from
     if typing.get_origin(hint) in (UnionType, typing.Union):
         if value is None:
             return None
@@ -338,7 +427,22 @@ def load_variant(name: str | Path) -> VariantConfig:
         values = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the variant file {path}: {error}") from error
-    config: VariantConfig = from_dict(VariantConfig, values, path.name)
+    config = _variant_from(values, path.name)
     if config.name != path.stem:
         raise ConfigError(f"{path.name}: name is {config.name!r}; it must equal the file's name")
+    return config
+
+
+def _variant_from(values: Any, where: str) -> VariantConfig:
+    """Build the variant from plain values; its family decides what its head is made of."""
+    family = values.get("family") if isinstance(values, dict) else None
+    if family is None:
+        return from_dict(VariantConfig, values, where)  # raises: it is missing
+    if family not in FAMILIES:
+        raise ConfigError(f"{where}: unknown family {family!r}; known: {', '.join(FAMILIES)}")
+    head, classes = FAMILIES[family]
+    values = {"class_names": classes, **values}
+    if "head" in values:
+        values["head"] = from_dict(head, values["head"], f"{where}.head")
+    config: VariantConfig = from_dict(VariantConfig, values, where)
     return config

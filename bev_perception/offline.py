@@ -71,7 +71,7 @@ def write_results(path: Path, pipeline: Pipeline, results: Iterable[Result]) -> 
             frames.append(
                 {
                     "stamp": result.stamp,
-                    "boxes": boxes_to_json(result.boxes),
+                    "boxes": None if result.boxes is None else boxes_to_json(result.boxes),
                     "missing": result.missing,
                     "reset": result.reset,
                     "history": result.history,

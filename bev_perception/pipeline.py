@@ -134,7 +134,7 @@ class Pipeline:
                 self.config.class_names,
                 self.model.legacy_boxes,
             )
-            if frame.reference2global is None:
+            if frame.lidar2global is None:
                 boxes = to_ego(boxes, self._reference2ego)
         self._last = (frame.stamp, frame.ego2global)
         if self._is_due(frame.stamp):
@@ -143,7 +143,7 @@ class Pipeline:
         for stage, seconds in watch.seconds.items():
             self.health.time(stage, seconds)
         self.health.frame_done()
-        return Result(frame.stamp, boxes, missing, reset, watch.seconds, history)
+        return Result(frame.stamp, boxes, None, missing, reset, watch.seconds, history)
 
     def warm_up(self, cameras: int) -> None:
         """Run the model once on empty images, so that the first real frame is not the slow one."""

@@ -203,6 +203,13 @@ def reference2ego(config: VariantConfig) -> np.ndarray:
     return make_transform(rotation_from_yaw(frame.yaw), np.array(frame.translation))
 
 
+def reference2global(config: VariantConfig, frame: Frame) -> np.ndarray:
+    """Return the [4, 4] transform from the frame that the model works in to the global one, at the frame's stamp."""
+    if frame.lidar2global is not None and config.reference_frame.is_lidar:
+        return frame.lidar2global
+    return frame.ego2global @ reference2ego(config)
+
+
 class Preprocessor:
     """Turns frames into the input of one variant's model, on `device`. Cameras are worked on in parallel threads."""
 
@@ -210,7 +217,6 @@ class Preprocessor:
         """Make the threads; `close` ends them."""
         self._config = config
         self._device = torch.device(device)
-        self._reference2ego = reference2ego(config)
         self._lens_map = functools.lru_cache(MAX_LENS_MAPS)(_lens_map)
         self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="preprocess")
 
@@ -248,13 +254,10 @@ class Preprocessor:
         for i in np.flatnonzero(~present):
             images[i] = 0.0  # what a black image is not, once normalised
         stamps = [frame.stamp if view is None else view.image.stamp for view in frame.views]
-        reference2global = frame.reference2global
-        if reference2global is None:
-            reference2global = frame.ego2global @ self._reference2ego
         inputs = ModelInput(
             images=images,
             global2image=global2image,
-            reference2global=reference2global,
+            reference2global=reference2global(self._config, frame),
             present=present,
             stamps=np.array(stamps, np.int64),
             stamp=frame.stamp,

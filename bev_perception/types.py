@@ -122,7 +122,7 @@ class Frame:
     stamp: ns, of the anchor camera.  cameras: every camera's name, in the configured order.
     views: one a camera, None where it is missing (the frame is then degraded).
     ego2global: [4, 4] at `stamp`.  missing: camera name -> why it is missing.
-    reference2global: [4, 4] at `stamp`, where the frame that the boxes were trained in (nuScenes' lidar) really is;
+    lidar2global: [4, 4] at `stamp`, of the lidar whose frame boxes were trained in (nuScenes'), where there is one;
     None takes the variant's nominal mounting on base_link.
     """
 
@@ -131,7 +131,7 @@ class Frame:
     views: tuple[View | None, ...]
     ego2global: np.ndarray
     missing: dict[str, str] = field(default_factory=dict)
-    reference2global: np.ndarray | None = None
+    lidar2global: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -187,17 +187,60 @@ class Boxes3D:
 
 
 @dataclass(frozen=True)
+class VoxelGrid:
+    """Where the voxels of an occupancy are: [X, Y, Z] cubes, voxel (i, j, k) from origin + resolution * (i, j, k) on.
+
+    origin: m, the outer corner of voxel (0, 0, 0).  resolution: m.  shape: number of voxels along x, y, z.
+    """
+
+    origin: tuple[float, float, float]
+    resolution: float
+    shape: tuple[int, int, int]
+
+
+#: of Occ3D-nuScenes (Tian et al., NeurIPS 2023) and OpenOcc: 40 m to each side, 1 m below to 5.4 m above base_link
+OCC3D_GRID = VoxelGrid((-40.0, -40.0, -1.0), 0.4, (200, 200, 16))
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """What fills the space round the vehicle, in base_link.
+
+    semantics: [X, Y, Z] uint8, indices into class_names, the last of which is free space.
+    instances: [X, Y, Z] int16, the same number for all voxels of one object, from 1 on; 0: no instance. None where the
+    variant tells no objects apart.
+    """
+
+    semantics: np.ndarray
+    class_names: tuple[str, ...]
+    grid: VoxelGrid = OCC3D_GRID
+    instances: np.ndarray | None = None
+
+    @property
+    def free(self) -> int:
+        """The label of free space."""
+        return len(self.class_names) - 1
+
+    @property
+    def occupied(self) -> np.ndarray:
+        """[X, Y, Z] bool: not free."""
+        return self.semantics != self.free
+
+
+@dataclass(frozen=True)
 class Result:
     """What the pipeline says of one frame.
 
     stamp: ns, the frame's.
-    boxes: in base_link at `stamp`; in the reference frame itself where the Frame said where that is.
+    boxes: in base_link at `stamp`; in the lidar's frame where the Frame said where that is. None if no variant that
+    detects took part.  occupancy: in base_link at `stamp`; None if no variant of occupancy took part.
     missing: camera -> why it took no part.  reset: why memory was wiped before this frame, or None.
     timings: stage -> seconds.  history: memory entries that took part.
     """
 
     stamp: int
-    boxes: Boxes3D
+    boxes: Boxes3D | None
+    occupancy: Occupancy | None
     missing: dict[str, str]
     reset: str | None
     timings: dict[str, float]

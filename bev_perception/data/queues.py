@@ -122,7 +122,7 @@ def read_frame(records: Records, i: int, image_set: np.ndarray | None = None) ->
         cameras=CAMERAS,
         views=views,
         ego2global=records.ego2global(i),
-        reference2global=records.lidar2global(i),
+        lidar2global=records.lidar2global(i),
     )
 
 

@@ -131,6 +131,7 @@ def detect_in_order(pipeline: Pipeline, records: Records, rows: Iterable[int]) -
         except NoUsableViewError as error:
             raise EvaluationError(f"sample {records.tokens[i]}: {error}") from error
         _check_views(records, i, records.cameras(i), result.missing)
+        assert result.boxes is not None, "a detector always says which boxes there are"
         yield i, result.boxes
 
 
@@ -147,7 +148,7 @@ def detect_in_queues(
             # the current frame's place is the reference of all; as a neighbour it may have been loaded with another's
             frames = {**loaded, queue[0]: replace(loaded[queue[0]], reference2global=records.lidar2global(i))}
             with torch.inference_mode():
-                outputs = model.detect_frames([frames[images] for images in queue])
+                outputs = model.predict_queue([frames[images] for images in queue])
             boxes = decode_boxes(
                 outputs.logits[-1, 0], outputs.boxes[-1, 0], config.decode, config.class_names, model.legacy_boxes
             )

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from bev_perception.config import ConfigError, SparseBEVHeadConfig, VariantConfig
-from bev_perception.memory import FeatureQueue, FrameFeatures
-from bev_perception.models.backbones import build_backbone
+from bev_perception.memory import FrameFeatures
+from bev_perception.models.camera_model import CameraModel, reference2image
 from bev_perception.models.layers import (
     AdaptiveMixing,
     FeedForward,
@@ -26,7 +26,6 @@ from bev_perception.models.layers import (
     decode_centers,
     inverse_sigmoid,
 )
-from bev_perception.models.necks import build_neck
 from bev_perception.ops.sampling import LevelsByFrame, sample_features
 from bev_perception.types import ModelInput
 
@@ -206,7 +205,7 @@ class SparseBEVHead(nn.Module):
         )  # the order of the targets: x, y, d0, d1, z, d2, sin, cos, vx, vy
 
 
-class SparseBEV(nn.Module):
+class SparseBEV(CameraModel[SparseBEVOutput]):
     """The detector: images and memory to boxes.
 
     legacy_boxes: the weights come from a checkpoint of version "v0.17.1", whose boxes are turned the other way round;
@@ -215,28 +214,11 @@ class SparseBEV(nn.Module):
 
     def __init__(self, config: VariantConfig) -> None:
         """Build the model with fresh weights; raise ConfigError for settings that do not fit together."""
-        super().__init__()
         _check(config)
-        self.config = config
+        super().__init__(config)
         self.legacy_boxes = False
         frames = 1 + config.frames.past + config.frames.future
-        self.img_backbone = build_backbone(config.backbone)
-        self.img_neck = build_neck(config.neck, self.img_backbone.out_channels)
-        self.pts_bbox_head = SparseBEVHead(config.head, len(config.class_names), frames)
-
-    def new_memory(self, capacity: int | None = None) -> FeatureQueue:
-        """Return an empty memory for `capacity` frames; as many as the variant looks back at unless given."""
-        frames = self.config.frames
-        max_age = round((frames.past + 1) * frames.interval * 1e9)  # one step beyond the oldest that is looked at
-        return FeatureQueue(frames.past if capacity is None else capacity, max_age)
-
-    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the pyramid of images, finest level first, each [N, h, w, C] contiguous.
-
-        images: [N, 3, H, W], normalised, H and W multiples of 32.
-        """
-        maps = self.img_neck(self.img_backbone(images.contiguous(memory_format=torch.channels_last)))
-        return tuple(level.permute(0, 2, 3, 1).contiguous() for level in maps)
+        self.pts_bbox_head = SparseBEVHead(config.detector, len(config.class_names), frames)
 
     def detect(
         self,
@@ -258,38 +240,8 @@ class SparseBEV(nn.Module):
             levels_by_frame, reference2image, time_differences, image_size, self.legacy_boxes, denoising
         )
 
-    def forward(self, inputs: ModelInput, memory: FeatureQueue) -> tuple[SparseBEVOutput, FeatureQueue]:
-        """Detect in one frame with its history; return the outputs and the memory with this frame in it.
-
-        The memory given is not changed, so the caller decides which of the two to keep. The batch is 1.
-        Raises NotImplementedError if the variant needs future frames; see detect_frames.
-        """
-        frames_config = self.config.frames
-        if frames_config.future:
-            raise NotImplementedError(
-                f"{self.config.name} needs {frames_config.future} frames of the future; "
-                "it can only run on recorded data, through detect_frames"
-            )
-        current = self._encode_frame(inputs)
-        frames = [current, *memory.history(current, frames_config.past, frames_config.interval)]
-        return self._detect_encoded(frames, inputs), memory.push(current)
-
-    def detect_frames(self, inputs: Sequence[ModelInput]) -> SparseBEVOutput:
-        """Detect in one frame of a recording whose neighbours are all at hand; the batch is 1.
-
-        inputs: the current frame, then its neighbours in the order of config.frames.offsets, one each. Where the
-        recording ends, repeat a frame: the same object given more than once is encoded once.
-        Raises ValueError for another number of frames.
-        """
-        offsets = self.config.frames.offsets
-        if len(inputs) != len(offsets):
-            raise ValueError(f"{self.config.name} takes the {len(offsets)} frames {offsets}; {len(inputs)} were given")
-        distinct = {id(frame): frame for frame in inputs}
-        encoded = {key: self._encode_frame(frame) for key, frame in distinct.items()}
-        return self._detect_encoded([encoded[id(frame)] for frame in inputs], inputs[0])
-
-    def _detect_encoded(self, frames: Sequence[FrameFeatures], current: ModelInput) -> SparseBEVOutput:
-        """Detect in encoded frames, the first of which is `current`."""
+    def predict(self, frames: Sequence[FrameFeatures], current: ModelInput) -> SparseBEVOutput:
+        """Return the boxes for encoded frames, the first of which is `current`; the batch is 1."""
         weight = self.pts_bbox_head.init_query_bbox.weight
         return self.detect(
             [[level[None] for level in frame.levels] for frame in frames],
@@ -298,18 +250,10 @@ class SparseBEV(nn.Module):
             (current.images.shape[-2], current.images.shape[-1]),
         )
 
-    def _encode_frame(self, inputs: ModelInput) -> FrameFeatures:
-        levels = self.encode(inputs.images)
-        if not inputs.present.all():
-            # an empty image has features too (the biases): a missing camera must add nothing
-            present = torch.from_numpy(inputs.present).to(inputs.images.device)[:, None, None, None]
-            levels = tuple(level * present for level in levels)
-        return FrameFeatures(levels, inputs.global2image, inputs.present, inputs.stamps, inputs.stamp)
-
 
 def _check(config: VariantConfig) -> None:
     """Raise ConfigError, naming the key and the remedy, for settings that do not fit together."""
-    head, neck = config.head, config.neck
+    head, neck = config.detector, config.neck
     side = math.isqrt(head.num_query)
     rules = (
         (neck.num_outs == head.num_levels, f"neck.num_outs ({neck.num_outs}) must equal head.num_levels"),
@@ -322,16 +266,6 @@ def _check(config: VariantConfig) -> None:
     for holds, remedy in rules:
         if not holds:
             raise ConfigError(f"{config.name}: {remedy}")
-
-
-def reference2image(frames: Sequence[FrameFeatures], reference2global: np.ndarray) -> np.ndarray:
-    """Return [T, N, 4, 4] float64: the current reference frame to the pixels of every frame's cameras.
-
-    A missing camera gets zeros: every point then has depth 0 and is not seen.
-    """
-    return np.stack(
-        [np.where(frame.present[:, None, None], frame.global2image @ reference2global, 0.0) for frame in frames]
-    )
 
 
 def time_differences(frames: Sequence[FrameFeatures]) -> np.ndarray:

@@ -48,7 +48,7 @@ from bev_perception.ros.parameters import (
 from bev_perception.ros.worker import Worker
 from bev_perception.synchronizer import Synchronizer
 from bev_perception.transform_tree import TransformTree
-from bev_perception.types import Result
+from bev_perception.types import Boxes3D, Result
 
 IMAGE_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 TF_QOS = QoSProfile(depth=100)
@@ -346,11 +346,15 @@ class PerceptionNode(LifecycleNode):
         """Publish one result; called from the worker's thread."""
         self._missing = result.missing
         frame_id = self._get("base_frame")
+        if result.boxes is not None:
+            self._publish_boxes(result.boxes, result.stamp, frame_id)
+
+    def _publish_boxes(self, boxes: Boxes3D, stamp: int, frame_id: str) -> None:
         # a message that nobody draws is not built: it costs more than the transport
         if self._outputs["markers"].get_subscription_count():
-            self._outputs["markers"].publish(messages.markers(result.boxes, result.stamp, frame_id))
-        self._outputs["objects"].publish(messages.objects(result.boxes, result.stamp, frame_id))
-        self._outputs["detections"].publish(messages.detections(result.boxes, result.stamp, frame_id))
+            self._outputs["markers"].publish(messages.markers(boxes, stamp, frame_id))
+        self._outputs["objects"].publish(messages.objects(boxes, stamp, frame_id))
+        self._outputs["detections"].publish(messages.detections(boxes, stamp, frame_id))
 
     def _report(self) -> None:
         """Log what happened since the last report, and publish the diagnostics."""

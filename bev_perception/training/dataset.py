@@ -48,7 +48,9 @@ class NuScenesTraining:
         """
         reason = ""
         for _ in range(1 + MAX_REPLACEMENTS):
-            boxes, labels = training_boxes(self._records, index, self._config.class_names, self._config.head.pc_range)
+            boxes, labels = training_boxes(
+                self._records, index, self._config.class_names, self._config.detector.pc_range
+            )
             try:
                 if len(boxes):
                     return self._read(index, boxes, labels, rng)

@@ -80,7 +80,7 @@ class TrainingStep(nn.Module):
             draw_denoising(len(truth.labels), self.recipe.denoising_groups, len(config.class_names), generator)
             for truth, generator in zip(batch.truths, generators, strict=True)
         ]
-        denoising = make_denoising(batch.truths, draws, config.head.num_query, config.head.pc_range)
+        denoising = make_denoising(batch.truths, draws, config.detector.num_query, config.detector.pc_range)
         images = self._prepare_images(batch.images, generators)
         with self._autocast(images.device):
             levels_by_frame = encode_frames(model, images, self.recipe.frames_with_gradient)

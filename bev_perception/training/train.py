@@ -115,7 +115,7 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
         if processes.count > 1:
             device_ids = [device.index] if device.type == "cuda" else None
             losses_of = DistributedDataParallel(losses_of, device_ids=device_ids, broadcast_buffers=False)
-        names = loss_names(config.head.num_layers, denoising=recipe.denoising_groups > 0)
+        names = loss_names(config.detector.num_layers, denoising=recipe.denoising_groups > 0)
 
         def save() -> None:
             if processes.rank == 0:

@@ -108,7 +108,7 @@ def test_future_frames(records):
         wanted = [i, i - 1, i + 1, max(i - 2, 0), i + 2]
         inputs = [preprocess(read_frame(records, i, records.cameras(j)))[0] for j in wanted]
         with torch.inference_mode():
-            outputs = model.detect_frames(inputs)
+            outputs = model.predict_queue(inputs)
         check_same(boxes, decode_boxes(outputs.logits[-1, 0], outputs.boxes[-1, 0], config.decode, CLASSES, False))
     preprocess.close()
 
@@ -137,10 +137,10 @@ def five_key_frames(source, root):
 def test_the_frame_is_where_the_lidar_is(records, model, untrained):
     """The reference is the lidar's real place, not the variant's nominal one; the boxes stay in it."""
     frame = read_frame(records, 0)
-    np.testing.assert_allclose(frame.reference2global, records.lidar2global(0))
+    np.testing.assert_allclose(frame.lidar2global, records.lidar2global(0))
     assert frame.stamp == records.stamps[0] * 1000 and all(view is not None for view in frame.views)
     pipeline = Pipeline(CONFIG, model, CPU, load_checkpoint(model, untrained))
-    nominal = dataclasses.replace(frame, reference2global=None)
+    nominal = dataclasses.replace(frame, lidar2global=None)
     in_lidar, in_ego = (pipeline.step(f).boxes for f in (frame, nominal))
     pipeline.close()
     # the queries start at the floor of the range, 5 m below the frame that they are in

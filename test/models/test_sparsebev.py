@@ -12,8 +12,9 @@ from bev_perception.config import BackboneConfig, ConfigError, load_variant
 from bev_perception.geometry import make_transform, rotation_from_yaw
 from bev_perception.memory import FeatureQueue, FrameFeatures
 from bev_perception.models import build_model
+from bev_perception.models.camera_model import reference2image
 from bev_perception.models.layers import level_weights_by_frame
-from bev_perception.models.sparsebev import reference2image, time_differences
+from bev_perception.models.sparsebev import time_differences
 from bev_perception.types import ModelInput
 
 SECOND = 1_000_000_000
@@ -96,7 +97,7 @@ def test_frame_by_frame_equals_all_frames_at_once(model):
         outputs, memory = run(model, inputs, memory)
     queue = drive[:1:-1]  # frames 5, 4, 3, 2
     with torch.inference_mode():
-        assert_same(outputs, model.detect_frames(queue), atol=0)
+        assert_same(outputs, model.predict_queue(queue), atol=0)
         levels = model.encode(torch.cat([inputs.images for inputs in queue]))
         matrices = np.stack([inputs.global2image @ drive[-1].reference2global for inputs in queue])
         at_once = model.detect(
@@ -113,7 +114,7 @@ def test_frames_given_more_than_once_are_encoded_once(model, monkeypatch):
     monkeypatch.setattr(model, "encode", lambda images: encoded.append(images) or encode(images))
     now, before = frame(1), frame(0)
     with torch.inference_mode():
-        outputs = model.detect_frames([now, before, before, before])
+        outputs = model.predict_queue([now, before, before, before])
     assert [id(images) for images in encoded] == [id(now.images), id(before.images)]
     _, memory = run(model, before)
     assert_same(outputs, run(model, now, memory)[0], atol=0)
@@ -121,7 +122,7 @@ def test_frames_given_more_than_once_are_encoded_once(model, monkeypatch):
 
 def test_another_number_of_frames_is_refused(model):
     with pytest.raises(ValueError, match=r"4 frames \(0, -1, -2, -3\); 2 were given"):
-        model.detect_frames([frame(1), frame(0)])
+        model.predict_queue([frame(1), frame(0)])
 
 
 def test_the_memory_given_stays_as_it_was(model):
@@ -315,7 +316,7 @@ def test_settings_that_do_not_fit_are_refused(change, says):
 def test_a_variant_that_needs_the_future_does_not_run_live():
     config = load_variant("sparsebev_tiny")
     model = build_model(dataclasses.replace(config, frames=dataclasses.replace(config.frames, past=1, future=2)))
-    with pytest.raises(NotImplementedError, match="future.*detect_frames"):
+    with pytest.raises(NotImplementedError, match="future.*predict_queue"):
         run(model, frame(0))
 
 
@@ -330,7 +331,7 @@ def test_the_future_is_sampled_where_moving_boxes_will_be(order, offsets):
     model.pts_bbox_head.decoder_layer.sampling.register_forward_hook(lambda m, args, out: seen.append(out[0]))
     with torch.inference_mode():
         model.pts_bbox_head.init_query_bbox.weight[:, 8] = 4.0  # m/s along x
-        outputs = model.detect_frames([frame(5 + offset) for offset in offsets])
+        outputs = model.predict_queue([frame(5 + offset) for offset in offsets])
     assert outputs.boxes.isfinite().all()
     points = seen[0]  # [1, T, Q, G, P, 3]
     for t, offset in enumerate(offsets):

@@ -109,7 +109,7 @@ def test_one_step_at_reduced_size(name, frames):
     inputs = [preprocess(f)[0] for f in frames[2:5]]
     preprocess.close()
     with torch.inference_mode():
-        outputs = model.detect_frames([inputs[1 + np.sign(offset)] for offset in config.frames.offsets])
+        outputs = model.predict_queue([inputs[1 + np.sign(offset)] for offset in config.frames.offsets])
     assert outputs.logits.shape == (2, 1, 16, len(config.class_names)) and outputs.boxes.shape == (2, 1, 16, 10)
     assert outputs.logits.isfinite().all() and outputs.boxes.isfinite().all()
     boxes = decode_boxes(outputs.logits[-1, 0], outputs.boxes[-1, 0], config.decode, config.class_names, False)

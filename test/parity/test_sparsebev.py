@@ -17,7 +17,8 @@ from bev_perception.config import (
 from bev_perception.decode import decode_boxes
 from bev_perception.memory import FrameFeatures
 from bev_perception.models import build_model
-from bev_perception.models.sparsebev import reference2image, time_differences
+from bev_perception.models.camera_model import reference2image
+from bev_perception.models.sparsebev import time_differences
 from bev_perception.ops.sampling import project_points
 from bev_perception.types import ModelInput
 
@@ -389,5 +390,5 @@ def test_offline(case):
         if len(distinct) == len(queue):
             assert np.array_equal(np.argsort([f.stamp for f in queue]), np.argsort(model.config.frames.offsets))
         with torch.inference_mode():
-            outputs = model.detect_frames(queue)
+            outputs = model.predict_queue(queue)
         assert_final_layer(case, sample, outputs)
