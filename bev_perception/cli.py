@@ -178,7 +178,7 @@ def _run(args: argparse.Namespace) -> int:
     count = write_results(args.out, pipeline, results)
     pipeline.close()
     snapshot = pipeline.health.snapshot()
-    untrained = "" if pipeline.checkpoint.trained else "; the weights are UNTRAINED"
+    untrained = "" if pipeline.trained else "; the weights are UNTRAINED"
     print(f"wrote {args.out}: {count} frames{untrained}")
     if snapshot.drops:
         print("dropped: " + ", ".join(f"{cause} {n}" for cause, n in snapshot.drops.items()))

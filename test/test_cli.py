@@ -47,7 +47,7 @@ def test_run_writes_every_frame(bag, untrained, tmp_path, capsys):
     assert run(bag, untrained, out, "--score-threshold", "0") == 0
     assert "6 frames; the weights are UNTRAINED" in capsys.readouterr().out
     document = json.loads(out.read_text())
-    assert document["variant"] == "sparsebev_tiny" and document["trained"] is False
+    assert list(document["variants"]) == ["sparsebev_tiny"] and document["trained"] is False
     assert [len(f["boxes"]) for f in document["frames"]] == [300] * 6
     assert set(document["frames"][0]["boxes"][0]) == {"class", "score", "center", "size", "yaw", "velocity"}
     assert not list(tmp_path.glob("*.part"))

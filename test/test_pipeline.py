@@ -93,7 +93,7 @@ def test_a_break_wipes_the_memory_and_the_result_is_as_from_the_start(pipeline, 
     result = pipeline.step(broken)
     assert result.reset.startswith(cause) and result.history == 0
     assert pipeline.health.snapshot().resets == {cause: 1}
-    fresh = Pipeline(pipeline.config, pipeline.model, pipeline.device, pipeline.checkpoint, pipeline.settings)
+    fresh = Pipeline(pipeline.variants, pipeline.device, pipeline.settings)
     assert same(result.boxes, fresh.step(broken).boxes)
     fresh.close()
 
@@ -116,11 +116,11 @@ def test_history_changes_the_result(pipeline, frames):
 
 def test_an_unusable_frame_costs_itself_only(pipeline, frames):
     pipeline.step(frames[0])
-    memory = pipeline._memory
+    memory = pipeline._encoders[0].memory
     nothing = without(frames[1], *CAMERAS)
     with pytest.raises(NoUsableViewError, match="gone"):
         pipeline.step(nothing)
-    assert pipeline._memory is memory
+    assert pipeline._encoders[0].memory is memory
     assert pipeline.health.snapshot().drops == {"no usable view": 1}
     assert pipeline.step(frames[2]).reset is None
 
@@ -157,9 +157,10 @@ def test_settings_out_of_range_are_named(values):
 
 
 def test_a_variant_that_needs_the_future_is_refused(pipeline):
-    config = dataclasses.replace(pipeline.config, frames=dataclasses.replace(pipeline.config.frames, future=7))
+    config = pipeline.variants[0].config
+    config = dataclasses.replace(config, frames=dataclasses.replace(config.frames, future=7))
     with pytest.raises(ConfigError, match="7 frames into the future"):
-        Pipeline(config, pipeline.model, pipeline.device, pipeline.checkpoint)
+        Pipeline([dataclasses.replace(pipeline.variants[0], config=config)], pipeline.device)
 
 
 def test_devices():

@@ -17,7 +17,7 @@ from bev_perception.decode import decode_boxes
 from bev_perception.health import Health
 from bev_perception.models import build_model
 from bev_perception.offline import collect_frames
-from bev_perception.pipeline import Pipeline, PipelineSettings
+from bev_perception.pipeline import LoadedVariant, Pipeline, PipelineSettings
 from bev_perception.preprocess import Preprocessor
 from bev_perception.synchronizer import SynchronizerSettings
 
@@ -103,7 +103,7 @@ def test_one_step_at_reduced_size(name, frames):
     config = reduced(load_variant(name))
     torch.manual_seed(0)
     model = build_model(config)
-    pipeline_parts = config, model, CPU, CheckpointInfo(Path("fresh"), False, None, {}), PipelineSettings(0.0, 5)
+    loaded = LoadedVariant(config, model, CheckpointInfo(Path("fresh"), False, None, {}))
 
     preprocess = Preprocessor(config, CPU)
     inputs = [preprocess(f)[0] for f in frames[2:5]]
@@ -117,9 +117,9 @@ def test_one_step_at_reduced_size(name, frames):
 
     if config.frames.future:
         with pytest.raises(ConfigError, match=f"{config.frames.future} frames into the future"):
-            Pipeline(*pipeline_parts)
+            Pipeline([loaded], CPU)
         return
-    pipeline = Pipeline(*pipeline_parts)
+    pipeline = Pipeline([loaded], CPU, PipelineSettings(0.0, 5))
     results = [pipeline.step(f) for f in frames[:2]]
     pipeline.close()
     assert [len(result.boxes) for result in results] == [5, 5]
