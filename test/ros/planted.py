@@ -1,6 +1,6 @@
 """A small world with obstacles at known places, and a process that publishes it as the node publishes its results.
 
-    python planted.py DOMAIN_ID
+python planted.py DOMAIN_ID
 """
 
 import sys
