@@ -142,7 +142,7 @@ def count_sample(
     Raises EvaluationError for a prediction on another grid or of other classes than the labels, and for labels that
     lack the objects that the prediction tells apart.
     """
-    _check_comparable(found, labels)
+    check_comparable(found, labels)
     classes = len(found.class_names)
     met, truth = cast_lidar([found.semantics, labels.semantics], found.free, origins, device=device)
     masks = {"camera": labels.mask_camera, "lidar": labels.mask_lidar, "none": np.ones(found.semantics.shape, bool)}
@@ -263,7 +263,8 @@ def _added(a: dict[str, Counts], b: dict[str, Counts]) -> dict[str, Counts]:
     return {name: a[name] + b[name] for name in a}
 
 
-def _check_comparable(found: Occupancy, labels: OccupancyLabels) -> None:
+def check_comparable(found: Occupancy, labels: OccupancyLabels) -> None:
+    """Raise EvaluationError, naming cause and remedy, if the labels cannot judge the prediction."""
     if found.grid != OCC3D_GRID or found.semantics.shape != OCC3D_GRID.shape:
         raise EvaluationError(f"the prediction is on {found.grid}, the labels are on {OCC3D_GRID}: not comparable")
     known = labels.semantics[labels.semantics != IGNORED]
@@ -344,7 +345,9 @@ class OccupancyScores:
         lines = [f"{self.samples} samples; all in percent", ""]
         lines += [f"{name:28}{_percent(value):>7}" for name, value in self.summary.items()]
         rows = self.by_class
-        heads = [head.replace(" mask", "").replace(", ", " ") for head in next(iter(rows.values()))]
+        heads = [
+            head.replace(" mask", "").replace(" voxels", "").replace(",", "") for head in next(iter(rows.values()))
+        ]
         lines += ["", f"{'class':22}" + "".join(f"{head:>12}" for head in heads)]
         for name, values in rows.items():
             lines.append(f"{name:22}" + "".join(f"{_percent(value):>12}" for value in values.values()))

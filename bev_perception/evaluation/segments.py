@@ -48,11 +48,12 @@ def truth_ids(labels: np.ndarray, instances: np.ndarray, class_names: Sequence[s
     An instance of one of THINGS is a segment if all its elements have that one class; all other elements of the class
     are one segment together, as those of every other class are. (A voxel in the boxes of two objects is rare.)
     """
-    pairs = np.unique(np.stack([instances, labels], axis=1).astype(np.int64), axis=0)  # instance, class
-    numbers, classes = np.unique(pairs[:, 0], return_counts=True)
-    pure = numbers[(classes == 1) & (numbers > 0)]
+    has = np.zeros((int(instances.max(initial=0)) + 1, 256), bool)  # whether an instance has elements of a class
+    has[instances, labels] = True
+    whole = has.sum(axis=1) == 1
+    whole[0] = False
     things = [label for label, name in enumerate(class_names) if name in THINGS]
-    return np.where(np.isin(labels, things) & np.isin(instances, pure), instances, 0).astype(np.int64)
+    return np.where(np.isin(labels, things) & whole[instances], instances, 0).astype(np.int64)
 
 
 def count_segments(
