@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--base-frame", default=BASE_FRAME, help="default: %(default)s")
     run.add_argument("--fixed-frame", default=FIXED_FRAME, help="default: %(default)s")
     run.add_argument("--score-threshold", type=float, help="default: the variant's own; the node's is 0.3")
+    _add_precision(run)
     run.set_defaults(command=_run)
 
     train = commands.add_parser("train", help="train a variant on nuScenes; under torchrun on several GPUs")
@@ -125,10 +126,26 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--checkpoint", type=Path, help="default: untrained initial weights")
     demo.set_defaults(command=_demo)
 
-    bench = commands.add_parser("bench", help="time the stages, the transport and the memory on this machine")
-    bench.add_argument("--out", type=Path, default=Path("output/bench"))
+    bench = commands.add_parser(
+        "bench", help="time a variant as the publications do; without --variant, the node and its transport too"
+    )
+    bench.add_argument("--out", type=Path, default=Path("output/bench"), help="directory for the figures as JSON")
+    bench.add_argument("--variant", help="time this one alone, without ROS; what follows belongs to it")
+    bench.add_argument("--checkpoint", type=Path, help="default: untrained initial weights, which take as long")
+    bench.add_argument("--frames", type=int, default=50, help="that count (default: %(default)s)")
+    bench.add_argument("--device", default="auto")
+    _add_precision(bench)
     bench.set_defaults(command=_bench)
     return parser
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "tf32", "bf16", "fp16"),
+        default="fp32",
+        help="of backbone and neck (default: %(default)s)",
+    )
 
 
 def _variants(args: argparse.Namespace) -> int:
@@ -181,9 +198,8 @@ def _run(args: argparse.Namespace) -> int:
     bag = BagReader(args.bag, cameras, args.prefix or INPUT_PREFIX, remap)
     settings = SynchronizerSettings(cameras, args.anchor, base_frame=args.base_frame, fixed_frame=args.fixed_frame)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    pipeline = load_pipeline(
-        args.variant, args.checkpoint, args.device, PipelineSettings(score_threshold=args.score_threshold)
-    )
+    how = PipelineSettings(score_threshold=args.score_threshold, precision=args.precision)
+    pipeline = load_pipeline(args.variant, args.checkpoint, args.device, how)
 
     results = tqdm(run_events(bag.events(), pipeline, settings), unit="frame", desc=args.variant)
     count = write_results(args.out, pipeline, results)
@@ -277,9 +293,18 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from bev_perception.ros.bench import COUNTS, run_bench
+    if args.variant is None:
+        from bev_perception.ros.bench import COUNTS, run_bench
 
-    print(run_bench(args.out, COUNTS))
+        print(run_bench(args.out, COUNTS))
+        return 0
+    from bev_perception.evaluation.timing import TimingSettings, time_variant
+
+    timing = time_variant(
+        TimingSettings(args.variant, args.checkpoint, args.device, precision=args.precision, frames=args.frames)
+    )
+    print(timing.table())
+    print(f"wrote {timing.write(args.out)}")
     return 0
 
 
