@@ -11,10 +11,8 @@ from bev_perception.data.drive import CAMERAS
 from bev_perception.data.synthetic import synthetic_rig
 from bev_perception.geometry import intrinsics_4x4, invert_transform, make_transform, project, rotation_from_yaw
 from bev_perception.types import Boxes3D, Calibration, CameraImage, Frame, View
+from bev_perception.visualization.canvas import CAPTION, SURROUND, bgr_colors
 from bev_perception.visualization.pictures import (
-    CAPTION,
-    COLORS,
-    SURROUND,
     TILE_HEIGHT,
     TILE_WIDTH,
     draw_birds_eye,
@@ -63,7 +61,7 @@ def tile(picture, name):
 
 def colored(picture, label=TRUCK):
     """Where the picture has the class's colour: rows, columns."""
-    return np.nonzero((np.abs(picture.astype(int) - COLORS[label]) < 40).all(-1))
+    return np.nonzero((np.abs(picture.astype(int) - bgr_colors(NUSCENES_CLASSES)[label]) < 40).all(-1))
 
 
 def box_middle(name, boxes, ego2global=None):
