@@ -30,7 +30,9 @@ from bev_perception.visualization.canvas import (
 )
 from bev_perception.visualization.pictures import TILE_HEIGHT, TILE_WIDTH, box_colors, draw_wireframes
 
-RADIUS = 3.0  # pixels, of a point in a camera
+RADIUS = 2.5  # pixels, of a point in a camera
+LINE = 17  # pixels, of the legend
+LISTED = 12  # queries, named in the legend
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,11 @@ class SamplingTrace:
     time_differences: np.ndarray
     output: SparseBEVOutput
 
-    @property
-    def scores(self) -> np.ndarray:
-        """[Q], the last stage's best class score of every query, 0..1."""
-        return self.output.logits[-1, 0].sigmoid().amax(dim=-1).cpu().numpy()
+    def best(self, count: int) -> list[int]:
+        """Return the numbers of the queries with the best class scores of the last stage, the best first."""
+        scores = self.output.logits[-1, 0].amax(dim=-1).cpu().numpy()  # [Q]
+        found: list[int] = np.argsort(-scores, kind="stable")[:count].tolist()
+        return found
 
     def samples(self, queries: Sequence[int], frame: int) -> Samples:
         """Return where some queries sample one of the frames; 0 is the current one."""
@@ -121,7 +124,7 @@ def draw_points(
     frame: Frame,
     images: Mapping[str, np.ndarray],
     samples: Samples,
-    labels: Sequence[str],
+    queries: Sequence[int],
     boxes: Boxes3D,
     current: Frame,
     config: VariantConfig,
@@ -131,8 +134,7 @@ def draw_points(
 
     A dot is sampled from this camera; a ring is seen by it too, but sampled from another, an earlier one.
     frame, images: the frame that `samples` are of, see canvas.draw_cameras; `current`, or a past one.
-    labels: [n], what is written beside the queries.  boxes: of the queries, in the base_link of `current`.
-    config: of the variant.
+    queries: [n], their numbers.  boxes: [n], what they found, in the base_link of `current`.  config: of the variant.
     """
     colors = stage_colors(len(samples.points))
 
@@ -142,7 +144,7 @@ def draw_points(
         input2tile = tile.source2tile @ np.linalg.inv(transform.ida[:3, :3])
         if frame is current:
             draw_wireframes(tile, current.ego2global, boxes, box_colors(boxes))
-        _draw_samples(tile, samples, frame.cameras.index(tile.name), input2tile, colors, labels)
+        _draw_samples(tile, samples, frame.cameras.index(tile.name), input2tile, colors, queries)
 
     cameras = draw_cameras(frame, images, (TILE_WIDTH, TILE_HEIGHT), 2, draw)
     view = BirdsEye(2 * TILE_HEIGHT)
@@ -152,7 +154,9 @@ def draw_points(
     reference2ego = invert_transform(current.ego2global) @ reference2global(config, current)
     for color, points in zip(colors, samples.points, strict=True):
         draw_dots(view.canvas, view.pixels(transform_points(reference2ego, points.reshape(-1, 3))), 1.5, color)
-    _draw_legend(view.canvas, samples, frame.cameras, colors, labels)
+    found = zip(queries, boxes.labels.tolist(), boxes.scores.tolist(), strict=True)
+    lines = [f"query {query}: {boxes.class_names[label]} {score:.2f}" for query, label, score in found]
+    _draw_legend(view.canvas, samples, frame.cameras, colors, lines)
     picture = np.hstack([cameras, view.canvas])
     return np.vstack([picture, draw_caption(picture.shape[1], note, f"t = {frame.stamp / 1e9:.3f} s")])
 
@@ -165,35 +169,39 @@ def stage_colors(stages: int) -> list[Color]:
 
 
 def _draw_samples(
-    tile: Tile, samples: Samples, camera: int, input2tile: np.ndarray, colors: list[Color], labels: Sequence[str]
+    tile: Tile, samples: Samples, camera: int, input2tile: np.ndarray, colors: list[Color], queries: Sequence[int]
 ) -> None:
-    """Draw one camera's points, the last stage on top, and the queries' labels beside their last points."""
+    """Draw one camera's points, the last stage on top, and the queries' numbers beside their last points."""
     pixels = samples.pixels[..., camera, :] @ input2tile[:2, :2].T + input2tile[:2, 2]  # [S, n, K, 2]
     sampled = samples.camera == camera
     seen = samples.visible[..., camera]
     for stage, color in enumerate(colors):
         draw_dots(tile.picture, pixels[stage][seen[stage] & ~sampled[stage]], RADIUS, color, filled=False)
         draw_dots(tile.picture, pixels[stage][sampled[stage]], RADIUS, color)
-    for query, label in enumerate(labels):
-        last = pixels[-1, query][sampled[-1, query]]  # [k, 2]
+    for row, query in enumerate(queries):
+        last = pixels[-1, row][sampled[-1, row]]  # [k, 2]
         if len(last):
             x, y = np.round([last[:, 0].max() + 6, last[:, 1].mean()]).astype(int).tolist()
-            put_text(tile.picture, label, (x, y), TEXT, 0.42)
+            put_text(tile.picture, str(query), (x, y), TEXT, 0.42)
 
 
 def _draw_legend(
-    canvas: np.ndarray, samples: Samples, cameras: Sequence[str], colors: list[Color], labels: Sequence[str]
+    canvas: np.ndarray, samples: Samples, cameras: Sequence[str], colors: list[Color], found: Sequence[str]
 ) -> None:
-    """Write which queries these are, and from which camera how many points are sampled in each stage."""
-    for k, label in enumerate(labels):
-        put_text(canvas, label, (8, 20 + 17 * k), TEXT, 0.4)
-    top = canvas.shape[0] - 12 - 17 * (len(cameras) + 2)
-    put_text(canvas, "points by camera and stage", (8, top), TEXT, 0.4)
+    """Write what the queries found, and from which camera how many points are sampled in each stage."""
+    for k, line in enumerate(found[:LISTED]):
+        put_text(canvas, line, (8, 20 + LINE * k), TEXT, 0.4)
+    top = canvas.shape[0] - 12 - LINE * (len(cameras) + 4)
+    put_text(canvas, "dot: sampled from this camera", (8, top), TEXT, 0.4)
+    put_text(canvas, "ring: seen here, sampled from another", (8, top + LINE), TEXT, 0.4)
+    table = top + 3 * LINE
+    put_text(canvas, "points of stage", (8, table), TEXT, 0.4)
+    rows = [(number, name) for number, name in enumerate(cameras)] + [(-1, "no camera")]
+    for row, (_, name) in enumerate(rows, start=1):
+        put_text(canvas, name, (8, table + LINE * row), TEXT, 0.4)
     for stage, color in enumerate(colors):
         x = 130 + 34 * stage
-        cv2.circle(canvas, (x + 4, top + 13), 4, color, -1, cv2.LINE_AA)
-        put_text(canvas, str(stage + 1), (x + 12, top + 17), TEXT, 0.4)
-        for row, camera in enumerate((*range(len(cameras)), -1), start=2):
-            put_text(canvas, str((samples.camera[stage] == camera).sum()), (x, top + 17 * row), TEXT, 0.4)
-    for row, name in enumerate((*cameras, "no camera"), start=2):
-        put_text(canvas, name, (8, top + 17 * row), TEXT, 0.4)
+        cv2.circle(canvas, (x + 4, table - 4), 4, color, -1, cv2.LINE_AA)
+        put_text(canvas, str(stage + 1), (x + 12, table), TEXT, 0.4)
+        for row, (number, _) in enumerate(rows, start=1):
+            put_text(canvas, str((samples.camera[stage] == number).sum()), (x, table + LINE * row), TEXT, 0.4)
