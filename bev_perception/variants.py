@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bev_perception.config import BackboneConfig, Provenance, VariantConfig, list_variants, load_variant
 
-_COLUMNS = ("name", "images", "backbone", "pretraining", "published NDS", "published FPS", "runs")
+_COLUMNS = ("name", "images", "backbone", "pretraining", "published score", "published FPS", "runs")
 _BACKBONES = {"resnet": "ResNet-{}", "vovnet": "VoVNet V-{}-eSE", "eva02": "EVA-02 of {} blocks"}
 
 
@@ -38,5 +38,10 @@ def _backbone(config: BackboneConfig) -> str:
 
 
 def _score(origin: Provenance) -> str:
-    scores = (("val", origin.published_nds_val), ("test", origin.published_nds_test))
-    return ", ".join(f"{score} ({split})" for split, score in scores if score is not None) or "-"
+    scores = (
+        ("NDS (val)", origin.published_nds_val),
+        ("NDS (test)", origin.published_nds_test),
+        ("RayIoU", origin.published_rayiou),
+        ("RayPQ", origin.published_raypq),
+    )
+    return ", ".join(f"{score} {name}" for name, score in scores if score is not None) or "-"
