@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from bev_perception.colors import GOLDEN_RATIO
+from bev_perception.decode_occupancy import THINGS
 from bev_perception.types import Frame, Occupancy
 from bev_perception.visualization.canvas import (
     BACKGROUND,
@@ -30,8 +31,6 @@ PERSPECTIVE_HEIGHT, BIRDS_EYE = 460, 480  # pixels, of its two parts; the legend
 CAMERA_TILE = (320, 180)  # pixels, width and height
 EGO_COLOR = (240, 240, 240)
 LINE = 22  # pixels, of the legend
-#: classes whose objects are told apart by colour; all others are ground, plants and walls
-THINGS = frozenset(("bicycle", "bus", "car", "construction_vehicle", "motorcycle", "pedestrian", "trailer", "truck"))
 
 
 def draw_occupancy(

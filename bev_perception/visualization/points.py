@@ -64,15 +64,15 @@ class SamplingTrace:
         uv, _, visible = project_points(
             points.reshape(1, 1, -1, 3), self.reference2image[None, None, frame], self.image_size
         )  # [1, 1, N, 2, S*n*K], [1, 1, N, S*n*K]
-        shape = points.shape[:3]
+        shape, cameras = points.shape[:3], len(visible[0, 0])
         height, width = self.image_size
         pixels = (uv[0, 0] * uv.new_tensor([width, height])[:, None]).permute(2, 0, 1)  # [S*n*K, N, 2]
         seen = visible[0, 0].T.cpu().numpy()  # [S*n*K, N]
         camera = np.where(seen.any(axis=1), seen.argmax(axis=1), -1)
         return Samples(
             points.cpu().numpy(),
-            pixels.reshape(*shape, -1, 2).cpu().numpy(),
-            seen.reshape(*shape, -1),
+            pixels.reshape(*shape, cameras, 2).cpu().numpy(),
+            seen.reshape(*shape, cameras),
             camera.reshape(shape),
         )
 

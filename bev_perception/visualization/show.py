@@ -162,6 +162,8 @@ def show_points(
     numbers = config.detector.num_query
     if queries is not None and not all(0 <= query < numbers for query in queries):
         raise ValueError(f"{config.name} has the queries 0 to {numbers - 1}; asked for {list(queries)}")
+    if top < 1:
+        raise ValueError(f"at least one query must be drawn; asked for the {top} best")
     if not 0 <= frame <= config.frames.past:
         raise ValueError(f"{config.name} looks at the frames 0 to {config.frames.past}; asked for {frame}")
     loaded = _load(settings)
