@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bev_perception.data.rosbag import BagReader
-    from bev_perception.evaluation.detection import DetectionScores
+    from bev_perception.evaluation.evaluate import Scores
     from bev_perception.synchronizer import SynchronizerSettings
     from bev_perception.visualization.show import ShowSettings, Source
 
+from bev_perception.data.occupancy_labels import LABELS_FOLDER
 from bev_perception.types import BASE_FRAME, FIXED_FRAME
 
 #: errors that are the user's to mend; shown as one sentence, without a traceback
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--device", default="auto")
     _add_bag_options(run)
     run.add_argument("--score-threshold", type=float, help="default: the variant's own; the node's is 0.3")
+    _add_precision(run)
     run.set_defaults(command=_run)
 
     train = commands.add_parser("train", help="train a variant on nuScenes; under torchrun on several GPUs")
@@ -95,10 +97,19 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--variant")
     evaluate.add_argument("--checkpoint", type=Path)
     evaluate.add_argument("--results", type=Path, metavar="results_nusc.json", help="score this file, run nothing")
+    evaluate.add_argument(
+        "--occupancy-results", type=Path, metavar="DIR", help="score the files <sample token>.npz in it, run nothing"
+    )
     evaluate.add_argument("--data", type=Path, required=True, metavar="ROOT", help="a nuScenes dataroot")
     evaluate.add_argument("--version", default="v1.0-trainval", help="of its tables (default: %(default)s)")
     evaluate.add_argument("--split", default="val", help="default: %(default)s")
     evaluate.add_argument("--scenes", nargs="+", default=[], metavar="NAME", help="only these of the split")
+    evaluate.add_argument(
+        "--labels",
+        default=LABELS_FOLDER,
+        help="folder of occupancy labels, in ROOT or on its own (default: %(default)s)",
+    )
+    evaluate.add_argument("--save-occupancy", type=Path, metavar="DIR", help="write every sample's occupancy to it")
     evaluate.add_argument("--out", type=Path, default=Path("output/eval"))
     evaluate.add_argument("--device", default="auto")
     evaluate.set_defaults(command=_eval)
@@ -115,8 +126,15 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--checkpoint", type=Path, help="default: untrained initial weights")
     demo.set_defaults(command=_demo)
 
-    bench = commands.add_parser("bench", help="time the stages, the transport and the memory on this machine")
-    bench.add_argument("--out", type=Path, default=Path("output/bench"))
+    bench = commands.add_parser(
+        "bench", help="time a variant as the publications do; without --variant, the node and its transport too"
+    )
+    bench.add_argument("--out", type=Path, default=Path("output/bench"), help="directory for the figures as JSON")
+    bench.add_argument("--variant", help="time this one alone, without ROS; what follows belongs to it")
+    bench.add_argument("--checkpoint", type=Path, help="default: untrained initial weights, which take as long")
+    bench.add_argument("--frames", type=int, default=50, help="that count (default: %(default)s)")
+    bench.add_argument("--device", default="auto")
+    _add_precision(bench)
     bench.set_defaults(command=_bench)
     return parser
 
@@ -172,13 +190,23 @@ def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         parser.add_argument("--device", default="auto")
 
 
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "tf32", "bf16", "fp16"),
+        default="fp32",
+        help="of backbone and neck (default: %(default)s)",
+    )
+
+
 def _variants(args: argparse.Namespace) -> int:
     from bev_perception.config import list_variants, load_variant
+    from bev_perception.variants import published_score
 
     for name in list_variants():
         config = load_variant(name)
-        score = config.provenance.published_nds_val
-        published = f"published NDS {score}" if score is not None else (config.provenance.note or "no published score")
+        score = published_score(config.provenance)
+        published = f"published {score}" if score else (config.provenance.note or "no published score")
         print(f"{name:32} {config.family}  {config.image.width}x{config.image.height}  {published}")
     return 0
 
@@ -215,9 +243,8 @@ def _run(args: argparse.Namespace) -> int:
 
     bag, settings = _open_bag(args)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    pipeline = load_pipeline(
-        args.variant, args.checkpoint, args.device, PipelineSettings(score_threshold=args.score_threshold)
-    )
+    how = PipelineSettings(score_threshold=args.score_threshold, precision=args.precision)
+    pipeline = load_pipeline(args.variant, args.checkpoint, args.device, how)
 
     results = tqdm(run_events(bag.events(), pipeline, settings), unit="frame", desc=args.variant)
     count = write_results(args.out, pipeline, results)
@@ -271,12 +298,20 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
+    from bev_perception.config import OCC3D_CLASSES, load_variant
+    from bev_perception.data.records import open_split
     from bev_perception.evaluation.detection import score_results
     from bev_perception.evaluation.evaluate import EvalSettings, evaluate
+    from bev_perception.evaluation.occupancy_files import score_occupancy_files
 
-    scores: DetectionScores | None
+    scores: Scores | None
     if args.results is not None:
         scores = score_results(args.results, args.data, args.version, args.split, args.out, args.scenes)
+    elif args.occupancy_results is not None:
+        records = open_split(args.data, args.version, args.split)
+        records = records.of_scenes(args.scenes) if args.scenes else records
+        classes = load_variant(args.variant).class_names if args.variant else OCC3D_CLASSES
+        scores = score_occupancy_files(args.occupancy_results, records, args.out, classes, args.labels)
     elif args.variant and args.checkpoint:
         settings = EvalSettings(
             variant=args.variant,
@@ -287,10 +322,12 @@ def _eval(args: argparse.Namespace) -> int:
             out=args.out,
             device=args.device,
             scenes=tuple(args.scenes),
+            labels=args.labels,
+            save_occupancy=args.save_occupancy,
         )
         scores = evaluate(settings)
     else:
-        raise ValueError("name --variant and --checkpoint to run, or --results to score a file that exists already")
+        raise ValueError("name --variant and --checkpoint to run, or --results or --occupancy-results to score")
     if scores is not None:
         print(scores.table())
     return 0
@@ -357,9 +394,18 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from bev_perception.ros.bench import COUNTS, run_bench
+    if args.variant is None:
+        from bev_perception.ros.bench import COUNTS, run_bench
 
-    print(run_bench(args.out, COUNTS))
+        print(run_bench(args.out, COUNTS))
+        return 0
+    from bev_perception.evaluation.timing import TimingSettings, time_variant
+
+    timing = time_variant(
+        TimingSettings(args.variant, args.checkpoint, args.device, precision=args.precision, frames=args.frames)
+    )
+    print(timing.table())
+    print(f"wrote {timing.write(args.out)}")
     return 0
 
 

@@ -20,7 +20,7 @@ from bev_perception.data.queues import read_frame, training_boxes
 from bev_perception.data.records import Records, open_records
 from bev_perception.data.rosbag import BagReader
 from bev_perception.decode import decode_boxes, to_ego
-from bev_perception.evaluation.evaluate import detect_in_queues
+from bev_perception.evaluation.running import detect_in_queues
 from bev_perception.geometry import invert_transform
 from bev_perception.health import Health
 from bev_perception.models.sparsebev import SparseBEV

@@ -17,7 +17,7 @@ from bev_perception.data.occupancy_labels import OccupancyLabels, labels_path, w
 from bev_perception.data.rosbag import BagReader
 from bev_perception.data.synthetic import World
 from bev_perception.decode import to_ego
-from bev_perception.evaluation.evaluate import detect
+from bev_perception.evaluation.running import run_rows
 from bev_perception.geometry import invert_transform
 from bev_perception.pipeline import choose_device, write_initial_weights
 from bev_perception.synchronizer import SynchronizerSettings
@@ -91,9 +91,9 @@ def test_boxes_are_those_of_the_evaluation_in_base_link(scene, untrained):
     frames, calls = scene
     config = load_variant("sparsebev_tiny")
     config = dataclasses.replace(config, decode=dataclasses.replace(config.decode, score_threshold=0.0, max_num=7))
-    evaluated = detect(config, untrained, choose_device("cpu"), frames.records, frames.rows[:2])
+    evaluated = run_rows(config, untrained, choose_device("cpu"), frames.records, frames.rows[:2])
     for (i, expected), (frame, images, boxes, note, _) in zip(evaluated, calls[:2], strict=True):
-        expected = to_ego(expected, frames.records.lidar2ego(i))
+        expected = to_ego(expected.boxes, frames.records.lidar2ego(i))
         np.testing.assert_allclose(boxes.centers, expected.centers, atol=1e-9)
         np.testing.assert_allclose(boxes.yaws, expected.yaws, atol=1e-9)
         assert len(boxes) == 7 and frame.stamp == frames.records.stamps[i] * 1000
@@ -135,8 +135,8 @@ def test_a_variant_with_future_frames_gets_whole_queues(synthetic_nuscenes, tmp_
     (frame, _, boxes, _, truth) = drawn["draw_frame"][0]
     config = load_variant(variant)
     config = dataclasses.replace(config, decode=dataclasses.replace(config.decode, score_threshold=0.0, max_num=5))
-    ((i, expected),) = detect(config, weights, choose_device("cpu"), source.records, source.rows)
-    np.testing.assert_allclose(boxes.centers, to_ego(expected, source.records.lidar2ego(i)).centers)
+    ((i, expected),) = run_rows(config, weights, choose_device("cpu"), source.records, source.rows)
+    np.testing.assert_allclose(boxes.centers, to_ego(expected.boxes, source.records.lidar2ego(i)).centers)
     assert len(truth) and frame.stamp == source.records.stamps[i] * 1000
     with pytest.raises(ConfigError, match="into the future"):
         show_boxes(settings, bag_source, 0.0)
