@@ -368,6 +368,8 @@ def _show_what(args: argparse.Namespace) -> tuple[ShowSettings, Source]:
 
     settings = ShowSettings(args.variant, args.checkpoint, args.out, args.device, args.video)
     if args.bag is not None:
+        if args.scene or args.sample:
+            raise ValueError("--scene and --sample choose among the key frames of --data; a bag is shown whole")
         return settings, BagFrames(*_open_bag(args))
     return settings, KeyFrames(args.data, args.version, args.scene, args.sample)
 

@@ -81,9 +81,9 @@ class KeyFrames:
 
         Raises NuScenesError for an unknown scene or token, and where no image of them is under root.
         """
-        self.records = records = open_records(root, version)
         if (scene is None) == (sample is None):
             raise ValueError("name either a scene or a sample of the data, e.g. --scene scene-0103")
+        self.records = records = open_records(root, version)
         if scene is not None:
             records.of_scenes([scene])  # raises for an unknown one
         elif sample not in records.tokens:
@@ -113,17 +113,19 @@ class KeyFrames:
 
 
 class BagFrames:
-    """The frames of a bag, as the node would form them.  health: what was dropped."""
+    """The frames of a bag, as the node would form them."""
 
     def __init__(self, bag: BagReader, settings: SynchronizerSettings) -> None:
         """Show the whole of `bag`."""
         self._bag, self._settings = bag, settings
-        self.health = Health()
 
     def shots(self, past: int) -> Iterator[Shot]:
         """Yield all frames; `past` does not matter, as they start with the recording."""
-        for frame in collect_frames(self._bag.events(), self._settings, self.health):
+        health = Health()
+        for frame in collect_frames(self._bag.events(), self._settings, health):
             yield Shot(frame, self._bag.path.name)
+        for news in health.drain_news():
+            LOG.warning("%s: %s", self._bag.path, news)
 
 
 Source = KeyFrames | BagFrames
@@ -204,6 +206,8 @@ def show_occupancy(settings: ShowSettings, source: Source, labels: Path | None =
     NuScenesError for a label that is missing.
     """
     config = load_variant(settings.variant)
+    if labels is not None and not isinstance(source, KeyFrames):
+        raise ValueError("labels belong to key frames of nuScenes; show them with --data, or leave them out")
     objects = objects and config.occupancy.panoptic  # else the two would be drawn in different colours
     loaded = _load(settings)
 
@@ -253,16 +257,17 @@ def _detections(
     loaded: LoadedVariant, settings: ShowSettings, source: Source, score_threshold: float, max_boxes: int | None
 ) -> Iterator[tuple[Shot, Boxes3D]]:
     """Yield every frame to be shown with its boxes in base_link."""
+    how = PipelineSettings(score_threshold, max_boxes)
     if loaded.config.frames.future and isinstance(source, KeyFrames):
         decode = replace(loaded.config.decode, score_threshold=score_threshold)
-        config = replace(loaded.config, decode=replace(decode, max_num=max_boxes or decode.max_num))
+        config = replace(loaded.config, decode=replace(decode, max_num=how.max_detections or decode.max_num))
         device = choose_device(settings.device)
         assert isinstance(loaded.model, SparseBEV), "the settings of its head are SparseBEV's"
         for i, boxes in detect_in_queues(config, loaded.model, device, source.records, source.rows):
             frame = read_frame(source.records, i)
             yield Shot(frame, source.name(i), i), to_ego(boxes, _reference2ego(frame, config))
         return
-    for shot, result in _run(loaded, settings, source, PipelineSettings(score_threshold, max_boxes)):
+    for shot, result in _run(loaded, settings, source, how):
         assert result.boxes is not None, "a detector always says which boxes there are"
         boxes = result.boxes
         if shot.frame.lidar2global is not None:

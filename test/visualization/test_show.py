@@ -215,7 +215,9 @@ def test_a_file_of_labels_alone(tmp_path, drawn, objects):
         show_labels(tmp_path / "labels.npz", tmp_path / "p.png", OCC3D_CLASSES[1:])
 
 
-def test_questions_that_cannot_be_answered(settings, synthetic_nuscenes, occupancy_weights, bag_source, tmp_path):
+def test_questions_that_cannot_be_answered(
+    settings, synthetic_nuscenes, occupancy_weights, bag_source, tmp_path, caplog, capsys
+):
     for wrong in ({"queries": [100]}, {"queries": [-1]}, {"frame": 4}, {"frame": -1}, {"top": 0}):
         with pytest.raises(ValueError, match="asked for"):
             show_points(settings, bag_source, **wrong)
@@ -234,6 +236,15 @@ def test_questions_that_cannot_be_answered(settings, synthetic_nuscenes, occupan
     nobody = BagFrames(bag_source._bag, SynchronizerSettings(CAMERAS, fixed_frame="mars"))
     with pytest.raises(ValueError, match="no frame to show"):
         show_boxes(settings, nobody, 0.3)
+    assert "'base_link' to 'mars'" in caplog.text
+    with pytest.raises(ValueError, match="max_detections is 0"):
+        show_boxes(settings, bag_source, 0.3, max_boxes=0)
+    with pytest.raises(ValueError, match="labels belong to key frames"):
+        show_occupancy(occupancy, bag_source, tmp_path)
+    assert cli.main(
+        ["show", "boxes", "--variant", "v", "--checkpoint", "c", "--bag", "b", "--scene", "s", "--out", "o"]
+    )
+    assert "a bag is shown whole" in capsys.readouterr().err
 
 
 def test_the_command_draws_boxes_and_points(untrained, synthetic_nuscenes, tmp_path, capsys):
