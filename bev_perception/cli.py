@@ -63,11 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("out", type=Path, help="directory to make")
     create.set_defaults(command=_bag_create)
 
-    run = commands.add_parser("run", help="run a variant over a bag, without ROS, and write its boxes as JSON")
+    run = commands.add_parser("run", help="run a variant over a bag, without ROS, and write its results")
     run.add_argument("--bag", type=Path, required=True)
     run.add_argument("--variant", required=True, help="name or path of a YAML file")
     run.add_argument("--checkpoint", type=Path, required=True)
     run.add_argument("--out", type=Path, required=True, metavar="RESULTS.json")
+    run.add_argument("--save-occupancy", type=Path, metavar="DIR", help="for the occupancy, <stamp>.npz a frame")
     run.add_argument("--device", default="auto")
     _add_bag_options(run)
     run.add_argument("--score-threshold", type=float, help="default: the variant's own; the node's is 0.3")
@@ -166,9 +167,9 @@ def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     points.set_defaults(command=_show_points)
 
     occupancy = show.add_parser("occupancy", help="a variant's occupancy in 3D and from above; or a file of labels")
-    occupancy.add_argument("--labels", type=Path, metavar="labels.npz", help="draw this file to --out, run nothing")
+    occupancy.add_argument("--file", type=Path, metavar="labels.npz", help="draw this file to --out, run nothing")
     occupancy.add_argument(
-        "--occupancy-labels", type=Path, metavar="DIR", help="draw these beside it; relative to ROOT or on its own"
+        "--labels", type=Path, metavar="DIR", help="draw these beside it; relative to ROOT or on its own"
     )
     occupancy.add_argument("--semantic", action="store_true", help="colours of classes where objects have their own")
     occupancy.set_defaults(command=_show_occupancy)
@@ -185,7 +186,7 @@ def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         which.add_argument("--scene", help="name of a nuScenes scene, e.g. scene-0103")
         which.add_argument("--sample", metavar="TOKEN", help="the one key frame of nuScenes to show")
         _add_bag_options(parser)
-        parser.add_argument("--out", type=Path, required=True, help="directory to fill; with --labels the picture")
+        parser.add_argument("--out", type=Path, required=True, help="directory to fill; with --file the picture")
         parser.add_argument("--video", action="store_true", help="one mp4 in place of a picture a frame")
         parser.add_argument("--device", default="auto")
 
@@ -238,6 +239,7 @@ def _bag_create(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from bev_perception.config import SparseOccHeadConfig
     from bev_perception.offline import run_events, write_results
     from bev_perception.pipeline import PipelineSettings, load_pipeline
 
@@ -245,9 +247,11 @@ def _run(args: argparse.Namespace) -> int:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     how = PipelineSettings(score_threshold=args.score_threshold, precision=args.precision)
     pipeline = load_pipeline(args.variant, args.checkpoint, args.device, how)
+    if isinstance(pipeline.variants[0].config.head, SparseOccHeadConfig) and args.save_occupancy is None:
+        raise ValueError(f"{args.variant} gives occupancy; say with --save-occupancy where it goes")
 
     results = tqdm(run_events(bag.events(), pipeline, settings), unit="frame", desc=args.variant)
-    count = write_results(args.out, pipeline, results)
+    count = write_results(args.out, pipeline, results, args.save_occupancy)
     pipeline.close()
     snapshot = pipeline.health.snapshot()
     untrained = "" if pipeline.trained else "; the weights are UNTRAINED"
@@ -352,15 +356,15 @@ def _show_occupancy(args: argparse.Namespace) -> int:
     from bev_perception.visualization.show import show_labels, show_occupancy
 
     objects = not args.semantic
-    if args.labels is not None:
+    if args.file is not None:
         names = load_variant(args.variant).class_names if args.variant else OCC3D_CLASSES
-        show_labels(args.labels, args.out, names, objects)
+        show_labels(args.file, args.out, names, objects)
         print(f"wrote {args.out}")
         return 0
     if not (args.variant and args.checkpoint and (args.data or args.bag)):
-        raise ValueError("name --variant, --checkpoint and --data or --bag to run, or --labels to draw a file alone")
+        raise ValueError("name --variant, --checkpoint and --data or --bag to run, or --file to draw a file alone")
     settings, source = _show_what(args)
-    return _say_where(args, show_occupancy(settings, source, args.occupancy_labels, objects))
+    return _say_where(args, show_occupancy(settings, source, args.labels, objects))
 
 
 def _show_what(args: argparse.Namespace) -> tuple[ShowSettings, Source]:

@@ -61,17 +61,6 @@ def check_labels(records: Records, labels: str | Path, class_names: Sequence[str
     check_comparable(Occupancy(nothing, tuple(class_names), instances=instances), read_labels(paths[0]))
 
 
-def write_occupancy(occupancy: Occupancy, directory: Path, token: str) -> None:
-    """Write the result of a sample; the file appears when it is complete."""
-    directory.mkdir(parents=True, exist_ok=True)
-    arrays = {"pred": occupancy.semantics}
-    if occupancy.instances is not None:
-        arrays["instances"] = occupancy.instances
-    partial = directory / f"{token}.part.npz"
-    np.savez_compressed(partial, **arrays)
-    partial.replace(directory / f"{token}.npz")
-
-
 def read_occupancy(path: Path, class_names: Sequence[str]) -> Occupancy:
     """Return the result in a file; raise EvaluationError, naming cause and remedy, if it holds none."""
     try:

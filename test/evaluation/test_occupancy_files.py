@@ -8,10 +8,10 @@ import pytest
 from bev_perception import cli
 from bev_perception.config import OCC3D_CLASSES
 from bev_perception.data.nuscenes import NuScenesError
-from bev_perception.data.occupancy_labels import OccupancyLabels, labels_path, write_labels
+from bev_perception.data.occupancy_labels import OccupancyLabels, labels_path, write_labels, write_occupancy
 from bev_perception.data.records import open_split
 from bev_perception.evaluation.errors import EvaluationError
-from bev_perception.evaluation.occupancy_files import read_occupancy, score_occupancy_files, write_occupancy
+from bev_perception.evaluation.occupancy_files import read_occupancy, score_occupancy_files
 from bev_perception.types import OCC3D_GRID, Occupancy
 
 pytest.importorskip("nuscenes")

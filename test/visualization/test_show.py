@@ -279,11 +279,11 @@ def test_the_command_draws_occupancy(synthetic_nuscenes, occupancy_weights, tmp_
     assert cli.main(["show", "occupancy", *what, *data, "--out", str(tmp_path)]) == 0
     semantics = np.full(OCC3D_GRID.shape, 17, np.uint8)
     write_labels(tmp_path / "labels.npz", OccupancyLabels(semantics))
-    alone = ["show", "occupancy", "--labels", str(tmp_path / "labels.npz"), "--out", str(tmp_path / "alone.png")]
+    alone = ["show", "occupancy", "--file", str(tmp_path / "labels.npz"), "--out", str(tmp_path / "alone.png")]
     assert cli.main(alone) == 0 and (tmp_path / "alone.png").is_file()
     assert len(list(tmp_path.glob("occupancy_*.png"))) == 1
     assert cli.main(["show", "occupancy", *what, "--out", str(tmp_path)]) == 1
-    assert "--data or --bag to run, or --labels" in capsys.readouterr().err
+    assert "--data or --bag to run, or --file" in capsys.readouterr().err
 
 
 def test_the_real_road_runs_through_the_car(nuscenes_root, tmp_path):
