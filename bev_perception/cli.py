@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from bev_perception.data.rosbag import BagReader
     from bev_perception.evaluation.evaluate import Scores
+    from bev_perception.synchronizer import SynchronizerSettings
+    from bev_perception.visualization.show import ShowSettings, Source
 
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
 from bev_perception.types import BASE_FRAME, FIXED_FRAME
@@ -66,13 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--checkpoint", type=Path, required=True)
     run.add_argument("--out", type=Path, required=True, metavar="RESULTS.json")
     run.add_argument("--device", default="auto")
-    run.add_argument("--cameras", nargs="+", metavar="NAME", help="default: the six of nuScenes")
-    run.add_argument("--prefix", help="of the cameras' topics (default: /bev_perception/input)")
-    run.add_argument("--remap", nargs="+", default=[], metavar="BAG_TOPIC:=TOPIC", help="where the bag's names differ")
-    run.add_argument("--anchor", default="", help="camera whose stamp a set takes (default: the first)")
-    run.add_argument("--base-frame", default=BASE_FRAME, help="default: %(default)s")
-    run.add_argument("--fixed-frame", default=FIXED_FRAME, help="default: %(default)s")
+    _add_bag_options(run)
     run.add_argument("--score-threshold", type=float, help="default: the variant's own; the node's is 0.3")
+    _add_precision(run)
     run.set_defaults(command=_run)
 
     train = commands.add_parser("train", help="train a variant on nuScenes; under torchrun on several GPUs")
@@ -115,6 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--device", default="auto")
     evaluate.set_defaults(command=_eval)
 
+    _add_show(commands)
+
     demo = commands.add_parser("demo", help="a short drive through the real node over DDS, with pictures at the end")
     demo.add_argument("--out", type=Path, default=Path("output/demo"))
     demo.add_argument("--nuscenes", type=Path, metavar="ROOT", help="real keyframes instead of a made-up drive")
@@ -125,10 +126,77 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--checkpoint", type=Path, help="default: untrained initial weights")
     demo.set_defaults(command=_demo)
 
-    bench = commands.add_parser("bench", help="time the stages, the transport and the memory on this machine")
-    bench.add_argument("--out", type=Path, default=Path("output/bench"))
+    bench = commands.add_parser(
+        "bench", help="time a variant as the publications do; without --variant, the node and its transport too"
+    )
+    bench.add_argument("--out", type=Path, default=Path("output/bench"), help="directory for the figures as JSON")
+    bench.add_argument("--variant", help="time this one alone, without ROS; what follows belongs to it")
+    bench.add_argument("--checkpoint", type=Path, help="default: untrained initial weights, which take as long")
+    bench.add_argument("--frames", type=int, default=50, help="that count (default: %(default)s)")
+    bench.add_argument("--device", default="auto")
+    _add_precision(bench)
     bench.set_defaults(command=_bench)
     return parser
+
+
+def _add_bag_options(parser: argparse.ArgumentParser) -> None:
+    """Add what _open_bag reads, beside --bag itself."""
+    parser.add_argument("--cameras", nargs="+", metavar="NAME", help="default: the six of nuScenes")
+    parser.add_argument("--prefix", help="of the cameras' topics (default: /bev_perception/input)")
+    parser.add_argument(
+        "--remap", nargs="+", default=[], metavar="BAG_TOPIC:=TOPIC", help="where the bag's names differ"
+    )
+    parser.add_argument("--anchor", default="", help="camera whose stamp a set takes (default: the first)")
+    parser.add_argument("--base-frame", default=BASE_FRAME, help="default: %(default)s")
+    parser.add_argument("--fixed-frame", default=FIXED_FRAME, help="default: %(default)s")
+
+
+def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands that draw pictures."""
+    show = commands.add_parser("show", help="draw pictures or a video").add_subparsers(required=True, metavar="COMMAND")
+    boxes = show.add_parser("boxes", help="a variant's boxes in the images and from above, beside nuScenes' own")
+    boxes.add_argument("--score-threshold", type=float, default=0.3, help="default: %(default)s")
+    boxes.add_argument("--max-boxes", type=int, help="draw only the best ones (default: the variant's limit)")
+    boxes.set_defaults(command=_show_boxes)
+
+    points = show.add_parser("points", help="where the queries of SparseBEV sample the images, stage by stage")
+    points.add_argument("--query", type=int, nargs="+", metavar="N", help="their numbers (default: the best --top)")
+    points.add_argument("--top", type=int, default=3, help="number of queries with the best scores (default: 3)")
+    points.add_argument("--frame", type=int, default=0, help="0: the current one; 1: the first of the past; ...")
+    points.set_defaults(command=_show_points)
+
+    occupancy = show.add_parser("occupancy", help="a variant's occupancy in 3D and from above; or a file of labels")
+    occupancy.add_argument("--labels", type=Path, metavar="labels.npz", help="draw this file to --out, run nothing")
+    occupancy.add_argument(
+        "--occupancy-labels", type=Path, metavar="DIR", help="draw these beside it; relative to ROOT or on its own"
+    )
+    occupancy.add_argument("--semantic", action="store_true", help="colours of classes where objects have their own")
+    occupancy.set_defaults(command=_show_occupancy)
+
+    for parser in (boxes, points, occupancy):
+        needed = parser is not occupancy  # which also draws a file of labels alone
+        parser.add_argument("--variant", required=needed, help="name or path of a YAML file")
+        parser.add_argument("--checkpoint", type=Path, required=needed)
+        source = parser.add_mutually_exclusive_group(required=needed)
+        source.add_argument("--data", type=Path, metavar="ROOT", help="a nuScenes dataroot")
+        source.add_argument("--bag", type=Path)
+        parser.add_argument("--version", default="v1.0-trainval", help="of nuScenes' tables (default: %(default)s)")
+        which = parser.add_mutually_exclusive_group()
+        which.add_argument("--scene", help="name of a nuScenes scene, e.g. scene-0103")
+        which.add_argument("--sample", metavar="TOKEN", help="the one key frame of nuScenes to show")
+        _add_bag_options(parser)
+        parser.add_argument("--out", type=Path, required=True, help="directory to fill; with --labels the picture")
+        parser.add_argument("--video", action="store_true", help="one mp4 in place of a picture a frame")
+        parser.add_argument("--device", default="auto")
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "tf32", "bf16", "fp16"),
+        default="fp32",
+        help="of backbone and neck (default: %(default)s)",
+    )
 
 
 def _variants(args: argparse.Namespace) -> int:
@@ -170,20 +238,13 @@ def _bag_create(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from bev_perception.data.drive import CAMERAS
-    from bev_perception.data.rosbag import INPUT_PREFIX, BagReader
     from bev_perception.offline import run_events, write_results
     from bev_perception.pipeline import PipelineSettings, load_pipeline
-    from bev_perception.synchronizer import SynchronizerSettings
 
-    cameras = tuple(args.cameras or CAMERAS)
-    remap = dict(rule.split(":=", 1) for rule in args.remap)
-    bag = BagReader(args.bag, cameras, args.prefix or INPUT_PREFIX, remap)
-    settings = SynchronizerSettings(cameras, args.anchor, base_frame=args.base_frame, fixed_frame=args.fixed_frame)
+    bag, settings = _open_bag(args)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    pipeline = load_pipeline(
-        args.variant, args.checkpoint, args.device, PipelineSettings(score_threshold=args.score_threshold)
-    )
+    how = PipelineSettings(score_threshold=args.score_threshold, precision=args.precision)
+    pipeline = load_pipeline(args.variant, args.checkpoint, args.device, how)
 
     results = tqdm(run_events(bag.events(), pipeline, settings), unit="frame", desc=args.variant)
     count = write_results(args.out, pipeline, results)
@@ -195,6 +256,18 @@ def _run(args: argparse.Namespace) -> int:
         print("dropped: " + ", ".join(f"{cause} {n}" for cause, n in snapshot.drops.items()))
         print(f"the last: {snapshot.last_drop}")
     return 0 if count else 1
+
+
+def _open_bag(args: argparse.Namespace) -> tuple[BagReader, SynchronizerSettings]:
+    """Open --bag as the options of _add_bag_options say."""
+    from bev_perception.data.drive import CAMERAS
+    from bev_perception.data.rosbag import INPUT_PREFIX, BagReader
+    from bev_perception.synchronizer import SynchronizerSettings
+
+    cameras = tuple(args.cameras or CAMERAS)
+    remap = dict(rule.split(":=", 1) for rule in args.remap)
+    bag = BagReader(args.bag, cameras, args.prefix or INPUT_PREFIX, remap)
+    return bag, SynchronizerSettings(cameras, args.anchor, base_frame=args.base_frame, fixed_frame=args.fixed_frame)
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -260,6 +333,52 @@ def _eval(args: argparse.Namespace) -> int:
     return 0
 
 
+def _show_boxes(args: argparse.Namespace) -> int:
+    from bev_perception.visualization.show import show_boxes
+
+    settings, source = _show_what(args)
+    return _say_where(args, show_boxes(settings, source, args.score_threshold, args.max_boxes))
+
+
+def _show_points(args: argparse.Namespace) -> int:
+    from bev_perception.visualization.show import show_points
+
+    settings, source = _show_what(args)
+    return _say_where(args, show_points(settings, source, args.query, args.top, args.frame))
+
+
+def _show_occupancy(args: argparse.Namespace) -> int:
+    from bev_perception.config import OCC3D_CLASSES, load_variant
+    from bev_perception.visualization.show import show_labels, show_occupancy
+
+    objects = not args.semantic
+    if args.labels is not None:
+        names = load_variant(args.variant).class_names if args.variant else OCC3D_CLASSES
+        show_labels(args.labels, args.out, names, objects)
+        print(f"wrote {args.out}")
+        return 0
+    if not (args.variant and args.checkpoint and (args.data or args.bag)):
+        raise ValueError("name --variant, --checkpoint and --data or --bag to run, or --labels to draw a file alone")
+    settings, source = _show_what(args)
+    return _say_where(args, show_occupancy(settings, source, args.occupancy_labels, objects))
+
+
+def _show_what(args: argparse.Namespace) -> tuple[ShowSettings, Source]:
+    from bev_perception.visualization.show import BagFrames, KeyFrames, ShowSettings
+
+    settings = ShowSettings(args.variant, args.checkpoint, args.out, args.device, args.video)
+    if args.bag is not None:
+        if args.scene or args.sample:
+            raise ValueError("--scene and --sample choose among the key frames of --data; a bag is shown whole")
+        return settings, BagFrames(*_open_bag(args))
+    return settings, KeyFrames(args.data, args.version, args.scene, args.sample)
+
+
+def _say_where(args: argparse.Namespace, count: int) -> int:
+    print(f"wrote {args.out}: {count} pictures{' as a video' if args.video else ''}")
+    return 0
+
+
 def _demo(args: argparse.Namespace) -> int:
     from bev_perception.ros.demo import DemoSettings, run_demo
 
@@ -277,9 +396,18 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from bev_perception.ros.bench import COUNTS, run_bench
+    if args.variant is None:
+        from bev_perception.ros.bench import COUNTS, run_bench
 
-    print(run_bench(args.out, COUNTS))
+        print(run_bench(args.out, COUNTS))
+        return 0
+    from bev_perception.evaluation.timing import TimingSettings, time_variant
+
+    timing = time_variant(
+        TimingSettings(args.variant, args.checkpoint, args.device, precision=args.precision, frames=args.frames)
+    )
+    print(timing.table())
+    print(f"wrote {timing.write(args.out)}")
     return 0
 
 

@@ -106,6 +106,7 @@ def test_run_counts_what_it_drops(bag, untrained, tmp_path, capsys):
             "c.pth",
         ),
         (["init-weights", "--variant", "nonsense", "o"], "unknown variant"),
+        (["bench", "--variant", "nonsense"], "unknown variant"),
         (["eval", "--data", "{tmp}"], "name --variant and --checkpoint to run, or --results"),
         (["eval", "--data", "{tmp}", "--results", "{tmp}/none.json"], "none.json"),
         (["train", "--variant", "sparsebev_tiny", "--data", "{tmp}", "--out", "{tmp}/o"], "v1.0-trainval"),
@@ -116,6 +117,11 @@ def test_errors_are_one_sentence_and_status_1(bag, tmp_path, capsys, arguments, 
     assert cli.main(filled) == 1
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+
+
+def test_run_takes_a_precision(bag, untrained, tmp_path, capsys):
+    assert run(bag, untrained, tmp_path / "boxes.json", "--precision", "tf32") == 1
+    assert "'tf32' is a format of NVIDIA's GPUs" in capsys.readouterr().err
 
 
 def test_usage_errors_have_status_2(capsys):

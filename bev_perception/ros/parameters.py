@@ -43,6 +43,11 @@ PARAMETERS = (
     ),
     ParameterSpec("occupancy_checkpoint", "", "Path of its weights."),
     ParameterSpec("device", "auto", "auto (the first GPU, else the CPU), cpu, or cuda:N."),
+    ParameterSpec(
+        "precision",
+        _PIPELINE.precision,
+        "Of backbone and neck: fp32, bf16 or fp16, on NVIDIA GPUs from Ampere on also tf32.",
+    ),
     ParameterSpec("autostart", True, "Configure and activate at once; false leaves it to a lifecycle manager."),
     ParameterSpec("cameras", list(CAMERAS), "Camera names; each has ~/input/<camera>/image and camera_info."),
     ParameterSpec("anchor_camera", "", "Camera whose stamp a set takes; empty is the first of cameras."),
@@ -148,6 +153,7 @@ def pipeline_settings(node: Node) -> PipelineSettings:
         score_threshold=get("score_threshold"),
         max_detections=get("max_detections"),
         memory_interval=get("memory_interval"),
+        precision=get("precision"),
     )
 
 

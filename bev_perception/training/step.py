@@ -12,13 +12,11 @@ from torch.utils.checkpoint import checkpoint
 from bev_perception.config import TrainingConfig
 from bev_perception.data.augment import distort_colors, draw_grid_mask, draw_photometric, grid_mask
 from bev_perception.models.sparsebev import SparseBEV
+from bev_perception.precision import PRECISIONS
 from bev_perception.preprocess import normalize_images
 from bev_perception.training.losses import detection_losses
 from bev_perception.training.samples import Batch
 from bev_perception.training.targets import draw_denoising, make_denoising
-
-#: precision of the backbone and neck -> the type that autocast uses there; the decoder always computes in float32
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def freeze(model: SparseBEV) -> None:

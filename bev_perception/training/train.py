@@ -21,11 +21,12 @@ from torch.nn.parallel import DistributedDataParallel
 from bev_perception.checkpoints import load_checkpoint, load_pretrained
 from bev_perception.config import TrainingConfig, VariantConfig
 from bev_perception.models import build_model
+from bev_perception.precision import PRECISIONS
 from bev_perception.training.losses import loss_names
 from bev_perception.training.progress import Progress
 from bev_perception.training.samples import TrainingData, epoch_order, load_epoch
 from bev_perception.training.state import STATE, Identity, TrainingError, load_state, save_state
-from bev_perception.training.step import PRECISIONS, TrainingStep, compute_twice, freeze
+from bev_perception.training.step import TrainingStep, compute_twice, freeze
 
 #: of the gradients in fp16, at the start; GradScaler adapts it
 FP16_SCALE = 512.0

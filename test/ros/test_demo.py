@@ -53,4 +53,4 @@ def test_bench_says_something_of_everything(tmp_path, capsys):
         assert latency["end to end ms"][0] > latency["preprocess + model + decode p50 ms"] * 0.5
         assert stream["sets"] == stream["detected"] + stream["given up, model busy"] + stream["lost on the way"]
     assert figures["growth"]["sets"] == 10 and len(figures["growth"]["resident MB"]) == 10
-    assert "| sparsebev_tiny | model |" in text
+    assert "sparsebev_tiny, fp32 on" in text and "latency, raw:" in text
