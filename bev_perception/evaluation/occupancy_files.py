@@ -113,7 +113,8 @@ def score_occupancy_files(
     def count(i: int) -> OccupancyCounts:
         return count_row(read_occupancy(paths[i], class_names), records, i, labels)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # unpacking, ray casting and numpy let other threads run
+    # unpacking, ray casting and numpy let other threads run; PyTorch shall not start more of its own in each
+    with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         counts = tqdm(pool.map(count, range(len(paths))), total=len(paths), desc="scoring", unit="sample")
         scores = OccupancyScores.of(reduce(add, counts), class_names)
     scores.write(out / SCORES_FILE)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from bev_perception import cli
 from bev_perception.config import OCC3D_CLASSES
@@ -79,8 +80,9 @@ def test_files_that_are_no_results_are_explained(tmp_path):
 
 def test_files_equal_to_the_labels_score_full_marks(records, tmp_path):
     write_all(records, tmp_path / "labels", tmp_path / "results", instances=True)
+    threads = torch.get_num_threads()
     scores = score_occupancy_files(tmp_path / "results", records, tmp_path, OCC3D_CLASSES, tmp_path / "labels")
-    assert scores.samples == len(records) == 10
+    assert scores.samples == len(records) == 10 and torch.get_num_threads() == threads
     assert scores.summary == pytest.approx(dict.fromkeys(scores.summary, 1.0)) and "RayPQ" in scores.summary
     assert json.loads((tmp_path / "occupancy_metrics.json").read_text())["scores"] == scores.summary
 
