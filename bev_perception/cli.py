@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bev_perception.evaluation.detection import DetectionScores
+    from bev_perception.evaluation.evaluate import Scores
 
+from bev_perception.data.occupancy_labels import LABELS_FOLDER
 from bev_perception.types import BASE_FRAME, FIXED_FRAME
 
 #: errors that are the user's to mend; shown as one sentence, without a traceback
@@ -98,10 +99,19 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--variant")
     evaluate.add_argument("--checkpoint", type=Path)
     evaluate.add_argument("--results", type=Path, metavar="results_nusc.json", help="score this file, run nothing")
+    evaluate.add_argument(
+        "--occupancy-results", type=Path, metavar="DIR", help="score the files <sample token>.npz in it, run nothing"
+    )
     evaluate.add_argument("--data", type=Path, required=True, metavar="ROOT", help="a nuScenes dataroot")
     evaluate.add_argument("--version", default="v1.0-trainval", help="of its tables (default: %(default)s)")
     evaluate.add_argument("--split", default="val", help="default: %(default)s")
     evaluate.add_argument("--scenes", nargs="+", default=[], metavar="NAME", help="only these of the split")
+    evaluate.add_argument(
+        "--labels",
+        default=LABELS_FOLDER,
+        help="folder of occupancy labels, in ROOT or on its own (default: %(default)s)",
+    )
+    evaluate.add_argument("--save-occupancy", type=Path, metavar="DIR", help="write every sample's occupancy to it")
     evaluate.add_argument("--out", type=Path, default=Path("output/eval"))
     evaluate.add_argument("--device", default="auto")
     evaluate.set_defaults(command=_eval)
@@ -140,11 +150,12 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
 
 def _variants(args: argparse.Namespace) -> int:
     from bev_perception.config import list_variants, load_variant
+    from bev_perception.variants import published_score
 
     for name in list_variants():
         config = load_variant(name)
-        score = config.provenance.published_nds_val
-        published = f"published NDS {score}" if score is not None else (config.provenance.note or "no published score")
+        score = published_score(config.provenance)
+        published = f"published {score}" if score else (config.provenance.note or "no published score")
         print(f"{name:32} {config.family}  {config.image.width}x{config.image.height}  {published}")
     return 0
 
@@ -230,12 +241,20 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
+    from bev_perception.config import OCC3D_CLASSES, load_variant
+    from bev_perception.data.records import open_split
     from bev_perception.evaluation.detection import score_results
     from bev_perception.evaluation.evaluate import EvalSettings, evaluate
+    from bev_perception.evaluation.occupancy_files import score_occupancy_files
 
-    scores: DetectionScores | None
+    scores: Scores | None
     if args.results is not None:
         scores = score_results(args.results, args.data, args.version, args.split, args.out, args.scenes)
+    elif args.occupancy_results is not None:
+        records = open_split(args.data, args.version, args.split)
+        records = records.of_scenes(args.scenes) if args.scenes else records
+        classes = load_variant(args.variant).class_names if args.variant else OCC3D_CLASSES
+        scores = score_occupancy_files(args.occupancy_results, records, args.out, classes, args.labels)
     elif args.variant and args.checkpoint:
         settings = EvalSettings(
             variant=args.variant,
@@ -246,10 +265,12 @@ def _eval(args: argparse.Namespace) -> int:
             out=args.out,
             device=args.device,
             scenes=tuple(args.scenes),
+            labels=args.labels,
+            save_occupancy=args.save_occupancy,
         )
         scores = evaluate(settings)
     else:
-        raise ValueError("name --variant and --checkpoint to run, or --results to score a file that exists already")
+        raise ValueError("name --variant and --checkpoint to run, or --results or --occupancy-results to score")
     if scores is not None:
         print(scores.table())
     return 0

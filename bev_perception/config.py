@@ -236,6 +236,27 @@ class SparseOccHeadConfig:
     occ_range: tuple[float, float, float, float, float, float] = (-40.0, -40.0, -1.0, 40.0, 40.0, 5.4)
     occ_size: tuple[int, int, int] = (200, 200, 16)
 
+    def __post_init__(self) -> None:
+        """Check the values that a type cannot."""
+        edges = [
+            (high - low) / size if size > 0 else 0.0
+            for low, high, size in zip(self.occ_range[:3], self.occ_range[3:], self.occ_size, strict=True)
+        ]
+        if min(edges) <= 0 or max(edges) - min(edges) > 1e-6 * max(edges):
+            raise ConfigError(
+                f"head: occ_range {self.occ_range} in occ_size {self.occ_size} voxels gives voxels of "
+                f"{' x '.join(f'{edge:g}' for edge in edges)} m; they must be cubes"
+            )
+        if not (0 <= self.score_threshold <= 1 and 0 <= self.overlap_threshold <= 1):
+            raise ConfigError("head: score_threshold and overlap_threshold must lie in 0..1")
+        if min(self.kept_training + self.kept_testing) < 1 or self.mask_layers < 0:
+            raise ConfigError("head: the stages must keep at least one voxel each, mask_layers must not be negative")
+
+    @property
+    def resolution(self) -> float:
+        """Length of a voxel's edge, m."""
+        return (self.occ_range[3] - self.occ_range[0]) / self.occ_size[0]
+
 
 HeadConfig = SparseBEVHeadConfig | SparseOccHeadConfig
 
@@ -294,12 +315,14 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a variant comes from and what its publication claims for it."""
+    """Where a variant comes from and what its publication claims for it, scores in percent."""
 
     paper: str = ""
     pretraining: str = ""
     published_nds_val: float | None = None
     published_nds_test: float | None = None
+    published_rayiou: float | None = None
+    published_raypq: float | None = None
     published_fps: float | None = None
     published_hardware: str = ""
     weights_licence: str = ""

@@ -21,12 +21,13 @@ from bev_perception.config import (
     load_variant,
 )
 from bev_perception.decode import decode_boxes, to_ego
+from bev_perception.decode_occupancy import decode_occupancy
 from bev_perception.geometry import invert_transform, yaw_from_rotation
 from bev_perception.health import Health, Stopwatch
 from bev_perception.memory import FeatureQueue, FrameFeatures
 from bev_perception.models import build_model
 from bev_perception.models.camera_model import ENCODER_PARTS, CameraModel
-from bev_perception.models.sparsebev import SparseBEVOutput
+from bev_perception.models.sparsebev import SparseBEV, SparseBEVOutput
 from bev_perception.precision import check_precision, encoder_precision
 from bev_perception.preprocess import NoUsableViewError, Preprocessor, reference2ego, reference2global
 from bev_perception.types import Boxes3D, Frame, ModelInput, Result
@@ -167,7 +168,10 @@ class Pipeline:
         boxes = occupancy = None
         with watch.stage("decode"):
             for variant, output in outputs:
-                boxes = self._decode_boxes(variant, output, frame)
+                if isinstance(variant.model, SparseBEV):
+                    boxes = self._decode_boxes(variant.model, output, frame)
+                else:
+                    occupancy = decode_occupancy(output, variant.config.occupancy, variant.config.class_names)
         self._last = (frame.stamp, frame.ego2global)
         if self._is_due(frame.stamp):
             for encoder, memory in zip(self._encoders, memories, strict=True):
@@ -209,15 +213,15 @@ class Pipeline:
             missing.update(unusable)
         return inputs, missing
 
-    def _decode_boxes(self, variant: LoadedVariant, output: SparseBEVOutput, frame: Frame) -> Boxes3D:
+    def _decode_boxes(self, model: SparseBEV, output: SparseBEVOutput, frame: Frame) -> Boxes3D:
         boxes = decode_boxes(
             output.logits[-1, 0],
             output.boxes[-1, 0],
-            self._decode_config(variant.config.decode),
-            variant.config.class_names,
-            getattr(variant.model, "legacy_boxes"),  # noqa: B009 (mypy: not every model has it)
+            self._decode_config(model.config.decode),
+            model.config.class_names,
+            model.legacy_boxes,
         )
-        return boxes if frame.lidar2global is not None else to_ego(boxes, reference2ego(variant.config))
+        return boxes if frame.lidar2global is not None else to_ego(boxes, reference2ego(model.config))
 
     def _memory_interval(self) -> float:
         return min(self.settings.memory_interval, *(variant.config.frames.interval for variant in self.variants))

@@ -28,7 +28,8 @@ def test_variants_lists_all(capsys):
     assert cli.main(["variants"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in list_variants())
-    assert "published NDS 55.6" in printed and "no weights are shipped" in printed
+    assert "published 55.6 NDS (val)" in printed and "no weights are shipped" in printed
+    assert "published 35.9 RayIoU (val), 14.0 RayPQ (val)" in printed
 
 
 def test_init_weights_are_repeatable_and_say_they_are_untrained(tmp_path, capsys):

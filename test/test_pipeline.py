@@ -3,14 +3,16 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bev_perception.config import ConfigError, ImageConfig
 from bev_perception.data.drive import CAMERAS
 from bev_perception.data.rosbag import BagReader, write_bag
 from bev_perception.geometry import make_transform
 from bev_perception.health import Health
+from bev_perception.models.camera_model import CameraModel
 from bev_perception.offline import collect_frames
-from bev_perception.pipeline import Pipeline, PipelineSettings, choose_device, load_pipeline
+from bev_perception.pipeline import Pipeline, PipelineSettings, choose_device, load_pipeline, write_initial_weights
 from bev_perception.preprocess import NoUsableViewError
 from bev_perception.synchronizer import SynchronizerSettings
 
@@ -193,3 +195,59 @@ def test_devices():
     for name in ("cuda:99", "toaster"):
         with pytest.raises(ConfigError, match=f"device '{name}'.*choose 'auto'"):
             choose_device(name)
+
+
+@pytest.fixture(scope="module")
+def occupancy_weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "sparseocc_tiny.safetensors"
+    write_initial_weights("sparseocc_tiny", path, seed=1)
+    return path
+
+
+@pytest.fixture(scope="module")
+def twin_weights(untrained, occupancy_weights, tmp_path_factory):
+    """Weights of sparseocc_tiny that encode images as those of sparsebev_tiny do."""
+    state, encoder = load_file(occupancy_weights), load_file(untrained)
+    state |= {key: value for key, value in encoder.items() if key.startswith(("img_backbone.", "img_neck."))}
+    path = tmp_path_factory.mktemp("weights") / "twin.safetensors"
+    save_file(state, path, {"trained": "false"})
+    return path
+
+
+def run_all(frames, *args, **kwargs):
+    pipeline = load_pipeline(*args, device="cpu", settings=PipelineSettings(0.0, 20), **kwargs)
+    results = [pipeline.step(frame) for frame in frames]
+    pipeline.close()
+    return pipeline, results
+
+
+def test_occupancy_alone(occupancy_weights, frames):
+    pipeline, results = run_all(frames[:2], "sparseocc_tiny", occupancy_weights)
+    assert pipeline.encoders == (("sparseocc_tiny",),) and not pipeline.trained
+    assert [result.boxes for result in results] == [None, None]
+    assert results[1].occupancy.semantics.shape == (200, 200, 16) and results[1].history == 1
+    assert results[1].occupancy.class_names[-1] == "free" and results[1].occupancy.instances is None
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_detection_and_occupancy_together_say_what_each_says_alone(
+    untrained, occupancy_weights, twin_weights, frames, shared, monkeypatch
+):
+    weights = twin_weights if shared else occupancy_weights
+    alone = run_all(frames[:3], "sparsebev_tiny", untrained)[1], run_all(frames[:3], "sparseocc_tiny", weights)[1]
+    encoded = []
+    encode = CameraModel.encode
+    monkeypatch.setattr(CameraModel, "encode", lambda model, images: encoded.append(1) or encode(model, images))
+    pipeline, results = run_all(frames[:3], "sparsebev_tiny", untrained, second=("sparseocc_tiny", weights))
+    assert len(encoded) == (3 if shared else 6)
+    names = ("sparsebev_tiny", "sparseocc_tiny")
+    assert pipeline.encoders == ((names,) if shared else tuple((name,) for name in names))
+    for together, boxes, occupancy in zip(results, *alone, strict=True):
+        assert same(together.boxes, boxes.boxes)
+        assert np.array_equal(together.occupancy.semantics, occupancy.occupancy.semantics)
+    assert (results[0].occupancy.occupied).any()  # else their equality would say nothing
+
+
+def test_only_one_variant_of_a_kind_runs(untrained):
+    with pytest.raises(ConfigError, match="one of each can run; got sparsebev_tiny, sparsebev_tiny"):
+        load_pipeline("sparsebev_tiny", untrained, "cpu", second=("sparsebev_tiny", untrained))

@@ -16,6 +16,7 @@ import numpy as np
 
 from bev_perception.data.nuscenes import official_splits, open_devkit
 from bev_perception.decode import attribute_of
+from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.geometry import quaternion_from_rotation, transform_points
 from bev_perception.types import Boxes3D
 
@@ -36,10 +37,6 @@ CLASS_RANGE = {
 META = {"use_lidar": False, "use_camera": True, "use_radar": False, "use_map": False, "use_external": True}
 #: the devkit's names of the true positives' errors -> those of the publications
 ERRORS = {"trans_err": "mATE", "scale_err": "mASE", "orient_err": "mAOE", "vel_err": "mAVE", "attr_err": "mAAE"}
-
-
-class EvaluationError(ValueError):
-    """An evaluation that cannot be done; the message names cause and remedy."""
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from bev_perception.config import ConfigError, VariantConfig
 from bev_perception.models.sparsebev import SparseBEV
+from bev_perception.models.sparseocc import SparseOcc
 
-_FAMILIES = {"sparsebev": SparseBEV}
+_FAMILIES: dict[str, type[SparseBEV] | type[SparseOcc]] = {"sparsebev": SparseBEV, "sparseocc": SparseOcc}
 
 
-def build_model(config: VariantConfig) -> SparseBEV:
+def build_model(config: VariantConfig) -> Any:
     """Build the model of a variant with fresh weights, in evaluation mode.
 
     Raises ConfigError for an unknown family and for settings that the family cannot be built with.

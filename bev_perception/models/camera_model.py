@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bev_perception.config import VariantConfig
+from bev_perception.config import ConfigError, VariantConfig
 from bev_perception.memory import FeatureQueue, FrameFeatures
 from bev_perception.models.backbones import build_backbone
 from bev_perception.models.necks import build_neck
@@ -95,6 +95,23 @@ class CameraModel(nn.Module, Generic[Output]):
         distinct = {id(frame): frame for frame in inputs}
         encoded = {key: self.encode_frame(frame) for key, frame in distinct.items()}
         return self.predict([encoded[id(frame)] for frame in inputs], inputs[0])
+
+
+def check_settings(config: VariantConfig, rules: Iterable[tuple[bool, str]]) -> None:
+    """Raise ConfigError, naming the key and the remedy, for settings that do not fit together.
+
+    rules: those of the family, each as whether it holds and what to do if it does not; those of all heads come first.
+    """
+    head, neck = config.head, config.neck
+    common = (
+        (neck.num_outs == head.num_levels, f"neck.num_outs ({neck.num_outs}) must equal head.num_levels"),
+        (neck.out_channels == head.embed_dims, f"neck.out_channels ({neck.out_channels}) must equal head.embed_dims"),
+        (head.embed_dims % head.num_groups == 0, f"head.num_groups ({head.num_groups}) must divide head.embed_dims"),
+        (head.embed_dims % head.num_heads == 0, f"head.num_heads ({head.num_heads}) must divide head.embed_dims"),
+    )
+    for holds, remedy in (*common, *rules):
+        if not holds:
+            raise ConfigError(f"{config.name}: {remedy}")
 
 
 def reference2image(frames: Sequence[FrameFeatures], reference2global: np.ndarray) -> np.ndarray:

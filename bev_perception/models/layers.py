@@ -7,9 +7,13 @@ its yaw, and its velocity vx, vy (m/s).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from bev_perception.ops.sampling import LevelsByFrame, sample_features
 
 PcRange = tuple[float, float, float, float, float, float]
 
@@ -97,7 +101,7 @@ class SamplingPoints(nn.Module):
     def __init__(self, dims: int, groups: int, points: int, levels: int, pc_range: PcRange) -> None:
         """Build the layers; the points start anywhere inside of the box."""
         super().__init__()
-        self.groups, self.points, self.levels = groups, points, levels
+        self.groups, self.points = groups, points
         self.pc_range = pc_range
         self.sampling_offset = nn.Linear(dims, groups * points * 3)
         self.scale_weights = nn.Linear(dims, groups * points * levels)
@@ -115,8 +119,8 @@ class SamplingPoints(nn.Module):
         now = points_in_boxes(offsets, boxes, self.pc_range, legacy)  # [B, Q, G, P, 3]
         moved = boxes[..., 8:10].detach()[:, None] * time_differences[:, :, None, None]  # [B, T, Q, 2] m
         shift = F.pad(moved, (0, 1))[:, :, :, None, None]  # [B, T, Q, 1, 1, 3]
-        weights = self.scale_weights(features).view(batch, queries, self.groups, self.points, self.levels)
-        return now[:, None] - shift, level_weights_by_frame(weights.softmax(dim=-1), time_differences.shape[1])
+        scores = self.scale_weights(features)
+        return now[:, None] - shift, weigh_levels(scores, self.groups, self.points, time_differences.shape[1])
 
 
 def points_in_boxes(offsets: Tensor, boxes: Tensor, pc_range: PcRange, legacy: bool) -> Tensor:
@@ -129,6 +133,12 @@ def points_in_boxes(offsets: Tensor, boxes: Tensor, pc_range: PcRange, legacy: b
     return decode_centers(boxes[..., :3], pc_range)[:, :, None, None] + turned
 
 
+def weigh_levels(scores: Tensor, groups: int, points: int, frames: int) -> Tensor:
+    """Return level weights [B, T, Q, G, P, L] of scores [B, Q, G*P*L]; over the levels they add up to 1."""
+    weights = scores.unflatten(-1, (groups, points, -1)).softmax(dim=-1)
+    return level_weights_by_frame(weights, frames)
+
+
 def level_weights_by_frame(weights: Tensor, frames: int) -> Tensor:
     """Return level weights [B, T, Q, G, P, L] of [B, Q, G, P, L], in the order that SparseBEV was trained with.
 
@@ -138,6 +148,25 @@ def level_weights_by_frame(weights: Tensor, frames: int) -> Tensor:
     groups = weights.shape[2]
     taken = torch.arange(frames * groups, device=weights.device) // frames
     return weights.index_select(2, taken).unflatten(2, (frames, groups)).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class EncodedViews:
+    """The encoded images that queries look into: levels_by_frame, reference2image, image_size as in sample_features."""
+
+    levels_by_frame: LevelsByFrame
+    reference2image: Tensor
+    image_size: tuple[int, int]
+
+    def sample(self, points: Tensor, scores: Tensor) -> Tensor:
+        """Return features [B, Q, G, T*P, C/G] at points that stand still.
+
+        points: [B, Q, G, P, 3] m, the same in all frames.  scores: [B, Q, G*P*L] of the levels, see weigh_levels.
+        """
+        frames, (groups, per_group) = self.reference2image.shape[1], points.shape[2:4]
+        everywhere = points[:, None].expand(-1, frames, -1, -1, -1, -1)
+        weights = weigh_levels(scores, groups, per_group, frames)
+        return sample_features(self.levels_by_frame, everywhere, self.reference2image, weights, self.image_size)
 
 
 class AdaptiveMixing(nn.Module):

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bev_perception.config import ConfigError, SparseBEVHeadConfig, VariantConfig
+from bev_perception.config import SparseBEVHeadConfig, VariantConfig
 from bev_perception.memory import FrameFeatures
-from bev_perception.models.camera_model import CameraModel, reference2image
+from bev_perception.models.camera_model import CameraModel, check_settings, reference2image
 from bev_perception.models.layers import (
     AdaptiveMixing,
     FeedForward,
@@ -252,20 +252,14 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
 
 
 def _check(config: VariantConfig) -> None:
-    """Raise ConfigError, naming the key and the remedy, for settings that do not fit together."""
-    head, neck = config.detector, config.neck
+    """Raise ConfigError for settings that do not fit together."""
+    head = config.detector
     side = math.isqrt(head.num_query)
     rules = (
-        (neck.num_outs == head.num_levels, f"neck.num_outs ({neck.num_outs}) must equal head.num_levels"),
-        (neck.out_channels == head.embed_dims, f"neck.out_channels ({neck.out_channels}) must equal head.embed_dims"),
         (side**2 == head.num_query, f"head.num_query ({head.num_query}) must be a square number, such as {side**2}"),
-        (head.embed_dims % head.num_groups == 0, f"head.num_groups ({head.num_groups}) must divide head.embed_dims"),
-        (head.embed_dims % head.num_heads == 0, f"head.num_heads ({head.num_heads}) must divide head.embed_dims"),
         (head.code_size == len(CODE_WEIGHTS), f"head.code_size ({head.code_size}) must be {len(CODE_WEIGHTS)}"),
     )
-    for holds, remedy in rules:
-        if not holds:
-            raise ConfigError(f"{config.name}: {remedy}")
+    check_settings(config, rules)
 
 
 def time_differences(frames: Sequence[FrameFeatures]) -> np.ndarray:

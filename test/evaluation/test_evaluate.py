@@ -20,8 +20,10 @@ from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.queues import read_frame, training_boxes
 from bev_perception.data.records import open_split
 from bev_perception.decode import decode_boxes
-from bev_perception.evaluation.detection import EvaluationError, score_results, to_submission, write_submission
-from bev_perception.evaluation.evaluate import EvalSettings, detect, detect_in_queues, evaluate
+from bev_perception.evaluation.detection import score_results, to_submission, write_submission
+from bev_perception.evaluation.errors import EvaluationError
+from bev_perception.evaluation.evaluate import EvalSettings, evaluate
+from bev_perception.evaluation.running import detect_in_queues, run_rows
 from bev_perception.models import build_model
 from bev_perception.pipeline import LoadedVariant, Pipeline
 from bev_perception.preprocess import Preprocessor
@@ -73,7 +75,7 @@ def check_same(found, wanted):
 
 
 def check_online_equals_offline(records, rows, untrained, model):
-    online = list(detect(CONFIG, untrained, CPU, records, rows))
+    online = [(i, result.boxes) for i, result in run_rows(CONFIG, untrained, CPU, records, rows)]
     offline = list(detect_in_queues(CONFIG, model, CPU, records, rows))
     assert [i for i, _ in online] == [i for i, _ in offline] == list(rows)
     for (_, found), (_, wanted) in zip(online, offline, strict=True):
@@ -85,9 +87,9 @@ def check_online_equals_offline(records, rows, untrained, model):
 def test_memory_and_whole_queue_give_the_same_boxes(records, untrained, model):
     found = check_online_equals_offline(records, range(6), untrained, model)
     # the frames remembered do count, and those of another scene do not
-    (_, alone), (_, first) = detect(CONFIG, untrained, CPU, records, [2, 5])
-    assert np.abs(alone.centers - found[2].centers).max() > 1e-3
-    check_same(first, found[5])
+    (_, alone), (_, first) = run_rows(CONFIG, untrained, CPU, records, [2, 5])
+    assert np.abs(alone.boxes.centers - found[2].centers).max() > 1e-3
+    check_same(first.boxes, found[5])
 
 
 def test_memory_and_whole_queue_agree_on_real_key_frames(nuscenes_root, tmp_path, untrained, model):

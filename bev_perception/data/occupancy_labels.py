@@ -1,0 +1,80 @@
+"""Occupancy labels of Occ3D-nuScenes (Tian et al., NeurIPS 2023) and of data sets that keep to its layout."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bev_perception.data.nuscenes import NuScenesError
+from bev_perception.types import OCC3D_GRID
+
+#: the folder under a nuScenes dataroot that Occ3D's archive unpacks to
+LABELS_FOLDER = "gts"
+
+
+@dataclass(frozen=True)
+class OccupancyLabels:
+    """The labels of one key frame on OCC3D_GRID, in the ego frame at the lidar's stamp.
+
+    semantics: [X, Y, Z] uint8, indices into the data set's classes, the last of which is free space.
+    mask_lidar, mask_camera: [X, Y, Z] bool, what the lidar and what the cameras observed; None where the file has none.
+    instances: [X, Y, Z] integer, the same number for all voxels of an object, from 1 on; 0: free, or no object. None
+    where the file tells no objects apart.
+    """
+
+    semantics: np.ndarray
+    mask_lidar: np.ndarray | None = None
+    mask_camera: np.ndarray | None = None
+    instances: np.ndarray | None = None
+
+
+def labels_path(root: Path, scene: str, token: str, folder: str | Path = LABELS_FOLDER) -> Path:
+    """Return where the labels of a key frame are: scene by its name, key frame by its sample's token.
+
+    folder: relative to the dataroot, or a path of its own.
+    """
+    return Path(root) / folder / scene / token / "labels.npz"
+
+
+def read_labels(path: Path) -> OccupancyLabels:
+    """Return the labels of a file; raise NuScenesError, naming cause and remedy, if it is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except FileNotFoundError as error:
+        raise NuScenesError(
+            f"there are no occupancy labels at {path}; unpack the labels so that they lie at "
+            "<folder>/<scene>/<token>/labels.npz, and give that folder if it is not the usual one"
+        ) from error
+    except Exception as error:  # damaged bytes can meet the reader anywhere
+        raise NuScenesError(f"{path} is damaged ({error}); unpack it again") from error
+    if "semantics" not in arrays:
+        raise NuScenesError(f"{path} holds no array 'semantics' but {', '.join(arrays) or 'nothing'}; unpack it again")
+    known = {name: arrays[name] for name in ("semantics", "mask_lidar", "mask_camera", "instances") if name in arrays}
+    for name, array in known.items():
+        if array.shape != OCC3D_GRID.shape or array.dtype.kind not in "uib":
+            raise NuScenesError(
+                f"{path}: {name} is {array.dtype} of shape {array.shape}; it must be whole numbers of shape "
+                f"{OCC3D_GRID.shape}; are these labels in the layout of Occ3D?"
+            )
+    masks = {name: array.astype(bool) for name, array in known.items() if name.startswith("mask_")}
+    return OccupancyLabels(known["semantics"].astype(np.uint8), instances=known.get("instances"), **masks)
+
+
+def write_labels(path: Path, labels: OccupancyLabels) -> None:
+    """Write a file that read_labels reads, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        name: array.astype(np.uint8) if array.dtype == bool else array
+        for name, array in vars(labels).items()
+        if array is not None
+    }
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
+    try:
+        np.savez_compressed(partial, **arrays)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
