@@ -99,12 +99,15 @@ def test_memory_and_whole_queue_agree_on_real_key_frames(nuscenes_root, tmp_path
     check_online_equals_offline(records, range(5), untrained, model)
 
 
-def test_future_frames(records):
-    """Frames are read once for all queues that they are in; the boxes are those of queues read afresh."""
+def test_future_frames(records, monkeypatch):
+    """Frames are encoded once for all queues that they are in; the boxes are those of queues encoded afresh."""
     config = dataclasses.replace(CONFIG, frames=FramesConfig(past=2, future=2, order="interleaved"))
     torch.manual_seed(0)
     model = build_model(config).eval()
+    encode, encoded = model.encode, []
+    monkeypatch.setattr(model, "encode", lambda images: encoded.append(images) or encode(images))
     found = dict(detect_in_queues(config, model, CPU, records, [1, 2]))
+    assert len(encoded) == 5  # the frames 0 to 4
     preprocess = Preprocessor(config, CPU)
     for i, boxes in found.items():
         wanted = [i, i - 1, i + 1, max(i - 2, 0), i + 2]
