@@ -137,12 +137,13 @@ def detect_in_queues(
     try:
         for i in rows:
             queue = [tuple(image_set.tolist()) for image_set in evaluation_queue(records, i, config.frames)]
-            inputs = {images: inputs.get(images) or _load(preprocess, records, i, np.array(images)) for images in queue}
+            distinct = dict.fromkeys(queue)  # where the recording ends, a frame repeats
+            inputs = {s: inputs.get(s) or _load(preprocess, records, i, np.array(s)) for s in distinct}
             # the current frame's place is the reference of all; as a neighbour it may have been loaded with another's
             current = replace(inputs[queue[0]], reference2global=records.lidar2global(i))
             with torch.inference_mode():
-                encoded = {images: encoded.get(images) or model.encode_frame(inputs[images]) for images in queue}
-                outputs = model.predict([encoded[images] for images in queue], current)
+                encoded = {s: encoded.get(s) or model.encode_frame(inputs[s]) for s in distinct}
+                outputs = model.predict([encoded[s] for s in queue], current)
             boxes = decode_boxes(
                 outputs.logits[-1, 0], outputs.boxes[-1, 0], config.decode, config.class_names, model.legacy_boxes
             )
