@@ -23,6 +23,7 @@ from bev_perception.data.queues import evaluation_queue, read_frame
 from bev_perception.data.records import Records
 from bev_perception.decode import decode_boxes
 from bev_perception.evaluation.errors import EvaluationError
+from bev_perception.memory import FrameFeatures
 from bev_perception.models import build_model
 from bev_perception.models.sparsebev import SparseBEV
 from bev_perception.pipeline import LoadedVariant, Pipeline, choose_device
@@ -126,17 +127,23 @@ def run_in_order(pipeline: Pipeline, records: Records, rows: Iterable[int]) -> I
 def detect_in_queues(
     config: VariantConfig, model: SparseBEV, device: torch.device, records: Records, rows: Iterable[int]
 ) -> Iterator[tuple[int, Boxes3D]]:
-    """Yield rows with their boxes, each from its whole queue of frames, past and future."""
+    """Yield rows with their boxes, each from its whole queue of frames, past and future.
+
+    A frame is read and encoded once, and kept as long as one queue after the other has it.
+    """
     preprocess = Preprocessor(config, device)
-    loaded: dict[tuple[int, ...], ModelInput] = {}
+    inputs: dict[tuple[int, ...], ModelInput] = {}
+    encoded: dict[tuple[int, ...], FrameFeatures] = {}
     try:
         for i in rows:
             queue = [tuple(image_set.tolist()) for image_set in evaluation_queue(records, i, config.frames)]
-            loaded = {images: loaded.get(images) or _load(preprocess, records, i, np.array(images)) for images in queue}
+            distinct = dict.fromkeys(queue)  # where the recording ends, a frame repeats
+            inputs = {s: inputs.get(s) or _load(preprocess, records, i, np.array(s)) for s in distinct}
             # the current frame's place is the reference of all; as a neighbour it may have been loaded with another's
-            frames = {**loaded, queue[0]: replace(loaded[queue[0]], reference2global=records.lidar2global(i))}
+            current = replace(inputs[queue[0]], reference2global=records.lidar2global(i))
             with torch.inference_mode():
-                outputs = model.predict_queue([frames[images] for images in queue])
+                encoded = {s: encoded.get(s) or model.encode_frame(inputs[s]) for s in distinct}
+                outputs = model.predict([encoded[s] for s in queue], current)
             boxes = decode_boxes(
                 outputs.logits[-1, 0], outputs.boxes[-1, 0], config.decode, config.class_names, model.legacy_boxes
             )
