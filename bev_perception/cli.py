@@ -123,11 +123,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _variants(args: argparse.Namespace) -> int:
     from bev_perception.config import list_variants, load_variant
+    from bev_perception.variants import published_score
 
     for name in list_variants():
         config = load_variant(name)
-        score = config.provenance.published_nds_val
-        published = f"published NDS {score}" if score is not None else (config.provenance.note or "no published score")
+        score = published_score(config.provenance)
+        published = f"published {score}" if score else (config.provenance.note or "no published score")
         print(f"{name:32} {config.family}  {config.image.width}x{config.image.height}  {published}")
     return 0
 
@@ -178,7 +179,7 @@ def _run(args: argparse.Namespace) -> int:
     count = write_results(args.out, pipeline, results)
     pipeline.close()
     snapshot = pipeline.health.snapshot()
-    untrained = "" if pipeline.checkpoint.trained else "; the weights are UNTRAINED"
+    untrained = "" if pipeline.trained else "; the weights are UNTRAINED"
     print(f"wrote {args.out}: {count} frames{untrained}")
     if snapshot.drops:
         print("dropped: " + ", ".join(f"{cause} {n}" for cause, n in snapshot.drops.items()))

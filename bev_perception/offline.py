@@ -86,9 +86,8 @@ def write_results(path: Path, pipeline: Pipeline, results: Iterable[Result]) -> 
 def _write_document(path: Path, pipeline: Pipeline, frames: list[dict[str, Any]], complete: bool) -> None:
     snapshot = pipeline.health.snapshot()
     document = {
-        "variant": pipeline.config.name,
-        "checkpoint": str(pipeline.checkpoint.path),
-        "trained": pipeline.checkpoint.trained,
+        "variants": {v.config.name: str(v.checkpoint.path) for v in pipeline.variants},
+        "trained": pipeline.trained,
         "complete": complete,
         "frames": frames,
         "drops": snapshot.drops,

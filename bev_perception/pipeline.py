@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from bev_perception.checkpoints import CheckpointInfo, load_checkpoint, save_checkpoint
-from bev_perception.config import ConfigError, DecodeConfig, VariantConfig, load_variant
+from bev_perception.config import (
+    ConfigError,
+    DecodeConfig,
+    ImageConfig,
+    VariantConfig,
+    load_variant,
+)
 from bev_perception.decode import decode_boxes, to_ego
+from bev_perception.decode_occupancy import decode_occupancy
 from bev_perception.geometry import invert_transform, yaw_from_rotation
 from bev_perception.health import Health, Stopwatch
+from bev_perception.memory import FeatureQueue, FrameFeatures
 from bev_perception.models import build_model
-from bev_perception.models.sparsebev import SparseBEV
-from bev_perception.preprocess import NoUsableViewError, Preprocessor, reference2ego
-from bev_perception.types import Frame, ModelInput, Result
+from bev_perception.models.camera_model import ENCODER_PARTS, CameraModel
+from bev_perception.models.sparsebev import SparseBEV, SparseBEVOutput
+from bev_perception.preprocess import NoUsableViewError, Preprocessor, reference2ego, reference2global
+from bev_perception.types import Boxes3D, Frame, ModelInput, Result
 
 
 @dataclass(frozen=True)
@@ -54,130 +64,167 @@ SHORTEST_STEP = 0.05
 COMMIT_SLACK = 0.1
 
 
-class Pipeline:
-    """A variant with its weights, its memory and the rules for keeping and wiping that memory.
+@dataclass(frozen=True, eq=False)
+class LoadedVariant:
+    """A variant with its weights in place; checkpoint: where they come from."""
 
+    config: VariantConfig
+    model: CameraModel
+    checkpoint: CheckpointInfo
+
+
+class Pipeline:
+    """One variant, or one that detects and one that gives occupancy, with their memory and the rules for keeping it.
+
+    Variants whose encoders are the same, weights included, share one: it encodes the images once, into one memory.
     step() is to be called from one thread at a time; settings may be replaced and reset() called from any.
     """
 
     def __init__(
         self,
-        config: VariantConfig,
-        model: SparseBEV,
+        variants: Sequence[LoadedVariant],
         device: torch.device,
-        checkpoint: CheckpointInfo,
         settings: PipelineSettings | None = None,
         health: Health | None = None,
     ) -> None:
-        """Wrap a loaded model; see load_pipeline for the usual way."""
-        if config.frames.future:
-            raise ConfigError(
-                f"{config.name} looks {config.frames.future} frames into the future, which a live camera stream "
-                "does not have; choose a variant with frames.future = 0"
-            )
-        self.config = config
-        self.model = model
+        """Wrap loaded models, which are on `device`; see load_pipeline for the usual way."""
+        _check_variants([variant.config for variant in variants])
+        self.variants = tuple(variants)
         self.device = device
-        self.checkpoint = checkpoint
         self.settings = settings or PipelineSettings()
         self.health = health or Health()
-        self._preprocess = Preprocessor(config, device)
-        self._reference2ego = reference2ego(config)
-        self._memory = self.model.new_memory(self._capacity())
+        self._preprocess = {v.config.image: Preprocessor(v.config, device) for v in variants}
+        self._encoders = [_Encoder(group, self._memory_interval()) for group in _by_encoder(variants)]
         self._last: tuple[int, np.ndarray] | None = None
         self._last_commit: int | None = None
         self._reset_requests: deque[str] = deque()
 
     def close(self) -> None:
         """End the threads; the pipeline cannot be used any more."""
-        self._preprocess.close()
+        for preprocess in self._preprocess.values():
+            preprocess.close()
 
     def reset(self, cause: str) -> None:
         """Have the memory wiped before the next frame; `cause` is for the log."""
         self._reset_requests.append(cause)
 
     @property
+    def name(self) -> str:
+        """The variants' names."""
+        return " + ".join(variant.config.name for variant in self.variants)
+
+    @property
+    def trained(self) -> bool:
+        """False if any of the weights say that they are untrained."""
+        return all(variant.checkpoint.trained for variant in self.variants)
+
+    @property
+    def encoders(self) -> tuple[tuple[str, ...], ...]:
+        """The names of the variants by encoder: ((a, b),) if they share one, ((a,), (b,)) if not."""
+        return tuple(tuple(v.config.name for v in encoder.variants) for encoder in self._encoders)
+
+    @property
     def memory_frames(self) -> int:
         """Number of frames remembered."""
-        return len(self._memory)
+        return len(self._encoders[0].memory)
 
     @property
     def memory_bytes(self) -> int:
         """Bytes that the memory takes on the device."""
-        return self._memory.nbytes
+        return sum(encoder.memory.nbytes for encoder in self._encoders)
 
     def step(self, frame: Frame) -> Result:
-        """Detect in one frame and remember it.
+        """Say what one frame shows and remember it.
 
         Raises NoUsableViewError when not one image of the frame can be used; the memory is then as it was.
         """
         watch = Stopwatch()
         with watch.stage("preprocess"):
-            try:
-                inputs, unusable = self._preprocess(frame)
-            except NoUsableViewError as error:
-                self.health.drop("no usable view", str(error))
-                raise
-        missing = {**frame.missing, **unusable}
+            inputs, missing = self._prepare(frame)
         for camera, reason in missing.items():
             self.health.drop("missing view", f"{camera}: {reason}")
         reset = self._wipe_if_broken(frame)
-        history = len(self._memory)
+        history = self.memory_frames
+        outputs: list[tuple[LoadedVariant, Any]] = []
+        memories: list[FeatureQueue] = []
         with watch.stage("model"), torch.inference_mode():
-            outputs, memory = self.model(inputs, self._memory)
+            for encoder in self._encoders:
+                current = encoder.encode(inputs[encoder.image])
+                memories.append(encoder.memory.push(current))
+                for variant in encoder.variants:
+                    seen = replace(inputs[encoder.image], reference2global=reference2global(variant.config, frame))
+                    history_of = variant.model.with_history(current, encoder.memory)
+                    outputs.append((variant, variant.model.predict(history_of, seen)))
             self._synchronize()
+        boxes = occupancy = None
         with watch.stage("decode"):
-            boxes = decode_boxes(
-                outputs.logits[-1, 0],
-                outputs.boxes[-1, 0],
-                self._decode_config(),
-                self.config.class_names,
-                self.model.legacy_boxes,
-            )
-            if frame.lidar2global is None:
-                boxes = to_ego(boxes, self._reference2ego)
+            for variant, output in outputs:
+                if isinstance(variant.model, SparseBEV):
+                    boxes = self._decode_boxes(variant.model, output, frame)
+                else:
+                    occupancy = decode_occupancy(output, variant.config.occupancy, variant.config.class_names)
         self._last = (frame.stamp, frame.ego2global)
         if self._is_due(frame.stamp):
-            self._memory = memory
+            for encoder, memory in zip(self._encoders, memories, strict=True):
+                encoder.memory = memory
             self._last_commit = frame.stamp
         for stage, seconds in watch.seconds.items():
             self.health.time(stage, seconds)
         self.health.frame_done()
-        return Result(frame.stamp, boxes, None, missing, reset, watch.seconds, history)
+        return Result(frame.stamp, boxes, occupancy, missing, reset, watch.seconds, history)
 
     def warm_up(self, cameras: int) -> None:
-        """Run the model once on empty images, so that the first real frame is not the slow one."""
-        image = self.config.image
-        height, width = (math.ceil(side / image.pad) * image.pad for side in (image.height, image.width))
-        inputs = ModelInput(
-            images=torch.zeros(cameras, 3, height, width, device=self.device),
-            global2image=np.tile(np.eye(4), (cameras, 1, 1)),
-            reference2global=np.eye(4),
-            present=np.ones(cameras, bool),
-            stamps=np.zeros(cameras, np.int64),
-            stamp=0,
-        )
-        with torch.inference_mode():
-            self.model(inputs, self.model.new_memory(self._capacity()))
-            self._synchronize()
+        """Run the models once on empty images, so that the first real frame is not the slow one."""
+        for encoder in self._encoders:
+            height, width = (math.ceil(s / encoder.image.pad) * encoder.image.pad for s in _size(encoder.image))
+            inputs = ModelInput(
+                images=torch.zeros(cameras, 3, height, width, device=self.device),
+                global2image=np.tile(np.eye(4), (cameras, 1, 1)),
+                reference2global=np.eye(4),
+                present=np.ones(cameras, bool),
+                stamps=np.zeros(cameras, np.int64),
+                stamp=0,
+            )
+            with torch.inference_mode():
+                current = encoder.encode(inputs)
+                for variant in encoder.variants:
+                    variant.model.predict(variant.model.with_history(current, encoder.empty), inputs)
+                self._synchronize()
 
-    def _capacity(self) -> int:
-        """Return how many frames must be kept so that the oldest one the variant looks at is among them."""
-        frames = self.config.frames
-        return math.ceil(frames.past * frames.interval / self._memory_interval()) + 2
+    def _prepare(self, frame: Frame) -> tuple[dict[ImageConfig, ModelInput], dict[str, str]]:
+        """Return the input for each kind of image that the variants take, and what is missing."""
+        inputs = {}
+        missing = dict(frame.missing)
+        for image, preprocess in self._preprocess.items():
+            try:
+                inputs[image], unusable = preprocess(frame)
+            except NoUsableViewError as error:
+                self.health.drop("no usable view", str(error))
+                raise
+            missing.update(unusable)
+        return inputs, missing
+
+    def _decode_boxes(self, model: SparseBEV, output: SparseBEVOutput, frame: Frame) -> Boxes3D:
+        boxes = decode_boxes(
+            output.logits[-1, 0],
+            output.boxes[-1, 0],
+            self._decode_config(model.config.decode),
+            model.config.class_names,
+            model.legacy_boxes,
+        )
+        return boxes if frame.lidar2global is not None else to_ego(boxes, reference2ego(model.config))
 
     def _memory_interval(self) -> float:
-        return min(self.settings.memory_interval, self.config.frames.interval)
+        return min(self.settings.memory_interval, *(variant.config.frames.interval for variant in self.variants))
 
     def _is_due(self, stamp: int) -> bool:
         if self._last_commit is None:
             return True
         return stamp - self._last_commit >= (1 - COMMIT_SLACK) * self._memory_interval() * 1e9
 
-    def _decode_config(self) -> DecodeConfig:
-        decode = self.config.decode
+    def _decode_config(self, decode: DecodeConfig) -> DecodeConfig:
         threshold, count = self.settings.score_threshold, self.settings.max_detections
-        return dataclasses.replace(
+        return replace(
             decode,
             score_threshold=decode.score_threshold if threshold is None else threshold,
             max_num=decode.max_num if count is None else count,
@@ -191,7 +238,8 @@ class Pipeline:
         if broken is None:
             return None
         cause, message = broken
-        self._memory = self.model.new_memory(self._capacity())
+        for encoder in self._encoders:
+            encoder.memory = encoder.empty
         self._last_commit = None
         self.health.reset(cause, message)
         return f"{cause}: {message}"
@@ -203,8 +251,9 @@ class Pipeline:
         seconds = (frame.stamp - last_stamp) / 1e9
         if seconds <= 0:
             return "time ran backwards", f"by {-seconds:.3f} s"
-        if seconds > self.config.frames.max_gap:
-            return "gap", f"{seconds:.3f} s without a frame; {self.config.name} allows {self.config.frames.max_gap} s"
+        longest = min(variant.config.frames.max_gap for variant in self.variants)
+        if seconds > longest:
+            return "gap", f"{seconds:.3f} s without a frame; {self.name} allows {longest} s"
         motion = invert_transform(last_pose) @ frame.ego2global
         distance, turn = float(np.linalg.norm(motion[:3, 3])), abs(yaw_from_rotation(motion[:3, :3]))
         step = max(seconds, SHORTEST_STEP)
@@ -215,6 +264,70 @@ class Pipeline:
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+class _Encoder:
+    """Variants that share the weights which encode images, with the memory of what was encoded."""
+
+    def __init__(self, variants: Sequence[LoadedVariant], memory_interval: float) -> None:
+        self.variants = tuple(variants)
+        self.image = variants[0].config.image
+        queues = [
+            v.model.new_memory(math.ceil(v.config.frames.past * v.config.frames.interval / memory_interval) + 2)
+            for v in variants  # the oldest frame that the variant looks at must be among those kept
+        ]
+        self.empty = FeatureQueue(max(q.capacity for q in queues), max(q.max_age for q in queues))
+        self.memory = self.empty
+
+    def encode(self, inputs: ModelInput) -> FrameFeatures:
+        return self.variants[0].model.encode_frame(inputs)
+
+
+def _by_encoder(variants: Sequence[LoadedVariant]) -> list[list[LoadedVariant]]:
+    """Return the variants in groups of equal encoders; in a group all use the first one's weights, in one place."""
+    groups: list[list[LoadedVariant]] = []
+    for variant in variants:
+        group = next((g for g in groups if _same_encoder(g[0], variant)), None)
+        if group is None:
+            groups.append([variant])
+            continue
+        group.append(variant)
+        for part in ENCODER_PARTS:
+            setattr(variant.model, part, getattr(group[0].model, part))
+    return groups
+
+
+def _same_encoder(a: LoadedVariant, b: LoadedVariant) -> bool:
+    if (a.config.image, a.config.backbone, a.config.neck) != (b.config.image, b.config.backbone, b.config.neck):
+        return False
+    weights = [
+        {k: t for part in ENCODER_PARTS for k, t in getattr(v.model, part).state_dict(prefix=f"{part}.").items()}
+        for v in (a, b)
+    ]
+    return all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0] if not _is_count(key))
+
+
+def _is_count(key: str) -> bool:
+    """Whether it is the number of batches that a norm has seen in training, which inference does not read."""
+    return key.endswith("num_batches_tracked")
+
+
+def _check_variants(configs: Sequence[VariantConfig]) -> None:
+    """Raise ConfigError for variants that cannot run live, or not together."""
+    for config in configs:
+        if config.frames.future:
+            raise ConfigError(
+                f"{config.name} looks {config.frames.future} frames into the future, which a live camera stream "
+                "does not have; choose a variant with frames.future = 0"
+            )
+    kinds = [type(config.head) for config in configs]
+    if not kinds or len(set(kinds)) < len(kinds):
+        names = ", ".join(config.name for config in configs) or "none"
+        raise ConfigError(f"one variant that detects, one that gives occupancy, or one of each can run; got {names}")
+
+
+def _size(image: ImageConfig) -> tuple[int, int]:
+    return image.height, image.width
 
 
 def choose_device(name: str) -> torch.device:
@@ -232,23 +345,34 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def load_variant_weights(variant: str | Path, checkpoint: str | Path, device: torch.device) -> LoadedVariant:
+    """Build a variant on `device` and load its weights strictly.
+
+    Raises ConfigError and CheckpointError, which name the cause and the remedy.
+    """
+    config = load_variant(variant)
+    model = build_model(config)
+    info = load_checkpoint(model, checkpoint)
+    model.eval().to(device)
+    return LoadedVariant(config, model, info)
+
+
 def load_pipeline(
     variant: str | Path,
     checkpoint: str | Path,
     device: str = "auto",
     settings: PipelineSettings | None = None,
     health: Health | None = None,
+    second: tuple[str | Path, str | Path] | None = None,
 ) -> Pipeline:
     """Build a variant, load its weights strictly and wrap it.
 
+    second: (variant, checkpoint) to run beside it: occupancy beside detection, or the other way round.
     Raises ConfigError and CheckpointError, which name the cause and the remedy.
     """
-    config = load_variant(variant)
     where = choose_device(device)
-    model = build_model(config)
-    info = load_checkpoint(model, checkpoint)
-    model.eval().to(where)
-    return Pipeline(config, model, where, info, settings, health)
+    loaded = [load_variant_weights(v, c, where) for v, c in ((variant, checkpoint), *([second] if second else []))]
+    return Pipeline(loaded, where, settings, health)
 
 
 def write_initial_weights(variant: str | Path, path: Path, seed: int) -> None:

@@ -22,7 +22,7 @@ def _row(config: VariantConfig) -> tuple[str, ...]:
         f"{image.width}x{image.height}, {_frames(config)}",
         _backbone(config.backbone),
         origin.pretraining or "none",
-        _score(origin),
+        published_score(origin) or "-",
         f"{origin.published_fps} ({origin.published_hardware})" if origin.published_fps is not None else "-",
         "offline" if config.frames.future else "live, offline",
     )
@@ -37,11 +37,12 @@ def _backbone(config: BackboneConfig) -> str:
     return _BACKBONES.get(config.type, f"{config.type} {{}}").format(config.depth)
 
 
-def _score(origin: Provenance) -> str:
+def published_score(origin: Provenance) -> str:
+    """Return the scores that a variant's publication claims, in percent; "" if there are none."""
     scores = (
         ("NDS (val)", origin.published_nds_val),
         ("NDS (test)", origin.published_nds_test),
-        ("RayIoU", origin.published_rayiou),
-        ("RayPQ", origin.published_raypq),
+        ("RayIoU (val)", origin.published_rayiou),
+        ("RayPQ (val)", origin.published_raypq),
     )
-    return ", ".join(f"{score} {name}" for name, score in scores if score is not None) or "-"
+    return ", ".join(f"{score} {name}" for name, score in scores if score is not None)

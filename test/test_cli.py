@@ -28,7 +28,8 @@ def test_variants_lists_all(capsys):
     assert cli.main(["variants"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in list_variants())
-    assert "published NDS 55.6" in printed and "no weights are shipped" in printed
+    assert "published 55.6 NDS (val)" in printed and "no weights are shipped" in printed
+    assert "published 35.9 RayIoU (val), 14.0 RayPQ (val)" in printed
 
 
 def test_init_weights_are_repeatable_and_say_they_are_untrained(tmp_path, capsys):
@@ -47,7 +48,7 @@ def test_run_writes_every_frame(bag, untrained, tmp_path, capsys):
     assert run(bag, untrained, out, "--score-threshold", "0") == 0
     assert "6 frames; the weights are UNTRAINED" in capsys.readouterr().out
     document = json.loads(out.read_text())
-    assert document["variant"] == "sparsebev_tiny" and document["trained"] is False
+    assert list(document["variants"]) == ["sparsebev_tiny"] and document["trained"] is False
     assert [len(f["boxes"]) for f in document["frames"]] == [300] * 6
     assert set(document["frames"][0]["boxes"][0]) == {"class", "score", "center", "size", "yaw", "velocity"}
     assert not list(tmp_path.glob("*.part"))

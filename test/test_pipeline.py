@@ -3,14 +3,16 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bev_perception.config import ConfigError
 from bev_perception.data.drive import CAMERAS
 from bev_perception.data.rosbag import BagReader, write_bag
 from bev_perception.geometry import make_transform
 from bev_perception.health import Health
+from bev_perception.models.camera_model import CameraModel
 from bev_perception.offline import collect_frames
-from bev_perception.pipeline import Pipeline, PipelineSettings, choose_device, load_pipeline
+from bev_perception.pipeline import Pipeline, PipelineSettings, choose_device, load_pipeline, write_initial_weights
 from bev_perception.preprocess import NoUsableViewError
 from bev_perception.synchronizer import SynchronizerSettings
 
@@ -93,7 +95,7 @@ def test_a_break_wipes_the_memory_and_the_result_is_as_from_the_start(pipeline, 
     result = pipeline.step(broken)
     assert result.reset.startswith(cause) and result.history == 0
     assert pipeline.health.snapshot().resets == {cause: 1}
-    fresh = Pipeline(pipeline.config, pipeline.model, pipeline.device, pipeline.checkpoint, pipeline.settings)
+    fresh = Pipeline(pipeline.variants, pipeline.device, pipeline.settings)
     assert same(result.boxes, fresh.step(broken).boxes)
     fresh.close()
 
@@ -116,11 +118,11 @@ def test_history_changes_the_result(pipeline, frames):
 
 def test_an_unusable_frame_costs_itself_only(pipeline, frames):
     pipeline.step(frames[0])
-    memory = pipeline._memory
+    memory = pipeline._encoders[0].memory
     nothing = without(frames[1], *CAMERAS)
     with pytest.raises(NoUsableViewError, match="gone"):
         pipeline.step(nothing)
-    assert pipeline._memory is memory
+    assert pipeline._encoders[0].memory is memory
     assert pipeline.health.snapshot().drops == {"no usable view": 1}
     assert pipeline.step(frames[2]).reset is None
 
@@ -157,9 +159,10 @@ def test_settings_out_of_range_are_named(values):
 
 
 def test_a_variant_that_needs_the_future_is_refused(pipeline):
-    config = dataclasses.replace(pipeline.config, frames=dataclasses.replace(pipeline.config.frames, future=7))
+    config = pipeline.variants[0].config
+    config = dataclasses.replace(config, frames=dataclasses.replace(config.frames, future=7))
     with pytest.raises(ConfigError, match="7 frames into the future"):
-        Pipeline(config, pipeline.model, pipeline.device, pipeline.checkpoint)
+        Pipeline([dataclasses.replace(pipeline.variants[0], config=config)], pipeline.device)
 
 
 def test_devices():
@@ -168,3 +171,59 @@ def test_devices():
     for name in ("cuda:99", "toaster"):
         with pytest.raises(ConfigError, match=f"device '{name}'.*choose 'auto'"):
             choose_device(name)
+
+
+@pytest.fixture(scope="module")
+def occupancy_weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "sparseocc_tiny.safetensors"
+    write_initial_weights("sparseocc_tiny", path, seed=1)
+    return path
+
+
+@pytest.fixture(scope="module")
+def twin_weights(untrained, occupancy_weights, tmp_path_factory):
+    """Weights of sparseocc_tiny that encode images as those of sparsebev_tiny do."""
+    state, encoder = load_file(occupancy_weights), load_file(untrained)
+    state |= {key: value for key, value in encoder.items() if key.startswith(("img_backbone.", "img_neck."))}
+    path = tmp_path_factory.mktemp("weights") / "twin.safetensors"
+    save_file(state, path, {"trained": "false"})
+    return path
+
+
+def run_all(frames, *args, **kwargs):
+    pipeline = load_pipeline(*args, device="cpu", settings=PipelineSettings(0.0, 20), **kwargs)
+    results = [pipeline.step(frame) for frame in frames]
+    pipeline.close()
+    return pipeline, results
+
+
+def test_occupancy_alone(occupancy_weights, frames):
+    pipeline, results = run_all(frames[:2], "sparseocc_tiny", occupancy_weights)
+    assert pipeline.encoders == (("sparseocc_tiny",),) and not pipeline.trained
+    assert [result.boxes for result in results] == [None, None]
+    assert results[1].occupancy.semantics.shape == (200, 200, 16) and results[1].history == 1
+    assert results[1].occupancy.class_names[-1] == "free" and results[1].occupancy.instances is None
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_detection_and_occupancy_together_say_what_each_says_alone(
+    untrained, occupancy_weights, twin_weights, frames, shared, monkeypatch
+):
+    weights = twin_weights if shared else occupancy_weights
+    alone = run_all(frames[:3], "sparsebev_tiny", untrained)[1], run_all(frames[:3], "sparseocc_tiny", weights)[1]
+    encoded = []
+    encode = CameraModel.encode
+    monkeypatch.setattr(CameraModel, "encode", lambda model, images: encoded.append(1) or encode(model, images))
+    pipeline, results = run_all(frames[:3], "sparsebev_tiny", untrained, second=("sparseocc_tiny", weights))
+    assert len(encoded) == (3 if shared else 6)
+    names = ("sparsebev_tiny", "sparseocc_tiny")
+    assert pipeline.encoders == ((names,) if shared else tuple((name,) for name in names))
+    for together, boxes, occupancy in zip(results, *alone, strict=True):
+        assert same(together.boxes, boxes.boxes)
+        assert np.array_equal(together.occupancy.semantics, occupancy.occupancy.semantics)
+    assert (results[0].occupancy.occupied).any()  # else their equality would say nothing
+
+
+def test_only_one_variant_of_a_kind_runs(untrained):
+    with pytest.raises(ConfigError, match="one of each can run; got sparsebev_tiny, sparsebev_tiny"):
+        load_pipeline("sparsebev_tiny", untrained, "cpu", second=("sparsebev_tiny", untrained))

@@ -21,6 +21,10 @@ def test_the_table_says_what_the_files_say():
         text = "|".join(row)
         assert f"{config.image.width}x{config.image.height}" in text and str(config.backbone.depth) in text
         facts = config.provenance
-        for fact in (facts.published_nds_val, facts.published_nds_test, facts.published_fps, facts.published_hardware):
+        speed = [facts.published_fps, facts.published_hardware]
+        for fact in (
+            *(facts.published_nds_val, facts.published_nds_test, facts.published_rayiou, facts.published_raypq),
+            *speed,
+        ):
             assert fact is None or str(fact) in text
         assert ("live" in row[-1]) == (config.frames.future == 0)

@@ -32,7 +32,7 @@ from bev_perception.evaluation.detection import (
 )
 from bev_perception.models import build_model
 from bev_perception.models.sparsebev import SparseBEV
-from bev_perception.pipeline import Pipeline, choose_device
+from bev_perception.pipeline import LoadedVariant, Pipeline, choose_device
 from bev_perception.preprocess import NoUsableViewError, Preprocessor
 from bev_perception.types import Boxes3D, ModelInput
 
@@ -111,7 +111,7 @@ def detect(
     if config.frames.future:
         yield from detect_in_queues(config, model, device, records, rows)
         return
-    pipeline = Pipeline(config, model, device, info)
+    pipeline = Pipeline([LoadedVariant(config, model, info)], device)
     try:
         yield from detect_in_order(pipeline, records, rows)
     finally:

@@ -18,6 +18,9 @@ from bev_perception.types import ModelInput
 
 Output = TypeVar("Output")
 
+#: the parts of a CameraModel that encode images, by name
+ENCODER_PARTS = ("img_backbone", "img_neck")
+
 
 class CameraModel(nn.Module, Generic[Output]):
     """Images and memory to outputs: a backbone and a pyramid for every image, and `predict` over encoded frames."""

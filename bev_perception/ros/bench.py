@@ -92,7 +92,7 @@ def _time_stages(variant: str, checkpoint: Path, frames: int) -> dict[str, Any]:
     bag = checkpoint.parent / f"{variant}_bag"
     shutil.rmtree(bag, ignore_errors=True)
     pipeline = load_pipeline(variant, checkpoint, "auto", PipelineSettings(memory_interval=0.05))
-    past = pipeline.config.frames.past
+    past = pipeline.variants[0].config.frames.past
     write_bag(synthetic_drive((frames + past + 1) / 12), bag, progress=False)
     pipeline.warm_up(len(CAMERAS))
     seconds: dict[str, list[float]] = {}

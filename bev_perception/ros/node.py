@@ -199,8 +199,8 @@ class PerceptionNode(LifecycleNode):
         self._synchronizer = Synchronizer(settings, self._tree, self._health)
         self._create_outputs()
         self._subscribe_standing(settings.cameras)
-        trained = "" if self._pipeline.checkpoint.trained else ", UNTRAINED weights"
-        self.get_logger().info(f"{self._get('variant')} is ready on {self._pipeline.device}{trained}")
+        trained = "" if self._pipeline.trained else ", UNTRAINED weights"
+        self.get_logger().info(f"{self._pipeline.name} is ready on {self._pipeline.device}{trained}")
 
     def _create_outputs(self) -> None:
         for name, kind in (("detections", Detection3DArray), ("objects", Object3DArray), ("markers", MarkerArray)):
@@ -398,7 +398,7 @@ class PerceptionNode(LifecycleNode):
         }
         if self._pipeline is not None:
             figures["device"] = str(self._pipeline.device)
-            figures["weights"] = "trained" if self._pipeline.checkpoint.trained else "UNTRAINED"
+            figures["weights"] = "trained" if self._pipeline.trained else "UNTRAINED"
             figures["memory frames"] = str(self._pipeline.memory_frames)
             figures["memory [MB]"] = f"{self._pipeline.memory_bytes / 1e6:.1f}"
         for stage, (p50, p95) in snapshot.timings.items():

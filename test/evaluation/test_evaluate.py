@@ -23,7 +23,7 @@ from bev_perception.decode import decode_boxes
 from bev_perception.evaluation.detection import EvaluationError, score_results, to_submission, write_submission
 from bev_perception.evaluation.evaluate import EvalSettings, detect, detect_in_queues, evaluate
 from bev_perception.models import build_model
-from bev_perception.pipeline import Pipeline
+from bev_perception.pipeline import LoadedVariant, Pipeline
 from bev_perception.preprocess import Preprocessor
 from bev_perception.types import Boxes3D
 
@@ -139,7 +139,7 @@ def test_the_frame_is_where_the_lidar_is(records, model, untrained):
     frame = read_frame(records, 0)
     np.testing.assert_allclose(frame.lidar2global, records.lidar2global(0))
     assert frame.stamp == records.stamps[0] * 1000 and all(view is not None for view in frame.views)
-    pipeline = Pipeline(CONFIG, model, CPU, load_checkpoint(model, untrained))
+    pipeline = Pipeline([LoadedVariant(CONFIG, model, load_checkpoint(model, untrained))], CPU)
     nominal = dataclasses.replace(frame, lidar2global=None)
     in_lidar, in_ego = (pipeline.step(f).boxes for f in (frame, nominal))
     pipeline.close()

@@ -40,9 +40,13 @@ class Case:
     @cached_property
     def outputs(self):
         """{name: (array, description)}; every array must be described, and every description have its array."""
-        arrays = dict(np.load(self.path / "outputs.npz"))
-        assert arrays.keys() == self.info["outputs"].keys()
-        return {name: (array, self.info["outputs"][name]) for name, array in arrays.items()}
+        assert self.arrays.keys() == self.info["outputs"].keys()
+        return {name: (array, self.info["outputs"][name]) for name, array in self.arrays.items()}
+
+    @cached_property
+    def arrays(self):
+        """{name: array} of the outputs, for cases that describe several of them in one line."""
+        return dict(np.load(self.path / "outputs.npz"))
 
     def _text(self, name):
         return (self.path / name).read_text()
@@ -151,8 +155,8 @@ def _eva02_of(config):
 
 
 def subsample(array, description):
-    """Apply a description's subsample, for example "[:, ::4]"."""
-    text = description["subsample"]
+    """Apply a description's subsample, for example "[:, ::4]; full shape [20, 256]"; without one it is all there."""
+    text = description.get("subsample", "none").split(";")[0]
     if text == "none":
         return array
     return array[tuple(_index(part.strip()) for part in text.strip("[]").split(","))]
