@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
 from bev_perception.types import BASE_FRAME, FIXED_FRAME
 
+_LABELS_HELP = "folder of occupancy labels, relative to ROOT or on its own (default: %(default)s)"
+
 #: errors that are the user's to mend; shown as one sentence, without a traceback
 _EXPECTED = (ValueError, OSError)
 
@@ -80,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--data", type=Path, required=True, metavar="ROOT", help="a nuScenes dataroot")
     train.add_argument("--version", default="v1.0-trainval", help="of its tables (default: %(default)s)")
     train.add_argument("--split", default="train", help="default: %(default)s")
+    train.add_argument("--labels", default=LABELS_FOLDER, help=_LABELS_HELP)
     train.add_argument("--out", type=Path, required=True, help="directory for weights, state and logs")
     train.add_argument("--pretrained", type=Path, help="file to fill the backbone from")
     train.add_argument("--init", type=Path, help="checkpoint of this variant to start from")
@@ -94,6 +97,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--workers", type=int, default=4, help="processes that read ahead (default: %(default)s)")
     train.set_defaults(command=_train)
 
+    prepare = commands.add_parser("prepare", help="make what training needs").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    panoptic = prepare.add_parser("panoptic-occ", help="add objects, from nuScenes' boxes, to the labels of Occ3D")
+    panoptic.add_argument("--data", type=Path, required=True, metavar="ROOT", help="a nuScenes dataroot")
+    panoptic.add_argument("--version", default="v1.0-trainval", help="of its tables (default: %(default)s)")
+    panoptic.add_argument("--split", default="trainval", help="default: %(default)s")
+    panoptic.add_argument("--labels", default=LABELS_FOLDER, help=_LABELS_HELP)
+    panoptic.add_argument("--out", type=Path, required=True, help="directory; labels that are in it already are kept")
+    panoptic.add_argument("--threads", type=int, default=os.cpu_count(), help="default: one a core")
+    panoptic.set_defaults(command=_prepare_panoptic)
+
     evaluate = commands.add_parser("eval", help="run a variant over a nuScenes split and score it; or score a file")
     evaluate.add_argument("--variant")
     evaluate.add_argument("--checkpoint", type=Path)
@@ -105,11 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--version", default="v1.0-trainval", help="of its tables (default: %(default)s)")
     evaluate.add_argument("--split", default="val", help="default: %(default)s")
     evaluate.add_argument("--scenes", nargs="+", default=[], metavar="NAME", help="only these of the split")
-    evaluate.add_argument(
-        "--labels",
-        default=LABELS_FOLDER,
-        help="folder of occupancy labels, in ROOT or on its own (default: %(default)s)",
-    )
+    evaluate.add_argument("--labels", default=LABELS_FOLDER, help=_LABELS_HELP)
     evaluate.add_argument("--save-occupancy", type=Path, metavar="DIR", help="write every sample's occupancy to it")
     evaluate.add_argument("--out", type=Path, default=Path("output/eval"))
     evaluate.add_argument("--device", default="auto")
@@ -281,7 +292,7 @@ def _train(args: argparse.Namespace) -> int:
     from bev_perception.training.train import TrainSettings, train
 
     config = load_variant(args.variant)
-    data = NuScenesTraining(config, open_split(args.data, args.version, args.split))
+    data = NuScenesTraining(config, open_split(args.data, args.version, args.split), args.labels)
     settings = TrainSettings(
         out=args.out,
         pretrained=args.pretrained,
@@ -298,6 +309,15 @@ def _train(args: argparse.Namespace) -> int:
     )
     result = train(config, data, settings)
     print(f"{'done' if result.finished else 'stopped; go on with --resume'}: {result.steps} steps, in {args.out}")
+    return 0
+
+
+def _prepare_panoptic(args: argparse.Namespace) -> int:
+    from bev_perception.data.panoptic import prepare_panoptic
+    from bev_perception.data.records import open_split
+
+    written = prepare_panoptic(open_split(args.data, args.version, args.split), args.labels, args.out, args.threads)
+    print(f"wrote {written} files of labels to {args.out}; name it with --labels in training")
     return 0
 
 
