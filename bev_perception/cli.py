@@ -109,14 +109,21 @@ def _parser() -> argparse.ArgumentParser:
     panoptic.add_argument("--threads", type=int, default=os.cpu_count(), help="default: one a core")
     panoptic.set_defaults(command=_prepare_panoptic)
 
-    evaluate = commands.add_parser("eval", help="run a variant over a nuScenes split and score it; or score a file")
+    evaluate = commands.add_parser("eval", help="run a variant over a nuScenes split or bags and score it; or a file")
     evaluate.add_argument("--variant")
     evaluate.add_argument("--checkpoint", type=Path)
     evaluate.add_argument("--results", type=Path, metavar="results_nusc.json", help="score this file, run nothing")
     evaluate.add_argument(
         "--occupancy-results", type=Path, metavar="DIR", help="score the files <sample token>.npz in it, run nothing"
     )
-    evaluate.add_argument("--data", type=Path, required=True, metavar="ROOT", help="a nuScenes dataroot")
+    evaluate.add_argument(
+        "--bag",
+        type=Path,
+        nargs="+",
+        help="run over these instead of a split; scored if they are of scenes in ROOT, else there is a summary alone",
+    )
+    _add_bag_options(evaluate)
+    evaluate.add_argument("--data", type=Path, metavar="ROOT", help="a nuScenes dataroot")
     evaluate.add_argument("--version", default="v1.0-trainval", help="of its tables (default: %(default)s)")
     evaluate.add_argument("--split", default="val", help="default: %(default)s")
     evaluate.add_argument("--scenes", nargs="+", default=[], metavar="NAME", help="only these of the split")
@@ -124,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--save-occupancy", type=Path, metavar="DIR", help="write every sample's occupancy to it")
     evaluate.add_argument("--out", type=Path, default=Path("output/eval"))
     evaluate.add_argument("--device", default="auto")
+    _add_precision(evaluate)
     evaluate.set_defaults(command=_eval)
 
     _add_show(commands)
@@ -152,8 +160,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_bag_options(parser: argparse.ArgumentParser) -> None:
-    """Add what _open_bag reads, beside --bag itself."""
-    parser.add_argument("--cameras", nargs="+", metavar="NAME", help="default: the six of nuScenes")
+    """Add what _open_bag reads."""
+    parser.add_argument("--cameras", nargs="+", metavar="NAME", help="of the bag; default: the six of nuScenes")
     parser.add_argument("--prefix", help="of the cameras' topics (default: /bev_perception/input)")
     parser.add_argument(
         "--remap", nargs="+", default=[], metavar="BAG_TOPIC:=TOPIC", help="where the bag's names differ"
@@ -247,6 +255,18 @@ def _bag_create(args: argparse.Namespace) -> int:
     return 0
 
 
+def _open_bag(args: argparse.Namespace, path: Path) -> tuple[BagReader, SynchronizerSettings]:
+    """Open a bag and say how its images are grouped, by the options of _add_bag_options."""
+    from bev_perception.data.drive import CAMERAS
+    from bev_perception.data.rosbag import INPUT_PREFIX, BagReader
+    from bev_perception.synchronizer import SynchronizerSettings
+
+    cameras = tuple(args.cameras or CAMERAS)
+    remap = dict(rule.split(":=", 1) for rule in args.remap)
+    bag = BagReader(path, cameras, args.prefix or INPUT_PREFIX, remap)
+    return bag, SynchronizerSettings(cameras, args.anchor, base_frame=args.base_frame, fixed_frame=args.fixed_frame)
+
+
 def _run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
@@ -254,7 +274,7 @@ def _run(args: argparse.Namespace) -> int:
     from bev_perception.offline import run_events, write_results
     from bev_perception.pipeline import PipelineSettings, load_pipeline
 
-    bag, settings = _open_bag(args)
+    bag, settings = _open_bag(args, args.bag)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     how = PipelineSettings(score_threshold=args.score_threshold, precision=args.precision)
     pipeline = load_pipeline(args.variant, args.checkpoint, args.device, how)
@@ -271,18 +291,6 @@ def _run(args: argparse.Namespace) -> int:
         print("dropped: " + ", ".join(f"{cause} {n}" for cause, n in snapshot.drops.items()))
         print(f"the last: {snapshot.last_drop}")
     return 0 if count else 1
-
-
-def _open_bag(args: argparse.Namespace) -> tuple[BagReader, SynchronizerSettings]:
-    """Open --bag as the options of _add_bag_options say."""
-    from bev_perception.data.drive import CAMERAS
-    from bev_perception.data.rosbag import INPUT_PREFIX, BagReader
-    from bev_perception.synchronizer import SynchronizerSettings
-
-    cameras = tuple(args.cameras or CAMERAS)
-    remap = dict(rule.split(":=", 1) for rule in args.remap)
-    bag = BagReader(args.bag, cameras, args.prefix or INPUT_PREFIX, remap)
-    return bag, SynchronizerSettings(cameras, args.anchor, base_frame=args.base_frame, fixed_frame=args.fixed_frame)
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -322,6 +330,10 @@ def _prepare_panoptic(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
+    if args.bag is not None:
+        return _eval_bags(args)
+    if args.data is None:
+        raise ValueError("name --data, the root of the data set; only --bag can do without")
     from bev_perception.config import OCC3D_CLASSES, load_variant
     from bev_perception.data.records import open_split
     from bev_perception.evaluation.detection import score_results
@@ -345,6 +357,7 @@ def _eval(args: argparse.Namespace) -> int:
             split=args.split,
             out=args.out,
             device=args.device,
+            precision=args.precision,
             scenes=tuple(args.scenes),
             labels=args.labels,
             save_occupancy=args.save_occupancy,
@@ -394,13 +407,39 @@ def _show_what(args: argparse.Namespace) -> tuple[ShowSettings, Source]:
     if args.bag is not None:
         if args.scene or args.sample:
             raise ValueError("--scene and --sample choose among the key frames of --data; a bag is shown whole")
-        return settings, BagFrames(*_open_bag(args))
+        return settings, BagFrames(*_open_bag(args, args.bag))
     return settings, KeyFrames(args.data, args.version, args.scene, args.sample)
 
 
 def _say_where(args: argparse.Namespace, count: int) -> int:
     print(f"wrote {args.out}: {count} pictures{' as a video' if args.video else ''}")
     return 0
+
+
+def _eval_bags(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from bev_perception.data.records import open_records
+    from bev_perception.evaluation.replay import Replay
+    from bev_perception.offline import run_frames
+    from bev_perception.pipeline import PipelineSettings, load_pipeline
+
+    if not (args.variant and args.checkpoint):
+        raise ValueError("--bag needs --variant and --checkpoint")
+    replay = Replay(open_records(args.data, args.version) if args.data else None)
+    pipeline = load_pipeline(args.variant, args.checkpoint, args.device, PipelineSettings(precision=args.precision))
+    for path in args.bag:
+        bag, settings = _open_bag(args, path)
+        frames = run_frames(replay.watch(bag.events()), pipeline, settings)
+        for frame, result in tqdm(frames, unit="frame", desc=path.name):
+            replay.add(frame, result)
+        pipeline.reset(f"{path} has ended")
+    pipeline.close()
+    print(replay.summary(pipeline.health.snapshot()) + ("" if pipeline.trained else "\nthe weights are UNTRAINED"))
+    if args.data and replay.frames:
+        scores = replay.score(args.version, args.out)
+        print(f"{replay.coverage()}\n{scores.table()}")
+    return 0 if replay.frames else 1
 
 
 def _demo(args: argparse.Namespace) -> int:

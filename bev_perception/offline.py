@@ -37,9 +37,16 @@ def collect_frames(events: Iterable[BagEvent], settings: SynchronizerSettings, h
 
 def run_events(events: Iterable[BagEvent], pipeline: Pipeline, settings: SynchronizerSettings) -> Iterator[Result]:
     """Yield the result of every frame of a recording that has a usable view."""
+    return (result for _, result in run_frames(events, pipeline, settings))
+
+
+def run_frames(
+    events: Iterable[BagEvent], pipeline: Pipeline, settings: SynchronizerSettings
+) -> Iterator[tuple[Frame, Result]]:
+    """Yield every frame of a recording that has a usable view, with its result."""
     for frame in collect_frames(events, settings, pipeline.health):
         try:
-            yield pipeline.step(frame)
+            yield frame, pipeline.step(frame)
         except NoUsableViewError:
             continue  # counted by the pipeline, with the reasons
 

@@ -21,6 +21,7 @@ from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.occupancy import OccupancyCounts, OccupancyScores
 from bev_perception.evaluation.occupancy_files import SCORES_FILE, check_labels, count_row
 from bev_perception.evaluation.running import check_images, joined_processes, own_device, run_rows
+from bev_perception.pipeline import PipelineSettings
 from bev_perception.types import Result
 
 LOG = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class EvalSettings:
     out: directory for results and scores: results_nusc.json, metrics_summary.json and plots of a variant that
     detects, occupancy_metrics.json of one that gives occupancy.
     device: "auto", "cpu", "cuda" or "cuda:N"; under torchrun each process takes its own GPU unless it says "cpu".
+    precision: of backbone and neck, as in PipelineSettings.
     scenes: names; if given, only these of the split are run and scored.
     labels: folder of occupancy labels, relative to `data` or of its own.  save_occupancy: directory to write every
     sample's occupancy to.
@@ -51,6 +53,7 @@ class EvalSettings:
     split: str = "val"
     out: Path = Path("output/eval")
     device: str = "auto"
+    precision: str = PipelineSettings.precision
     scenes: tuple[str, ...] = ()
     labels: str | Path = LABELS_FOLDER
     save_occupancy: Path | None = None
@@ -74,7 +77,7 @@ def evaluate(settings: EvalSettings) -> Scores | None:
         check_images(records, config)
         evaluation = _evaluation(settings, config, records, device)
         rows = processes.share(records)
-        results = run_rows(config, settings.checkpoint, device, records, rows)
+        results = run_rows(config, settings.checkpoint, device, records, rows, settings.precision)
         for i, result in tqdm(results, total=len(rows), desc=config.name, unit="frame", disable=processes.rank > 0):
             evaluation.add(i, result)
         parts = processes.gather(evaluation.part)

@@ -26,7 +26,8 @@ from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.memory import FrameFeatures
 from bev_perception.models import build_model
 from bev_perception.models.sparsebev import SparseBEV
-from bev_perception.pipeline import LoadedVariant, Pipeline, choose_device
+from bev_perception.pipeline import LoadedVariant, Pipeline, PipelineSettings, choose_device
+from bev_perception.precision import check_precision, encoder_precision
 from bev_perception.preprocess import NoUsableViewError, Preprocessor
 from bev_perception.types import Boxes3D, ModelInput, Result
 
@@ -88,20 +89,27 @@ def own_device(name: str) -> torch.device:
 
 
 def run_rows(
-    config: VariantConfig, checkpoint: Path, device: torch.device, records: Records, rows: Iterable[int]
+    config: VariantConfig,
+    checkpoint: Path,
+    device: torch.device,
+    records: Records,
+    rows: Iterable[int],
+    precision: str = PipelineSettings.precision,
 ) -> Iterator[tuple[int, Result]]:
-    """Yield each row, a number of a key frame, with its result; boxes are in the lidar frame.  rows: ascending.
+    """Yield each row, a number of a key frame, with its result; boxes are in the lidar frame.
 
+    rows: ascending.  precision: of the encoder, as in PipelineSettings.
     A variant that looks back alone runs through the pipeline, with its memory; one that looks ahead gets whole queues.
     """
     model = build_model(config)
     info = load_checkpoint(model, checkpoint)
     model.eval().to(device)
     if config.frames.future:
-        for i, boxes in detect_in_queues(config, model, device, records, rows):
+        check_precision(precision, device)
+        for i, boxes in detect_in_queues(config, model, device, records, rows, precision):
             yield i, Result(records.stamps[i] * 1000, boxes, None, {}, None, {}, len(config.frames.offsets) - 1)
         return
-    pipeline = Pipeline([LoadedVariant(config, model, info)], device)
+    pipeline = Pipeline([LoadedVariant(config, model, info)], device, PipelineSettings(precision=precision))
     try:
         yield from run_in_order(pipeline, records, rows)
     finally:
@@ -125,7 +133,12 @@ def run_in_order(pipeline: Pipeline, records: Records, rows: Iterable[int]) -> I
 
 
 def detect_in_queues(
-    config: VariantConfig, model: SparseBEV, device: torch.device, records: Records, rows: Iterable[int]
+    config: VariantConfig,
+    model: SparseBEV,
+    device: torch.device,
+    records: Records,
+    rows: Iterable[int],
+    precision: str = PipelineSettings.precision,
 ) -> Iterator[tuple[int, Boxes3D]]:
     """Yield rows with their boxes, each from its whole queue of frames, past and future.
 
@@ -142,7 +155,8 @@ def detect_in_queues(
             # the current frame's place is the reference of all; as a neighbour it may have been loaded with another's
             current = replace(inputs[queue[0]], reference2global=records.lidar2global(i))
             with torch.inference_mode():
-                encoded = {s: encoded.get(s) or model.encode_frame(inputs[s]) for s in distinct}
+                with encoder_precision(precision, device):
+                    encoded = {s: encoded.get(s) or model.encode_frame(inputs[s]) for s in distinct}
                 outputs = model.predict([encoded[s] for s in queue], current)
             boxes = decode_boxes(
                 outputs.logits[-1, 0], outputs.boxes[-1, 0], config.decode, config.class_names, model.legacy_boxes

@@ -49,7 +49,7 @@ class TimingSettings:
     variant: str
     checkpoint: Path | None = None
     device: str = "auto"
-    precision: str = "fp32"
+    precision: str = PipelineSettings.precision
     frames: int = 50
     warm_up: int = 10
 

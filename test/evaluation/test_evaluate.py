@@ -13,7 +13,7 @@ from nuscenes_root import SCENES, write_nuscenes
 
 from bev_perception.checkpoints import load_checkpoint
 from bev_perception.config import NUSCENES_CLASSES as CLASSES
-from bev_perception.config import DecodeConfig, FramesConfig, ImageConfig, load_variant, variants_directory
+from bev_perception.config import ConfigError, DecodeConfig, FramesConfig, ImageConfig, load_variant, variants_directory
 from bev_perception.data.indexing import TABLES
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.queues import read_frame, training_boxes
@@ -115,6 +115,20 @@ def test_future_frames(records, monkeypatch):
             outputs = model.predict_queue(inputs)
         check_same(boxes, decode_boxes(outputs.logits[-1, 0], outputs.boxes[-1, 0], config.decode, CLASSES, False))
     preprocess.close()
+
+
+def test_precision_of_the_encoder(records, untrained):
+    with pytest.raises(ConfigError, match="'tf32' is a format of NVIDIA's GPUs"):
+        next(run_rows(CONFIG, untrained, CPU, records, [0], "tf32"))
+    config = dataclasses.replace(CONFIG, frames=FramesConfig(past=1, future=1))
+    torch.manual_seed(0)
+    model = build_model(config).eval()
+    (full,), (half,) = (
+        [boxes for _, boxes in detect_in_queues(config, model, CPU, records, [1], precision)]
+        for precision in ("fp32", "bf16")
+    )
+    assert not np.array_equal(full.centers, half.centers)
+    assert np.abs(full.scores - half.scores).max() < 1e-3
 
 
 def five_key_frames(source, root):
