@@ -1,6 +1,7 @@
 """Frame queues of SparseBEV (Liu et al., ICCV 2023) over nuScenes records: which images a model sees with a key frame.
 
-A frame of a queue is an image set, [6] indices of images; see records.Records.
+A frame of a queue is an image set, [6] indices of images; see records.Records. SparseOcc
+(Liu et al., ECCV 2024) is trained and evaluated with the same queues.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Training: what the queries should become, the losses, and the loop. Nothing here is needed to run a model."""
+"""Training: what the models should say, the losses, and the loop. Nothing here is needed to run a model."""
