@@ -356,12 +356,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def load_variant_weights(variant: str | Path, checkpoint: str | Path, device: torch.device) -> LoadedVariant:
+def load_weights(config: VariantConfig, checkpoint: str | Path, device: torch.device) -> LoadedVariant:
     """Build a variant on `device` and load its weights strictly.
 
     Raises ConfigError and CheckpointError, which name the cause and the remedy.
     """
-    config = load_variant(variant)
     model = build_model(config)
     info = load_checkpoint(model, checkpoint)
     model.eval().to(device)
@@ -382,7 +381,8 @@ def load_pipeline(
     Raises ConfigError and CheckpointError, which name the cause and the remedy.
     """
     where = choose_device(device)
-    loaded = [load_variant_weights(v, c, where) for v, c in ((variant, checkpoint), *([second] if second else []))]
+    wanted = ((variant, checkpoint), *([second] if second else []))
+    loaded = [load_weights(load_variant(name), path, where) for name, path in wanted]
     return Pipeline(loaded, where, settings, health)
 
 

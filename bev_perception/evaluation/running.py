@@ -17,16 +17,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from bev_perception.checkpoints import load_checkpoint
 from bev_perception.config import VariantConfig
 from bev_perception.data.queues import evaluation_queue, read_frame
 from bev_perception.data.records import Records
 from bev_perception.decode import decode_boxes
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.memory import FrameFeatures
-from bev_perception.models import build_model
 from bev_perception.models.sparsebev import SparseBEV
-from bev_perception.pipeline import LoadedVariant, Pipeline, PipelineSettings, choose_device
+from bev_perception.pipeline import Pipeline, PipelineSettings, choose_device, load_weights
 from bev_perception.precision import check_precision, encoder_precision
 from bev_perception.preprocess import NoUsableViewError, Preprocessor
 from bev_perception.types import Boxes3D, ModelInput, Result
@@ -101,15 +99,13 @@ def run_rows(
     rows: ascending.  precision: of the encoder, as in PipelineSettings.
     A variant that looks back alone runs through the pipeline, with its memory; one that looks ahead gets whole queues.
     """
-    model = build_model(config)
-    info = load_checkpoint(model, checkpoint)
-    model.eval().to(device)
-    if config.frames.future:
+    loaded = load_weights(config, checkpoint, device)
+    if config.frames.future and isinstance(loaded.model, SparseBEV):
         check_precision(precision, device)
-        for i, boxes in detect_in_queues(config, model, device, records, rows, precision):
+        for i, boxes in detect_in_queues(config, loaded.model, device, records, rows, precision):
             yield i, Result(records.stamps[i] * 1000, boxes, None, {}, None, {}, len(config.frames.offsets) - 1)
         return
-    pipeline = Pipeline([LoadedVariant(config, model, info)], device, PipelineSettings(precision=precision))
+    pipeline = Pipeline([loaded], device, PipelineSettings(precision=precision))
     try:
         yield from run_in_order(pipeline, records, rows)
     finally:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from bev_perception.config import ConfigError, VariantConfig
 from bev_perception.models.sparsebev import SparseBEV
 from bev_perception.models.sparseocc import SparseOcc
@@ -11,7 +9,7 @@ from bev_perception.models.sparseocc import SparseOcc
 _FAMILIES: dict[str, type[SparseBEV] | type[SparseOcc]] = {"sparsebev": SparseBEV, "sparseocc": SparseOcc}
 
 
-def build_model(config: VariantConfig) -> Any:
+def build_model(config: VariantConfig) -> SparseBEV | SparseOcc:
     """Build the model of a variant with fresh weights, in evaluation mode.
 
     Raises ConfigError for an unknown family and for settings that the family cannot be built with.

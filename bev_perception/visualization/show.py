@@ -30,7 +30,7 @@ from bev_perception.pipeline import (
     Pipeline,
     PipelineSettings,
     choose_device,
-    load_variant_weights,
+    load_weights,
 )
 from bev_perception.preprocess import NoUsableViewError, reference2global
 from bev_perception.synchronizer import SynchronizerSettings
@@ -250,7 +250,7 @@ def load_labels(path: Path, class_names: tuple[str, ...]) -> Occupancy:
 
 
 def _load(settings: ShowSettings) -> LoadedVariant:
-    return load_variant_weights(settings.variant, settings.checkpoint, choose_device(settings.device))
+    return load_weights(load_variant(settings.variant), settings.checkpoint, choose_device(settings.device))
 
 
 def _detections(
