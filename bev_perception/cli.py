@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bev_perception.evaluation.detection import DetectionScores
+    from bev_perception.data.rosbag import BagReader
+    from bev_perception.evaluation.evaluate import Scores
+    from bev_perception.synchronizer import SynchronizerSettings
+    from bev_perception.visualization.show import ShowSettings, Source
 
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
 from bev_perception.types import BASE_FRAME, FIXED_FRAME
@@ -62,19 +65,16 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("out", type=Path, help="directory to make")
     create.set_defaults(command=_bag_create)
 
-    run = commands.add_parser("run", help="run a variant over a bag, without ROS, and write its boxes as JSON")
+    run = commands.add_parser("run", help="run a variant over a bag, without ROS, and write its results")
     run.add_argument("--bag", type=Path, required=True)
     run.add_argument("--variant", required=True, help="name or path of a YAML file")
     run.add_argument("--checkpoint", type=Path, required=True)
     run.add_argument("--out", type=Path, required=True, metavar="RESULTS.json")
+    run.add_argument("--save-occupancy", type=Path, metavar="DIR", help="for the occupancy, <stamp>.npz a frame")
     run.add_argument("--device", default="auto")
-    run.add_argument("--cameras", nargs="+", metavar="NAME", help="default: the six of nuScenes")
-    run.add_argument("--prefix", help="of the cameras' topics (default: /bev_perception/input)")
-    run.add_argument("--remap", nargs="+", default=[], metavar="BAG_TOPIC:=TOPIC", help="where the bag's names differ")
-    run.add_argument("--anchor", default="", help="camera whose stamp a set takes (default: the first)")
-    run.add_argument("--base-frame", default=BASE_FRAME, help="default: %(default)s")
-    run.add_argument("--fixed-frame", default=FIXED_FRAME, help="default: %(default)s")
+    _add_bag_options(run)
     run.add_argument("--score-threshold", type=float, help="default: the variant's own; the node's is 0.3")
+    _add_precision(run)
     run.set_defaults(command=_run)
 
     train = commands.add_parser("train", help="train a variant on nuScenes; under torchrun on several GPUs")
@@ -109,17 +109,32 @@ def _parser() -> argparse.ArgumentParser:
     panoptic.add_argument("--threads", type=int, default=os.cpu_count(), help="default: one a core")
     panoptic.set_defaults(command=_prepare_panoptic)
 
-    evaluate = commands.add_parser("eval", help="run a variant over a nuScenes split and score it; or score a file")
+    evaluate = commands.add_parser("eval", help="run a variant over a nuScenes split or bags and score it; or a file")
     evaluate.add_argument("--variant")
     evaluate.add_argument("--checkpoint", type=Path)
     evaluate.add_argument("--results", type=Path, metavar="results_nusc.json", help="score this file, run nothing")
-    evaluate.add_argument("--data", type=Path, required=True, metavar="ROOT", help="a nuScenes dataroot")
+    evaluate.add_argument(
+        "--occupancy-results", type=Path, metavar="DIR", help="score the files <sample token>.npz in it, run nothing"
+    )
+    evaluate.add_argument(
+        "--bag",
+        type=Path,
+        nargs="+",
+        help="run over these instead of a split; scored if they are of scenes in ROOT, else there is a summary alone",
+    )
+    _add_bag_options(evaluate)
+    evaluate.add_argument("--data", type=Path, metavar="ROOT", help="a nuScenes dataroot")
     evaluate.add_argument("--version", default="v1.0-trainval", help="of its tables (default: %(default)s)")
     evaluate.add_argument("--split", default="val", help="default: %(default)s")
     evaluate.add_argument("--scenes", nargs="+", default=[], metavar="NAME", help="only these of the split")
+    evaluate.add_argument("--labels", default=LABELS_FOLDER, help=_LABELS_HELP)
+    evaluate.add_argument("--save-occupancy", type=Path, metavar="DIR", help="write every sample's occupancy to it")
     evaluate.add_argument("--out", type=Path, default=Path("output/eval"))
     evaluate.add_argument("--device", default="auto")
+    _add_precision(evaluate)
     evaluate.set_defaults(command=_eval)
+
+    _add_show(commands)
 
     demo = commands.add_parser("demo", help="a short drive through the real node over DDS, with pictures at the end")
     demo.add_argument("--out", type=Path, default=Path("output/demo"))
@@ -131,10 +146,77 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--checkpoint", type=Path, help="default: untrained initial weights")
     demo.set_defaults(command=_demo)
 
-    bench = commands.add_parser("bench", help="time the stages, the transport and the memory on this machine")
-    bench.add_argument("--out", type=Path, default=Path("output/bench"))
+    bench = commands.add_parser(
+        "bench", help="time a variant as the publications do; without --variant, the node and its transport too"
+    )
+    bench.add_argument("--out", type=Path, default=Path("output/bench"), help="directory for the figures as JSON")
+    bench.add_argument("--variant", help="time this one alone, without ROS; what follows belongs to it")
+    bench.add_argument("--checkpoint", type=Path, help="default: untrained initial weights, which take as long")
+    bench.add_argument("--frames", type=int, default=50, help="that count (default: %(default)s)")
+    bench.add_argument("--device", default="auto")
+    _add_precision(bench)
     bench.set_defaults(command=_bench)
     return parser
+
+
+def _add_bag_options(parser: argparse.ArgumentParser) -> None:
+    """Add what _open_bag reads."""
+    parser.add_argument("--cameras", nargs="+", metavar="NAME", help="of the bag; default: the six of nuScenes")
+    parser.add_argument("--prefix", help="of the cameras' topics (default: /bev_perception/input)")
+    parser.add_argument(
+        "--remap", nargs="+", default=[], metavar="BAG_TOPIC:=TOPIC", help="where the bag's names differ"
+    )
+    parser.add_argument("--anchor", default="", help="camera whose stamp a set takes (default: the first)")
+    parser.add_argument("--base-frame", default=BASE_FRAME, help="default: %(default)s")
+    parser.add_argument("--fixed-frame", default=FIXED_FRAME, help="default: %(default)s")
+
+
+def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands that draw pictures."""
+    show = commands.add_parser("show", help="draw pictures or a video").add_subparsers(required=True, metavar="COMMAND")
+    boxes = show.add_parser("boxes", help="a variant's boxes in the images and from above, beside nuScenes' own")
+    boxes.add_argument("--score-threshold", type=float, default=0.3, help="default: %(default)s")
+    boxes.add_argument("--max-boxes", type=int, help="draw only the best ones (default: the variant's limit)")
+    boxes.set_defaults(command=_show_boxes)
+
+    points = show.add_parser("points", help="where the queries of SparseBEV sample the images, stage by stage")
+    points.add_argument("--query", type=int, nargs="+", metavar="N", help="their numbers (default: the best --top)")
+    points.add_argument("--top", type=int, default=3, help="number of queries with the best scores (default: 3)")
+    points.add_argument("--frame", type=int, default=0, help="0: the current one; 1: the first of the past; ...")
+    points.set_defaults(command=_show_points)
+
+    occupancy = show.add_parser("occupancy", help="a variant's occupancy in 3D and from above; or a file of labels")
+    occupancy.add_argument("--file", type=Path, metavar="labels.npz", help="draw this file to --out, run nothing")
+    occupancy.add_argument(
+        "--labels", type=Path, metavar="DIR", help="draw these beside it; relative to ROOT or on its own"
+    )
+    occupancy.add_argument("--semantic", action="store_true", help="colours of classes where objects have their own")
+    occupancy.set_defaults(command=_show_occupancy)
+
+    for parser in (boxes, points, occupancy):
+        needed = parser is not occupancy  # which also draws a file of labels alone
+        parser.add_argument("--variant", required=needed, help="name or path of a YAML file")
+        parser.add_argument("--checkpoint", type=Path, required=needed)
+        source = parser.add_mutually_exclusive_group(required=needed)
+        source.add_argument("--data", type=Path, metavar="ROOT", help="a nuScenes dataroot")
+        source.add_argument("--bag", type=Path)
+        parser.add_argument("--version", default="v1.0-trainval", help="of nuScenes' tables (default: %(default)s)")
+        which = parser.add_mutually_exclusive_group()
+        which.add_argument("--scene", help="name of a nuScenes scene, e.g. scene-0103")
+        which.add_argument("--sample", metavar="TOKEN", help="the one key frame of nuScenes to show")
+        _add_bag_options(parser)
+        parser.add_argument("--out", type=Path, required=True, help="directory to fill; with --file the picture")
+        parser.add_argument("--video", action="store_true", help="one mp4 in place of a picture a frame")
+        parser.add_argument("--device", default="auto")
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "tf32", "bf16", "fp16"),
+        default="fp32",
+        help="of backbone and neck (default: %(default)s)",
+    )
 
 
 def _variants(args: argparse.Namespace) -> int:
@@ -173,26 +255,34 @@ def _bag_create(args: argparse.Namespace) -> int:
     return 0
 
 
-def _run(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
+def _open_bag(args: argparse.Namespace, path: Path) -> tuple[BagReader, SynchronizerSettings]:
+    """Open a bag and say how its images are grouped, by the options of _add_bag_options."""
     from bev_perception.data.drive import CAMERAS
     from bev_perception.data.rosbag import INPUT_PREFIX, BagReader
-    from bev_perception.offline import run_events, write_results
-    from bev_perception.pipeline import PipelineSettings, load_pipeline
     from bev_perception.synchronizer import SynchronizerSettings
 
     cameras = tuple(args.cameras or CAMERAS)
     remap = dict(rule.split(":=", 1) for rule in args.remap)
-    bag = BagReader(args.bag, cameras, args.prefix or INPUT_PREFIX, remap)
-    settings = SynchronizerSettings(cameras, args.anchor, base_frame=args.base_frame, fixed_frame=args.fixed_frame)
+    bag = BagReader(path, cameras, args.prefix or INPUT_PREFIX, remap)
+    return bag, SynchronizerSettings(cameras, args.anchor, base_frame=args.base_frame, fixed_frame=args.fixed_frame)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from bev_perception.config import SparseOccHeadConfig
+    from bev_perception.offline import run_events, write_results
+    from bev_perception.pipeline import PipelineSettings, load_pipeline
+
+    bag, settings = _open_bag(args, args.bag)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    pipeline = load_pipeline(
-        args.variant, args.checkpoint, args.device, PipelineSettings(score_threshold=args.score_threshold)
-    )
+    how = PipelineSettings(score_threshold=args.score_threshold, precision=args.precision)
+    pipeline = load_pipeline(args.variant, args.checkpoint, args.device, how)
+    if isinstance(pipeline.variants[0].config.head, SparseOccHeadConfig) and args.save_occupancy is None:
+        raise ValueError(f"{args.variant} gives occupancy; say with --save-occupancy where it goes")
 
     results = tqdm(run_events(bag.events(), pipeline, settings), unit="frame", desc=args.variant)
-    count = write_results(args.out, pipeline, results)
+    count = write_results(args.out, pipeline, results, args.save_occupancy)
     pipeline.close()
     snapshot = pipeline.health.snapshot()
     untrained = "" if pipeline.trained else "; the weights are UNTRAINED"
@@ -240,12 +330,24 @@ def _prepare_panoptic(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
+    if args.bag is not None:
+        return _eval_bags(args)
+    if args.data is None:
+        raise ValueError("name --data, the root of the data set; only --bag can do without")
+    from bev_perception.config import OCC3D_CLASSES, load_variant
+    from bev_perception.data.records import open_split
     from bev_perception.evaluation.detection import score_results
     from bev_perception.evaluation.evaluate import EvalSettings, evaluate
+    from bev_perception.evaluation.occupancy_files import score_occupancy_files
 
-    scores: DetectionScores | None
+    scores: Scores | None
     if args.results is not None:
         scores = score_results(args.results, args.data, args.version, args.split, args.out, args.scenes)
+    elif args.occupancy_results is not None:
+        records = open_split(args.data, args.version, args.split)
+        records = records.of_scenes(args.scenes) if args.scenes else records
+        classes = load_variant(args.variant).class_names if args.variant else OCC3D_CLASSES
+        scores = score_occupancy_files(args.occupancy_results, records, args.out, classes, args.labels)
     elif args.variant and args.checkpoint:
         settings = EvalSettings(
             variant=args.variant,
@@ -255,14 +357,89 @@ def _eval(args: argparse.Namespace) -> int:
             split=args.split,
             out=args.out,
             device=args.device,
+            precision=args.precision,
             scenes=tuple(args.scenes),
+            labels=args.labels,
+            save_occupancy=args.save_occupancy,
         )
         scores = evaluate(settings)
     else:
-        raise ValueError("name --variant and --checkpoint to run, or --results to score a file that exists already")
+        raise ValueError("name --variant and --checkpoint to run, or --results or --occupancy-results to score")
     if scores is not None:
         print(scores.table())
     return 0
+
+
+def _show_boxes(args: argparse.Namespace) -> int:
+    from bev_perception.visualization.show import show_boxes
+
+    settings, source = _show_what(args)
+    return _say_where(args, show_boxes(settings, source, args.score_threshold, args.max_boxes))
+
+
+def _show_points(args: argparse.Namespace) -> int:
+    from bev_perception.visualization.show import show_points
+
+    settings, source = _show_what(args)
+    return _say_where(args, show_points(settings, source, args.query, args.top, args.frame))
+
+
+def _show_occupancy(args: argparse.Namespace) -> int:
+    from bev_perception.config import OCC3D_CLASSES, load_variant
+    from bev_perception.visualization.show import show_labels, show_occupancy
+
+    objects = not args.semantic
+    if args.file is not None:
+        names = load_variant(args.variant).class_names if args.variant else OCC3D_CLASSES
+        show_labels(args.file, args.out, names, objects)
+        print(f"wrote {args.out}")
+        return 0
+    if not (args.variant and args.checkpoint and (args.data or args.bag)):
+        raise ValueError("name --variant, --checkpoint and --data or --bag to run, or --file to draw a file alone")
+    settings, source = _show_what(args)
+    return _say_where(args, show_occupancy(settings, source, args.labels, objects))
+
+
+def _show_what(args: argparse.Namespace) -> tuple[ShowSettings, Source]:
+    from bev_perception.visualization.show import BagFrames, KeyFrames, ShowSettings
+
+    settings = ShowSettings(args.variant, args.checkpoint, args.out, args.device, args.video)
+    if args.bag is not None:
+        if args.scene or args.sample:
+            raise ValueError("--scene and --sample choose among the key frames of --data; a bag is shown whole")
+        return settings, BagFrames(*_open_bag(args, args.bag))
+    return settings, KeyFrames(args.data, args.version, args.scene, args.sample)
+
+
+def _say_where(args: argparse.Namespace, count: int) -> int:
+    print(f"wrote {args.out}: {count} pictures{' as a video' if args.video else ''}")
+    return 0
+
+
+def _eval_bags(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from bev_perception.data.records import open_records
+    from bev_perception.evaluation.replay import Replay
+    from bev_perception.offline import run_frames
+    from bev_perception.pipeline import PipelineSettings, load_pipeline
+
+    if not (args.variant and args.checkpoint):
+        raise ValueError("--bag needs --variant and --checkpoint")
+    replay = Replay(open_records(args.data, args.version) if args.data else None)
+    pipeline = load_pipeline(args.variant, args.checkpoint, args.device, PipelineSettings(precision=args.precision))
+    for path in args.bag:
+        bag, settings = _open_bag(args, path)
+        frames = run_frames(replay.watch(bag.events()), pipeline, settings)
+        for frame, result in tqdm(frames, unit="frame", desc=path.name):
+            replay.add(frame, result)
+        pipeline.reset(f"{path} has ended")
+    pipeline.close()
+    print(replay.summary(pipeline.health.snapshot()) + ("" if pipeline.trained else "\nthe weights are UNTRAINED"))
+    if args.data and replay.frames:
+        scores = replay.score(args.version, args.out)
+        print(f"{replay.coverage()}\n{scores.table()}")
+    return 0 if replay.frames else 1
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -282,9 +459,18 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from bev_perception.ros.bench import COUNTS, run_bench
+    if args.variant is None:
+        from bev_perception.ros.bench import COUNTS, run_bench
 
-    print(run_bench(args.out, COUNTS))
+        print(run_bench(args.out, COUNTS))
+        return 0
+    from bev_perception.evaluation.timing import TimingSettings, time_variant
+
+    timing = time_variant(
+        TimingSettings(args.variant, args.checkpoint, args.device, precision=args.precision, frames=args.frames)
+    )
+    print(timing.table())
+    print(f"wrote {timing.write(args.out)}")
     return 0
 
 

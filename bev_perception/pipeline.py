@@ -28,6 +28,7 @@ from bev_perception.memory import FeatureQueue, FrameFeatures
 from bev_perception.models import build_model
 from bev_perception.models.camera_model import ENCODER_PARTS, CameraModel
 from bev_perception.models.sparsebev import SparseBEV, SparseBEVOutput
+from bev_perception.precision import check_precision, encoder_precision
 from bev_perception.preprocess import NoUsableViewError, Preprocessor, reference2ego, reference2global
 from bev_perception.types import Boxes3D, Frame, ModelInput, Result
 
@@ -39,12 +40,14 @@ class PipelineSettings:
     score_threshold, max_detections: of the boxes handed out; None takes the variant's own.
     memory_interval: s between the frames that are remembered (never more than the variant's interval); shorter
     follows the trained spacing more closely and takes more memory.
+    precision: of backbone and neck, "fp32", "tf32", "bf16" or "fp16" (see precision.py); fixed once the pipeline runs.
     max_speed (m/s), max_turn_rate (rad/s): ego motion beyond it is a pose jump, which wipes the memory.
     """
 
     score_threshold: float | None = None
     max_detections: int | None = None
     memory_interval: float = 0.25
+    precision: str = "fp32"
     max_speed: float = 80.0
     max_turn_rate: float = 4.0
 
@@ -87,14 +90,20 @@ class Pipeline:
         settings: PipelineSettings | None = None,
         health: Health | None = None,
     ) -> None:
-        """Wrap loaded models, which are on `device`; see load_pipeline for the usual way."""
+        """Wrap loaded models, which are on `device`; see load_pipeline for the usual way.
+
+        Raises ConfigError for variants that cannot run live or together, and for a precision that the device lacks.
+        """
         _check_variants([variant.config for variant in variants])
         self.variants = tuple(variants)
         self.device = device
         self.settings = settings or PipelineSettings()
+        check_precision(self.settings.precision, device)
         self.health = health or Health()
         self._preprocess = {v.config.image: Preprocessor(v.config, device) for v in variants}
-        self._encoders = [_Encoder(group, self._memory_interval()) for group in _by_encoder(variants)]
+        self._encoders = [
+            _Encoder(group, self._memory_interval(), self.settings.precision) for group in _by_encoder(variants)
+        ]
         self._last: tuple[int, np.ndarray] | None = None
         self._last_commit: int | None = None
         self._reset_requests: deque[str] = deque()
@@ -269,8 +278,9 @@ class Pipeline:
 class _Encoder:
     """Variants that share the weights which encode images, with the memory of what was encoded."""
 
-    def __init__(self, variants: Sequence[LoadedVariant], memory_interval: float) -> None:
+    def __init__(self, variants: Sequence[LoadedVariant], memory_interval: float, precision: str) -> None:
         self.variants = tuple(variants)
+        self.precision = precision
         self.image = variants[0].config.image
         queues = [
             v.model.new_memory(math.ceil(v.config.frames.past * v.config.frames.interval / memory_interval) + 2)
@@ -280,7 +290,8 @@ class _Encoder:
         self.memory = self.empty
 
     def encode(self, inputs: ModelInput) -> FrameFeatures:
-        return self.variants[0].model.encode_frame(inputs)
+        with encoder_precision(self.precision, inputs.images.device):
+            return self.variants[0].model.encode_frame(inputs)
 
 
 def _by_encoder(variants: Sequence[LoadedVariant]) -> list[list[LoadedVariant]]:

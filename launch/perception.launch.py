@@ -15,11 +15,19 @@ from launch_ros.actions import Node
 
 CONFIG = Path(__file__).parents[1] / "config"
 NODE = "bev_perception"
-OUTPUTS = ("detections", "objects", "markers")
+OUTPUTS = ("detections", "objects", "markers", "occupancy", "occupancy_points", "costmap")
+#: arguments that are parameters of the same name
+GIVEN = ("variant", "checkpoint", "occupancy_variant", "occupancy_checkpoint", "image_transport")
 
 ARGUMENTS = [
     DeclareLaunchArgument("variant", default_value="", description="Name of a model variant in config/models."),
     DeclareLaunchArgument("checkpoint", default_value="", description="Path of the variant's weights."),
+    DeclareLaunchArgument(
+        "occupancy_variant",
+        default_value="",
+        description="Name of a variant that gives occupancy, to run beside one that detects.",
+    ),
+    DeclareLaunchArgument("occupancy_checkpoint", default_value="", description="Path of its weights."),
     DeclareLaunchArgument(
         "cameras", default_value="", description='Camera names as a YAML list, such as "[cam_front, cam_back]".'
     ),
@@ -50,7 +58,7 @@ def start(context: LaunchContext) -> list[Node]:
     """Return the nodes to start, once the arguments are known."""
     argument = {a.name: LaunchConfiguration(a.name).perform(context) for a in ARGUMENTS}
     use_sim_time = {"use_sim_time": argument["use_sim_time"] == "true"} if argument["use_sim_time"] else {}
-    given = {name: argument[name] for name in ("variant", "checkpoint", "image_transport") if argument[name]}
+    given = {name: argument[name] for name in GIVEN if argument[name]}
     if argument["cameras"]:
         given["cameras"] = yaml.safe_load(argument["cameras"])
     inputs = {}

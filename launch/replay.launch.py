@@ -28,8 +28,9 @@ def play(context: LaunchContext) -> list[Node]:
         "bag": argument["bag"],
         "rate": float(argument["rate"]),
         "loop": argument["loop"] == "true",
-        # RViz subscribes to the images long before the node has loaded its weights, which is when it advertises these
-        "wait_for_publisher": "/bev_perception/detections",
+        # RViz subscribes to the images long before the node has loaded its weights, which is when it advertises these:
+        # one of them, or both, as its variants are
+        "wait_for_publisher": "/bev_perception/detections /bev_perception/occupancy",
         "wait_for_subscribers": 120.0,
     }
     return [Node(package="bev_perception", executable="bag_player", parameters=[parameters], output="screen")]

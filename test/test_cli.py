@@ -106,6 +106,8 @@ def test_run_counts_what_it_drops(bag, untrained, tmp_path, capsys):
             "c.pth",
         ),
         (["init-weights", "--variant", "nonsense", "o"], "unknown variant"),
+        (["bench", "--variant", "nonsense"], "unknown variant"),
+        (["eval", "--variant", "v", "--checkpoint", "c"], "name --data"),
         (["eval", "--data", "{tmp}"], "name --variant and --checkpoint to run, or --results"),
         (["eval", "--data", "{tmp}", "--results", "{tmp}/none.json"], "none.json"),
         (["train", "--variant", "sparsebev_tiny", "--data", "{tmp}", "--out", "{tmp}/o"], "v1.0-trainval"),
@@ -116,6 +118,21 @@ def test_errors_are_one_sentence_and_status_1(bag, tmp_path, capsys, arguments, 
     assert cli.main(filled) == 1
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+
+
+def test_eval_of_a_bag_without_a_data_set_is_a_summary(bag, untrained, capsys):
+    command = ["eval", "--bag", str(bag), "--variant", "sparsebev_tiny", "--device", "cpu"]
+    assert cli.main([*command, "--checkpoint", str(untrained), "--cameras", "cam_front", "cam_roof"]) == 0
+    printed = capsys.readouterr().out
+    assert "6 frames, 0.4 s of recording, 12.0 Hz\ndropped: missing view 6\n" in printed
+    assert "boxes a frame: " in printed and "the weights are UNTRAINED" in printed
+    assert cli.main(command) == 1
+    assert "--bag needs --variant and --checkpoint" in capsys.readouterr().err
+
+
+def test_run_takes_a_precision(bag, untrained, tmp_path, capsys):
+    assert run(bag, untrained, tmp_path / "boxes.json", "--precision", "tf32") == 1
+    assert "'tf32' is a format of NVIDIA's GPUs" in capsys.readouterr().err
 
 
 def test_usage_errors_have_status_2(capsys):

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "config"
 LAUNCH_FILES = sorted((ROOT / "launch").glob("*.launch.py"))
 TOPICS = {f"/bev_perception/{name}" for name in ("detections", "objects", "markers")} | {"/diagnostics"}
+TOPICS |= {f"/bev_perception/{name}" for name in ("occupancy", "occupancy_points", "costmap")}
 for camera in CAMERAS:
     TOPICS |= {f"/bev_perception/input/{camera}/{name}" for name in ("image", "image/compressed", "camera_info")}
 
@@ -33,8 +34,8 @@ def test_declared_arguments():
     arguments = {path.name: declared_arguments(path) for path in LAUNCH_FILES}
     assert arguments == {
         "perception.launch.py": {
-            "variant", "checkpoint", "cameras", "image_transport", "camera_namespace", "image_topic", "namespace",
-            "params_file", "rviz", "use_sim_time",
+            "variant", "checkpoint", "occupancy_variant", "occupancy_checkpoint", "cameras", "image_transport",
+            "camera_namespace", "image_topic", "namespace", "params_file", "rviz", "use_sim_time",
         },
         "replay.launch.py": {"bag", "rate", "loop", "rviz"},
     }  # fmt: skip
@@ -69,7 +70,7 @@ def test_rviz_shows_topics_of_the_node():
     topics = [display["Topic"]["Value"] for display in displays if "Topic" in display]
     assert set(topics) <= TOPICS
     assert sum(topic.endswith("/image/compressed") for topic in topics) == len(CAMERAS)
-    assert "/bev_perception/markers" in topics
+    assert {"/bev_perception/markers", "/bev_perception/occupancy_points", "/bev_perception/costmap"} < set(topics)
 
 
 def test_foxglove_shows_topics_of_the_node():
@@ -80,6 +81,8 @@ def test_foxglove_shows_topics_of_the_node():
         return [part] if isinstance(part, str) else leaves(part["first"]) + leaves(part["second"])
 
     assert sorted(leaves(layout["layout"])) == sorted(panels)
+    shown = panels["3D!perception"]["topics"]
+    assert set(shown) < TOPICS and {"/bev_perception/occupancy_points", "/bev_perception/costmap"} < set(shown)
     images = [panel["imageMode"] for panel in panels.values() if "imageMode" in panel]
     assert {image["imageTopic"] for image in images} | {image["calibrationTopic"] for image in images} < TOPICS
     assert len(images) == len(CAMERAS)
@@ -164,12 +167,15 @@ def test_given_arguments_win(launch):
         "perception.launch.py",
         "variant:=sparsebev_tiny",
         "checkpoint:=/weights/1.safetensors",
+        "occupancy_variant:=sparseocc_tiny",
+        "occupancy_checkpoint:=/weights/2.safetensors",
         "cameras:=[front, back]",
         "image_transport:=compressed",
         "namespace:=robot1",
         "use_sim_time:=true",
     )["perception_node"]
     expected = {"variant": "sparsebev_tiny", "checkpoint": "/weights/1.safetensors", "image_transport": "compressed"}
+    expected |= {"occupancy_variant": "sparseocc_tiny", "occupancy_checkpoint": "/weights/2.safetensors"}
     assert expected.items() <= node["parameters"].items()
     assert list(node["parameters"]["cameras"]) == ["front", "back"]
     assert node["parameters"]["use_sim_time"] is True
@@ -212,7 +218,7 @@ def test_replay_starts_node_player_and_rviz(launch):
     assert set(nodes) == {"perception_node", "bag_player", "rviz2"}
     player = nodes["bag_player"]["parameters"]
     assert {k: player[k] for k in ("bag", "rate", "loop")} == {"bag": "/data/drive", "rate": 2.0, "loop": True}
-    assert player["wait_for_publisher"] == "/bev_perception/detections"
+    assert set(player["wait_for_publisher"].split()) < TOPICS
     assert nodes["perception_node"]["parameters"]["use_sim_time"] is True
     assert nodes["perception_node"]["parameters"]["variant"] == "sparsebev_tiny"
 

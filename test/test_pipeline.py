@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bev_perception.config import ConfigError
+from bev_perception.config import ConfigError, ImageConfig
 from bev_perception.data.drive import CAMERAS
 from bev_perception.data.rosbag import BagReader, write_bag
 from bev_perception.geometry import make_transform
@@ -17,6 +17,7 @@ from bev_perception.preprocess import NoUsableViewError
 from bev_perception.synchronizer import SynchronizerSettings
 
 SECOND = 1_000_000_000
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +149,29 @@ def test_settings_change_what_is_handed_out(pipeline, frames):
     assert len(pipeline.step(frames[0]).boxes) == 3
     pipeline.settings = dataclasses.replace(pipeline.settings, score_threshold=1.0)
     assert len(pipeline.step(at(frames[0], 0.5)).boxes) == 0
+
+
+def test_a_lower_precision_of_the_encoder_gives_nearly_the_same_boxes(pipeline, frames):
+    (loaded,) = pipeline.variants
+    config = dataclasses.replace(loaded.config, image=ImageConfig(height=64, width=176))  # CPUs are slow in bf16
+    found = []
+    for precision in ("fp32", "bf16"):
+        settings = PipelineSettings(score_threshold=0.0, precision=precision)
+        other = Pipeline([dataclasses.replace(loaded, config=config)], CPU, settings)
+        found.append([other.step(at(frames[k], 0.5 * k)).boxes for k in range(2)])  # the second looks at the memory
+        assert other._encoders[0].memory.entries[0].levels[0].dtype == torch.float32
+        other.close()
+    for full, half in zip(*found, strict=True):
+        assert not np.array_equal(full.centers, half.centers)
+        assert np.abs(full.scores - half.scores).max() < 1e-3
+        # the order among nearly equal scores is another one: compare each box with the nearest
+        distances = np.abs(full.centers[:, None] - half.centers).max(axis=2).min(axis=1)
+        assert np.median(distances) < 0.03 and np.quantile(distances, 0.95) < 0.1
+
+
+def test_a_precision_that_the_device_lacks_is_refused(untrained):
+    with pytest.raises(ConfigError, match="'tf32' is a format of NVIDIA's GPUs; on cpu choose 'fp32'"):
+        load_pipeline("sparsebev_tiny", untrained, "cpu", PipelineSettings(precision="tf32"))
 
 
 @pytest.mark.parametrize(

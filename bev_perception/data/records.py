@@ -130,6 +130,10 @@ class Records:
         """Return the files of an image set, relative to the dataroot."""
         return [path.decode() for path in self._index.image_path[image_set].tolist()]
 
+    def image_stamps(self, image_set: np.ndarray) -> list[int]:
+        """Return the stamps of an image set, us."""
+        return self._index.image_stamp[image_set].tolist()
+
     def images(self, image_set: np.ndarray) -> list[CameraRecord]:
         """Return the six images of an image set."""
         index = self._index

@@ -16,6 +16,7 @@ import numpy as np
 
 from bev_perception.data.nuscenes import official_splits, open_devkit
 from bev_perception.decode import attribute_of
+from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.geometry import quaternion_from_rotation, transform_points
 from bev_perception.types import Boxes3D
 
@@ -36,10 +37,6 @@ CLASS_RANGE = {
 META = {"use_lidar": False, "use_camera": True, "use_radar": False, "use_map": False, "use_external": True}
 #: the devkit's names of the true positives' errors -> those of the publications
 ERRORS = {"trans_err": "mATE", "scale_err": "mASE", "orient_err": "mAOE", "vel_err": "mAVE", "attr_err": "mAAE"}
-
-
-class EvaluationError(ValueError):
-    """An evaluation that cannot be done; the message names cause and remedy."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +109,19 @@ def write_submission(results: dict[str, list[dict[str, Any]]], path: Path) -> No
 
 
 def score_results(
-    results_json: Path, root: Path, version: str, split: str, out: Path, scenes: Collection[str] = ()
+    results_json: Path,
+    root: Path,
+    version: str,
+    split: str | None,
+    out: Path,
+    scenes: Collection[str] = (),
+    samples: Collection[str] = (),
 ) -> DetectionScores:
     """Score a result file with the official DetectionEval and its configuration detection_cvpr_2019.
 
     root, version: the nuScenes tables.  split: an official one, such as "val" or "mini_val"; the file must hold every
-    sample of it that the tables have.  scenes: if given, only these count, and the file must hold their samples.
+    sample of it that the tables have.  scenes: if given, only these count, and the file must hold their samples; with
+    a split of None they may be of any.  samples: tokens; if given, only these count, and the file holds more.
     out: gets metrics_summary.json and plots/curves.png, precision and errors over recall.
 
     Raises EvaluationError for a result file that does not fit, NuScenesError for tables that are missing or broken.
@@ -141,6 +145,10 @@ def score_results(
         evaluation = DetectionEval(devkit, config, str(results_json), split, str(out), verbose=False)
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise EvaluationError(f"nuscenes-devkit refuses {results_json}: {type(error).__name__}: {error}") from error
+    if samples:
+        for boxes in (evaluation.gt_boxes, evaluation.pred_boxes):
+            for token in set(boxes.sample_tokens) - set(samples):
+                del boxes.boxes[token]
     metrics, curves = evaluation.evaluate()
     summary_plot(
         curves, metrics, config.min_precision, config.min_recall, config.dist_th_tp, str(out / "plots" / "curves.png")
@@ -172,13 +180,13 @@ def _read_results(path: Path) -> dict[str, list[Any]]:
     return results
 
 
-def _tokens_by_scene(devkit: Any, split: str, scenes: Collection[str]) -> dict[str, str]:
-    """Return sample token -> scene name of the samples that count."""
+def _tokens_by_scene(devkit: Any, split: str | None, scenes: Collection[str]) -> dict[str, str]:
+    """Return sample token -> scene name of the samples that the file must hold."""
     splits = official_splits()
-    if split not in splits:
+    if split is not None and split not in splits:
         raise EvaluationError(f"unknown split {split!r}; known: {', '.join(sorted(splits))}")
     name_of = {scene["token"]: scene["name"] for scene in devkit.scene}
-    known = set(name_of.values()) & set(splits[split])
+    known = set(name_of.values()) & set(name_of.values() if split is None else splits[split])
     unknown = set(scenes) - known
     if unknown or not known:
         raise EvaluationError(

@@ -52,7 +52,8 @@ class CameraModel(nn.Module, Generic[Output]):
 
     def encode_frame(self, inputs: ModelInput) -> FrameFeatures:
         """Return what is remembered of a frame; the features of missing cameras are zeros."""
-        levels = self.encode(inputs.images)
+        # what samples the features computes in float32, whatever autocast has made of the encoder
+        levels = tuple(level.float() for level in self.encode(inputs.images))
         if not inputs.present.all():
             # an empty image has features too (the biases): a missing camera must add nothing
             present = torch.from_numpy(inputs.present).to(inputs.images.device)[:, None, None, None]

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import platform
-import resource
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import torch
 
-from bev_perception.data.drive import CAMERAS, CameraRig, DriveImage
+from bev_perception.data.drive import CameraRig, DriveImage
 from bev_perception.data.synthetic import synthetic_drive
-from bev_perception.health import Health
-from bev_perception.offline import collect_frames
-from bev_perception.pipeline import PipelineSettings, load_pipeline, write_initial_weights
+from bev_perception.evaluation.lidar_rays import measure_casting
+from bev_perception.evaluation.timing import Timing, TimingSettings, machine, percentiles, time_variant
+from bev_perception.pipeline import write_initial_weights
 from bev_perception.ros.interfaces import ensure_interfaces
 from bev_perception.ros.process import NodeProcess, new_domain
-from bev_perception.synchronizer import SynchronizerSettings
 
 if TYPE_CHECKING:
     from bev_perception.ros.peer import RigPeer
 
-FULL, SMALL = "r50_nuimg_704x256", "sparsebev_tiny"
+FULL, SMALL, OCCUPANCY = "r50_nuimg_704x256", "sparsebev_tiny", "sparseocc_tiny"
 
 
 @dataclass(frozen=True)
@@ -39,81 +33,36 @@ class Counts:
 
     full_frames: int
     small_frames: int
+    cast_samples: int
     latency_sets: int
     stream_sets: int
     growth_sets: int
 
 
-COUNTS = Counts(full_frames=10, small_frames=60, latency_sets=40, stream_sets=240, growth_sets=2000)
+COUNTS = Counts(full_frames=10, small_frames=60, cast_samples=20, latency_sets=40, stream_sets=240, growth_sets=2000)
 
 
 def run_bench(out: Path, counts: Counts) -> str:
-    """Measure everything into out/bench.json; return the figures as a Markdown text."""
+    """Measure everything into out/bench.json; return the figures as a text."""
     ensure_interfaces()
     out.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Any] = {"machine": _machine(), "stages": {}}
-    for variant, frames in ((FULL, counts.full_frames), (SMALL, counts.small_frames)):
-        if frames:
-            checkpoint = out / f"{variant}.safetensors"
-            write_initial_weights(variant, checkpoint, seed=0)
-            figures["stages"][variant] = _in_child(_time_stages, variant, checkpoint, frames)
+    from bev_perception.ros.occupancy_bench import measure_occupancy  # needs the messages
+
+    wanted = {FULL: counts.full_frames, SMALL: counts.small_frames, OCCUPANCY: counts.small_frames}
+    timings = [time_variant(TimingSettings(variant, frames=frames)) for variant, frames in wanted.items() if frames]
+    figures: dict[str, Any] = {"machine": machine(), "stages": {t.variant: asdict(t) for t in timings}}
+    rate = measure_casting(counts.cast_samples)
+    figures["RayIoU, 8 origins, prediction and truth"] = {"samples/s on one core": round(rate, 1)}
+    for name, figure in measure_occupancy().items():
+        figures[f"occupancy messages, {name}"] = figure
+    checkpoint = out / f"{SMALL}.safetensors"
+    write_initial_weights(SMALL, checkpoint, seed=0)
     for transport in ("compressed", "raw"):
         figures[f"latency, {transport}"] = _time_latency(out, checkpoint, transport, counts.latency_sets)
         figures[f"12 Hz, {transport}"] = _count_losses(out, checkpoint, transport, counts.stream_sets)
     figures["growth"] = _measure_growth(out, checkpoint, counts.growth_sets)
     (out / "bench.json").write_text(json.dumps(figures, indent=1))
-    return _text(figures)
-
-
-def _machine() -> dict[str, str]:
-    model = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    return {"cpu": model, "gpu": gpu, "versions": versions}
-
-
-def _in_child(function: Any, *args: Any) -> Any:
-    """Run in a fresh process, so that its peak memory is its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, args)
-
-
-def _time_stages(variant: str, checkpoint: Path, frames: int) -> dict[str, Any]:
-    """Time the pipeline's stages on six 1600x900 JPEGs a frame, with as much history as the variant looks at."""
-    from bev_perception.data.rosbag import BagReader, write_bag
-
-    bag = checkpoint.parent / f"{variant}_bag"
-    shutil.rmtree(bag, ignore_errors=True)
-    pipeline = load_pipeline(variant, checkpoint, "auto", PipelineSettings(memory_interval=0.05))
-    past = pipeline.variants[0].config.frames.past
-    write_bag(synthetic_drive((frames + past + 1) / 12), bag, progress=False)
-    pipeline.warm_up(len(CAMERAS))
-    seconds: dict[str, list[float]] = {}
-    for frame in collect_frames(BagReader(bag).events(), SynchronizerSettings(CAMERAS), Health()):
-        result = pipeline.step(frame)
-        if result.history >= past:
-            for stage, value in result.timings.items():
-                seconds.setdefault(stage, []).append(value)
-    pipeline.close()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {
-        "ms": {stage: _percentiles(values) for stage, values in seconds.items()},
-        "frames": len(seconds["model"]),
-        "device": str(pipeline.device),
-        "peak MB": round(peak),
-        "memory MB": round(pipeline.memory_bytes / 1e6, 1),
-    }
-
-
-def _percentiles(seconds: list[float]) -> list[float]:
-    return [round(float(p) * 1e3, 1) for p in np.percentile(seconds, (50, 95))]
+    return _text(figures, timings)
 
 
 @contextmanager
@@ -167,7 +116,7 @@ def _time_latency(out: Path, checkpoint: Path, transport: str, sets: int) -> dic
         values = rig.values()
     stages = ("preprocess", "model", "decode")
     own = sum(float(values[f"{stage} p50 [ms]"]) for stage in stages)
-    end_to_end = _percentiles(whole)
+    end_to_end = percentiles(whole)
     return {
         "end to end ms": end_to_end,
         "preprocess + model + decode p50 ms": round(own, 1),
@@ -218,15 +167,9 @@ def _measure_growth(out: Path, checkpoint: Path, sets: int) -> dict[str, Any]:
     return {"sets": sets, "resident MB": resident, "growth over the second half MB": round(marks[-1] - marks[4], 1)}
 
 
-def _text(figures: dict[str, Any]) -> str:
-    lines = [f"{key}: {value}" for key, value in figures["machine"].items()]
-    lines += ["", "| variant | stage | p50 ms | p95 ms |", "|---|---|---|---|"]
-    for variant, figure in figures["stages"].items():
-        lines += [f"| {variant} | {stage} | {p50} | {p95} |" for stage, (p50, p95) in figure["ms"].items()]
+def _text(figures: dict[str, Any], timings: list[Timing]) -> str:
+    lines = [timing.table() for timing in timings]
     for name, figure in figures.items():
         if name not in ("machine", "stages"):
             lines += ["", f"{name}:"] + [f"  {key}: {value}" for key, value in figure.items()]
-    for variant, figure in figures["stages"].items():
-        rest = {key: value for key, value in figure.items() if key != "ms"}
-        lines.append(f"{variant}: {rest}")
     return "\n".join(lines)

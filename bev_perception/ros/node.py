@@ -28,39 +28,39 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
-from vision_msgs.msg import Detection3DArray
-from visualization_msgs.msg import MarkerArray
 
 from bev_perception.config import ConfigError
+from bev_perception.costmap import CostmapSettings
 from bev_perception.data.messages import calibration, camera_image, transform
 from bev_perception.health import Health
-from bev_perception.msg import Object3DArray
 from bev_perception.pipeline import Pipeline, load_pipeline
 from bev_perception.ros import messages
+from bev_perception.ros.outputs import Outputs
 from bev_perception.ros.parameters import (
     LIVE_PARAMETERS,
     PARAMETERS,
+    costmap_settings,
     declare_parameters,
     not_finite,
     pipeline_settings,
     synchronizer_settings,
+    variants,
 )
 from bev_perception.ros.worker import Worker
 from bev_perception.synchronizer import Synchronizer
 from bev_perception.transform_tree import TransformTree
-from bev_perception.types import Boxes3D, Result
+from bev_perception.types import Frame, Result
 
 IMAGE_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 TF_QOS = QoSProfile(depth=100)
 TF_STATIC_QOS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-OUTPUT_QOS = QoSProfile(depth=5)
 IDLE = 2.0  # s without a result after which the diagnostics say so
 SPIN_TIMEOUT = 0.2  # s between two looks at whether to stop
 IMAGE_TYPES = {"raw": (Image, "image"), "compressed": (CompressedImage, "image/compressed")}
 
 
 class PerceptionNode(LifecycleNode):
-    """Six (or N) camera topics and tf in, boxes out.
+    """Six (or N) camera topics and tf in; boxes, occupancy, or both out.
 
     configure loads and warms up the model, activate subscribes to the images, deactivate keeps the weights, cleanup
     frees them. Whatever goes wrong is counted, logged and shown in /diagnostics; the node lives on.
@@ -77,7 +77,7 @@ class PerceptionNode(LifecycleNode):
         self._tf_subscriptions: list[Any] = []
         self._info_subscriptions: list[Any] = []
         self._image_subscriptions: list[Any] = []
-        self._outputs: dict[str, Any] = {}
+        self._outputs: Outputs | None = None
         self._missing: dict[str, str] = {}
         self._failure = ""
         self._lifecycle = "unconfigured"
@@ -181,35 +181,18 @@ class PerceptionNode(LifecycleNode):
         if transport not in IMAGE_TYPES:
             raise ConfigError(f"image_transport is {transport!r}; it must be one of {', '.join(IMAGE_TYPES)}")
         settings = synchronizer_settings(self)
-        if not self._get("checkpoint"):
-            raise ConfigError(
-                "no checkpoint is set; give the path of the variant's weights in the parameter 'checkpoint' "
-                "('bev_perception init-weights' makes untrained ones for a trial run)"
-            )
+        first, *second = variants(self)
         self._pipeline = load_pipeline(
-            self._get("variant"),
-            Path(self._get("checkpoint")),
-            self._get("device"),
-            pipeline_settings(self),
-            self._health,
+            *first, self._get("device"), pipeline_settings(self), self._health, second=second[0] if second else None
         )
         self._pipeline.warm_up(len(settings.cameras))
         self._timer.timer_period_ns = round(self._get("diagnostics_period") * 1e9)
         self._tree = TransformTree()
         self._synchronizer = Synchronizer(settings, self._tree, self._health)
-        self._create_outputs()
+        self._outputs = Outputs(self, [v.config for v in self._pipeline.variants], costmap_settings(self))
         self._subscribe_standing(settings.cameras)
         trained = "" if self._pipeline.trained else ", UNTRAINED weights"
         self.get_logger().info(f"{self._pipeline.name} is ready on {self._pipeline.device}{trained}")
-
-    def _create_outputs(self) -> None:
-        for name, kind in (("detections", Detection3DArray), ("objects", Object3DArray), ("markers", MarkerArray)):
-            self._outputs[name] = self.create_lifecycle_publisher(
-                kind,
-                f"~/{name}",
-                OUTPUT_QOS,
-                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-            )
 
     def _subscribe_standing(self, cameras: tuple[str, ...]) -> None:
         """Subscribe to what is wanted in every state: tf and camera_info."""
@@ -240,8 +223,9 @@ class PerceptionNode(LifecycleNode):
         for subscriptions in (self._tf_subscriptions, self._info_subscriptions):
             while subscriptions:
                 self.destroy_subscription(subscriptions.pop())
-        while self._outputs:
-            self.destroy_lifecycle_publisher(self._outputs.popitem()[1])
+        if self._outputs is not None:
+            self._outputs.destroy()
+            self._outputs = None
         if self._pipeline is not None:
             self._pipeline.close()
         self._pipeline = None
@@ -329,32 +313,36 @@ class PerceptionNode(LifecycleNode):
                     successful=False,
                     reason=f"{parameter.name} is read when the node is configured; deactivate and clean it up first",
                 )
+        if any(parameter.name.startswith("costmap_") for parameter in parameters):
+            try:
+                self._check_costmap(costmap_settings(self, parameters))
+            except ValueError as error:
+                return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
+
+    def _check_costmap(self, settings: CostmapSettings) -> None:
+        """Raise ValueError for what the variant that is loaded cannot have."""
+        if self._outputs is not None:
+            self._outputs.check(settings)
 
     def _apply_parameters(self, parameters: list[Parameter]) -> None:
         for parameter in parameters:
             self._parameter_errors.pop(parameter.name, None)
         if self._pipeline is not None:
             self._pipeline.settings = pipeline_settings(self)
+        if self._outputs is not None:
+            self._outputs.costmap = costmap_settings(self)
 
     def _get(self, name: str) -> Any:
         return self.get_parameter(name).value
 
     # ------------------------------------------------------------------ outputs
 
-    def _publish(self, result: Result) -> None:
+    def _publish(self, result: Result, frame: Frame) -> None:
         """Publish one result; called from the worker's thread."""
         self._missing = result.missing
-        frame_id = self._get("base_frame")
-        if result.boxes is not None:
-            self._publish_boxes(result.boxes, result.stamp, frame_id)
-
-    def _publish_boxes(self, boxes: Boxes3D, stamp: int, frame_id: str) -> None:
-        # a message that nobody draws is not built: it costs more than the transport
-        if self._outputs["markers"].get_subscription_count():
-            self._outputs["markers"].publish(messages.markers(boxes, stamp, frame_id))
-        self._outputs["objects"].publish(messages.objects(boxes, stamp, frame_id))
-        self._outputs["detections"].publish(messages.detections(boxes, stamp, frame_id))
+        assert self._outputs is not None
+        self._outputs.publish(result, frame, self._get("base_frame"))
 
     def _report(self) -> None:
         """Log what happened since the last report, and publish the diagnostics."""
@@ -388,7 +376,7 @@ class PerceptionNode(LifecycleNode):
         snapshot = self._health.snapshot()
         figures = {
             "state": self._lifecycle,
-            "variant": self._get("variant"),
+            "variant": self._get("variant") if self._pipeline is None else self._pipeline.name,
             "frames": str(snapshot.frames),
             "rate [Hz]": f"{snapshot.rate:.2f}",
             "last drop": snapshot.last_drop,

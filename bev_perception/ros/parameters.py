@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
@@ -10,7 +12,8 @@ from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValu
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from bev_perception.config import DecodeConfig
+from bev_perception.config import ConfigError, DecodeConfig
+from bev_perception.costmap import CostmapSettings
 from bev_perception.data.drive import CAMERAS
 from bev_perception.pipeline import PipelineSettings
 from bev_perception.synchronizer import SynchronizerSettings
@@ -28,18 +31,28 @@ class ParameterSpec(NamedTuple):
 
 _SYNC = SynchronizerSettings(CAMERAS)
 _PIPELINE = PipelineSettings()
+_COSTMAP = CostmapSettings()
 
 PARAMETERS = (
     ParameterSpec(
         "variant", "r50_nuimg_704x256", "Name of a variant in config/models, or a path to a YAML of your own."
     ),
     ParameterSpec("checkpoint", "", "Path of the variant's weights (.safetensors or .pth)."),
+    ParameterSpec(
+        "occupancy_variant", "", "Name or path of a variant that gives occupancy, to run beside one that detects."
+    ),
+    ParameterSpec("occupancy_checkpoint", "", "Path of its weights."),
     ParameterSpec("device", "auto", "auto (the first GPU, else the CPU), cpu, or cuda:N."),
+    ParameterSpec(
+        "precision",
+        _PIPELINE.precision,
+        "Of backbone and neck: fp32, bf16 or fp16, on NVIDIA GPUs from Ampere on also tf32.",
+    ),
     ParameterSpec("autostart", True, "Configure and activate at once; false leaves it to a lifecycle manager."),
     ParameterSpec("cameras", list(CAMERAS), "Camera names; each has ~/input/<camera>/image and camera_info."),
     ParameterSpec("anchor_camera", "", "Camera whose stamp a set takes; empty is the first of cameras."),
     ParameterSpec("image_transport", "raw", "raw (sensor_msgs/Image) or compressed (sensor_msgs/CompressedImage)."),
-    ParameterSpec("base_frame", _SYNC.base_frame, "tf frame of the vehicle; boxes are published in it."),
+    ParameterSpec("base_frame", _SYNC.base_frame, "tf frame of the vehicle; results are published in it."),
     ParameterSpec("fixed_frame", _SYNC.fixed_frame, "tf frame that does not move with the vehicle (odometry)."),
     ParameterSpec(
         "max_stamp_difference",
@@ -62,6 +75,26 @@ PARAMETERS = (
         _PIPELINE.memory_interval,
         "s between remembered frames; shorter follows the trained spacing more closely and takes more memory.",
         (0.05, 10.0),
+    ),
+    ParameterSpec(
+        "costmap_min_height",
+        _COSTMAP.min_height,
+        "m above base_frame; what is lower is no obstacle in the costmap.",
+        (-10.0, 10.0),
+        live=True,
+    ),
+    ParameterSpec(
+        "costmap_max_height",
+        _COSTMAP.max_height,
+        "m above base_frame; what is higher is no obstacle in the costmap.",
+        (-10.0, 10.0),
+        live=True,
+    ),
+    ParameterSpec(
+        "costmap_free_classes",
+        list(_COSTMAP.free_classes),
+        "Classes that are ground, however high; all others are obstacles in the costmap.",
+        live=True,
     ),
     ParameterSpec("diagnostics_period", 1.0, "s of wall clock between two /diagnostics messages.", (0.05, 60.0)),
 )
@@ -120,6 +153,44 @@ def pipeline_settings(node: Node) -> PipelineSettings:
         score_threshold=get("score_threshold"),
         max_detections=get("max_detections"),
         memory_interval=get("memory_interval"),
+        precision=get("precision"),
+    )
+
+
+def variants(node: Node) -> list[tuple[str, Path]]:
+    """Return what is to run, one or two: (variant, checkpoint); raises ConfigError where something is left out."""
+    get = _getter(node)
+    given = []
+    for prefix in ("", "occupancy_"):
+        variant, checkpoint = get(f"{prefix}variant"), get(f"{prefix}checkpoint")
+        if variant and not checkpoint:
+            raise ConfigError(
+                f"no {prefix}checkpoint is set; give the path of the weights of {variant} in the parameter "
+                f"'{prefix}checkpoint' ('bev_perception init-weights' makes untrained ones for a trial run)"
+            )
+        if checkpoint and not variant:
+            raise ConfigError(f"{prefix}checkpoint is {checkpoint}; name its variant in '{prefix}variant' as well")
+        if variant:
+            given.append((variant, Path(checkpoint)))
+    if not given:
+        raise ConfigError(
+            "no variant is set; name one in the parameter 'variant' ('bev_perception variants' lists them)"
+        )
+    return given
+
+
+def costmap_settings(node: Node, changes: Sequence[Parameter] = ()) -> CostmapSettings:
+    """Read the parameters of the costmap, as they would be with `changes`; raises ValueError."""
+    new = {parameter.name: parameter.value for parameter in changes}
+    get = _getter(node)
+
+    def value(name: str) -> Any:
+        return new.get(name, get(name))
+
+    return CostmapSettings(
+        min_height=value("costmap_min_height"),
+        max_height=value("costmap_max_height"),
+        free_classes=tuple(value("costmap_free_classes")),
     )
 
 

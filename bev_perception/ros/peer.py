@@ -10,6 +10,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from vision_msgs.msg import Detection3DArray
 from bev_perception.data.drive import CAMERAS, CameraRig
 from bev_perception.data.messages import stamp_ns
 from bev_perception.geometry import quaternion_from_rotation
-from bev_perception.msg import Object3DArray
+from bev_perception.msg import Object3DArray, SemanticOccupancy
 from bev_perception.ros.messages import header
 from bev_perception.ros.process import dds_environment, wait_until
 from bev_perception.types import BASE_FRAME, FIXED_FRAME
@@ -40,20 +41,29 @@ SECOND = 1000 * MS
 class Listener:
     """A ROS node in this process that records what the perception node publishes, with times of arrival.
 
-    arrivals: stamp (ns) -> time.perf_counter() at which the detections of that stamp came.
+    answers: the topic that answers a set of images: "detections", or "occupancy", which is listened to only then.
+    arrivals: stamp (ns) -> time.perf_counter() at which the answer of that stamp came.
     """
 
-    def __init__(self, domain: int, name: str = "listener") -> None:
+    def __init__(self, domain: int, name: str = "listener", answers: str = "detections") -> None:
         """Join the domain and start listening in a thread."""
+        self.answers = answers
         os.environ.update({k: v for k, v in dds_environment(domain).items() if k.endswith("PROFILES_FILE")})
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=domain)
         self.node = rclpy.create_node(name, context=self.context)
         self.detections: list[Detection3DArray] = []
         self.objects: list[Object3DArray] = []
+        self.occupancies: list[SemanticOccupancy] = []
         self.diagnostics: list[DiagnosticArray] = []
         self.arrivals: dict[int, float] = {}
-        self.node.create_subscription(Detection3DArray, f"{NODE}/detections", self._on_detections, 50)
+        for topic, kind, kept in (
+            ("detections", Detection3DArray, self.detections),
+            ("occupancy", SemanticOccupancy, self.occupancies),
+        ):
+            if topic in ("detections", answers):
+                record = partial(self._record, topic, kept)
+                self.node.create_subscription(kind, f"{NODE}/{topic}", record, 50)
         self.node.create_subscription(Object3DArray, f"{NODE}/objects", self.objects.append, 50)
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self.diagnostics.append, 50)
         self._executor = SingleThreadedExecutor(context=self.context)
@@ -78,6 +88,11 @@ class Listener:
         )
         return self.detections[self.stamps().index(stamp)]
 
+    def wait_occupancy(self, stamp: int, timeout: float = 20.0) -> SemanticOccupancy:
+        """Return the occupancy of `stamp`, where that is what answers; raises TimeoutError."""
+        wait_until(lambda: stamp in self.arrivals, timeout, f"occupancy at {stamp}")
+        return next(message for message in self.occupancies if stamp_ns(message.header.stamp) == stamp)
+
     def values(self) -> dict[str, str]:
         """Return the newest diagnostics' values, with the status' own "message" and "level" among them."""
         if not self.diagnostics:
@@ -90,9 +105,10 @@ class Listener:
         wait_until(lambda: condition(self.values()), timeout, lambda: f"diagnostics; they say {self.values()}")
         return self.values()
 
-    def _on_detections(self, message: Detection3DArray) -> None:
-        self.detections.append(message)
-        self.arrivals[stamp_ns(message.header.stamp)] = time.perf_counter()
+    def _record(self, topic: str, kept: list[Any], message: Any) -> None:
+        kept.append(message)
+        if topic == self.answers:
+            self.arrivals[stamp_ns(message.header.stamp)] = time.perf_counter()
 
     def _spin(self) -> None:
         try:
@@ -113,9 +129,10 @@ class RigPeer(Listener):
         domain: int,
         rigs: Sequence[CameraRig],
         images: Mapping[str, bytes | np.ndarray],
+        answers: str = "detections",
     ) -> None:
         """Create the publishers and announce the extrinsics on /tf_static."""
-        super().__init__(domain, "rig")
+        super().__init__(domain, "rig", answers)
         self.rigs = {rig.name: rig for rig in rigs}
         self.offsets = {name: FIRING_OFFSETS.get(name, 0) for name in self.rigs}
         self.contents = {name: _image_message(name, images[name]) for name in self.rigs}
@@ -137,7 +154,7 @@ class RigPeer(Listener):
         """Wait until the node listens to everything and is heard."""
         publishers = [*self.images.values(), *self.infos.values(), self.tf, self.tf_static]
         wait_until(lambda: all(p.get_subscription_count() for p in publishers), timeout, "the node's subscriptions")
-        wait_until(lambda: self.node.count_publishers(f"{NODE}/detections"), timeout, "the node's publishers")
+        wait_until(lambda: self.node.count_publishers(f"{NODE}/{self.answers}"), timeout, "the node's publishers")
 
     def connect(self, timeout: float = 60.0) -> None:
         """Send sets until one is answered.
@@ -150,7 +167,7 @@ class RigPeer(Listener):
         while len(self.arrivals) == before:
             self.send_set()
             try:
-                wait_until(lambda: len(self.arrivals) > before, 2.0, "detections")
+                wait_until(lambda: len(self.arrivals) > before, 2.0, self.answers)
             except TimeoutError:
                 if time.monotonic() > deadline:
                     raise

@@ -30,7 +30,6 @@ from rclpy.signals import SignalHandlerOptions
 from rosbags.interfaces import QosDurability, QosReliability
 from rosgraph_msgs.msg import Clock
 from std_srvs.srv import SetBool
-from vision_msgs.msg import Detection3DArray
 
 from bev_perception.data.messages import stamp_ns
 from bev_perception.data.rosbag import COMPRESSED_IMAGE, IMAGE, BagError, BagReader, BagTopic
@@ -54,6 +53,7 @@ class PlayerSettings:
     clock: bool = True
     lockstep: bool = False
     lockstep_topic: str = "/bev_perception/detections"
+    lockstep_type: str = "vision_msgs/msg/Detection3DArray"
     lockstep_timeout: float = 30.0
     wait_for_subscribers: float = 10.0
     wait_for_publisher: str = ""
@@ -75,10 +75,12 @@ _DESCRIPTIONS = {
     "start_paused": "wait for `false` on the service ~/pause",
     "clock": "publish /clock, from the messages' log times",
     "lockstep": "send one set of images, then wait for a message on lockstep_topic; /clock stands still meanwhile",
-    "lockstep_topic": "topic of vision_msgs/Detection3DArray that answers each set of images",
+    "lockstep_topic": "topic that answers each set of images",
+    "lockstep_type": "its type, which begins with a header, such as bev_perception/msg/SemanticOccupancy",
     "lockstep_timeout": "s of wall clock to wait for an answer before the next set goes out all the same",
     "wait_for_subscribers": "s to wait at the start until every image topic has a subscriber",
-    "wait_for_publisher": "wait as long for somebody to publish this topic; in lockstep lockstep_topic, unless given",
+    "wait_for_publisher": "wait as long for somebody to publish this topic, or one of several with spaces between; "
+    "in lockstep lockstep_topic, unless given",
 }
 
 
@@ -108,7 +110,7 @@ class BagPlayer(Node):
         self._stopping = False
         self.create_service(SetBool, "~/pause", self._on_pause)
         if self._settings.lockstep:
-            self.create_subscription(Detection3DArray, self._settings.lockstep_topic, self._on_answer, 10)
+            self.create_subscription(self._answer_class(), self._settings.lockstep_topic, self._on_answer, 10)
 
     def stop(self) -> None:
         """Let play() return soon; may be called from a signal handler."""
@@ -159,7 +161,7 @@ class BagPlayer(Node):
 
         def matched() -> bool:
             heard = all(self._publishers_by_topic[name].get_subscription_count() for name in self._images)
-            return heard and (not wanted or self.count_publishers(wanted) > 0)
+            return heard and (not wanted or any(self.count_publishers(topic) for topic in wanted.split()))
 
         if not self._hold(matched, self._settings.wait_for_subscribers) and not self._stopping:
             answerer = f", or nobody publishes {wanted}," if wanted else ""
@@ -225,6 +227,13 @@ class BagPlayer(Node):
             except InvalidParameterTypeException as error:
                 raise ValueError(f"parameter {name}: {error}; its default is {value!r}") from error
         return PlayerSettings(**values)
+
+    def _answer_class(self) -> Any:
+        name = self._settings.lockstep_type
+        try:
+            return _message_class(name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"lockstep_type {name!r} is no message's, such as pkg/msg/Name: {error}") from error
 
     def _advertise(self) -> dict[str, Publisher]:
         publishers: dict[str, Publisher] = {}

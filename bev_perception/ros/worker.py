@@ -15,11 +15,11 @@ from bev_perception.types import Frame, Result
 class Worker:
     """Runs the pipeline on the newest frame; callers never wait for it.
 
-    publish(result) is called from the worker's thread; log(message) for errors that are no one's input.
+    publish(result, frame) is called from the worker's thread; log(message) for errors that are no one's input.
     """
 
     def __init__(
-        self, pipeline: Pipeline, health: Health, publish: Callable[[Result], None], log: Callable[[str], None]
+        self, pipeline: Pipeline, health: Health, publish: Callable[[Result, Frame], None], log: Callable[[str], None]
     ) -> None:
         """Start the thread."""
         self._pipeline = pipeline
@@ -71,7 +71,7 @@ class Worker:
             try:
                 result = self._pipeline.step(frame)
                 stepped = time.perf_counter()
-                self._publish(result)
+                self._publish(result, frame)
             except NoUsableViewError:
                 continue  # counted by the pipeline, with the reasons
             except Exception as error:

@@ -20,14 +20,12 @@ from bev_perception.models.mask_decoder import MaskDecoderLayer, RandomVoxels
 from bev_perception.models.sparsebev import SparseBEV
 from bev_perception.models.sparseocc import SparseOcc
 from bev_perception.models.voxel_decoder import CUBE_SIDES, VoxelDecoderLayer
+from bev_perception.precision import PRECISIONS
 from bev_perception.preprocess import normalize_images
 from bev_perception.training.losses import detection_losses, loss_names
 from bev_perception.training.occupancy_losses import class_weights, occupancy_loss_names, occupancy_losses
 from bev_perception.training.samples import Batch, BoxTruth, OccupancyTruth, Truth
 from bev_perception.training.targets import draw_denoising, make_denoising
-
-#: precision of the backbone and neck -> the type that autocast uses there; the decoder always computes in float32
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def freeze(model: CameraModel) -> None:

@@ -21,10 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 from bev_perception.checkpoints import load_checkpoint, load_pretrained
 from bev_perception.config import TrainingConfig, VariantConfig
 from bev_perception.models import build_model
+from bev_perception.precision import PRECISIONS
 from bev_perception.training.progress import Progress
 from bev_perception.training.samples import TrainingData, epoch_order, load_epoch
 from bev_perception.training.state import STATE, Identity, TrainingError, load_state, save_state
-from bev_perception.training.step import PRECISIONS, build_step, freeze
+from bev_perception.training.step import build_step, freeze
 
 #: of the gradients in fp16, at the start; GradScaler adapts it
 FP16_SCALE = 512.0

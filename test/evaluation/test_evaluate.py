@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -14,14 +13,16 @@ from nuscenes_root import SCENES, write_nuscenes
 
 from bev_perception.checkpoints import load_checkpoint
 from bev_perception.config import NUSCENES_CLASSES as CLASSES
-from bev_perception.config import DecodeConfig, FramesConfig, ImageConfig, load_variant, variants_directory
+from bev_perception.config import ConfigError, DecodeConfig, FramesConfig, ImageConfig, load_variant, variants_directory
 from bev_perception.data.indexing import TABLES
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.queues import read_frame, training_boxes
 from bev_perception.data.records import open_split
 from bev_perception.decode import decode_boxes
-from bev_perception.evaluation.detection import EvaluationError, score_results, to_submission, write_submission
-from bev_perception.evaluation.evaluate import EvalSettings, detect, detect_in_queues, evaluate
+from bev_perception.evaluation.detection import score_results, to_submission, write_submission
+from bev_perception.evaluation.errors import EvaluationError
+from bev_perception.evaluation.evaluate import EvalSettings, evaluate
+from bev_perception.evaluation.running import detect_in_queues, run_rows
 from bev_perception.models import build_model
 from bev_perception.pipeline import LoadedVariant, Pipeline
 from bev_perception.preprocess import Preprocessor
@@ -73,7 +74,7 @@ def check_same(found, wanted):
 
 
 def check_online_equals_offline(records, rows, untrained, model):
-    online = list(detect(CONFIG, untrained, CPU, records, rows))
+    online = [(i, result.boxes) for i, result in run_rows(CONFIG, untrained, CPU, records, rows)]
     offline = list(detect_in_queues(CONFIG, model, CPU, records, rows))
     assert [i for i, _ in online] == [i for i, _ in offline] == list(rows)
     for (_, found), (_, wanted) in zip(online, offline, strict=True):
@@ -85,9 +86,9 @@ def check_online_equals_offline(records, rows, untrained, model):
 def test_memory_and_whole_queue_give_the_same_boxes(records, untrained, model):
     found = check_online_equals_offline(records, range(6), untrained, model)
     # the frames remembered do count, and those of another scene do not
-    (_, alone), (_, first) = detect(CONFIG, untrained, CPU, records, [2, 5])
-    assert np.abs(alone.centers - found[2].centers).max() > 1e-3
-    check_same(first, found[5])
+    (_, alone), (_, first) = run_rows(CONFIG, untrained, CPU, records, [2, 5])
+    assert np.abs(alone.boxes.centers - found[2].centers).max() > 1e-3
+    check_same(first.boxes, found[5])
 
 
 def test_memory_and_whole_queue_agree_on_real_key_frames(nuscenes_root, tmp_path, untrained, model):
@@ -97,12 +98,15 @@ def test_memory_and_whole_queue_agree_on_real_key_frames(nuscenes_root, tmp_path
     check_online_equals_offline(records, range(5), untrained, model)
 
 
-def test_future_frames(records):
-    """Frames are read once for all queues that they are in; the boxes are those of queues read afresh."""
+def test_future_frames(records, monkeypatch):
+    """Frames are encoded once for all queues that they are in; the boxes are those of queues encoded afresh."""
     config = dataclasses.replace(CONFIG, frames=FramesConfig(past=2, future=2, order="interleaved"))
     torch.manual_seed(0)
     model = build_model(config).eval()
+    encode, encoded = model.encode, []
+    monkeypatch.setattr(model, "encode", lambda images: encoded.append(images) or encode(images))
     found = dict(detect_in_queues(config, model, CPU, records, [1, 2]))
+    assert len(encoded) == 5  # the frames 0 to 4
     preprocess = Preprocessor(config, CPU)
     for i, boxes in found.items():
         wanted = [i, i - 1, i + 1, max(i - 2, 0), i + 2]
@@ -111,6 +115,20 @@ def test_future_frames(records):
             outputs = model.predict_queue(inputs)
         check_same(boxes, decode_boxes(outputs.logits[-1, 0], outputs.boxes[-1, 0], config.decode, CLASSES, False))
     preprocess.close()
+
+
+def test_precision_of_the_encoder(records, untrained):
+    with pytest.raises(ConfigError, match="'tf32' is a format of NVIDIA's GPUs"):
+        next(run_rows(CONFIG, untrained, CPU, records, [0], "tf32"))
+    config = dataclasses.replace(CONFIG, frames=FramesConfig(past=1, future=1))
+    torch.manual_seed(0)
+    model = build_model(config).eval()
+    (full,), (half,) = (
+        [boxes for _, boxes in detect_in_queues(config, model, CPU, records, [1], precision)]
+        for precision in ("fp32", "bf16")
+    )
+    assert not np.array_equal(full.centers, half.centers)
+    assert np.abs(full.scores - half.scores).max() < 1e-3
 
 
 def five_key_frames(source, root):
@@ -202,47 +220,27 @@ def test_damaged_files_are_named(settings, tmp_path, damage):
         evaluate(dataclasses.replace(settings, data=root, out=tmp_path / "out"))
 
 
-def test_two_processes_give_the_results_of_one(settings, tmp_path):
+def test_two_processes_of_torchrun_give_the_results_of_one(settings, tmp_path):
     evaluate(dataclasses.replace(settings, out=tmp_path / "one"))
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import pathlib, sys, torch\n"
-        "from bev_perception.evaluation.evaluate import EvalSettings, evaluate\n"
-        "torch.set_num_threads(1)\n"
-        "variant, checkpoint, data, out = sys.argv[1:]\n"
-        f"scores = evaluate(EvalSettings(variant, pathlib.Path(checkpoint), pathlib.Path(data), *{SPLIT},"
-        " pathlib.Path(out), 'cpu'))\n"
-        "if scores is not None:\n"
-        "    (pathlib.Path(out) / 'table.txt').write_text(scores.table())\n"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "bev_perception.cli", "eval", "--variant", settings.variant, "--checkpoint", settings.checkpoint]
+    command += ["--data", settings.data, "--version", SPLIT[0], "--split", SPLIT[1], "--device", "cpu"]
+    done = subprocess.run(
+        [*torchrun, *map(str, [*command, "--out", tmp_path / "two"])],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
-    arguments = [script, settings.variant, settings.checkpoint, settings.data, tmp_path / "two"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {"PYTHONPATH": os.pathsep.join(sys.path), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    common |= {"WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    processes = [  # what torchrun starts
-        subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    try:
-        errors = [process.communicate(timeout=240)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], errors[0][-2000:] + errors[1][-2000:]
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("NDS  ") == 1  # the first process alone scores
     one, two = (json.loads((tmp_path / n / "results_nusc.json").read_text())["results"] for n in ("one", "two"))
     assert list(one) == list(two)
     for token in one:
         for a, b in zip(one[token], two[token], strict=True):
             assert a["detection_name"] == b["detection_name"]
             np.testing.assert_allclose(a["translation"], b["translation"], atol=1e-3)
-    assert "NDS" in (tmp_path / "two" / "table.txt").read_text()
 
 
 def test_tables_of_the_made_up_root_are_complete(synthetic_nuscenes):

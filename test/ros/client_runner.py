@@ -16,8 +16,16 @@ def run_client(venv_python: Path, domain_id: int, spec_path: Path, timeout: floa
     later than the one before), or "error" where nothing came back within `timeout` s. The layout of the specification
     is in dds_client.py. Raises RuntimeError if the client itself fails.
     """
-    script = Path(__file__).with_name("dds_client.py")
-    command = [str(venv_python), str(script), str(domain_id), str(spec_path), "--timeout", str(timeout)]
+    return run_script(venv_python, "dds_client.py", [str(domain_id), str(spec_path)], timeout)
+
+
+def run_script(venv_python: Path, script: str, arguments: list[str], timeout: float) -> dict:
+    """Run a script of this directory with --timeout, and return the JSON that it prints.
+
+    Raises RuntimeError if it fails.
+    """
+    path = Path(__file__).with_name(script)
+    command = [str(venv_python), str(path), *arguments, "--timeout", str(timeout)]
     environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout + 30, check=False)
     if done.returncode:

@@ -6,7 +6,7 @@ A ROS 2 type pkg/msg/Name is called pkg::msg::dds_::Name_ on the wire; fields in
 from dataclasses import dataclass, field
 
 from cyclonedds.idl import IdlStruct
-from cyclonedds.idl.types import array, float64, int32, sequence, uint8, uint32
+from cyclonedds.idl.types import array, float32, float64, int8, int16, int32, sequence, uint8, uint32
 
 
 @dataclass
@@ -141,3 +141,52 @@ class Detection3D(IdlStruct, typename="vision_msgs::msg::dds_::Detection3D_"):
 class Detection3DArray(IdlStruct, typename="vision_msgs::msg::dds_::Detection3DArray_"):
     header: Header = field(default_factory=Header)
     detections: sequence[Detection3D] = field(default_factory=list)
+
+
+@dataclass
+class SemanticOccupancy(IdlStruct, typename="bev_perception::msg::dds_::SemanticOccupancy_"):
+    header: Header = field(default_factory=Header)
+    origin: Point = field(default_factory=Point)
+    resolution: float64 = 0.0
+    shape: array[uint32, 3] = field(default_factory=lambda: [0] * 3)
+    class_names: sequence[str] = field(default_factory=list)
+    run_labels: sequence[uint8] = field(default_factory=list)
+    run_lengths: sequence[uint8] = field(default_factory=list)
+    run_instances: sequence[int16] = field(default_factory=list)
+
+
+@dataclass
+class PointField(IdlStruct, typename="sensor_msgs::msg::dds_::PointField_"):
+    name: str = ""
+    offset: uint32 = 0
+    datatype: uint8 = 0
+    count: uint32 = 0
+
+
+@dataclass
+class PointCloud2(IdlStruct, typename="sensor_msgs::msg::dds_::PointCloud2_"):
+    header: Header = field(default_factory=Header)
+    height: uint32 = 0
+    width: uint32 = 0
+    fields: sequence[PointField] = field(default_factory=list)
+    is_bigendian: bool = False
+    point_step: uint32 = 0
+    row_step: uint32 = 0
+    data: sequence[uint8] = field(default_factory=list)
+    is_dense: bool = False
+
+
+@dataclass
+class MapMetaData(IdlStruct, typename="nav_msgs::msg::dds_::MapMetaData_"):
+    map_load_time: Time = field(default_factory=Time)
+    resolution: float32 = 0.0
+    width: uint32 = 0
+    height: uint32 = 0
+    origin: Pose = field(default_factory=Pose)
+
+
+@dataclass
+class OccupancyGrid(IdlStruct, typename="nav_msgs::msg::dds_::OccupancyGrid_"):
+    header: Header = field(default_factory=Header)
+    info: MapMetaData = field(default_factory=MapMetaData)
+    data: sequence[int8] = field(default_factory=list)

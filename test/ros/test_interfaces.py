@@ -42,7 +42,7 @@ ensure_interfaces()
 import rclpy
 from rclpy.serialization import deserialize_message, serialize_message
 from geometry_msgs.msg import TransformStamped
-from bev_perception.msg import Object3D, Object3DArray
+from bev_perception.msg import Object3D, Object3DArray, SemanticOccupancy
 from tf2_msgs.msg import TFMessage
 from vision_msgs.msg import Detection3D, Detection3DArray, ObjectHypothesisWithPose
 
@@ -55,10 +55,14 @@ transform = TransformStamped(child_frame_id="base_link")
 transform.header.stamp.nanosec, transform.transform.translation.y = 5, -3.0
 thing = Object3D(class_name="bus", score=0.5, track_id=2**40, attribute="vehicle.moving")
 thing.velocity.x, thing.pose.orientation.z = -1.5, 0.5
+occupancy = SemanticOccupancy(resolution=0.4, shape=[2, 3, 4], class_names=["car", "free"])
+occupancy.run_labels, occupancy.run_lengths, occupancy.run_instances = [0, 1], [20, 255], [2**15 - 1, 0]
+occupancy.origin.z = -1.0
 messages = [
     Detection3DArray(detections=[detection, detection]),
     TFMessage(transforms=[transform]),
     Object3DArray(objects=[thing, Object3D()]),
+    occupancy,
 ]
 rclpy.init()
 node = rclpy.create_node("interfaces_test")
@@ -129,7 +133,7 @@ def test_messages_are_those_of_a_distribution(race):
     report = json.loads(finish(start(ROUND_TRIP, cache, ROS_DOMAIN_ID=str(os.getpid() % 100 + 1)))[0])
     for name, expected in TYPE_HASHES.items():
         assert report[name]["hash"] == expected
-    for name in (*TYPE_HASHES, "Object3DArray"):
+    for name in (*TYPE_HASHES, "Object3DArray", "SemanticOccupancy"):
         assert report[name]["equal"], name
         assert report[name]["differs_from_empty"], name
     assert report["default_track_id"] == -1

@@ -192,12 +192,13 @@ def test_bad_settings_are_named(start):
         ("image_transport", "compressed", ""),
         ("anchor_camera", "cam_roof", "'cam_roof' is none of the cameras"),
         ("device", "cuda:77", "choose 'auto'"),
+        ("precision", "half", "it must be one of fp32"),
     ):
         assert peer.set_parameter(name, value).successful
         if text:
             assert not peer.transition("configure")
             peer.wait_diagnostics(lambda v, text=text: text in v.get("message", ""))
-            assert peer.set_parameter(name, {"device": "cpu"}.get(name, "")).successful
+            assert peer.set_parameter(name, {"device": "cpu", "precision": "fp32"}.get(name, "")).successful
     assert peer.set_parameter("checkpoint", "").successful
     assert not peer.transition("configure")
     peer.wait_diagnostics(lambda v: "no checkpoint is set" in v.get("message", ""))

@@ -1,0 +1,5 @@
+"""What evaluations raise."""
+
+
+class EvaluationError(ValueError):
+    """An evaluation that cannot be done; the message names cause and remedy."""

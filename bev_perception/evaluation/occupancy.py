@@ -1,0 +1,387 @@
+"""How well occupancy agrees with its labels: by the lidar's rays, voxel by voxel, and object by object.
+
+RayIoU and RayPQ: SparseOcc (Liu et al., ECCV 2024, section 4).  mIoU over the voxels that a sensor has observed:
+Occ3D (Tian et al., NeurIPS 2023).  F-score of surfaces: Tatarchenko et al., What Do Single-view 3D Reconstruction
+Networks Learn?, CVPR 2019.  All as in SparseOcc's code, where the papers leave something open.
+
+Everything that is averaged over a data set is a quotient of counts: a sample gives OccupancyCounts, counts of any
+samples add up, and scores are made of the sum.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from bev_perception.data.occupancy_labels import OccupancyLabels
+from bev_perception.evaluation.errors import EvaluationError
+from bev_perception.evaluation.lidar_rays import LidarHits, cast_lidar
+from bev_perception.evaluation.segments import SegmentCounts, count_segments, truth_ids
+from bev_perception.types import OCC3D_GRID, Occupancy
+
+#: m, by which the depths of two hits may differ
+THRESHOLDS = (1, 2, 4)
+#: the label of voxels that do not count
+IGNORED = 255
+#: rays and voxels that an unmatched segment must have, else it is passed over
+SMALLEST_OF_RAYS, SMALLEST_OF_VOXELS = 10, 20
+#: m, below which a surface is found
+SURFACE_DISTANCE = 0.6
+
+
+@dataclass(frozen=True)
+class RayCounts:
+    """Rays that meet something in truth, by class (C, free included).
+
+    truth, found: [C] int64, by what they meet in truth and in the prediction.  hits: [T, C], those that meet the same
+    class in both, at depths that differ by less than each of THRESHOLDS.
+    """
+
+    truth: np.ndarray
+    found: np.ndarray
+    hits: np.ndarray
+
+    def __add__(self, other: RayCounts) -> RayCounts:
+        """Return the counts of both."""
+        return RayCounts(self.truth + other.truth, self.found + other.found, self.hits + other.hits)
+
+    @property
+    def ious(self) -> np.ndarray:
+        """[T, C-1], without free; NaN for a class that is neither in truth nor in the prediction."""
+        return _divide(self.hits, self.truth + self.found - self.hits)[:, :-1]
+
+
+@dataclass(frozen=True)
+class VoxelCounts:
+    """confusion: [C+1, C] int64, voxels by label (rows; the last one is IGNORED) and prediction (columns)."""
+
+    confusion: np.ndarray
+
+    def __add__(self, other: VoxelCounts) -> VoxelCounts:
+        """Return the counts of both."""
+        return VoxelCounts(self.confusion + other.confusion)
+
+    @property
+    def ious(self) -> np.ndarray:
+        """[C], free included; NaN for a class that has no voxel in truth, be it predicted or not."""
+        return _ious(self.confusion[:-1])
+
+    @property
+    def occupied_ious(self) -> np.ndarray:
+        """[2]: of occupied and of free voxels, all classes taken together; ignored ones count as free."""
+        free = self.confusion.shape[1] - 1
+        rows = np.add.reduceat(self.confusion, [0, free], axis=0)
+        return _ious(np.add.reduceat(rows, [0, free], axis=1))
+
+
+@dataclass(frozen=True)
+class SurfaceSums:
+    """Sums over samples: share of predicted voxels near to true ones, of true ones near to predicted, and F-score."""
+
+    samples: int
+    accuracy: float
+    completeness: float
+    f_score: float
+
+    def __add__(self, other: SurfaceSums) -> SurfaceSums:
+        """Return the sums over the samples of both."""
+        return SurfaceSums(
+            self.samples + other.samples,
+            self.accuracy + other.accuracy,
+            self.completeness + other.completeness,
+            self.f_score + other.f_score,
+        )
+
+    @property
+    def means(self) -> tuple[float, float, float]:
+        """Accuracy, completeness and F-score of the mean sample."""
+        return self.accuracy / self.samples, self.completeness / self.samples, self.f_score / self.samples
+
+
+@dataclass(frozen=True)
+class OccupancyCounts:
+    """What the scores of some samples are made of; counts of other samples can be added.
+
+    voxels: by the mask that selects them: "camera", "lidar" (where the labels have these) and "none".
+    surfaces: by mask, "camera" alone.  segments: by what they are made of, "rays" and "voxels" (those under the
+    cameras' mask), where the model tells objects apart.
+    """
+
+    samples: int
+    rays: RayCounts
+    voxels: dict[str, VoxelCounts]
+    surfaces: dict[str, SurfaceSums]
+    segments: dict[str, SegmentCounts]
+
+    def __add__(self, other: OccupancyCounts) -> OccupancyCounts:
+        """Return the counts of both.  Raises EvaluationError if only one of them has a mask or objects."""
+        return OccupancyCounts(
+            self.samples + other.samples,
+            self.rays + other.rays,
+            _added(self.voxels, other.voxels),
+            _added(self.surfaces, other.surfaces),
+            _added(self.segments, other.segments),
+        )
+
+
+def count_sample(
+    found: Occupancy, labels: OccupancyLabels, origins: np.ndarray, device: torch.device | str = "cpu"
+) -> OccupancyCounts:
+    """Compare a prediction with the labels of its key frame.
+
+    origins: [n, 3] m in the ego frame, see lidar_rays.lidar_origins.  device: where rays are cast.
+
+    Raises EvaluationError for a prediction on another grid or of other classes than the labels, and for labels that
+    lack the objects that the prediction tells apart.
+    """
+    check_comparable(found, labels)
+    classes = len(found.class_names)
+    met, truth = cast_lidar([found.semantics, labels.semantics], found.free, origins, device=device)
+    masks = {"camera": labels.mask_camera, "lidar": labels.mask_lidar, "none": np.ones(found.semantics.shape, bool)}
+    present = {name: mask for name, mask in masks.items() if mask is not None}
+    codes = _confusion_codes(labels.semantics, found.semantics, classes)
+    voxels = {name: count_voxels(codes[mask], classes) for name, mask in present.items()}
+    surfaces, segments = {}, {}
+    if labels.mask_camera is not None:
+        surfaces["camera"] = compare_surfaces(found.semantics, labels.semantics, found.free, labels.mask_camera)
+    if found.instances is not None and labels.instances is not None:
+        ids = found.instances.ravel(), labels.instances.ravel()
+        segments["rays"] = count_ray_segments(met, ids[0][met.voxels], truth, ids[1][truth.voxels], found.class_names)
+        if labels.mask_camera is not None:
+            segments["voxels"] = count_voxel_segments(found, labels, labels.mask_camera)
+    return OccupancyCounts(1, count_rays(met, truth, classes), voxels, surfaces, segments)
+
+
+def count_rays(found: LidarHits, truth: LidarHits, classes: int) -> RayCounts:
+    """Count what the same rays meet in a prediction and in truth; the last of `classes` is free."""
+    kept = truth.labels != classes - 1
+    labels = truth.labels[kept]
+    near = _near(found, truth)[:, kept] & (found.labels[kept] == labels)  # [T, K]
+    return RayCounts(
+        _histogram(labels, classes),
+        _histogram(found.labels[kept], classes),
+        np.stack([_histogram(labels[within], classes) for within in near]),
+    )
+
+
+def count_ray_segments(
+    found: LidarHits, found_ids: np.ndarray, truth: LidarHits, true_ids: np.ndarray, class_names: Sequence[str]
+) -> SegmentCounts:
+    """Count the objects that the same rays meet, for each of THRESHOLDS; ids: [R], the instances that rays meet."""
+    classes = len(class_names)
+    kept = truth.labels != classes - 1
+    labels = truth.labels[kept]
+    return count_segments(
+        labels,
+        truth_ids(labels, true_ids[kept], class_names),
+        found.labels[kept],
+        found_ids[kept],
+        _near(found, truth)[:, kept],
+        classes,
+        SMALLEST_OF_RAYS,
+    )
+
+
+def count_voxel_segments(found: Occupancy, labels: OccupancyLabels, mask: np.ndarray) -> SegmentCounts:
+    """Count the objects among the voxels under a mask [X, Y, Z], as if for one threshold; both must have instances."""
+    assert found.instances is not None and labels.instances is not None
+    semantics = labels.semantics[mask]
+    return count_segments(
+        semantics,
+        truth_ids(semantics, labels.instances[mask], found.class_names),
+        found.semantics[mask],
+        found.instances[mask],
+        np.ones((1, len(semantics)), bool),
+        len(found.class_names),
+        SMALLEST_OF_VOXELS,
+    )
+
+
+def count_voxels(codes: np.ndarray, classes: int) -> VoxelCounts:
+    """Count voxels from their codes [N], see _confusion_codes."""
+    counts = np.bincount(codes, minlength=(classes + 2) * classes)
+    return VoxelCounts(counts.reshape(classes + 2, classes)[:-1])
+
+
+def compare_surfaces(found: np.ndarray, truth: np.ndarray, free: int, mask: np.ndarray) -> SurfaceSums:
+    """Compare which voxels [X, Y, Z] under a mask are occupied, with SURFACE_DISTANCE to spare; all are cubes."""
+    a, b = ((labels != free) & (labels != IGNORED) & mask for labels in (found, truth))
+    if not a.any() or not b.any():
+        return SurfaceSums(1, 0.0, 0.0, 0.0)
+    reach = math.ceil(SURFACE_DISTANCE / OCC3D_GRID.resolution) - 1  # voxels along an axis
+    offsets = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 3, indexing="ij"), axis=-1)
+    ball = np.linalg.norm(offsets, axis=-1) * OCC3D_GRID.resolution < SURFACE_DISTANCE
+    near_a, near_b = (ndimage.binary_dilation(occupied, ball) for occupied in (a, b))
+    accuracy, completeness = float(near_b[a].mean()), float(near_a[b].mean())
+    return SurfaceSums(1, accuracy, completeness, 2 / (1 / (accuracy + 1e-8) + 1 / (completeness + 1e-8)))
+
+
+def _confusion_codes(truth: np.ndarray, found: np.ndarray, classes: int) -> np.ndarray:
+    """Return the cell of every voxel in a confusion matrix [C+2, C]; rows C and C+1: ignored, and labels unheard of."""
+    row = np.arange(256).clip(max=classes + 1)
+    row[classes:] = classes + 1
+    row[IGNORED] = classes
+    return row[truth] * classes + found
+
+
+def _near(found: LidarHits, truth: LidarHits) -> np.ndarray:
+    """Return [T, R] bool: the depths differ by less than each of THRESHOLDS."""
+    apart = np.abs(found.depths - truth.depths)
+    return np.stack([apart < np.float32(threshold) for threshold in THRESHOLDS])
+
+
+def _histogram(labels: np.ndarray, classes: int) -> np.ndarray:
+    return np.bincount(labels, minlength=256)[:classes]
+
+
+def _ious(confusion: np.ndarray) -> np.ndarray:
+    both = np.diagonal(confusion)
+    truth, found = confusion.sum(axis=1), confusion.sum(axis=0)
+    return np.where(truth > 0, _divide(both, truth + found - both), np.nan)
+
+
+def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return a / b, NaN where b is 0."""
+    return np.divide(a, b, out=np.full(np.broadcast_shapes(a.shape, b.shape), np.nan), where=b != 0)
+
+
+Counts = TypeVar("Counts", VoxelCounts, SurfaceSums, SegmentCounts)
+
+
+def _added(a: dict[str, Counts], b: dict[str, Counts]) -> dict[str, Counts]:
+    if a.keys() != b.keys():
+        odd = ", ".join(sorted(a.keys() ^ b.keys()))
+        raise EvaluationError(f"some key frames have no {odd} to be counted, others have; are all labels of one kind?")
+    return {name: a[name] + b[name] for name in a}
+
+
+def check_comparable(found: Occupancy, labels: OccupancyLabels) -> None:
+    """Raise EvaluationError, naming cause and remedy, if the labels cannot judge the prediction."""
+    if found.grid != OCC3D_GRID or found.semantics.shape != OCC3D_GRID.shape:
+        raise EvaluationError(f"the prediction is on {found.grid}, the labels are on {OCC3D_GRID}: not comparable")
+    known = labels.semantics[labels.semantics != IGNORED]
+    classes = len(found.class_names)
+    if max(int(known.max(initial=0)), int(found.semantics.max(initial=0))) >= classes:
+        raise EvaluationError(
+            f"labels go up to {known.max(initial=0)} and predictions up to {found.semantics.max(initial=0)}, but there "
+            f"are {classes} classes; give the labels (--labels) that the variant is meant for"
+        )
+    if found.instances is not None and labels.instances is None:
+        raise EvaluationError(
+            "the variant tells objects apart, but these labels do not; write such labels with `prepare panoptic-occ` "
+            "and give their folder (--labels)"
+        )
+
+
+@dataclass(frozen=True)
+class OccupancyScores:
+    """Scores of a data set; all in 0..1, NaN where there is nothing to judge.
+
+    class_names: the last is free.  ray_ious: [T, C-1].  voxel_ious: mask -> [C-1].  occupied_ious: mask -> IoU of
+    occupied space, whatever the class.  surfaces: mask -> accuracy, completeness, F-score.
+    qualities: "rays" -> [T, C] RayPQ, "voxels" -> [1, C]; empty for a variant that tells no objects apart.
+    """
+
+    samples: int
+    class_names: tuple[str, ...]
+    ray_ious: np.ndarray
+    voxel_ious: dict[str, np.ndarray]
+    occupied_ious: dict[str, float]
+    surfaces: dict[str, tuple[float, float, float]]
+    qualities: dict[str, np.ndarray]
+
+    @staticmethod
+    def of(counts: OccupancyCounts, class_names: Sequence[str]) -> OccupancyScores:
+        """Make the scores of counts."""
+        return OccupancyScores(
+            counts.samples,
+            tuple(class_names),
+            counts.rays.ious,
+            {mask: voxels.ious[:-1] for mask, voxels in counts.voxels.items()},
+            {mask: float(voxels.occupied_ious[0]) for mask, voxels in counts.voxels.items()},
+            {mask: sums.means for mask, sums in counts.surfaces.items()},
+            {of: segments.quality for of, segments in counts.segments.items()},
+        )
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """The scores of all classes, by name."""
+        found = _by_threshold("RayIoU", self.ray_ious)
+        if "rays" in self.qualities:
+            found |= _by_threshold("RayPQ", self.qualities["rays"])
+        found |= {f"mIoU, {_over(mask)}": _mean(ious) for mask, ious in self.voxel_ious.items()}
+        found |= {f"occupied IoU, {_over(mask)}": iou for mask, iou in self.occupied_ious.items()}
+        for mask, values in self.surfaces.items():
+            names = ("accuracy", "completeness", "F-score")
+            found |= {f"{name}, {_over(mask)}": value for name, value in zip(names, values, strict=True)}
+        if "voxels" in self.qualities:
+            found["voxel PQ, camera mask"] = _mean(self.qualities["voxels"])
+        return found
+
+    @property
+    def by_class(self) -> dict[str, dict[str, float]]:
+        """Class -> its scores, by name."""
+        columns = {f"RayIoU@{t}": ious for t, ious in zip(THRESHOLDS, self.ray_ious, strict=True)}
+        if "rays" in self.qualities:
+            columns |= {f"RayPQ@{t}": q for t, q in zip(THRESHOLDS, self.qualities["rays"], strict=True)}
+        columns |= {f"IoU, {_over(mask)}": ious for mask, ious in self.voxel_ious.items()}
+        if "voxels" in self.qualities:
+            columns["PQ, camera mask"] = self.qualities["voxels"][0]
+        return {
+            name: {column: float(values[label]) for column, values in columns.items()}
+            for label, name in enumerate(self.class_names[:-1])
+        }
+
+    def table(self) -> str:
+        """Return the scores in percent as text for people, first those of all classes, then one line a class."""
+        lines = [f"{self.samples} samples; all in percent", ""]
+        lines += [f"{name:28}{_percent(value):>7}" for name, value in self.summary.items()]
+        rows = self.by_class
+        heads = [
+            head.replace(" mask", "").replace(" voxels", "").replace(",", "") for head in next(iter(rows.values()))
+        ]
+        lines += ["", f"{'class':22}" + "".join(f"{head:>12}" for head in heads)]
+        for name, values in rows.items():
+            lines.append(f"{name:22}" + "".join(f"{_percent(value):>12}" for value in values.values()))
+        return "\n".join(lines)
+
+    def write(self, path: Path) -> None:
+        """Write the scores as JSON, in 0..1, null where there is nothing to judge."""
+        document: dict[str, Any] = {
+            "samples": self.samples,
+            "scores": _without_nan(self.summary),
+            "classes": {name: _without_nan(values) for name, values in self.by_class.items()},
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=1))
+
+
+def _by_threshold(name: str, values: np.ndarray) -> dict[str, float]:
+    """Return the mean of values [T, C] and those of each threshold."""
+    return {name: _mean(values)} | {f"{name}@{t}": _mean(v) for t, v in zip(THRESHOLDS, values, strict=True)}
+
+
+def _mean(values: np.ndarray) -> float:
+    """Return the mean of those that are no NaN."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else math.nan
+
+
+def _over(mask: str) -> str:
+    return "all voxels" if mask == "none" else f"{mask} mask"
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _without_nan(values: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in values.items()}

@@ -1,0 +1,121 @@
+"""Occupancy in files: labels to judge by, and results as the challenge on Occ3D-nuScenes takes them.
+
+A result is <sample token>.npz with the labels `pred` [200, 200, 16] uint8 and, where objects are told apart,
+`instances` beside them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
+from operator import add
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from bev_perception.data.occupancy_labels import LABELS_FOLDER, labels_path, read_labels
+from bev_perception.data.records import Records
+from bev_perception.evaluation.errors import EvaluationError
+from bev_perception.evaluation.lidar_rays import lidar_origins
+from bev_perception.evaluation.occupancy import OccupancyCounts, OccupancyScores, check_comparable, count_sample
+from bev_perception.evaluation.running import whole_scenes
+from bev_perception.types import OCC3D_GRID, Occupancy
+
+#: what score_occupancy_files leaves in the directory that it is given
+SCORES_FILE = "occupancy_metrics.json"
+
+
+def count_row(
+    found: Occupancy, records: Records, i: int, labels: str | Path, device: torch.device | str = "cpu"
+) -> OccupancyCounts:
+    """Compare the occupancy of key frame i with its labels, which are in the folder `labels`; see labels_path.
+
+    Raises EvaluationError for a prediction that its labels cannot judge, NuScenesError for labels that are damaged.
+    """
+    truth = read_labels(labels_path(records.root, records.scenes[i], records.tokens[i], labels))
+    try:
+        return count_sample(found, truth, lidar_origins(records, i), device)
+    except EvaluationError as error:
+        raise EvaluationError(f"sample {records.tokens[i]} of {records.scenes[i]}: {error}") from error
+
+
+def check_labels(records: Records, labels: str | Path, class_names: Sequence[str], panoptic: bool) -> None:
+    """Raise EvaluationError if labels are missing, or the first ones there are cannot judge such a prediction."""
+    paths = [
+        labels_path(records.root, scene, token, labels)
+        for scene, token in zip(records.scenes, records.tokens, strict=True)
+    ]
+    missing = [i for i, path in enumerate(paths) if not path.is_file()]
+    if missing:
+        raise EvaluationError(
+            f"{len(missing)} of {len(paths)} key frames have no occupancy labels, such as {paths[missing[0]]}; unpack "
+            "them there, give the folder that they are in (--labels), or evaluate single scenes (with all their "
+            f"labels here: {whole_scenes(records, missing)})"
+        )
+    nothing = np.full(OCC3D_GRID.shape, len(class_names) - 1, np.uint8)
+    instances = np.zeros(OCC3D_GRID.shape, np.int16) if panoptic else None
+    check_comparable(Occupancy(nothing, tuple(class_names), instances=instances), read_labels(paths[0]))
+
+
+def read_occupancy(path: Path, class_names: Sequence[str]) -> Occupancy:
+    """Return the result in a file; raise EvaluationError, naming cause and remedy, if it holds none."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except Exception as error:  # damaged bytes can meet the reader anywhere
+        raise EvaluationError(f"{path} cannot be read ({error}); write it again") from error
+    known = {name: arrays[name] for name in ("pred", "instances") if name in arrays}
+    if "pred" not in known:
+        raise EvaluationError(f"{path} holds no array 'pred' but {', '.join(arrays) or 'nothing'}")
+    for name, array in known.items():
+        if array.shape != OCC3D_GRID.shape or array.dtype.kind not in "ui" or array.min() < 0:
+            raise EvaluationError(
+                f"{path}: {name} is {array.dtype} of shape {array.shape}; it must be whole numbers from 0 on, of shape "
+                f"{OCC3D_GRID.shape}"
+            )
+    if known["pred"].max() >= len(class_names):
+        raise EvaluationError(
+            f"{path} holds class {known['pred'].max()}, of {len(class_names)} classes; name the variant that it is of "
+            "(--variant)"
+        )
+    return Occupancy(known["pred"].astype(np.uint8), tuple(class_names), instances=known.get("instances"))
+
+
+def score_occupancy_files(
+    directory: Path,
+    records: Records,
+    out: Path,
+    class_names: Sequence[str],
+    labels: str | Path = LABELS_FOLDER,
+) -> OccupancyScores:
+    """Score the results in a directory, which must hold one of every key frame of records; on all cores.
+
+    class_names: of the results and of the labels, the last is free.  labels: their folder, see labels_path.
+    out: gets occupancy_metrics.json.
+
+    Raises EvaluationError for missing results and labels, which are counted before anything is scored, and for
+    damaged ones, NuScenesError for damaged labels.
+    """
+    paths = [directory / f"{token}.npz" for token in records.tokens]
+    missing = [i for i, path in enumerate(paths) if not path.is_file()]
+    if missing:
+        raise EvaluationError(
+            f"{directory} lacks the results of {len(missing)} of the {len(paths)} samples to be scored, such as "
+            f"{paths[missing[0]].name}; score it on the split that it was made for, or on single scenes (complete "
+            f"here: {whole_scenes(records, missing)})"
+        )
+    check_labels(records, labels, class_names, panoptic=False)
+
+    def count(i: int) -> OccupancyCounts:
+        return count_row(read_occupancy(paths[i], class_names), records, i, labels)
+
+    # unpacking, ray casting and numpy let other threads run; PyTorch shall not start more of its own in each
+    with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        counts = tqdm(pool.map(count, range(len(paths))), total=len(paths), desc="scoring", unit="sample")
+        scores = OccupancyScores.of(reduce(add, counts), class_names)
+    scores.write(out / SCORES_FILE)
+    return scores

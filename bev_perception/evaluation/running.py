@@ -1,0 +1,206 @@
+"""A variant over the key frames of nuScenes: frame by frame as in live use, shared out among the processes there are.
+
+Whole scenes are dealt out, for a scene's frames build on one another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from bev_perception.checkpoints import load_checkpoint
+from bev_perception.config import VariantConfig
+from bev_perception.data.queues import evaluation_queue, read_frame
+from bev_perception.data.records import Records
+from bev_perception.decode import decode_boxes
+from bev_perception.evaluation.errors import EvaluationError
+from bev_perception.memory import FrameFeatures
+from bev_perception.models import build_model
+from bev_perception.models.sparsebev import SparseBEV
+from bev_perception.pipeline import LoadedVariant, Pipeline, PipelineSettings, choose_device
+from bev_perception.precision import check_precision, encoder_precision
+from bev_perception.preprocess import NoUsableViewError, Preprocessor
+from bev_perception.types import Boxes3D, ModelInput, Result
+
+#: how long a process waits for the slowest one
+PATIENCE = timedelta(hours=12)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that torchrun started: its number, and how many there are."""
+
+    rank: int
+    world: int
+
+    def first_before_others(self, make: Callable[[], T]) -> T:
+        """Return what `make` makes; the others start when the first has ended, and find what it has left."""
+        if self.rank > 0:
+            dist.barrier()
+        made = make()
+        if self.rank == 0 and self.world > 1:
+            dist.barrier()
+        return made
+
+    def share(self, records: Records) -> list[int]:
+        """Return the rows of this process: every world-th scene."""
+        mine = set(sorted(set(records.scenes))[self.rank :: self.world])
+        return [i for i, scene in enumerate(records.scenes) if scene in mine]
+
+    def gather(self, part: T) -> list[T]:
+        """Return the parts of all processes, in the first; nothing in the others."""
+        if self.world == 1:
+            return [part]
+        parts: list[T] | None = [part] * self.world if self.rank == 0 else None
+        dist.gather_object(part, parts)
+        return parts or []
+
+
+@contextmanager
+def joined_processes() -> Iterator[Processes]:
+    """Connect the processes of torchrun, if it started this one, as long as the context lasts."""
+    processes = Processes(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    if processes.world > 1:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        yield processes
+    finally:
+        if processes.world > 1:
+            dist.destroy_process_group()
+
+
+def own_device(name: str) -> torch.device:
+    """Return the device called `name`; under torchrun each process takes its own GPU unless another is named."""
+    local = os.environ.get("LOCAL_RANK")
+    if local is not None and name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{local}"
+    return choose_device(name)
+
+
+def run_rows(
+    config: VariantConfig,
+    checkpoint: Path,
+    device: torch.device,
+    records: Records,
+    rows: Iterable[int],
+    precision: str = PipelineSettings.precision,
+) -> Iterator[tuple[int, Result]]:
+    """Yield each row, a number of a key frame, with its result; boxes are in the lidar frame.
+
+    rows: ascending.  precision: of the encoder, as in PipelineSettings.
+    A variant that looks back alone runs through the pipeline, with its memory; one that looks ahead gets whole queues.
+    """
+    model = build_model(config)
+    info = load_checkpoint(model, checkpoint)
+    model.eval().to(device)
+    if config.frames.future:
+        check_precision(precision, device)
+        for i, boxes in detect_in_queues(config, model, device, records, rows, precision):
+            yield i, Result(records.stamps[i] * 1000, boxes, None, {}, None, {}, len(config.frames.offsets) - 1)
+        return
+    pipeline = Pipeline([LoadedVariant(config, model, info)], device, PipelineSettings(precision=precision))
+    try:
+        yield from run_in_order(pipeline, records, rows)
+    finally:
+        pipeline.close()
+
+
+def run_in_order(pipeline: Pipeline, records: Records, rows: Iterable[int]) -> Iterator[tuple[int, Result]]:
+    """Yield rows with their results, frame by frame; the memory is wiped at a scene's start."""
+    scene = ""
+    for i in rows:
+        if records.scenes[i] != scene:
+            scene = records.scenes[i]
+            pipeline.reset(f"{scene} starts")
+        frame = read_frame(records, i)
+        try:
+            result = pipeline.step(frame)
+        except NoUsableViewError as error:
+            raise EvaluationError(f"sample {records.tokens[i]}: {error}") from error
+        _check_views(records, i, records.cameras(i), result.missing)
+        yield i, result
+
+
+def detect_in_queues(
+    config: VariantConfig,
+    model: SparseBEV,
+    device: torch.device,
+    records: Records,
+    rows: Iterable[int],
+    precision: str = PipelineSettings.precision,
+) -> Iterator[tuple[int, Boxes3D]]:
+    """Yield rows with their boxes, each from its whole queue of frames, past and future.
+
+    A frame is read and encoded once, and kept as long as one queue after the other has it.
+    """
+    preprocess = Preprocessor(config, device)
+    inputs: dict[tuple[int, ...], ModelInput] = {}
+    encoded: dict[tuple[int, ...], FrameFeatures] = {}
+    try:
+        for i in rows:
+            queue = [tuple(image_set.tolist()) for image_set in evaluation_queue(records, i, config.frames)]
+            distinct = dict.fromkeys(queue)  # where the recording ends, a frame repeats
+            inputs = {s: inputs.get(s) or _load(preprocess, records, i, np.array(s)) for s in distinct}
+            # the current frame's place is the reference of all; as a neighbour it may have been loaded with another's
+            current = replace(inputs[queue[0]], reference2global=records.lidar2global(i))
+            with torch.inference_mode():
+                with encoder_precision(precision, device):
+                    encoded = {s: encoded.get(s) or model.encode_frame(inputs[s]) for s in distinct}
+                outputs = model.predict([encoded[s] for s in queue], current)
+            boxes = decode_boxes(
+                outputs.logits[-1, 0], outputs.boxes[-1, 0], config.decode, config.class_names, model.legacy_boxes
+            )
+            yield i, boxes
+    finally:
+        preprocess.close()
+
+
+def _load(preprocess: Preprocessor, records: Records, i: int, image_set: np.ndarray) -> ModelInput:
+    try:
+        inputs, missing = preprocess(read_frame(records, i, image_set))
+    except NoUsableViewError as error:
+        raise EvaluationError(f"sample {records.tokens[i]}: {error}") from error
+    _check_views(records, i, image_set, missing)
+    return inputs
+
+
+def _check_views(records: Records, i: int, image_set: np.ndarray, missing: dict[str, str]) -> None:
+    """Raise EvaluationError for images that could not be used; a score must not hide them."""
+    if missing:
+        damaged = [
+            f"{image.path}: {missing[image.camera]}" for image in records.images(image_set) if image.camera in missing
+        ]
+        raise EvaluationError(f"sample {records.tokens[i]} has damaged files; copy them again: {'; '.join(damaged)}")
+
+
+def check_images(records: Records, config: VariantConfig) -> None:
+    """Raise EvaluationError if images that running the variant will read are missing."""
+    if config.frames.future:
+        wanted = [s for i in range(len(records)) for s in evaluation_queue(records, i, config.frames)]
+    else:
+        wanted = [records.cameras(i) for i in range(len(records))]
+    missing = records.missing_files(wanted)
+    if missing:
+        total, gone = len(np.unique(np.concatenate(wanted))), set(missing)
+        lacking = [i for i in range(len(records)) if gone.intersection(records.paths(records.cameras(i)))]
+        raise EvaluationError(
+            f"{len(missing)} of {total} images are missing under {records.root}, such as {missing[0]}; unpack the "
+            f"blobs that hold them, or evaluate single scenes (with all their images here: "
+            f"{whole_scenes(records, lacking)})"
+        )
+
+
+def whole_scenes(records: Records, lacking: Iterable[int]) -> str:
+    """Return the scenes that have none of the rows `lacking`, as text."""
+    return ", ".join(sorted(set(records.scenes) - {records.scenes[i] for i in lacking})) or "none"

@@ -1,0 +1,93 @@
+"""The node's topics for results. Import only after bev_perception.ros.interfaces.ensure_interfaces()."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from nav_msgs.msg import OccupancyGrid
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import QoSProfile
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import PointCloud2
+from vision_msgs.msg import Detection3DArray
+from visualization_msgs.msg import MarkerArray
+
+from bev_perception.config import SparseBEVHeadConfig, SparseOccHeadConfig, VariantConfig
+from bev_perception.costmap import CostmapSettings, costmap
+from bev_perception.msg import Object3DArray, SemanticOccupancy
+from bev_perception.ops.ray_casting import observed_voxels
+from bev_perception.ros import messages, occupancy_messages
+from bev_perception.types import Frame, Result, VoxelGrid
+
+OUTPUT_QOS = QoSProfile(depth=5)
+
+#: what is published of boxes and of occupancy: topic -> type
+DETECTION_TOPICS = {"detections": Detection3DArray, "objects": Object3DArray, "markers": MarkerArray}
+OCCUPANCY_TOPICS = {
+    "occupancy": SemanticOccupancy,
+    "occupancy_points": PointCloud2,
+    "costmap": OccupancyGrid,
+}
+
+
+class Outputs:
+    """Publishers of what the variants give. A message that nobody subscribes to is not built.
+
+    costmap: may be replaced at any time by settings that `check` lets pass.
+    """
+
+    def __init__(self, node: LifecycleNode, variants: Sequence[VariantConfig], costmap: CostmapSettings) -> None:
+        """Advertise the topics of boxes, of occupancy, or of both; raises ValueError as `check` does."""
+        heads = [config.head for config in variants]
+        boxes = any(isinstance(head, SparseBEVHeadConfig) for head in heads)
+        occupancy = any(isinstance(head, SparseOccHeadConfig) for head in heads)
+        topics = (DETECTION_TOPICS if boxes else {}) | (OCCUPANCY_TOPICS if occupancy else {})
+        self._variants = tuple(variants)
+        self.check(costmap)
+        self.costmap = costmap
+        if occupancy:  # the code that casts rays is compiled, or loaded, on first use: now, and not at the first frame
+            nothing = np.empty((0, 3))
+            observed_voxels(np.zeros((1, 1, 1), bool), VoxelGrid((0.0, 0.0, 0.0), 1.0, (1, 1, 1)), nothing, nothing)
+        self._node = node
+        self._publishers: dict[str, Any] = {
+            name: node.create_lifecycle_publisher(
+                kind, f"~/{name}", OUTPUT_QOS, qos_overriding_options=QoSOverridingOptions.with_default_policies()
+            )
+            for name, kind in topics.items()
+        }
+
+    def check(self, costmap: CostmapSettings) -> None:
+        """Raise ValueError for a costmap of classes or heights that the variant of occupancy does not have."""
+        for config in self._variants:
+            if isinstance(config.head, SparseOccHeadConfig):
+                grid = VoxelGrid(config.head.occ_range[:3], config.head.resolution, config.head.occ_size)
+                costmap.check(config.class_names, grid)
+
+    def destroy(self) -> None:
+        """Take the topics back."""
+        while self._publishers:
+            self._node.destroy_lifecycle_publisher(self._publishers.popitem()[1])
+
+    def publish(self, result: Result, frame: Frame, frame_id: str) -> None:
+        """Publish a result.  frame: what it was made of.  frame_id: of base_link."""
+        stamp, boxes, occupancy = result.stamp, result.boxes, result.occupancy
+        if boxes is not None:
+            self._send("markers", lambda: messages.markers(boxes, stamp, frame_id))
+            self._send("objects", lambda: messages.objects(boxes, stamp, frame_id))
+            self._send("detections", lambda: messages.detections(boxes, stamp, frame_id))
+        if occupancy is not None:
+            self._send("occupancy", lambda: occupancy_messages.semantic_occupancy(occupancy, stamp, frame_id))
+            self._send("occupancy_points", lambda: occupancy_messages.points(occupancy, stamp, frame_id))
+            self._send("costmap", lambda: self._costmap(result, frame, frame_id))
+
+    def _costmap(self, result: Result, frame: Frame, frame_id: str) -> OccupancyGrid:
+        assert result.occupancy is not None
+        cells = costmap(result.occupancy, frame, result.missing, self.costmap)
+        return occupancy_messages.occupancy_grid(cells, result.occupancy.grid, result.stamp, frame_id)
+
+    def _send(self, name: str, build: Callable[[], Any]) -> None:
+        publisher = self._publishers[name]
+        if publisher.get_subscription_count():
+            publisher.publish(build())

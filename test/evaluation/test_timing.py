@@ -1,0 +1,76 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from bev_perception.config import load_variant
+from bev_perception.data.drive import CAMERAS
+from bev_perception.data.synthetic import World
+from bev_perception.evaluation.timing import TimingSettings, made_up_key_frames, time_variant
+from bev_perception.models import build_model
+
+
+@pytest.fixture(scope="module")
+def timing():
+    return time_variant(TimingSettings("sparsebev_tiny", device="cpu", frames=3, warm_up=0))
+
+
+def operations(config):
+    """Two a multiply-add: of every convolution of backbone and neck, and of the head's linear layers."""
+    with torch.device("meta"):
+        model = build_model(config).eval()
+        counts = {"img_backbone": 0, "img_neck": 0}
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Conv2d):
+
+                def note(module, _, output, name=name):
+                    counts[name.split(".")[0]] += 2 * module.weight.numel() * output[:, 0].numel()
+
+                module.register_forward_hook(note)
+        model.encode(torch.zeros(len(CAMERAS), 3, config.image.height, config.image.width))
+    head = config.detector
+    linear = [m.weight.numel() for m in model.pts_bbox_head.decoder_layer.modules() if isinstance(m, torch.nn.Linear)]
+    return *counts.values(), 2 * head.num_query * head.num_layers * sum(linear)
+
+
+def test_operations_and_parameters_are_those_of_the_layers(timing):
+    backbone, neck, linear = operations(load_variant("sparsebev_tiny"))
+    assert (timing.flops["backbone"], timing.flops["neck"]) == (backbone, neck)
+    assert linear < timing.flops["head"] < 1.5 * linear  # and attention and mixing
+    assert timing.parameters == {"backbone": 11_176_512, "neck": 713_728, "head": 1_554_281}
+
+
+def test_times_fit_together(timing):
+    assert timing.frames == 3 and timing.warm_up == timing.history == load_variant("sparsebev_tiny").frames.past
+    assert list(timing.ms) == ["without loading", "with loading", "preprocess", "model", "decode"]
+    assert all(0 < median <= p95 for median, p95 in timing.ms.values())
+    for name, rate in timing.fps.items():
+        median, p95 = timing.ms[name]  # of three: the mean lies between a third of the median and the slowest
+        assert 1000 / (1.5 * p95) < rate < 3000 / median
+    assert timing.fps["with loading"] < timing.fps["without loading"]
+    assert 100 < timing.peak_mb < 5000 and 0 < timing.memory_mb < timing.peak_mb
+
+
+def test_figures_are_written_and_shown(timing, tmp_path):
+    path = timing.write(tmp_path / "new")
+    assert path.name == "sparsebev_tiny_fp32.json"
+    document = json.loads(path.read_text())
+    assert document == json.loads(json.dumps(dataclasses.asdict(timing)))
+    table = timing.table()
+    assert "sparsebev_tiny, fp32 on cpu, UNTRAINED weights" in table and timing.machine["cpu"] in table
+    assert f"{timing.fps['with loading']:10.2f}" in table and f"{timing.flops['backbone'] / 1e9:10.1f}" in table
+
+
+def test_frames_are_those_of_a_drive_with_key_frames():
+    first, second = made_up_key_frames(2)
+    assert second.stamp - first.stamp == 500_000_000
+    assert [view.image.camera for view in second.views] == list(CAMERAS)
+    for view in second.views:
+        np.testing.assert_array_equal(view.ego2global, World().ego2global(view.image.stamp))
+
+
+def test_at_least_one_frame_counts():
+    with pytest.raises(ValueError, match="at least 1"):
+        TimingSettings("sparsebev_tiny", frames=0)
