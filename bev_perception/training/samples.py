@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -143,8 +144,15 @@ def load_epoch(
             num_workers=workers,
             collate_fn=collate,
             pin_memory=pin_memory,
+            worker_init_fn=_ignore_signals,
         )
     )
+
+
+def _ignore_signals(worker: int) -> None:
+    """Let a reader live on when all processes are told to stop: the one that trains finishes its step and ends it."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Seeded(Dataset):

@@ -136,6 +136,6 @@ if __name__ == "__main__":  # OUT FAMILY [MARKER]: train; under torchrun without
     out, family, *marker = sys.argv[1:]
     make_config, data = FAMILIES[family]
     if marker:
-        train(make_config(), SlowData(Path(marker[0]), samples=12), settings(out))
+        train(make_config(), SlowData(Path(marker[0]), samples=12), settings(out, workers=1))
     else:
         train(make_config(epochs=1, color_augmentation=False, grid_mask=False), data(), settings(out))

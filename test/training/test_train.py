@@ -86,15 +86,16 @@ def test_frozen_weights_and_statistics_stay_and_all_others_move(tmp_path):
 
 def test_a_training_that_was_interrupted_goes_on_to_the_same_weights(tmp_path):
     config, data = small_config(), MadeUpData(samples=12)
-    process = run_kit("-m", KIT, str(tmp_path / "cut"), "sparsebev", str(tmp_path / "marker"))
+    arguments = "-m", KIT, str(tmp_path / "cut"), "sparsebev", str(tmp_path / "marker")
+    process = run_kit(*arguments, start_new_session=True)
     deadline = time.monotonic() + 120
     while not (tmp_path / "marker").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # as a batch system does: what reads ahead is told, too
     assert process.wait(60) == 0
     done = torch.load(tmp_path / "cut" / STATE, weights_only=True)["step"]
-    assert 3 <= done < 12
+    assert 1 <= done < 12
     train(config, data, settings(tmp_path / "whole"))
     assert train(config, data, settings(tmp_path / "cut", resume=True)) == TrainResult(12, True)
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
