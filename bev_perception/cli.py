@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from bev_perception.data.rosbag import BagReader
     from bev_perception.evaluation.evaluate import Scores
     from bev_perception.synchronizer import SynchronizerSettings
+    from bev_perception.visualization.show import ShowSettings, Source
 
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
 from bev_perception.types import BASE_FRAME, FIXED_FRAME
+
+_LABELS_HELP = "folder of occupancy labels, relative to ROOT or on its own (default: %(default)s)"
 
 #: errors that are the user's to mend; shown as one sentence, without a traceback
 _EXPECTED = (ValueError, OSError)
@@ -62,11 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("out", type=Path, help="directory to make")
     create.set_defaults(command=_bag_create)
 
-    run = commands.add_parser("run", help="run a variant over a bag, without ROS, and write its boxes as JSON")
+    run = commands.add_parser("run", help="run a variant over a bag, without ROS, and write its results")
     run.add_argument("--bag", type=Path, required=True)
     run.add_argument("--variant", required=True, help="name or path of a YAML file")
     run.add_argument("--checkpoint", type=Path, required=True)
     run.add_argument("--out", type=Path, required=True, metavar="RESULTS.json")
+    run.add_argument("--save-occupancy", type=Path, metavar="DIR", help="for the occupancy, <stamp>.npz a frame")
     run.add_argument("--device", default="auto")
     _add_bag_options(run)
     run.add_argument("--score-threshold", type=float, help="default: the variant's own; the node's is 0.3")
@@ -78,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--data", type=Path, required=True, metavar="ROOT", help="a nuScenes dataroot")
     train.add_argument("--version", default="v1.0-trainval", help="of its tables (default: %(default)s)")
     train.add_argument("--split", default="train", help="default: %(default)s")
+    train.add_argument("--labels", default=LABELS_FOLDER, help=_LABELS_HELP)
     train.add_argument("--out", type=Path, required=True, help="directory for weights, state and logs")
     train.add_argument("--pretrained", type=Path, help="file to fill the backbone from")
     train.add_argument("--init", type=Path, help="checkpoint of this variant to start from")
@@ -91,6 +96,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--recompute", action="store_true", help="less memory, more time: compute activations twice")
     train.add_argument("--workers", type=int, default=4, help="processes that read ahead (default: %(default)s)")
     train.set_defaults(command=_train)
+
+    prepare = commands.add_parser("prepare", help="make what training needs").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    panoptic = prepare.add_parser("panoptic-occ", help="add objects, from nuScenes' boxes, to the labels of Occ3D")
+    panoptic.add_argument("--data", type=Path, required=True, metavar="ROOT", help="a nuScenes dataroot")
+    panoptic.add_argument("--version", default="v1.0-trainval", help="of its tables (default: %(default)s)")
+    panoptic.add_argument("--split", default="trainval", help="default: %(default)s")
+    panoptic.add_argument("--labels", default=LABELS_FOLDER, help=_LABELS_HELP)
+    panoptic.add_argument("--out", type=Path, required=True, help="directory; labels that are in it already are kept")
+    panoptic.add_argument("--threads", type=int, default=os.cpu_count(), help="default: one a core")
+    panoptic.set_defaults(command=_prepare_panoptic)
 
     evaluate = commands.add_parser("eval", help="run a variant over a nuScenes split or bags and score it; or a file")
     evaluate.add_argument("--variant")
@@ -110,16 +127,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--version", default="v1.0-trainval", help="of its tables (default: %(default)s)")
     evaluate.add_argument("--split", default="val", help="default: %(default)s")
     evaluate.add_argument("--scenes", nargs="+", default=[], metavar="NAME", help="only these of the split")
-    evaluate.add_argument(
-        "--labels",
-        default=LABELS_FOLDER,
-        help="folder of occupancy labels, in ROOT or on its own (default: %(default)s)",
-    )
+    evaluate.add_argument("--labels", default=LABELS_FOLDER, help=_LABELS_HELP)
     evaluate.add_argument("--save-occupancy", type=Path, metavar="DIR", help="write every sample's occupancy to it")
     evaluate.add_argument("--out", type=Path, default=Path("output/eval"))
     evaluate.add_argument("--device", default="auto")
     _add_precision(evaluate)
     evaluate.set_defaults(command=_eval)
+
+    _add_show(commands)
 
     demo = commands.add_parser("demo", help="a short drive through the real node over DDS, with pictures at the end")
     demo.add_argument("--out", type=Path, default=Path("output/demo"))
@@ -145,8 +160,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_bag_options(parser: argparse.ArgumentParser) -> None:
-    """Add what _open_bag reads."""
-    parser.add_argument("--cameras", nargs="+", metavar="NAME", help="of the bag; default: the six of nuScenes")
+    """Add what _open_bag reads, beside the bag's path."""
+    parser.add_argument("--cameras", nargs="+", metavar="NAME", help="default: the six of nuScenes")
     parser.add_argument("--prefix", help="of the cameras' topics (default: /bev_perception/input)")
     parser.add_argument(
         "--remap", nargs="+", default=[], metavar="BAG_TOPIC:=TOPIC", help="where the bag's names differ"
@@ -154,6 +169,45 @@ def _add_bag_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--anchor", default="", help="camera whose stamp a set takes (default: the first)")
     parser.add_argument("--base-frame", default=BASE_FRAME, help="default: %(default)s")
     parser.add_argument("--fixed-frame", default=FIXED_FRAME, help="default: %(default)s")
+
+
+def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands that draw pictures."""
+    show = commands.add_parser("show", help="draw pictures or a video").add_subparsers(required=True, metavar="COMMAND")
+    boxes = show.add_parser("boxes", help="a variant's boxes in the images and from above, beside nuScenes' own")
+    boxes.add_argument("--score-threshold", type=float, default=0.3, help="default: %(default)s")
+    boxes.add_argument("--max-boxes", type=int, help="draw only the best ones (default: the variant's limit)")
+    boxes.set_defaults(command=_show_boxes)
+
+    points = show.add_parser("points", help="where the queries of SparseBEV sample the images, stage by stage")
+    points.add_argument("--query", type=int, nargs="+", metavar="N", help="their numbers (default: the best --top)")
+    points.add_argument("--top", type=int, default=3, help="number of queries with the best scores (default: 3)")
+    points.add_argument("--frame", type=int, default=0, help="0: the current one; 1: the first of the past; ...")
+    points.set_defaults(command=_show_points)
+
+    occupancy = show.add_parser("occupancy", help="a variant's occupancy in 3D and from above; or a file of labels")
+    occupancy.add_argument("--file", type=Path, metavar="labels.npz", help="draw this file to --out, run nothing")
+    occupancy.add_argument(
+        "--labels", type=Path, metavar="DIR", help="draw these beside it; relative to ROOT or on its own"
+    )
+    occupancy.add_argument("--semantic", action="store_true", help="colours of classes where objects have their own")
+    occupancy.set_defaults(command=_show_occupancy)
+
+    for parser in (boxes, points, occupancy):
+        needed = parser is not occupancy  # which also draws a file of labels alone
+        parser.add_argument("--variant", required=needed, help="name or path of a YAML file")
+        parser.add_argument("--checkpoint", type=Path, required=needed)
+        source = parser.add_mutually_exclusive_group(required=needed)
+        source.add_argument("--data", type=Path, metavar="ROOT", help="a nuScenes dataroot")
+        source.add_argument("--bag", type=Path)
+        parser.add_argument("--version", default="v1.0-trainval", help="of nuScenes' tables (default: %(default)s)")
+        which = parser.add_mutually_exclusive_group()
+        which.add_argument("--scene", help="name of a nuScenes scene, e.g. scene-0103")
+        which.add_argument("--sample", metavar="TOKEN", help="the one key frame of nuScenes to show")
+        _add_bag_options(parser)
+        parser.add_argument("--out", type=Path, required=True, help="directory to fill; with --file the picture")
+        parser.add_argument("--video", action="store_true", help="one mp4 in place of a picture a frame")
+        parser.add_argument("--device", default="auto")
 
 
 def _add_precision(parser: argparse.ArgumentParser) -> None:
@@ -201,21 +255,10 @@ def _bag_create(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open_bag(args: argparse.Namespace, path: Path) -> tuple[BagReader, SynchronizerSettings]:
-    """Open a bag and say how its images are grouped, by the options of _add_bag_options."""
-    from bev_perception.data.drive import CAMERAS
-    from bev_perception.data.rosbag import INPUT_PREFIX, BagReader
-    from bev_perception.synchronizer import SynchronizerSettings
-
-    cameras = tuple(args.cameras or CAMERAS)
-    remap = dict(rule.split(":=", 1) for rule in args.remap)
-    bag = BagReader(path, cameras, args.prefix or INPUT_PREFIX, remap)
-    return bag, SynchronizerSettings(cameras, args.anchor, base_frame=args.base_frame, fixed_frame=args.fixed_frame)
-
-
 def _run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from bev_perception.config import SparseOccHeadConfig
     from bev_perception.offline import run_events, write_results
     from bev_perception.pipeline import PipelineSettings, load_pipeline
 
@@ -223,9 +266,11 @@ def _run(args: argparse.Namespace) -> int:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     how = PipelineSettings(score_threshold=args.score_threshold, precision=args.precision)
     pipeline = load_pipeline(args.variant, args.checkpoint, args.device, how)
+    if isinstance(pipeline.variants[0].config.head, SparseOccHeadConfig) and args.save_occupancy is None:
+        raise ValueError(f"{args.variant} gives occupancy; say with --save-occupancy where it goes")
 
     results = tqdm(run_events(bag.events(), pipeline, settings), unit="frame", desc=args.variant)
-    count = write_results(args.out, pipeline, results)
+    count = write_results(args.out, pipeline, results, args.save_occupancy)
     pipeline.close()
     snapshot = pipeline.health.snapshot()
     untrained = "" if pipeline.trained else "; the weights are UNTRAINED"
@@ -236,6 +281,18 @@ def _run(args: argparse.Namespace) -> int:
     return 0 if count else 1
 
 
+def _open_bag(args: argparse.Namespace, path: Path) -> tuple[BagReader, SynchronizerSettings]:
+    """Open a bag as the options of _add_bag_options say."""
+    from bev_perception.data.drive import CAMERAS
+    from bev_perception.data.rosbag import INPUT_PREFIX, BagReader
+    from bev_perception.synchronizer import SynchronizerSettings
+
+    cameras = tuple(args.cameras or CAMERAS)
+    remap = dict(rule.split(":=", 1) for rule in args.remap)
+    bag = BagReader(path, cameras, args.prefix or INPUT_PREFIX, remap)
+    return bag, SynchronizerSettings(cameras, args.anchor, base_frame=args.base_frame, fixed_frame=args.fixed_frame)
+
+
 def _train(args: argparse.Namespace) -> int:
     from bev_perception.config import load_variant
     from bev_perception.data.records import open_split
@@ -243,7 +300,7 @@ def _train(args: argparse.Namespace) -> int:
     from bev_perception.training.train import TrainSettings, train
 
     config = load_variant(args.variant)
-    data = NuScenesTraining(config, open_split(args.data, args.version, args.split))
+    data = NuScenesTraining(config, open_split(args.data, args.version, args.split), args.labels)
     settings = TrainSettings(
         out=args.out,
         pretrained=args.pretrained,
@@ -260,6 +317,15 @@ def _train(args: argparse.Namespace) -> int:
     )
     result = train(config, data, settings)
     print(f"{'done' if result.finished else 'stopped; go on with --resume'}: {result.steps} steps, in {args.out}")
+    return 0
+
+
+def _prepare_panoptic(args: argparse.Namespace) -> int:
+    from bev_perception.data.panoptic import prepare_panoptic
+    from bev_perception.data.records import open_split
+
+    written = prepare_panoptic(open_split(args.data, args.version, args.split), args.labels, args.out, args.threads)
+    print(f"wrote {written} files of labels to {args.out}; name it with --labels in training")
     return 0
 
 
@@ -328,6 +394,52 @@ def _eval_bags(args: argparse.Namespace) -> int:
         scores = replay.score(args.version, args.out)
         print(f"{replay.coverage()}\n{scores.table()}")
     return 0 if replay.frames else 1
+
+
+def _show_boxes(args: argparse.Namespace) -> int:
+    from bev_perception.visualization.show import show_boxes
+
+    settings, source = _show_what(args)
+    return _say_where(args, show_boxes(settings, source, args.score_threshold, args.max_boxes))
+
+
+def _show_points(args: argparse.Namespace) -> int:
+    from bev_perception.visualization.show import show_points
+
+    settings, source = _show_what(args)
+    return _say_where(args, show_points(settings, source, args.query, args.top, args.frame))
+
+
+def _show_occupancy(args: argparse.Namespace) -> int:
+    from bev_perception.config import OCC3D_CLASSES, load_variant
+    from bev_perception.visualization.show import show_labels, show_occupancy
+
+    objects = not args.semantic
+    if args.file is not None:
+        names = load_variant(args.variant).class_names if args.variant else OCC3D_CLASSES
+        show_labels(args.file, args.out, names, objects)
+        print(f"wrote {args.out}")
+        return 0
+    if not (args.variant and args.checkpoint and (args.data or args.bag)):
+        raise ValueError("name --variant, --checkpoint and --data or --bag to run, or --file to draw a file alone")
+    settings, source = _show_what(args)
+    return _say_where(args, show_occupancy(settings, source, args.labels, objects))
+
+
+def _show_what(args: argparse.Namespace) -> tuple[ShowSettings, Source]:
+    from bev_perception.visualization.show import BagFrames, KeyFrames, ShowSettings
+
+    settings = ShowSettings(args.variant, args.checkpoint, args.out, args.device, args.video)
+    if args.bag is not None:
+        if args.scene or args.sample:
+            raise ValueError("--scene and --sample choose among the key frames of --data; a bag is shown whole")
+        return settings, BagFrames(*_open_bag(args, args.bag))
+    return settings, KeyFrames(args.data, args.version, args.scene, args.sample)
+
+
+def _say_where(args: argparse.Namespace, count: int) -> int:
+    print(f"wrote {args.out}: {count} pictures{' as a video' if args.video else ''}")
+    return 0
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -277,17 +277,38 @@ class DecodeConfig:
 
 
 @dataclass(frozen=True)
+class BevAugmentationConfig:
+    """How the world of a training sample is changed about the reference frame; the defaults are SparseBEV's.
+
+    max_rotation: rad about the z axis, to either side.  scale: limits of a factor on all lengths.
+    flip: whether x is mirrored half of the time, and y too.
+    """
+
+    max_rotation: float = 0.3925
+    scale: tuple[float, float] = (0.95, 1.05)
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values that a type cannot."""
+        if self.max_rotation < 0 or min(self.scale) <= 0:
+            raise ConfigError("training.bev: max_rotation must not be negative, scale must be positive")
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """How the variant is trained, apart from where; the defaults are SparseBEV's (Liu et al., ICCV 2023).
 
     epochs: passes over the data.  resize: limits of the random resize of the images (1: as they are).
     batch: samples a step, of all processes together.  lr: at the top of the schedule; it falls along a cosine, epoch by
     epoch, to lr * min_lr_ratio.  warmup_steps: over which it rises, from lr * warmup_ratio.
+    lr_drop_epochs: if there are any, lr does not follow the cosine but is multiplied by lr_drop after so many epochs.
     backbone_lr, sampling_offset_lr: factors on lr for the backbone and the sampling offsets.
     clip_norm: the most that the norm of all gradients may be.
-    denoising_groups: noisy copies of every known box that are queries beside the learnt ones; 0: none.
     frames_with_gradient: the images of only so many frames, the newest, train the backbone and neck; 0: all.
-    image_augmentation: whether colours are distorted and squares blanked; see data.augment.
+    image_flip: whether the images are mirrored half of the time.  color_augmentation: whether their colours are
+    distorted.  grid_mask: whether squares of them are blanked.  bev: what happens to the world; see data.augment.
+    denoising_groups: for boxes, noisy copies of every known one that are queries beside the learnt ones; 0: none.
+    camera_mask: for occupancy, masks are compared only where the cameras see.
     """
 
     epochs: int
@@ -295,20 +316,28 @@ class TrainingConfig:
     batch: int = 8
     lr: float = 2e-4
     min_lr_ratio: float = 1e-3
+    lr_drop_epochs: tuple[int, ...] = ()
+    lr_drop: float = 0.2
     warmup_steps: int = 500
     warmup_ratio: float = 1 / 3
     weight_decay: float = 0.01
     backbone_lr: float = 0.1
     sampling_offset_lr: float = 0.1
     clip_norm: float = 35.0
-    denoising_groups: int = 10
     frames_with_gradient: int = 0
-    image_augmentation: bool = True
+    image_flip: bool = True
+    color_augmentation: bool = True
+    grid_mask: bool = True
+    bev: BevAugmentationConfig = field(default_factory=BevAugmentationConfig)
+    denoising_groups: int = 10
+    camera_mask: bool = False
 
     def __post_init__(self) -> None:
         """Check the values that a type cannot."""
-        if min(self.epochs, self.batch) < 1 or min(self.lr, self.clip_norm, *self.resize) <= 0:
-            raise ConfigError("training: epochs, batch, lr, clip_norm and resize must be positive")
+        if min(self.epochs, self.batch, *self.lr_drop_epochs) < 1:
+            raise ConfigError("training: epochs, batch and lr_drop_epochs must be positive")
+        if min(self.lr, self.lr_drop, self.clip_norm, *self.resize) <= 0:
+            raise ConfigError("training: lr, lr_drop, clip_norm and resize must be positive")
         if min(self.warmup_steps, self.denoising_groups, self.frames_with_gradient) < 0:
             raise ConfigError("training: warmup_steps, denoising_groups and frames_with_gradient must not be negative")
 

@@ -46,10 +46,11 @@ class CostmapSettings:
 
     def check(self, class_names: tuple[str, ...], grid: VoxelGrid) -> None:
         """Raise ValueError for classes that a variant does not have, and for heights that its grid does not have."""
-        unknown = [name for name in self.free_classes if name not in class_names]
+        names = class_names[:-1]  # free space is no ground
+        unknown = [name for name in self.free_classes if name not in names]
         if unknown:
             raise ValueError(
-                f"costmap_free_classes holds {', '.join(map(repr, unknown))}; the classes are {', '.join(class_names)}"
+                f"costmap_free_classes holds {', '.join(map(repr, unknown))}; the classes are {', '.join(names)}"
             )
         layers = self.layers(grid)
         if layers.start == layers.stop:

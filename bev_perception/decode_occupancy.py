@@ -1,6 +1,6 @@
 """Raw outputs of an occupancy model become labelled voxels; after SparseOcc (Liu et al., ECCV 2024, section 3.2).
 
-Everything happens on the device that the outputs are on, without waiting for it; what is copied at last is the grid.
+Everything happens on the device that the outputs are on; what is copied from there at last is the grid.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,22 +53,24 @@ def decode_occupancy(output: OccupancyOutput, config: SparseOccHeadConfig, class
     class_names: the last is free. A panoptic variant gives instances, and the semantics that belong to them.
     """
     class_logits, mask_logits = output.class_logits[-1, 0], output.mask_logits[-1, 0]
+    locations = output.stages[-1].locations[0]  # [N, 3]
     instances = None
     if config.panoptic:
-        labels, ids = merge_panoptic(
-            class_logits, mask_logits, class_names, config.score_threshold, config.overlap_threshold
-        )
+        thresholds = config.score_threshold, config.overlap_threshold
+        labels, ids = merge_panoptic(class_logits, mask_logits, class_names, *thresholds)
+        instances = _scatter(ids.to(torch.int16), locations, config.occ_size, background=0)
     else:
-        labels, ids = merge_semantics(class_logits, mask_logits, config.score_threshold), None
-    x, y, z = output.stages[-1].locations[0].unbind(dim=1)
-    free = len(class_names) - 1
-    semantics = torch.full(config.occ_size, free, dtype=torch.uint8, device=labels.device)
-    semantics[x, y, z] = labels.to(torch.uint8)
-    if ids is not None:
-        instances = torch.zeros(config.occ_size, dtype=torch.int16, device=labels.device)
-        instances[x, y, z] = ids.to(torch.int16)
+        labels = merge_semantics(class_logits, mask_logits, config.score_threshold)
+    semantics = _scatter(labels.to(torch.uint8), locations, config.occ_size, background=len(class_names) - 1)
     grid = VoxelGrid(config.occ_range[:3], config.resolution, config.occ_size)
-    return Occupancy(semantics.cpu().numpy(), class_names, grid, None if instances is None else instances.cpu().numpy())
+    return Occupancy(semantics, class_names, grid, instances)
+
+
+def _scatter(values: Tensor, locations: Tensor, shape: tuple[int, int, int], background: int) -> np.ndarray:
+    """Return the grid with values [N] at locations [N, 3], the background everywhere else."""
+    dense = torch.full(shape, background, dtype=values.dtype, device=values.device)
+    dense[locations.unbind(dim=1)] = values
+    return dense.cpu().numpy()
 
 
 def merge_semantics(class_logits: Tensor, mask_logits: Tensor, score_threshold: float) -> Tensor:

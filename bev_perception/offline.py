@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bev_perception.data.occupancy_labels import write_occupancy
 from bev_perception.data.rosbag import BagEvent, CalibrationEvent, ImageEvent, TransformEvent
 from bev_perception.health import Health
 from bev_perception.pipeline import Pipeline
@@ -65,8 +66,10 @@ def boxes_to_json(boxes: Boxes3D) -> list[dict[str, Any]]:
     ]
 
 
-def write_results(path: Path, pipeline: Pipeline, results: Iterable[Result]) -> int:
+def write_results(path: Path, pipeline: Pipeline, results: Iterable[Result], occupancy: Path | None = None) -> int:
     """Write results as JSON (stamps in ns, boxes in base_link at that stamp); return the number of frames.
+
+    occupancy: directory for the frames' occupancy, <stamp>.npz each (see write_occupancy); None: it is not written.
 
     Where the results break off with an error (a damaged bag), those before it are written, marked as not complete,
     and the error goes on.
@@ -75,6 +78,8 @@ def write_results(path: Path, pipeline: Pipeline, results: Iterable[Result]) -> 
     complete = False
     try:
         for result in results:
+            if result.occupancy is not None and occupancy is not None:
+                write_occupancy(result.occupancy, occupancy, str(result.stamp))
             frames.append(
                 {
                     "stamp": result.stamp,

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from bev_perception.config import BackboneConfig, Provenance, VariantConfig, list_variants, load_variant
+from bev_perception.config import (
+    BackboneConfig,
+    Provenance,
+    SparseOccHeadConfig,
+    VariantConfig,
+    list_variants,
+    load_variant,
+)
 
-_COLUMNS = ("name", "images", "backbone", "pretraining", "published score", "published FPS", "runs")
+_COLUMNS = ("name", "gives", "images", "backbone", "pretraining", "published score", "published FPS", "runs")
 _BACKBONES = {"resnet": "ResNet-{}", "vovnet": "VoVNet V-{}-eSE", "eva02": "EVA-02 of {} blocks"}
 
 
@@ -19,6 +26,7 @@ def _row(config: VariantConfig) -> tuple[str, ...]:
     image, origin = config.image, config.provenance
     return (
         config.name,
+        _gives(config),
         f"{image.width}x{image.height}, {_frames(config)}",
         _backbone(config.backbone),
         origin.pretraining or "none",
@@ -26,6 +34,12 @@ def _row(config: VariantConfig) -> tuple[str, ...]:
         f"{origin.published_fps} ({origin.published_hardware})" if origin.published_fps is not None else "-",
         "offline" if config.frames.future else "live, offline",
     )
+
+
+def _gives(config: VariantConfig) -> str:
+    if not isinstance(config.head, SparseOccHeadConfig):
+        return "boxes"
+    return "panoptic occupancy" if config.head.panoptic else "occupancy"
 
 
 def _frames(config: VariantConfig) -> str:

@@ -208,5 +208,7 @@ def test_impossible_settings_are_named():
         CostmapSettings(min_height=2.0, max_height=2.0)
     with pytest.raises(ValueError, match="'road'; the classes are others, barrier"):
         run(road(), settings=CostmapSettings(free_classes=("road", "terrain")))
+    with pytest.raises(ValueError, match="holds 'free'"):
+        run(road(), settings=CostmapSettings(free_classes=("terrain", "free")))
     with pytest.raises(ValueError, match="the grid reaches from -1 to 5.4 m"):
         run(road(), settings=CostmapSettings(5.4, 7.0))

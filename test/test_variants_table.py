@@ -27,4 +27,5 @@ def test_the_table_says_what_the_files_say():
             *speed,
         ):
             assert fact is None or str(fact) in text
+        assert ("occupancy" in row[1]) == (config.family == "sparseocc")
         assert ("live" in row[-1]) == (config.frames.future == 0)

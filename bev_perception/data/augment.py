@@ -1,6 +1,7 @@
-"""Training-time augmentation of SparseBEV (Liu et al., ICCV 2023): what is drawn, and, apart from it, how it acts.
+"""Training-time augmentation of SparseBEV (Liu et al., ICCV 2023), SparseOcc's (Liu et al., ECCV 2024) included.
 
-The image transform and the turn of the world act through the matrices alone, so that preprocessing is the live one.
+What is drawn, and, apart from it, how it acts. To the images, the image transform and the turn of the world are changes
+of matrices alone, so that preprocessing is the live one.
 The colours and the grid mask act on the device, on whole batches.
 """
 
@@ -13,12 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bev_perception.config import ImageConfig
+from bev_perception.config import BevAugmentationConfig, ImageConfig
 from bev_perception.preprocess import ImageTransform
 
-#: largest turn of the world about the reference frame's z axis (rad), and the range of its scale
-MAX_BEV_ROTATION = 0.3925
-BEV_SCALE = (0.95, 1.05)
 #: ranges of the colours' draws: shifts of 0..255 values, factors, degrees; each befalls half of the images
 MAX_BRIGHTNESS = 32.0
 CONTRAST = (0.5, 1.5)
@@ -42,46 +40,93 @@ def train_transform(
 
 
 def draw_image_transform(
-    rng: np.random.Generator, source_hw: tuple[int, int], config: ImageConfig, resize_range: tuple[float, float]
+    rng: np.random.Generator,
+    source_hw: tuple[int, int],
+    config: ImageConfig,
+    resize_range: tuple[float, float],
+    flip: bool,
 ) -> ImageTransform:
-    """Draw a ratio from resize_range, a crop and a flip; one draw is for all images of a sample."""
+    """Draw a ratio from resize_range, a crop and, if `flip`, whether to mirror; one draw is for all of a sample."""
     resize = rng.uniform(*resize_range)
     left = rng.uniform(0, max(0, int(source_hw[1] * resize) - config.width))
-    return train_transform(source_hw, config, resize, left, flip=bool(rng.integers(2)))
+    return train_transform(source_hw, config, resize, left, flip=flip and bool(rng.integers(2)))
 
 
 @dataclass(frozen=True)
 class BevDraw:
-    """A turn (rad, counter-clockwise about z) and then a scaling of the world about the reference frame's origin."""
+    """A change of the world about the reference frame's origin.
+
+    At first a turn by `rotation` (rad, counter-clockwise about z), then a scaling, then x and y change their signs.
+    """
 
     rotation: float
-    scale: float
+    scale: float = 1.0
+    flip_x: bool = False
+    flip_y: bool = False
+
+    @property
+    def plane(self) -> np.ndarray:
+        """The [2, 2] turn and mirroring of x and y, without the scale."""
+        c, s = math.cos(self.rotation), math.sin(self.rotation)
+        signs = np.array([[-1.0 if self.flip_x else 1.0], [-1.0 if self.flip_y else 1.0]])
+        return signs * np.array([[c, -s], [s, c]])
 
 
-def draw_bev(rng: np.random.Generator) -> BevDraw:
-    """Draw a turn and a scale; one draw is for all of a sample."""
-    return BevDraw(rng.uniform(-MAX_BEV_ROTATION, MAX_BEV_ROTATION), rng.uniform(*BEV_SCALE))
+def draw_bev(rng: np.random.Generator, config: BevAugmentationConfig) -> BevDraw:
+    """Draw a change of the world; one draw is for all of a sample."""
+    rotation, scale = rng.uniform(-config.max_rotation, config.max_rotation), rng.uniform(*config.scale)
+    if not config.flip:
+        return BevDraw(rotation, scale)
+    return BevDraw(rotation, scale, bool(rng.integers(2)), bool(rng.integers(2)))
 
 
 def augment_boxes(boxes: np.ndarray, draw: BevDraw) -> np.ndarray:
-    """Return turned and scaled boxes [n, 9]: x, y, z, length, width, height (m), yaw (rad), vx, vy (m/s)."""
-    c, s = math.cos(draw.rotation), math.sin(draw.rotation)
-    turn_t = np.array([[c, s], [-s, c]])
-    turned = boxes.copy()
-    turned[:, :2] = boxes[:, :2] @ turn_t
-    turned[:, 6] += draw.rotation
-    turned[:, 7:9] = boxes[:, 7:9] @ turn_t
-    turned[:, [0, 1, 2, 3, 4, 5, 7, 8]] *= draw.scale
-    return turned
+    """Return changed boxes [n, 9]: x, y, z, length, width, height (m), yaw (rad), vx, vy (m/s)."""
+    plane_t = draw.plane.T
+    changed = boxes.copy()
+    changed[:, :2] = boxes[:, :2] @ plane_t
+    changed[:, 6] += draw.rotation
+    if draw.flip_x:
+        changed[:, 6] = math.pi - changed[:, 6]
+    if draw.flip_y:
+        changed[:, 6] *= -1
+    changed[:, 7:9] = boxes[:, 7:9] @ plane_t
+    changed[:, [0, 1, 2, 3, 4, 5, 7, 8]] *= draw.scale
+    return changed
 
 
 def augment_matrices(reference2other: np.ndarray, draw: BevDraw) -> np.ndarray:
-    """Return matrices [..., 4, 4] that take the turned and scaled reference frame to where the given ones took it."""
-    c, s = math.cos(draw.rotation), math.sin(draw.rotation)
+    """Return matrices [..., 4, 4] that take the changed reference frame to where the given ones took it."""
     back = np.eye(4)
-    back[:2, :2] = [[c, s], [-s, c]]
+    back[:2, :2] = draw.plane.T
     back[:3, :3] /= draw.scale
     return reference2other @ back
+
+
+def augment_grid(grid: np.ndarray, draw: BevDraw, outside: float) -> np.ndarray:
+    """Return a grid [X, Y, ...] of labels, the reference frame's origin in its middle, turned and mirrored.
+
+    A voxel takes the label of the one that lay nearest to its place, `outside` where that was out of the grid.
+    Raises ValueError for a draw that scales: labels of voxels cannot be stretched.
+    """
+    if draw.scale != 1.0:
+        raise ValueError(
+            f"labels of voxels cannot be scaled by {draw.scale}; let the variant's training.bev.scale be 1"
+        )
+    turned = _turn_grid(grid, draw.rotation, outside) if draw.rotation else grid
+    return np.ascontiguousarray(turned[:: -1 if draw.flip_x else 1, :: -1 if draw.flip_y else 1])
+
+
+def _turn_grid(grid: np.ndarray, rotation: float, outside: float) -> np.ndarray:
+    (size_x, size_y), (c, s) = grid.shape[:2], (math.cos(rotation), math.sin(rotation))
+    x = np.arange(size_x)[:, None] - (size_x - 1) / 2  # in voxels from the middle
+    y = np.arange(size_y)[None, :] - (size_y - 1) / 2
+    source_x = np.rint(c * x + s * y + (size_x - 1) / 2).astype(np.int64)
+    source_y = np.rint(c * y - s * x + (size_y - 1) / 2).astype(np.int64)
+    inside = (source_x >= 0) & (source_x < size_x) & (source_y >= 0) & (source_y < size_y)
+    turned = np.full_like(grid, outside)
+    turned[inside] = grid[source_x[inside], source_y[inside]]
+    return turned
 
 
 @dataclass(frozen=True)

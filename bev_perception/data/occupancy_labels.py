@@ -1,4 +1,4 @@
-"""Occupancy labels of Occ3D-nuScenes (Tian et al., NeurIPS 2023) and of data sets that keep to its layout."""
+"""Occupancy in files: labels as Occ3D-nuScenes (Tian et al., NeurIPS 2023) lays them out, and results beside them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bev_perception.data.nuscenes import NuScenesError
-from bev_perception.types import OCC3D_GRID
+from bev_perception.types import OCC3D_GRID, Occupancy
 
 #: the folder under a nuScenes dataroot that Occ3D's archive unpacks to
 LABELS_FOLDER = "gts"
@@ -78,3 +78,18 @@ def write_labels(path: Path, labels: OccupancyLabels) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_occupancy(occupancy: Occupancy, directory: Path, name: str) -> None:
+    """Write what a variant says of one frame, called `name`; the file appears when it is complete.
+
+    It is the format of the challenge on Occ3D-nuScenes: <name>.npz with the labels `pred` [X, Y, Z] uint8, and beside
+    them `instances` where objects are told apart.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    arrays = {"pred": occupancy.semantics}
+    if occupancy.instances is not None:
+        arrays["instances"] = occupancy.instances
+    partial = directory / f"{name}.part.npz"
+    np.savez_compressed(partial, **arrays)
+    partial.replace(directory / f"{name}.npz")

@@ -61,17 +61,6 @@ def check_labels(records: Records, labels: str | Path, class_names: Sequence[str
     check_comparable(Occupancy(nothing, tuple(class_names), instances=instances), read_labels(paths[0]))
 
 
-def write_occupancy(occupancy: Occupancy, directory: Path, token: str) -> None:
-    """Write the result of a sample; the file appears when it is complete."""
-    directory.mkdir(parents=True, exist_ok=True)
-    arrays = {"pred": occupancy.semantics}
-    if occupancy.instances is not None:
-        arrays["instances"] = occupancy.instances
-    partial = directory / f"{token}.part.npz"
-    np.savez_compressed(partial, **arrays)
-    partial.replace(directory / f"{token}.npz")
-
-
 def read_occupancy(path: Path, class_names: Sequence[str]) -> Occupancy:
     """Return the result in a file; raise EvaluationError, naming cause and remedy, if it holds none."""
     try:
@@ -124,7 +113,8 @@ def score_occupancy_files(
     def count(i: int) -> OccupancyCounts:
         return count_row(read_occupancy(paths[i], class_names), records, i, labels)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # unpacking, ray casting and numpy let other threads run
+    # unpacking, ray casting and numpy let other threads run; PyTorch shall not start more of its own in each
+    with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         counts = tqdm(pool.map(count, range(len(paths))), total=len(paths), desc="scoring", unit="sample")
         scores = OccupancyScores.of(reduce(add, counts), class_names)
     scores.write(out / SCORES_FILE)

@@ -7,7 +7,6 @@ the range; the children of the cube at c are the ones at 2c and up to one furthe
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -128,7 +127,7 @@ class VoxelDecoder(nn.Module):
 
 def all_cubes(grid: Sequence[int], device: torch.device) -> Tensor:
     """Return the locations [X*Y*Z, 3] int64 of all cubes of a grid, z the fastest."""
-    return torch.tensor(list(itertools.product(*map(range, grid))), device=device)
+    return torch.cartesian_prod(*(torch.arange(count, device=device) for count in grid))
 
 
 def children_of(locations: Tensor) -> Tensor:

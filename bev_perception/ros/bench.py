@@ -15,6 +15,7 @@ import numpy as np
 
 from bev_perception.data.drive import CameraRig, DriveImage
 from bev_perception.data.synthetic import synthetic_drive
+from bev_perception.evaluation.lidar_rays import measure_casting
 from bev_perception.evaluation.timing import Timing, TimingSettings, machine, percentiles, time_variant
 from bev_perception.pipeline import write_initial_weights
 from bev_perception.ros.interfaces import ensure_interfaces
@@ -23,7 +24,7 @@ from bev_perception.ros.process import NodeProcess, new_domain
 if TYPE_CHECKING:
     from bev_perception.ros.peer import RigPeer
 
-FULL, SMALL = "r50_nuimg_704x256", "sparsebev_tiny"
+FULL, SMALL, OCCUPANCY = "r50_nuimg_704x256", "sparsebev_tiny", "sparseocc_tiny"
 
 
 @dataclass(frozen=True)
@@ -32,21 +33,28 @@ class Counts:
 
     full_frames: int
     small_frames: int
+    cast_samples: int
     latency_sets: int
     stream_sets: int
     growth_sets: int
 
 
-COUNTS = Counts(full_frames=10, small_frames=60, latency_sets=40, stream_sets=240, growth_sets=2000)
+COUNTS = Counts(full_frames=10, small_frames=60, cast_samples=20, latency_sets=40, stream_sets=240, growth_sets=2000)
 
 
 def run_bench(out: Path, counts: Counts) -> str:
     """Measure everything into out/bench.json; return the figures as a text."""
     ensure_interfaces()
     out.mkdir(parents=True, exist_ok=True)
-    wanted = {FULL: counts.full_frames, SMALL: counts.small_frames}
+    from bev_perception.ros.occupancy_bench import measure_occupancy  # needs the messages
+
+    wanted = {FULL: counts.full_frames, SMALL: counts.small_frames, OCCUPANCY: counts.small_frames}
     timings = [time_variant(TimingSettings(variant, frames=frames)) for variant, frames in wanted.items() if frames]
     figures: dict[str, Any] = {"machine": machine(), "stages": {t.variant: asdict(t) for t in timings}}
+    rate = measure_casting(counts.cast_samples)
+    figures["RayIoU, 8 origins, prediction and truth"] = {"samples/s on one core": round(rate, 1)}
+    for name, figure in measure_occupancy().items():
+        figures[f"occupancy messages, {name}"] = figure
     checkpoint = out / f"{SMALL}.safetensors"
     write_initial_weights(SMALL, checkpoint, seed=0)
     for transport in ("compressed", "raw"):

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from bev_perception.config import ConfigError, TrainingConfig, VariantConfig
-from bev_perception.data.augment import augment_boxes, augment_matrices, draw_bev, draw_image_transform
+from bev_perception.data.augment import augment_matrices, draw_bev, draw_image_transform
 from bev_perception.data.nuscenes import NuScenesError
-from bev_perception.data.queues import read_frame, reference2image, training_boxes, training_queue
+from bev_perception.data.occupancy_labels import LABELS_FOLDER
+from bev_perception.data.queues import read_frame, reference2image, training_queue
 from bev_perception.data.records import Records
+from bev_perception.geometry import invert_transform
 from bev_perception.images import ImageError, decode_image
 from bev_perception.preprocess import ImageTransform, resample_image
 from bev_perception.training.samples import TrainingSample
+from bev_perception.training.truths import open_truths
 
 LOG = logging.getLogger(__name__)
 
@@ -29,13 +33,17 @@ class NuScenesTraining:
     which a warning names. Too many of them in a row are an error.
     """
 
-    def __init__(self, config: VariantConfig, records: Records) -> None:
-        """Keep both; raise ConfigError for a variant that says nothing of its training."""
+    def __init__(self, config: VariantConfig, records: Records, labels: str | Path = LABELS_FOLDER) -> None:
+        """Keep them; labels: the folder of occupancy labels, see labels_path, if the variant needs them.
+
+        Raises ConfigError for a variant that says nothing of its training, or what the data set cannot do.
+        """
         if config.training is None:
             raise ConfigError(f"{config.name} says nothing of its training; add the entry 'training' to its file")
         self._config = config
         self._recipe: TrainingConfig = config.training
         self._records = records
+        self._truths = open_truths(config, config.training, records, labels)
 
     def __len__(self) -> int:
         """Return the number of key frames."""
@@ -48,14 +56,12 @@ class NuScenesTraining:
         """
         reason = ""
         for _ in range(1 + MAX_REPLACEMENTS):
-            boxes, labels = training_boxes(
-                self._records, index, self._config.class_names, self._config.detector.pc_range
-            )
             try:
-                if len(boxes):
-                    return self._read(index, boxes, labels, rng)
-                reason = f"key frame {self._records.tokens[index]} has no box that counts"
-            except (OSError, ImageError) as error:
+                sample = self._read(index, rng)
+                if sample is not None:
+                    return sample
+                reason = f"there is nothing to learn from key frame {self._records.tokens[index]}"
+            except (OSError, ImageError, NuScenesError) as error:
                 reason = str(error)
                 LOG.warning("%s; another key frame takes its place", reason)
             index = int(rng.integers(len(self)))
@@ -64,23 +70,31 @@ class NuScenesTraining:
             "complete the data set"
         )
 
-    def _read(self, index: int, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> TrainingSample:
-        records, frames = self._records, self._config.frames
-        queue = training_queue(records, index, frames, rng)
-        matrices = reference2image(records, index, queue)  # [T, 6, 4, 4]
-        stamps = np.array([[image.stamp for image in records.images(image_set)] for image_set in queue])  # [T, 6] us
+    def _read(self, index: int, rng: np.random.Generator) -> TrainingSample | None:
+        records, recipe = self._records, self._recipe
+        queue = training_queue(records, index, self._config.frames, rng)
         calibration = records.images(queue[0])[0].calibration
         transform = draw_image_transform(
-            rng, (calibration.height, calibration.width), self._config.image, self._recipe.resize
+            rng, (calibration.height, calibration.width), self._config.image, recipe.resize, recipe.image_flip
         )
-        world = draw_bev(rng)
+        world = draw_bev(rng, recipe.bev)
+        truth = self._truths.read(index, world)
+        if truth is None:
+            return None
+        stamps = np.array([[image.stamp for image in records.images(image_set)] for image_set in queue])  # [T, 6] us
         return TrainingSample(
             images=self._images(index, queue, transform),
-            reference2image=augment_matrices(transform.ida @ matrices, world),
+            reference2image=augment_matrices(transform.ida @ self._matrices(index, queue), world),
             time_differences=(stamps[:1] - stamps).mean(axis=1) / 1e6,
-            boxes=augment_boxes(boxes, world),
-            labels=labels,
+            truth=truth,
         )
+
+    def _matrices(self, index: int, queue: Sequence[np.ndarray]) -> np.ndarray:
+        """Return [T, 6, 4, 4], the variant's reference frame to the depth-scaled pixels of every image as stored."""
+        lidar2image = reference2image(self._records, index, queue)
+        if self._config.reference_frame.is_lidar:
+            return lidar2image
+        return lidar2image @ invert_transform(self._records.lidar2ego(index))
 
     def _images(self, index: int, queue: Sequence[np.ndarray], transform: ImageTransform) -> np.ndarray:
         """Return [T, 6, h, w, 3] uint8 BGR; where frames repeat, their images are read once."""

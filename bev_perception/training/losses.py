@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bev_perception.models.sparsebev import SparseBEVOutput
-from bev_perception.training.samples import Truth
+from bev_perception.training.samples import BoxTruth
 from bev_perception.training.targets import (
     BOX_WEIGHT,
     CLASS_WEIGHT,
@@ -44,7 +44,7 @@ def box_loss(boxes: Tensor, targets: Tensor, code_weights: Tensor) -> Tensor:
 
 
 def detection_losses(
-    output: SparseBEVOutput, truths: Sequence[Truth], denoising: Denoising | None, code_weights: Tensor
+    output: SparseBEVOutput, truths: Sequence[BoxTruth], denoising: Denoising | None, code_weights: Tensor
 ) -> dict[str, Tensor]:
     """Return every loss by its name; training minimises their sum.
 
@@ -82,7 +82,7 @@ def loss_names(layers: int, denoising: bool) -> tuple[str, ...]:
 
 
 def _matching_losses(
-    logits: Tensor, boxes: Tensor, truths: Sequence[Truth], targets: Sequence[Tensor], code_weights: Tensor
+    logits: Tensor, boxes: Tensor, truths: Sequence[BoxTruth], targets: Sequence[Tensor], code_weights: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the sums of both losses of logits [B, Q, classes] and boxes [B, Q, 10] after their assignment."""
     wanted = torch.full(logits.shape[:2], logits.shape[2], device=logits.device)  # no class
@@ -94,13 +94,18 @@ def _matching_losses(
     return focal_loss(logits.flatten(0, 1), wanted.flatten()), bbox
 
 
-def _box_counts(truths: Sequence[Truth], denoising: Denoising | None, queries: int) -> tuple[Tensor, Tensor]:
+def _box_counts(truths: Sequence[BoxTruth], denoising: Denoising | None, queries: int) -> tuple[Tensor, Tensor]:
     """Return what the matching and the denoising losses are divided by."""
     matched = sum(min(len(truth.labels), queries) for truth in truths)
-    counts = torch.tensor([matched, 0 if denoising is None else len(denoising.labels)], device=truths[0].boxes.device)
-    counts = counts.to(torch.float64)
-    if dist.is_initialized():
-        dist.all_reduce(counts)
-        counts /= dist.get_world_size()
+    counts = average_count([matched, 0 if denoising is None else len(denoising.labels)], truths[0].boxes.device)
     matching, noisy = (counts.clamp(min=1) + COUNT_EPS).unbind()
     return matching, noisy
+
+
+def average_count(counts: Sequence[int], device: torch.device) -> Tensor:
+    """Return numbers of this process, averaged over all that train together, [n] float64."""
+    values = torch.tensor(counts, device=device, dtype=torch.float64)
+    if dist.is_initialized():
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values

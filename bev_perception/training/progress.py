@@ -67,7 +67,7 @@ class Progress:
         if self._writer is not None:
             for name, value in {"lr": lr, **means}.items():
                 self._writer.add_scalar(name, value, self._done)
-        shown = {name: f"{means[name]:.3g}" for name in ("loss", "loss_cls", "loss_bbox")}
+        shown = {name: f"{means[name]:.3g}" for name in ("loss", "grad_norm")}
         self._bar.set_postfix(shown)
         if self._bar.disable:
             seconds = (time.monotonic() - self._started) / (self._done - self._start_step) * (self._total - self._done)

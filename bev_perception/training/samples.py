@@ -4,55 +4,92 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+#: of semantics: nobody knows what is there (it lies outside of the labels)
+UNKNOWN_LABEL = 255
+#: of a voxel that belongs to no mask
+NO_INSTANCE = -1
+
 
 @dataclass(frozen=True)
-class TrainingSample:
+class BoxTruth:
+    """What a detector should say of a sample.
+
+    boxes: [n, 9] float32 in the reference frame: centre x, y, z, length, width, height (m), yaw (rad), vx, vy (m/s; 0
+    where unknown).  labels: [n] int64.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> BoxTruth:
+        """Return the same on `device`."""
+        return BoxTruth(self.boxes.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class OccupancyTruth:
+    """What an occupancy model should say of a sample, on its grid in the reference frame.
+
+    semantics: [X, Y, Z] uint8, classes, UNKNOWN_LABEL where unknown.
+    instances: [X, Y, Z] int16, what is to be found as one mask: indices into class_ids, or NO_INSTANCE.
+    class_ids: [M] int64, the masks' classes.  visible: [X, Y, Z] bool, where masks are compared; None: everywhere.
+    """
+
+    semantics: Tensor
+    instances: Tensor
+    class_ids: Tensor
+    visible: Tensor | None = None
+
+    def to(self, device: torch.device) -> OccupancyTruth:
+        """Return the same on `device`."""
+        return OccupancyTruth(
+            self.semantics.to(device),
+            self.instances.to(device),
+            self.class_ids.to(device),
+            None if self.visible is None else self.visible.to(device),
+        )
+
+
+Truth = TypeVar("Truth", BoxTruth, OccupancyTruth)
+
+
+@dataclass(frozen=True)
+class TrainingSample(Generic[Truth]):
     """One annotated moment: T frames of N cameras, the current frame first, in the model's order.
 
     images: [T, N, h, w, 3] uint8 BGR, resized, cropped and flipped, not yet normalised or padded.
     reference2image: [T, N, 4, 4], the current reference frame (m) to depth-scaled pixels of each image; every
-    augmentation is already in it.  time_differences: [T] s, current minus frame t.
-    boxes: [n, 9] in the reference frame: centre x, y, z, length, width, height (m), yaw (rad), vx, vy (m/s; 0 where
-    unknown).  labels: [n] int64.
+    augmentation is already in it, as in the truth.  time_differences: [T] s, current minus frame t.
     """
 
     images: np.ndarray
     reference2image: np.ndarray
     time_differences: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
+    truth: Truth
 
 
-class TrainingData(Protocol):
+class TrainingData(Protocol[Truth]):
     """A data set. `rng` is the only source of chance, so that the same number gives the same sample.
 
-    A sample that cannot be read or holds no box is the data set's to replace (by another that rng draws).
+    A sample that cannot be used is the data set's to replace (by another that rng draws).
     """
 
     def __len__(self) -> int:
         """Return the number of samples of one epoch."""
 
-    def sample(self, index: int, rng: np.random.Generator) -> TrainingSample:
+    def sample(self, index: int, rng: np.random.Generator) -> TrainingSample[Truth]:
         """Return sample `index`, augmented by draws from rng."""
 
 
 @dataclass(frozen=True)
-class Truth:
-    """The boxes of one sample on the device: boxes [n, 9] as in TrainingSample, labels [n] int64."""
-
-    boxes: Tensor
-    labels: Tensor
-
-
-@dataclass(frozen=True)
-class Batch:
+class Batch(Generic[Truth]):
     """B samples.
 
     images: [B, T, N, h, w, 3] uint8.  reference2image: [B, T, N, 4, 4] float32.  time_differences: [B, T] float32.
@@ -65,28 +102,25 @@ class Batch:
     truths: tuple[Truth, ...]
     seeds: tuple[int, ...]
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> Batch[Truth]:
         """Return the batch on `device`."""
         return Batch(
             self.images.to(device, non_blocking=True),
             self.reference2image.to(device, non_blocking=True),
             self.time_differences.to(device, non_blocking=True),
-            tuple(Truth(truth.boxes.to(device), truth.labels.to(device)) for truth in self.truths),
+            tuple(truth.to(device) for truth in self.truths),
             self.seeds,
         )
 
 
-def collate(samples: Sequence[tuple[TrainingSample, int]]) -> Batch:
+def collate(samples: Sequence[tuple[TrainingSample[Truth], int]]) -> Batch[Truth]:
     """Stack samples, each with its seed."""
     first = [sample for sample, _ in samples]
     return Batch(
         images=torch.from_numpy(np.stack([s.images for s in first])),
         reference2image=torch.from_numpy(np.stack([s.reference2image for s in first]).astype(np.float32)),
         time_differences=torch.from_numpy(np.stack([s.time_differences for s in first]).astype(np.float32)),
-        truths=tuple(
-            Truth(torch.from_numpy(s.boxes.astype(np.float32)), torch.from_numpy(s.labels.astype(np.int64)))
-            for s in first
-        ),
+        truths=tuple(s.truth for s in first),
         seeds=tuple(seed for _, seed in samples),
     )
 

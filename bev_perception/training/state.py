@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bev_perception.checkpoints import save_checkpoint
-from bev_perception.models.sparsebev import SparseBEV
+from bev_perception.models.camera_model import CameraModel
 
 STATE, WEIGHTS = "state.pt", "weights.safetensors"
 
@@ -36,7 +36,7 @@ def save_state(
     out: Path,
     identity: Identity,
     step: int,
-    model: SparseBEV,
+    model: CameraModel,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> None:
@@ -48,7 +48,7 @@ def save_state(
         "identity": asdict(identity),
         "step": step,
         "weights": model.state_dict(),
-        "legacy_boxes": model.legacy_boxes,
+        "legacy_boxes": getattr(model, "legacy_boxes", False),
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
     }
@@ -64,7 +64,7 @@ def save_state(
 def load_state(
     out: Path,
     identity: Identity,
-    model: SparseBEV,
+    model: CameraModel,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> int:
@@ -88,7 +88,8 @@ def load_state(
     if differing:
         raise TrainingError(f"{path} is of a training with {'; '.join(differing)}; resume with the same settings")
     model.load_state_dict(content["weights"])
-    model.legacy_boxes = content["legacy_boxes"]
+    if hasattr(model, "legacy_boxes"):
+        model.legacy_boxes = content["legacy_boxes"]
     optimizer.load_state_dict(content["optimizer"])
     scaler.load_state_dict(content["scaler"])
     return content["step"]

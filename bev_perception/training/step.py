@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
@@ -11,27 +14,27 @@ from torch.utils.checkpoint import checkpoint
 
 from bev_perception.config import TrainingConfig
 from bev_perception.data.augment import distort_colors, draw_grid_mask, draw_photometric, grid_mask
+from bev_perception.models.camera_model import CameraModel
+from bev_perception.models.layers import EncodedViews
+from bev_perception.models.mask_decoder import MaskDecoderLayer, RandomVoxels
 from bev_perception.models.sparsebev import SparseBEV
+from bev_perception.models.sparseocc import SparseOcc
+from bev_perception.models.voxel_decoder import CUBE_SIDES, VoxelDecoderLayer
 from bev_perception.precision import PRECISIONS
 from bev_perception.preprocess import normalize_images
-from bev_perception.training.losses import detection_losses
-from bev_perception.training.samples import Batch
+from bev_perception.training.losses import detection_losses, loss_names
+from bev_perception.training.occupancy_losses import class_weights, occupancy_loss_names, occupancy_losses
+from bev_perception.training.samples import Batch, BoxTruth, OccupancyTruth, Truth
 from bev_perception.training.targets import draw_denoising, make_denoising
 
 
-def freeze(model: SparseBEV) -> None:
+def freeze(model: CameraModel) -> None:
     """Take the parameters that the variant keeps as pretrained out of training."""
     for parameter in model.img_backbone.frozen_parameters():
         parameter.requires_grad_(False)
 
 
-def compute_twice(model: SparseBEV) -> None:
-    """Let backbone blocks and decoder passes forget their activations and compute them again in the backward pass."""
-    for module in (*model.img_backbone.blocks(), model.pts_bbox_head.decoder_layer):
-        module.forward = functools.partial(checkpoint, module.forward, use_reentrant=False)
-
-
-def encode_frames(model: SparseBEV, images: Tensor, frames_with_gradient: int) -> list[list[Tensor]]:
+def encode_frames(model: CameraModel, images: Tensor, frames_with_gradient: int) -> list[list[Tensor]]:
     """Return the pyramids, T x L of [B, N, h, w, C] float32, of images [B, T, N, 3, H, W].
 
     frames_with_gradient: of only so many frames, from the first, gradients reach the backbone and neck; the others are
@@ -49,7 +52,7 @@ def encode_frames(model: SparseBEV, images: Tensor, frames_with_gradient: int) -
     return levels_by_frame
 
 
-def _encode(model: SparseBEV, images: Tensor) -> list[list[Tensor]]:
+def _encode(model: CameraModel, images: Tensor) -> list[list[Tensor]]:
     """Encode [B, T, N, 3, H, W] at once, ordered so that each frame's maps are contiguous."""
     by_frame = images.transpose(0, 1)
     levels = model.encode(by_frame.flatten(0, 2))
@@ -57,39 +60,42 @@ def _encode(model: SparseBEV, images: Tensor) -> list[list[Tensor]]:
     return [list(frame) for frame in zip(*split, strict=True)]
 
 
-class TrainingStep(nn.Module):
+class TrainingStep(nn.Module, Generic[Truth]):
     """The model with what surrounds it in training; one module, so that DistributedDataParallel can wrap it.
 
-    precision: a key of PRECISIONS.
+    Called with a batch it returns every loss by its name; the batch's seeds decide what is drawn.
+    loss_names: of all losses that there can be.
     """
 
-    def __init__(self, model: SparseBEV, recipe: TrainingConfig, precision: str) -> None:
+    loss_names: tuple[str, ...]
+
+    def __init__(self, model: CameraModel, recipe: TrainingConfig, precision: str) -> None:
         """Keep the model; `precision` must be a key of PRECISIONS."""
         super().__init__()
         self.model = model
         self.recipe = recipe
         self.dtype = PRECISIONS[precision]
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return every loss by its name, see detection_losses. The batch's seeds decide what is drawn."""
-        model, config = self.model, self.model.config
-        generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
-        draws = [
-            draw_denoising(len(truth.labels), self.recipe.denoising_groups, len(config.class_names), generator)
-            for truth, generator in zip(batch.truths, generators, strict=True)
-        ]
-        denoising = make_denoising(batch.truths, draws, config.detector.num_query, config.detector.pc_range)
+    @abstractmethod
+    def forward(self, batch: Batch[Truth]) -> dict[str, Tensor]:
+        """Return every loss by its name."""
+
+    @abstractmethod
+    def decoder_passes(self) -> Iterable[nn.Module]:
+        """Return the modules of the decoder that compute_twice is about."""
+
+    def compute_twice(self) -> None:
+        """Let backbone blocks and decoder passes forget their activations and compute them again going backward."""
+        for module in (*self.model.img_backbone.blocks(), *self.decoder_passes()):
+            module.forward = functools.partial(checkpoint, module.forward, use_reentrant=False)
+
+    def encode(self, batch: Batch, generators: list[torch.Generator]) -> EncodedViews:
+        """Return the batch's images augmented and encoded, in float32; the generators are one a sample."""
         images = self._prepare_images(batch.images, generators)
         with self._autocast(images.device):
-            levels_by_frame = encode_frames(model, images, self.recipe.frames_with_gradient)
-        output = model.detect(
-            [[level.float() for level in levels] for levels in levels_by_frame],
-            batch.reference2image,
-            batch.time_differences,
-            (images.shape[-2], images.shape[-1]),
-            None if denoising is None else denoising.queries,
-        )
-        return detection_losses(output, batch.truths, denoising, model.pts_bbox_head.code_weights)
+            levels_by_frame = encode_frames(self.model, images, self.recipe.frames_with_gradient)
+        levels = [[level.float() for level in levels] for levels in levels_by_frame]
+        return EncodedViews(levels, batch.reference2image, (images.shape[-2], images.shape[-1]))
 
     def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
         if self.dtype is None:
@@ -99,15 +105,14 @@ class TrainingStep(nn.Module):
     @torch.no_grad()
     def _prepare_images(self, pixels: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Return augmented, normalised and padded images [B, T, N, 3, H, W] of pixels [B, T, N, h, w, 3] uint8."""
-        augmented = self.recipe.image_augmentation
         samples = [
-            _distort(sample, generator) if augmented else sample
+            _distort(sample, generator) if self.recipe.color_augmentation else sample
             for sample, generator in zip(pixels, generators, strict=True)
         ]
         images = torch.stack(
             [normalize_images(s.flatten(0, 1), self.model.config.image).unflatten(0, s.shape[:2]) for s in samples]
         )
-        if augmented:
+        if self.recipe.grid_mask:
             self._mask(images, generators[0])
         return images
 
@@ -118,6 +123,84 @@ class TrainingStep(nn.Module):
         if drawn is not None:
             kept = torch.from_numpy(grid_mask(height, width, drawn)).to(images.device)
             images[:, : self.recipe.frames_with_gradient or None] *= kept
+
+
+class DetectionStep(TrainingStep[BoxTruth]):
+    """Of SparseBEV: denoising queries beside the learnt ones, and detection_losses."""
+
+    model: SparseBEV
+
+    def __init__(self, model: SparseBEV, recipe: TrainingConfig, precision: str) -> None:
+        """Keep the model; `precision` must be a key of PRECISIONS."""
+        super().__init__(model, recipe, precision)
+        self.loss_names = loss_names(model.config.detector.num_layers, denoising=recipe.denoising_groups > 0)
+
+    def decoder_passes(self) -> Iterable[nn.Module]:
+        """Return the one layer that all passes share."""
+        return (self.model.pts_bbox_head.decoder_layer,)
+
+    def forward(self, batch: Batch[BoxTruth]) -> dict[str, Tensor]:
+        """Return detection_losses of the batch."""
+        config = self.model.config
+        generators = _generators(batch)
+        draws = [
+            draw_denoising(len(truth.labels), self.recipe.denoising_groups, len(config.class_names), generator)
+            for truth, generator in zip(batch.truths, generators, strict=True)
+        ]
+        denoising = make_denoising(batch.truths, draws, config.detector.num_query, config.detector.pc_range)
+        views = self.encode(batch, generators)
+        output = self.model.detect(
+            views.levels_by_frame,
+            views.reference2image,
+            batch.time_differences,
+            views.image_size,
+            None if denoising is None else denoising.queries,
+        )
+        return detection_losses(output, batch.truths, denoising, self.model.pts_bbox_head.code_weights)
+
+
+class OccupancyStep(TrainingStep[OccupancyTruth]):
+    """Of SparseOcc: occupancy_losses."""
+
+    model: SparseOcc
+    class_weights: Tensor
+
+    def __init__(self, model: SparseOcc, recipe: TrainingConfig, precision: str) -> None:
+        """Keep the model; `precision` must be a key of PRECISIONS."""
+        super().__init__(model, recipe, precision)
+        weights = torch.tensor(class_weights(model.config.class_names))
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.loss_names = occupancy_loss_names(len(CUBE_SIDES), 1 + model.config.occupancy.mask_layers)
+
+    def decoder_passes(self) -> Iterable[nn.Module]:
+        """Return the layers of the voxel decoder and the one that all passes over the masks share."""
+        return [m for m in self.model.modules() if isinstance(m, (VoxelDecoderLayer, MaskDecoderLayer))]
+
+    def forward(self, batch: Batch[OccupancyTruth]) -> dict[str, Tensor]:
+        """Return occupancy_losses of the batch."""
+        generators = _generators(batch)
+        head = self.model.config.occupancy
+        choices = [RandomVoxels(g, head.num_groups * head.num_points, head.occ_size) for g in generators]
+
+        def choose(inside: Tensor, locations: Tensor) -> Tensor:
+            """Let each sample have its own chance, so that it is the same in any batch."""
+            return torch.cat([c(inside[b : b + 1], locations[b : b + 1]) for b, c in enumerate(choices)])
+
+        output = self.model.pts_bbox_head(self.encode(batch, generators), choose)
+        return occupancy_losses(output, batch.truths, self.class_weights)
+
+
+_STEPS: dict[str, type[TrainingStep]] = {"sparsebev": DetectionStep, "sparseocc": OccupancyStep}
+
+
+def build_step(model: Any, recipe: TrainingConfig, precision: str) -> TrainingStep:
+    """Return the training step of a model of build_model; `precision` must be a key of PRECISIONS."""
+    return _STEPS[model.config.family](model, recipe, precision)
+
+
+def _generators(batch: Batch) -> list[torch.Generator]:
+    """Return a source of chance for each sample, on the CPU."""
+    return [torch.Generator().manual_seed(seed) for seed in batch.seeds]
 
 
 def _distort(pixels: Tensor, generator: torch.Generator) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bev_perception.models.layers import PcRange
 from bev_perception.models.sparsebev import DenoisingQueries
-from bev_perception.training.samples import Truth
+from bev_perception.training.samples import BoxTruth
 
 CLASS_WEIGHT, BOX_WEIGHT = 2.0, 0.25
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
@@ -28,12 +28,20 @@ BOX_NOISE, LABEL_NOISE = 0.5, 0.5
 
 
 def encode_boxes(boxes: Tensor) -> Tensor:
-    """Return boxes [n, 9] (see TrainingSample) as the head predicts them, [n, 10] (see SparseBEVOutput)."""
+    """Return boxes [n, 9] (see BoxTruth) as the head predicts them, [n, 10] (see SparseBEVOutput)."""
     center, size, yaw, velocity = boxes.split([3, 3, 1, 2], dim=1)
     log_size = size.log()
     return torch.cat(
         [center[:, :2], log_size[:, :2], center[:, 2:], log_size[:, 2:], yaw.sin(), yaw.cos(), velocity], dim=1
     )
+
+
+def focal_cost(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return what it costs [Q, n] to call a query by a class, as in the focal loss: logits [Q, classes], labels [n]."""
+    probability = logits.sigmoid()
+    found = FOCAL_ALPHA * (1 - probability) ** FOCAL_GAMMA * -(probability + COST_EPS).log()
+    missed = (1 - FOCAL_ALPHA) * probability**FOCAL_GAMMA * -(1 - probability + COST_EPS).log()
+    return (found - missed)[:, labels]
 
 
 @torch.no_grad()
@@ -44,15 +52,17 @@ def assign(
 
     logits: [Q, classes].  boxes: [Q, 10].  labels: [n].  targets: [n, 10], of encode_boxes.  code_weights: [10].
     """
-    probability = logits.sigmoid()
-    found = FOCAL_ALPHA * (1 - probability) ** FOCAL_GAMMA * -(probability + COST_EPS).log()
-    missed = (1 - FOCAL_ALPHA) * probability**FOCAL_GAMMA * -(1 - probability + COST_EPS).log()
-    class_cost = (found - missed)[:, labels]  # [Q, n]
+    class_cost = focal_cost(logits, labels)
     box_cost = torch.cdist(boxes * code_weights, targets * code_weights, p=1)
     cost = CLASS_WEIGHT * class_cost + BOX_WEIGHT * box_cost
-    cost = cost.nan_to_num(nan=WORST_COST, posinf=WORST_COST, neginf=-WORST_COST)
-    queries, known = linear_sum_assignment(cost.cpu().numpy())
-    return torch.from_numpy(queries).to(labels.device), torch.from_numpy(known).to(labels.device)
+    return match(cost)
+
+
+def match(cost: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows and columns [min(Q, n)] of the one-to-one matching of least total cost [Q, n]."""
+    finite = cost.nan_to_num(nan=WORST_COST, posinf=WORST_COST, neginf=-WORST_COST)
+    rows, columns = linear_sum_assignment(finite.cpu().numpy())
+    return torch.from_numpy(rows).to(cost.device), torch.from_numpy(columns).to(cost.device)
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,7 @@ class Denoising:
 
 
 def make_denoising(
-    truths: Sequence[Truth], draws: Sequence[DenoisingDraws], num_query: int, pc_range: PcRange
+    truths: Sequence[BoxTruth], draws: Sequence[DenoisingDraws], num_query: int, pc_range: PcRange
 ) -> Denoising | None:
     """Make noisy copies of all samples' boxes; None if there is no box or no group.
 

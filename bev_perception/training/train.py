@@ -22,11 +22,10 @@ from bev_perception.checkpoints import load_checkpoint, load_pretrained
 from bev_perception.config import TrainingConfig, VariantConfig
 from bev_perception.models import build_model
 from bev_perception.precision import PRECISIONS
-from bev_perception.training.losses import loss_names
 from bev_perception.training.progress import Progress
 from bev_perception.training.samples import TrainingData, epoch_order, load_epoch
 from bev_perception.training.state import STATE, Identity, TrainingError, load_state, save_state
-from bev_perception.training.step import TrainingStep, compute_twice, freeze
+from bev_perception.training.step import build_step, freeze
 
 #: of the gradients in fp16, at the start; GradScaler adapts it
 FP16_SCALE = 512.0
@@ -105,18 +104,17 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
         if settings.init is not None:
             load_checkpoint(model, settings.init)
         freeze(model)
+        training_step = build_step(model, recipe, settings.precision).to(device).train()
         if settings.recompute:
-            compute_twice(model)
-        model.to(device).train()
+            training_step.compute_twice()
         optimizer = torch.optim.AdamW(parameter_groups(model, recipe, lr), weight_decay=recipe.weight_decay)
         scaler = torch.amp.GradScaler(device.type, init_scale=FP16_SCALE, enabled=settings.precision == "fp16")
         done = load_state(settings.out, identity, model, optimizer, scaler) if settings.resume else 0
 
-        losses_of: nn.Module = TrainingStep(model, recipe, settings.precision)
+        losses_of: nn.Module = training_step
         if processes.count > 1:
             device_ids = [device.index] if device.type == "cuda" else None
             losses_of = DistributedDataParallel(losses_of, device_ids=device_ids, broadcast_buffers=False)
-        names = loss_names(config.detector.num_layers, denoising=recipe.denoising_groups > 0)
 
         def save() -> None:
             if processes.rank == 0:
@@ -148,7 +146,7 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
                     scaler.update()
                     done += 1
 
-                    values, stopping = _average(losses, names, stop.requested, processes)
+                    values, stopping = _average(losses, training_step.loss_names, stop.requested, processes)
                     values |= {"loss": sum(values.values()), "grad_norm": norm.item()}
                     progress.step(epoch, lr * lr_factor, values)
                     if stopping:
@@ -175,9 +173,15 @@ def parameter_groups(model: nn.Module, recipe: TrainingConfig, lr: float) -> lis
 
 
 def schedule(recipe: TrainingConfig, step: int, epoch: int, epochs: int) -> float:
-    """Return the factor on the learning rate: a cosine from epoch to epoch, and a straight rise at the start."""
-    falling = (1 + math.cos(math.pi * epoch / epochs)) / 2
-    factor = recipe.min_lr_ratio + (1 - recipe.min_lr_ratio) * falling
+    """Return the factor on the learning rate: a cosine from epoch to epoch, or drops, and a straight rise at the start.
+
+    epochs: of this training; where it is not the recipe's number, drops come at the same share of it.
+    """
+    if recipe.lr_drop_epochs:
+        factor = recipe.lr_drop ** sum(epoch >= drop * epochs / recipe.epochs for drop in recipe.lr_drop_epochs)
+    else:
+        falling = (1 + math.cos(math.pi * epoch / epochs)) / 2
+        factor = recipe.min_lr_ratio + (1 - recipe.min_lr_ratio) * falling
     if step < recipe.warmup_steps:
         factor *= 1 - (1 - step / recipe.warmup_steps) * (1 - recipe.warmup_ratio)
     return factor

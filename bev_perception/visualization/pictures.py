@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -10,93 +9,94 @@ import cv2
 import numpy as np
 
 from bev_perception.geometry import box_corners, invert_transform, transform_points
-from bev_perception.lens import undistortion_map
-from bev_perception.types import Boxes3D, Frame, View
+from bev_perception.types import Boxes3D, Frame
+from bev_perception.visualization.canvas import (
+    FRACTION_BITS,
+    TEXT,
+    BirdsEye,
+    Color,
+    Tile,
+    bgr_colors,
+    dashed_line,
+    draw_cameras,
+    draw_caption,
+    fixed,
+    put_text,
+)
 
 TILE_WIDTH, TILE_HEIGHT = 640, 360  # pixels, of one camera's picture
-CAPTION = 40  # pixels, height of the strip below
-REACH = 50.0  # m, shown from above in each direction
 NEAR = 0.1  # m, nothing nearer to a camera is drawn
 MIN_SPEED = 0.5  # m/s, slower boxes get no arrow
-EGO_LENGTH, EGO_WIDTH, EGO_REAR = 4.1, 1.75, 1.0  # m, a car with base_link at the rear axle; EGO_REAR behind it
-#: BGR, one a class in nuScenes' order, then from the start again
-COLORS = (
-    (255, 150, 60),
-    (70, 200, 255),
-    (60, 120, 200),
-    (230, 80, 230),
-    (160, 160, 255),
-    (170, 170, 170),
-    (80, 80, 255),
-    (120, 255, 120),
-    (60, 220, 60),
-    (0, 140, 255),
-)
-BACKGROUND, GRID, TEXT = (24, 22, 20), (75, 72, 70), (230, 230, 230)
-# of the cameras' default names; other rigs are laid out in the configured order
-SURROUND = (
-    ("cam_front_left", "cam_front", "cam_front_right"),
-    ("cam_back_left", "cam_back", "cam_back_right"),
-)
+TRUTH: Color = (255, 255, 255)  # of dashed boxes, which are the ground truth
 _EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
 _FRONT_CROSS = ((0, 7), (3, 4))  # diagonals of the front face, see geometry.box_corners
 
 
-def draw_frame(frame: Frame, images: Mapping[str, np.ndarray], boxes: Boxes3D, note: str = "") -> np.ndarray:
+def draw_frame(
+    frame: Frame,
+    images: Mapping[str, np.ndarray],
+    boxes: Boxes3D,
+    note: str = "",
+    truth: Boxes3D | None = None,
+) -> np.ndarray:
     """Return a BGR picture of the frame: two rows of cameras, the view from above, and a strip with `note`.
 
     images: camera -> its decoded image [H, W, 3] BGR uint8, as it was taken (lens distortion is removed here).
     boxes: in base_link at the frame's stamp; in each camera they stand where its own stamp's ego pose puts them.
+    truth: what is really there, likewise; drawn with white dashes.
+    """
+
+    def draw(tile: Tile) -> None:
+        if truth is not None:
+            draw_wireframes(tile, frame.ego2global, truth, [TRUTH] * len(truth), dashed=True)
+        draw_wireframes(tile, frame.ego2global, boxes, box_colors(boxes))
+
+    cameras = draw_cameras(frame, images, (TILE_WIDTH, TILE_HEIGHT), 2, draw)
+    picture = np.hstack([cameras, draw_birds_eye(boxes, 2 * TILE_HEIGHT, truth)])
+    state = f"t = {frame.stamp / 1e9:.3f} s   {len(boxes)} boxes"
+    if truth is not None:
+        state += f", {len(truth)} in truth"
+    return np.vstack([picture, draw_caption(picture.shape[1], note, state)])
+
+
+def draw_birds_eye(boxes: Boxes3D, size: int, truth: Boxes3D | None = None) -> np.ndarray:
+    """Return a BGR picture [size, size, 3] of boxes in base_link from above, +x up, REACH m each way.
+
+    truth: what is really there, drawn with white dashes.
+    """
+    view = BirdsEye(size)
+    view.draw_rings()
+    view.draw_ego()
+    if truth is not None:
+        view.draw_boxes(truth, [TRUTH] * len(truth), dashed=True)
+    view.draw_boxes(boxes, box_colors(boxes))
+    noses = box_corners(boxes.centers, boxes.sizes, boxes.yaws)[:, [0, 3], :2].mean(1)  # [n, 2]
+    for i in np.flatnonzero(np.hypot(*boxes.velocities.T) >= MIN_SPEED):  # the way of one second
+        tail, tip = fixed(view.pixels(np.stack([noses[i], noses[i] + boxes.velocities[i]])))
+        cv2.arrowedLine(view.canvas, tail, tip, TEXT, 1, cv2.LINE_AA, FRACTION_BITS, tipLength=0.2)
+    _draw_legend(view.canvas, boxes, truth)
+    return view.canvas
+
+
+def draw_wireframes(
+    tile: Tile, ego2global: np.ndarray, boxes: Boxes3D, colors: list[Color], dashed: bool = False
+) -> None:
+    """Draw boxes into a camera's tile, far ones first, each with a cross on its front; dashed ones thinly.
+
+    ego2global: [4, 4], of the base_link that the boxes are in.
     """
     corners = box_corners(boxes.centers, boxes.sizes, boxes.yaws).reshape(-1, 3)  # [n * 8, 3]
-    corners = transform_points(frame.ego2global, corners).reshape(-1, 8, 3)
-    views = dict(zip(frame.cameras, frame.views, strict=True))
-    rows = []
-    for row in _layout(frame.cameras):
-        tiles = [_draw_camera(name, views.get(name), images, frame.missing, corners, boxes) for name in row]
-        rows.append(np.hstack(tiles))
-    picture = np.hstack([np.vstack(rows), draw_birds_eye(boxes, 2 * TILE_HEIGHT)])
-    state = f"t = {frame.stamp / 1e9:.3f} s   {len(boxes)} boxes"
-    return np.vstack([picture, _caption(picture.shape[1], note, state)])
+    ego2camera = invert_transform(tile.view.ego2global @ tile.view.sensor2ego) @ ego2global
+    local = transform_points(ego2camera, corners).reshape(-1, 8, 3)
+    camera = tile.source2tile @ tile.view.calibration.intrinsics
+    for i in np.argsort(-local[:, :, 2].mean(1)):
+        _draw_wireframe(tile.picture, local[i], camera, colors[i], dashed)
 
 
-def draw_birds_eye(boxes: Boxes3D, size: int) -> np.ndarray:
-    """Return a BGR picture [size, size, 3] of boxes in base_link from above, +x up, REACH m each way."""
-    canvas = np.full((size, size, 3), BACKGROUND, np.uint8)
-    scale = (size / 2 - 12) / REACH
-
-    def pixels(points: np.ndarray) -> np.ndarray:
-        """Return points [n, 2 or more] (m, base_link) as pixels [n, 2] with 4 bits of fraction."""
-        at = size / 2 - scale * points[:, 1::-1]
-        return np.round(np.clip(at, -4 * size, 5 * size) * 16).astype(np.int32)
-
-    middle = (size // 2, size // 2)
-    for metres in range(10, int(REACH) + 1, 10):
-        cv2.circle(canvas, middle, round(metres * scale), GRID, 1, cv2.LINE_AA)
-        _text(canvas, f"{metres} m", (size // 2 + 3, size // 2 - round(metres * scale) + 12), GRID, 0.38)
-    for degrees in range(0, 360, 30):
-        heading = np.array([[math.cos(math.radians(degrees)), math.sin(math.radians(degrees))]])
-        start, end = pixels(np.r_[heading * (REACH - 2), heading * REACH]).tolist()
-        cv2.line(canvas, start, end, TEXT, 1, cv2.LINE_AA, 4)
-
-    rear, front, side = -EGO_REAR, EGO_LENGTH - EGO_REAR, EGO_WIDTH / 2
-    ego = np.array([[front, side], [rear, side], [rear, -side], [front, -side]])
-    cv2.polylines(canvas, [pixels(ego)], True, TEXT, 1, cv2.LINE_AA, 4)
-    cv2.polylines(canvas, [pixels(np.array([[0.5, side], [front, 0], [0.5, -side]]))], False, TEXT, 1, cv2.LINE_AA, 4)
-
-    corners = box_corners(boxes.centers, boxes.sizes, boxes.yaws)[:, :4, :2]  # [n, 4, 2]
-    for i in range(len(boxes)):
-        color = _color(boxes, i)
-        center = boxes.centers[i, :2]
-        cv2.polylines(canvas, [pixels(corners[i])], True, color, 1, cv2.LINE_AA, 4)
-        nose = corners[i, [0, 3]].mean(0)
-        start, end = pixels(np.stack([center, nose])).tolist()
-        cv2.line(canvas, start, end, color, 2, cv2.LINE_AA, 4)
-        if np.hypot(*boxes.velocities[i]) >= MIN_SPEED:  # the way of one second
-            tail, tip = pixels(np.stack([nose, nose + boxes.velocities[i]])) // 16
-            cv2.arrowedLine(canvas, tail, tip, TEXT, 1, cv2.LINE_AA, tipLength=0.2)
-    _legend(canvas, boxes)
-    return canvas
+def box_colors(boxes: Boxes3D) -> list[Color]:
+    """Return the colour of every box, its class's."""
+    colors = bgr_colors(boxes.class_names)
+    return [colors[label] for label in boxes.labels.tolist()]
 
 
 def write_png(path: str | Path, picture: np.ndarray) -> None:
@@ -137,66 +137,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> i
     return count
 
 
-def _layout(cameras: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Return two rows of equally many names; "" is an empty place."""
-    if set(cameras) == {name for row in SURROUND for name in row}:
-        return list(SURROUND)
-    columns = max(1, math.ceil(len(cameras) / 2))
-    padded = (*cameras, *[""] * (2 * columns - len(cameras)))
-    return [padded[:columns], padded[columns:]]
-
-
-def _draw_camera(
-    name: str,
-    view: View | None,
-    images: Mapping[str, np.ndarray],
-    missing: Mapping[str, str],
-    corners: np.ndarray,
-    boxes: Boxes3D,
-) -> np.ndarray:
-    """Return one camera's tile.  corners: [n, 8, 3] of the boxes in the global frame."""
-    tile = np.full((TILE_HEIGHT, TILE_WIDTH, 3), BACKGROUND, np.uint8)
-    image = images.get(name)
-    if view is None or image is None:
-        reason = missing.get(name, "no image") if name else ""
-        _text(tile, reason[:85], (12, TILE_HEIGHT // 2), TEXT, 0.42)
-    elif image.shape[:2] != (view.calibration.height, view.calibration.width):
-        _text(tile, "the image has not the size of its calibration", (12, TILE_HEIGHT // 2), TEXT, 0.42)
-    else:
-        camera2tile = _place_image(tile, image, view)  # [3, 3]
-        global2camera = invert_transform(view.ego2global @ view.sensor2ego)
-        local = transform_points(global2camera, corners.reshape(-1, 3)).reshape(-1, 8, 3)
-        for i in np.argsort(-local[:, :, 2].mean(1)):  # far boxes first
-            _draw_wireframe(tile, local[i], camera2tile, _color(boxes, int(i)))
-    _text(tile, name, (8, 20), TEXT, 0.5)
-    return tile
-
-
-def _place_image(tile: np.ndarray, image: np.ndarray, view: View) -> np.ndarray:
-    """Put the image, undistorted, into the middle of the tile; return the tile's camera matrix [3, 3]."""
-    calibration = view.calibration
-    scale = min(TILE_WIDTH / calibration.width, TILE_HEIGHT / calibration.height)
-    width, height = round(calibration.width * scale), round(calibration.height * scale)
-    x, y = (TILE_WIDTH - width) // 2, (TILE_HEIGHT - height) // 2
-    half = (scale - 1) / 2  # the middle of a pixel has integer coordinates
-    source2small = np.array([[scale, 0, half], [0, scale, half], [0, 0, 1.0]])
-    if calibration.distortion:
-        maps = undistortion_map(
-            calibration.intrinsics,
-            calibration.distortion_model,
-            calibration.distortion,
-            (calibration.height, calibration.width),
-            source2small,
-            (width, height),
-        )
-        small = cv2.remap(image, *maps, cv2.INTER_LINEAR)
-    else:
-        small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    tile[y : y + height, x : x + width] = small
-    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1.0]]) @ source2small @ calibration.intrinsics
-
-
-def _draw_wireframe(tile: np.ndarray, corners: np.ndarray, camera: np.ndarray, color: tuple[int, int, int]) -> None:
+def _draw_wireframe(picture: np.ndarray, corners: np.ndarray, camera: np.ndarray, color: Color, dashed: bool) -> None:
     """Draw a box's edges, corners [8, 3] in the camera's frame, and a cross on its front."""
     for edges, thickness in ((_EDGES, 2), (_FRONT_CROSS, 1)):
         for a, b in edges:
@@ -205,9 +146,12 @@ def _draw_wireframe(tile: np.ndarray, corners: np.ndarray, camera: np.ndarray, c
                 continue
             pixels = segment @ camera.T
             pixels = pixels[:, :2] / pixels[:, 2:]
-            reach = 20 * TILE_WIDTH
-            start, end = np.round(np.clip(pixels, -reach, reach) * 16).astype(np.int32)
-            cv2.line(tile, start, end, color, thickness, cv2.LINE_AA, 4)
+            reach = 20 * picture.shape[1]
+            start, end = fixed(np.clip(pixels, -reach, reach))
+            if dashed:
+                dashed_line(picture, start, end, color)
+            else:
+                cv2.line(picture, start, end, color, thickness, cv2.LINE_AA, FRACTION_BITS)
 
 
 def _clip_near(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
@@ -221,26 +165,19 @@ def _clip_near(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
     return np.stack([a, b])
 
 
-def _legend(canvas: np.ndarray, boxes: Boxes3D) -> None:
-    """List the classes with their colours and numbers of boxes."""
+def _draw_legend(canvas: np.ndarray, boxes: Boxes3D, truth: Boxes3D | None) -> None:
+    """List the classes with their colours and numbers of boxes; with `truth`, say how the two are told apart."""
+    colors = bgr_colors(boxes.class_names)
+    top = canvas.shape[0] - 12 - 17 * (len(boxes.class_names) - 1)
     for k, name in enumerate(boxes.class_names):
-        y = canvas.shape[0] - 12 - 17 * (len(boxes.class_names) - 1 - k)
-        cv2.rectangle(canvas, (8, y - 9), (18, y + 1), COLORS[k % len(COLORS)], -1)
-        _text(canvas, f"{name} {int((boxes.labels == k).sum())}", (24, y), TEXT, 0.4)
-
-
-def _caption(width: int, note: str, state: str) -> np.ndarray:
-    strip = np.full((CAPTION, width, 3), BACKGROUND, np.uint8)
-    _text(strip, note, (12, 26), TEXT, 0.6)
-    (state_width, _), _ = cv2.getTextSize(state, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)
-    strip[:, width - state_width - 24 :] = BACKGROUND  # a long note ends here
-    _text(strip, state, (width - state_width - 12, 26), TEXT, 0.5)
-    return strip
-
-
-def _color(boxes: Boxes3D, i: int) -> tuple[int, int, int]:
-    return COLORS[int(boxes.labels[i]) % len(COLORS)]
-
-
-def _text(canvas: np.ndarray, text: str, at: tuple[int, int], color: tuple[int, int, int], size: float) -> None:
-    cv2.putText(canvas, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, color, 1, cv2.LINE_AA)
+        y = top + 17 * k
+        cv2.rectangle(canvas, (8, y - 9), (18, y + 1), colors[k], -1)
+        number = f"{(boxes.labels == k).sum()}"
+        if truth is not None:
+            number += f" / {(truth.labels == k).sum()}"
+        put_text(canvas, f"{name} {number}", (24, y), TEXT, 0.4)
+    if truth is not None:
+        cv2.line(canvas, (8, 16), (38, 16), colors[0], 2)
+        put_text(canvas, f"predicted: {len(boxes)}, in the class's colour", (46, 20), TEXT, 0.4)
+        dashed_line(canvas, fixed(np.array([8, 33])), fixed(np.array([38, 33])), TRUTH)
+        put_text(canvas, f"ground truth: {len(truth)}, dashed", (46, 37), TEXT, 0.4)

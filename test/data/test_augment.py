@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from bev_perception.config import ImageConfig
+from bev_perception.config import BevAugmentationConfig, ImageConfig
 from bev_perception.data.augment import (
-    BEV_SCALE,
-    MAX_BEV_ROTATION,
     BevDraw,
     augment_boxes,
+    augment_grid,
     augment_matrices,
     distort_colors,
     draw_bev,
@@ -22,6 +21,7 @@ from bev_perception.data.augment import (
     rgb_to_hsv,
     train_transform,
 )
+from bev_perception.geometry import box_corners
 from bev_perception.preprocess import resample_image
 
 CONFIG = ImageConfig(height=64, width=176)
@@ -46,22 +46,77 @@ def test_a_dot_lands_where_the_matrices_say(flip, resize):
 
 
 def test_image_draws_stay_in_range_and_follow_the_seed():
-    draws = [draw_image_transform(np.random.default_rng(k), (225, 400), CONFIG, (0.38, 0.55)) for k in range(200)]
+    def draw(seed, flip=True):
+        return draw_image_transform(np.random.default_rng(seed), (225, 400), CONFIG, (0.38, 0.55), flip)
+
+    draws = [draw(k) for k in range(200)]
     assert all(0.38 <= d.resize <= 0.55 for d in draws)
     assert all(0 <= d.crop[0] <= max(0, d.resized[0] - 176) and d.crop[1] == d.resized[1] - 64 for d in draws)
     assert 60 < sum(d.flip for d in draws) < 140
-    assert draws[5] == draw_image_transform(np.random.default_rng(5), (225, 400), CONFIG, (0.38, 0.55))
+    assert draws[5] == draw(5)
+    assert not any(draw(k, flip=False).flip for k in range(20))
 
 
-def test_turned_boxes_stay_on_their_pixels():
+WORLD = BevAugmentationConfig(max_rotation=0.4, scale=(0.9, 1.1), flip=True)
+FLIPS = [(False, False), (True, False), (False, True), (True, True)]
+
+
+def test_world_draws_stay_in_range():
+    draws = [draw_bev(np.random.default_rng(k), WORLD) for k in range(200)]
+    assert all(abs(d.rotation) <= 0.4 and 0.9 <= d.scale <= 1.1 for d in draws)
+    assert max(d.rotation for d in draws) > 0.3 and min(d.rotation for d in draws) < -0.3
+    for flips in FLIPS:
+        assert 25 < sum((d.flip_x, d.flip_y) == flips for d in draws) < 75
+    plain = BevAugmentationConfig(max_rotation=0.0, scale=(1.0, 1.0))
+    assert draw_bev(np.random.default_rng(0), plain) == BevDraw(0.0)
+
+
+@pytest.mark.parametrize("flips", FLIPS)
+def test_changed_boxes_stay_on_their_pixels(flips):
     rng = np.random.default_rng(0)
     boxes = rng.normal(size=(20, 9)) * 10
+    boxes[:, 3:6] = np.abs(boxes[:, 3:6])
     matrices = rng.normal(size=(6, 4, 4))
-    draw = draw_bev(rng)
-    assert abs(draw.rotation) <= MAX_BEV_ROTATION and BEV_SCALE[0] <= draw.scale <= BEV_SCALE[1]
-    before = matrices @ np.c_[boxes[:, :3], np.ones(20)].T
-    after = augment_matrices(matrices, draw) @ np.c_[augment_boxes(boxes, draw)[:, :3], np.ones(20)].T
-    np.testing.assert_allclose(after, before, atol=1e-9)
+    draw = BevDraw(0.3, 1.1, *flips)
+    changed = augment_boxes(boxes, draw)
+    moves = augment_matrices(np.eye(4), draw)  # changed to unchanged
+    for before, after in (
+        (boxes[:, :3], changed[:, :3]),
+        (boxes[:, :3] + np.c_[boxes[:, 7:9], np.zeros(20)], changed[:, :3] + np.c_[changed[:, 7:9], np.zeros(20)]),
+    ):
+        projected = augment_matrices(matrices, draw) @ np.c_[after, np.ones(20)].T
+        np.testing.assert_allclose(projected, matrices @ np.c_[before, np.ones(20)].T, atol=1e-9)
+    corners = [box_corners(b[:, :3], b[:, 3:6], b[:, 6]) for b in (boxes, changed)]
+    back = corners[1] @ moves[:3, :3].T
+    away = np.linalg.norm(corners[0][:, :, None] - back[:, None], axis=-1)  # [n, 8, 8]
+    np.testing.assert_allclose(away.min(axis=2), 0, atol=1e-9)  # the same corners, mirrored ones in another order
+    front, turned_front = corners[0][:, [0, 3, 4, 7]].mean(1), back[:, [0, 3, 4, 7]].mean(1)
+    np.testing.assert_allclose(turned_front, front, atol=1e-9)
+
+
+@pytest.mark.parametrize("flips", FLIPS)
+@pytest.mark.parametrize("rotation", [0.0, 0.35, -0.2, np.pi / 2])
+def test_labels_of_voxels_stay_on_their_pixels(rotation, flips):
+    """A voxel's label is found again where the changed matrices say that the voxel has gone."""
+    rng = np.random.default_rng(0)
+    grid = rng.integers(100, size=(40, 40, 2))
+    draw = BevDraw(rotation, 1.0, *flips)
+    changed = augment_grid(grid, draw, outside=255)
+    index = np.argwhere(np.ones_like(grid))
+    places = np.c_[index[:, :2] - 19.5, index[:, 2:]]  # middles, in voxels from the middle of the grid
+    sources = places @ augment_matrices(np.eye(4), draw)[:3, :3].T + [19.5, 19.5, 0]
+    inside = ((sources > -0.499) & (sources < 39.499)).all(axis=1)
+    nearest = sources.round().astype(int)
+    sure = inside & (np.abs(sources - nearest).max(axis=1) < 0.49)
+    assert sure.mean() > 0.7
+    np.testing.assert_array_equal(changed[tuple(index[sure].T)], grid[tuple(nearest[sure].T)])
+    outside = ((sources[:, :2] < -0.501) | (sources[:, :2] > 39.501)).any(axis=1)
+    assert (changed[tuple(index[outside].T)] == 255).all()
+
+
+def test_labels_of_voxels_cannot_be_scaled():
+    with pytest.raises(ValueError, match=r"cannot be scaled by 1.1; let the variant's training.bev.scale be 1"):
+        augment_grid(np.zeros((4, 4, 1)), BevDraw(0.0, 1.1), 255)
 
 
 def test_a_quarter_turn():

@@ -99,7 +99,7 @@ def test_image_transform_draws(case):
         replay = Replay(sampled["draws"])
         resize_range = tuple(sampled["draws"][0][1])
         check_transform(
-            draw_image_transform(replay, SOURCE, image_config(sampled["result"]["crop"]), resize_range),
+            draw_image_transform(replay, SOURCE, image_config(sampled["result"]["crop"]), resize_range, flip=True),
             sampled["result"],
         )
         assert not replay.draws

@@ -12,7 +12,7 @@ from bev_perception.evaluation import occupancy
 from bev_perception.evaluation.lidar_rays import cast_lidar, lidar_directions, origins_in_ego
 from bev_perception.evaluation.segments import MATCH_IOU
 from bev_perception.geometry import make_transform, rotation_from_quaternion
-from bev_perception.types import OCC3D_GRID, Occupancy
+from bev_perception.types import Occupancy, VoxelGrid
 from parity.cases import parametrize
 
 MASKS = ("camera", "lidar", "none")
@@ -54,36 +54,28 @@ def case_origins(case):
     return found
 
 
-def check_settings(case):
-    config = case.config
-    low, high = config["pc_range"][:3], config["pc_range"][3:]
-    assert (tuple(low), config["voxel_size"], tuple(config["occ_size"])) == (
-        OCC3D_GRID.origin,
-        OCC3D_GRID.resolution,
-        OCC3D_GRID.shape,
-    )
-    np.testing.assert_allclose(high, np.add(low, np.multiply(OCC3D_GRID.shape, OCC3D_GRID.resolution)))
-    assert tuple(config["thresholds"]) == occupancy.THRESHOLDS
-
-
 @cases("rayiou")
 def test_rayiou(case):
-    check_settings(case)
+    config = case.config
+    low, high = config["pc_range"][:3], config["pc_range"][3:]
+    grid = VoxelGrid(tuple(low), config["voxel_size"], tuple(config["occ_size"]))
+    np.testing.assert_allclose(high, np.add(low, np.multiply(grid.shape, grid.resolution)))
+    assert tuple(config["thresholds"]) == occupancy.THRESHOLDS
     wanted = outputs(case)
     np.testing.assert_array_equal(lidar_directions()[::13], wanted["ray_dirs"])
 
     origins = case_origins(case)
     assert [len(o) for o in origins] == wanted["all_origins_count"].tolist()
     np.testing.assert_allclose(np.concatenate(origins), wanted["all_origins"], rtol=0, atol=1e-9)
-    origins = [origins[i] for i in case.config["picked_frames"]]
+    origins = [origins[i] for i in config["picked_frames"]]
     given = split_origins(wanted["origins"], wanted["origins_per_sample"])
     np.testing.assert_allclose(np.concatenate(origins), np.concatenate(given), rtol=0, atol=1e-9)
 
-    free, classes = case.config["free_index"], len(case.config["class_names"])
+    free, classes = config["free_index"], len(config["class_names"])
     for of_samples in (origins, given):
         counts, start = [], 0
         for pred, gt, of_sample in zip(case.inputs["pred"], case.inputs["gt"], of_samples, strict=True):
-            hits = dict(zip(("pred", "gt"), cast_lidar([pred, gt], free, of_sample), strict=True))
+            hits = dict(zip(("pred", "gt"), cast_lidar([pred, gt], free, of_sample, grid), strict=True))
             rows = slice(start, start + len(of_sample))
             for name, hit in hits.items():
                 depths = hit.depths.reshape(len(of_sample), -1)[:, ::13]

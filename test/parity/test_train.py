@@ -9,7 +9,7 @@ import torch
 from bev_perception.config import TrainingConfig
 from bev_perception.models import build_model
 from bev_perception.training.losses import detection_losses
-from bev_perception.training.samples import Truth
+from bev_perception.training.samples import BoxTruth
 from bev_perception.training.step import encode_frames, freeze
 from bev_perception.training.targets import DenoisingDraws, assign, encode_boxes, make_denoising
 
@@ -53,7 +53,7 @@ class Run:
         stamps = case.inputs["timestamp"].reshape(batch, frames, cameras)
         self.differences = torch.from_numpy((stamps[:, :1] - stamps).mean(axis=2).astype(np.float32)).to(dtype)
         self.truths = [
-            Truth(
+            BoxTruth(
                 torch.from_numpy(case.inputs[f"gt_boxes.{b}"]).to(dtype),
                 torch.from_numpy(case.inputs[f"gt_labels.{b}"]),
             )

@@ -189,6 +189,13 @@ def test_lockstep_goes_on_without_an_answer(play, bag):
     assert "no message on /bev_perception/detections answers the images of" in player.text()
 
 
+@pytest.mark.parametrize(("topics", "found"), [("/odd /bev_perception/detections", True), ("/odd /even", False)])
+def test_one_of_several_publishers_is_waited_for(play, topics, found):
+    player, _ = play(rate=50.0, wait_for_publisher=topics, wait_for_subscribers=20.0 if found else 3.0)
+    assert player.process.wait(60) == 0, player.text()
+    assert (f"nobody publishes {topics}, after" not in player.text()) == found
+
+
 def test_nobody_listens(play):
     player, _ = play(listen=False, rate=50.0, wait_for_subscribers=0.2)
     assert player.process.wait(60) == 0
@@ -234,6 +241,8 @@ def test_a_type_nobody_knows_is_left_out(play, tmp_path):
         ({"path": "''"}, "the parameter bag is empty"),
         ({"rate": 0.0}, "it must be positive"),
         ({"rate": "fast"}, "parameter rate"),
+        ({"lockstep": True, "lockstep_type": "no_such_msgs/msg/Odd"}, "lockstep_type 'no_such_msgs/msg/Odd'"),
+        ({"lockstep": True, "lockstep_type": "Detections"}, "lockstep_type 'Detections'"),
     ],
 )
 def test_what_cannot_be_played(play, parameters, reason):

@@ -44,7 +44,7 @@ def check_pictures(out, frames):
 def test_bench_says_something_of_everything(tmp_path, capsys):
     from bev_perception.ros import bench
 
-    counts = bench.Counts(full_frames=0, small_frames=3, latency_sets=3, stream_sets=12, growth_sets=10)
+    counts = bench.Counts(full_frames=0, small_frames=3, cast_samples=1, latency_sets=3, stream_sets=12, growth_sets=10)
     text = bench.run_bench(tmp_path, counts)
     figures = json.loads((tmp_path / "bench.json").read_text())
     assert figures["stages"]["sparsebev_tiny"]["ms"]["model"][0] > 1
@@ -52,5 +52,8 @@ def test_bench_says_something_of_everything(tmp_path, capsys):
         latency, stream = figures[f"latency, {transport}"], figures[f"12 Hz, {transport}"]
         assert latency["end to end ms"][0] > latency["preprocess + model + decode p50 ms"] * 0.5
         assert stream["sets"] == stream["detected"] + stream["given up, model busy"] + stream["lost on the way"]
+    assert figures["stages"]["sparseocc_tiny"]["ms"]["model"][0] > 1
+    assert figures["RayIoU, 8 origins, prediction and truth"]["samples/s on one core"] > 0.1
+    assert figures["occupancy messages, made-up street"]["occupancy bytes"] < 100_000
     assert figures["growth"]["sets"] == 10 and len(figures["growth"]["resident MB"]) == 10
     assert "sparsebev_tiny, fp32 on" in text and "latency, raw:" in text

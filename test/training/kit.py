@@ -1,4 +1,4 @@
-"""A model small enough to be trained in a test, made-up data for it, and a program that trains it."""
+"""Models small enough to be trained in a test, made-up data for them, and a program that trains them."""
 
 import dataclasses
 import sys
@@ -6,12 +6,22 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from bev_perception.config import FramesConfig, ImageConfig, NeckConfig, TrainingConfig, load_variant
-from bev_perception.training.samples import TrainingSample
+from bev_perception.config import (
+    BevAugmentationConfig,
+    FramesConfig,
+    ImageConfig,
+    NeckConfig,
+    TrainingConfig,
+    load_variant,
+)
+from bev_perception.training.occupancy_targets import mask_targets
+from bev_perception.training.samples import BoxTruth, OccupancyTruth, TrainingSample
 from bev_perception.training.train import TrainSettings, train
 
 CAMERAS, FRAMES, SIZE = 2, 2, (32, 64)
+GRID = (40, 40, 16)  # of 0.4 m
 
 
 def small_config(**training):
@@ -31,6 +41,29 @@ def small_config(**training):
     )
 
 
+def small_occupancy_config(panoptic=False, dropout=0.0, **training):
+    """sparseocc_tiny made smaller still, on a small grid."""
+    tiny = load_variant("sparseocc_tiny")
+    low, high = -0.2 * np.array(GRID), 0.2 * np.array(GRID)
+    head = {
+        **{"num_query": 12, "embed_dims": 32, "ffn_dim": 32, "mixing_out_points": 8, "dropout": dropout},
+        **{"kept_training": (60, 200, 500), "kept_testing": (60, 200, 500), "panoptic": panoptic},
+        **{"occ_size": GRID, "occ_range": (*low.tolist(), *high.tolist())},
+    }
+    recipe = {
+        **{"epochs": 2, "resize": (1.0, 1.0), "batch": 2, "warmup_steps": 4, "lr_drop_epochs": (1,)},
+        **{"grid_mask": False, "bev": BevAugmentationConfig(0.3, (1.0, 1.0), flip=True)},
+    }
+    return dataclasses.replace(
+        tiny,
+        image=ImageConfig(*SIZE),
+        frames=FramesConfig(past=FRAMES - 1),
+        neck=NeckConfig("fpn", 32, 4),
+        head=dataclasses.replace(tiny.head, **head),
+        training=TrainingConfig(**recipe | training),
+    )
+
+
 class MadeUpData:
     """Noise as images, and as many boxes in every sample."""
 
@@ -43,17 +76,39 @@ class MadeUpData:
     def sample(self, index, rng):
         ahead = np.array([[50.0, 0, 32, 0], [0, 50, 16, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
         turned = [ahead @ [[s, 0, 0, 0], [0, 0, -1, 0], [0, s, 0, 0], [0, 0, 0, 1]] for s in (1, -1)]
-        boxes = np.concatenate(
-            [rng.uniform(-40, 40, (self.boxes, 2)), np.zeros((self.boxes, 1)), rng.uniform(1, 4, (self.boxes, 6))],
-            axis=1,
-        )
         return TrainingSample(
             images=rng.integers(256, size=(FRAMES, CAMERAS, *SIZE, 3), dtype=np.uint8),
             reference2image=np.stack([turned] * FRAMES),
             time_differences=np.array([0.0, 0.5]),
-            boxes=boxes,
-            labels=rng.integers(10, size=self.boxes),
+            truth=self.truth(rng),
         )
+
+    def truth(self, rng):
+        boxes = np.concatenate(
+            [rng.uniform(-40, 40, (self.boxes, 2)), np.zeros((self.boxes, 1)), rng.uniform(1, 4, (self.boxes, 6))],
+            axis=1,
+        )
+        return BoxTruth(torch.from_numpy(boxes).float(), torch.from_numpy(rng.integers(10, size=self.boxes)))
+
+
+class MadeUpOccupancy(MadeUpData):
+    """As many blocks of random classes over a road, everything else free; at the border nothing is known."""
+
+    def truth(self, rng):
+        classes = load_variant("sparseocc_tiny").class_names
+        semantics = np.full(GRID, classes.index("free"), np.uint8)
+        semantics[:, :20, 3] = classes.index("driveable_surface")
+        instances = np.zeros(GRID, np.uint8)
+        for k in range(self.boxes):
+            i, j = rng.integers(32, size=2)
+            block = (slice(i, i + 8), slice(j, j + 4), slice(4, 8))
+            semantics[block], instances[block] = rng.integers(11), k + 1
+        places, class_ids = mask_targets(semantics, instances, classes)
+        semantics[0] = 255
+        return OccupancyTruth(*map(torch.from_numpy, (semantics, places, class_ids)))
+
+
+FAMILIES = {"sparsebev": (small_config, MadeUpData), "sparseocc": (small_occupancy_config, MadeUpOccupancy)}
 
 
 class SlowData(MadeUpData):
@@ -77,9 +132,10 @@ def settings(out, **changes):
     )
 
 
-if __name__ == "__main__":  # OUT [MARKER]: train; under torchrun without a marker
-    out, *marker = map(Path, sys.argv[1:])
+if __name__ == "__main__":  # OUT FAMILY [MARKER]: train; under torchrun without a marker
+    out, family, *marker = sys.argv[1:]
+    make_config, data = FAMILIES[family]
     if marker:
-        train(small_config(), SlowData(marker[0], samples=12), settings(out))
+        train(make_config(), SlowData(Path(marker[0]), samples=12), settings(out))
     else:
-        train(small_config(epochs=1, image_augmentation=False), MadeUpData(), settings(out))
+        train(make_config(epochs=1, color_augmentation=False, grid_mask=False), data(), settings(out))

@@ -7,7 +7,7 @@ import torch
 
 from bev_perception.models.sparsebev import SparseBEVOutput
 from bev_perception.training.losses import box_loss, detection_losses, focal_loss, loss_names
-from bev_perception.training.samples import Truth
+from bev_perception.training.samples import BoxTruth
 from bev_perception.training.targets import encode_boxes
 
 
@@ -39,7 +39,10 @@ def test_boxes_with_a_target_that_is_not_finite_do_not_count():
 
 
 def test_a_perfect_prediction_costs_next_to_nothing_and_the_divisor_is_the_number_of_boxes():
-    truths = [Truth(torch.rand(3, 9) + 0.5, torch.tensor([1, 2, 3])), Truth(torch.zeros(0, 9), torch.zeros(0).long())]
+    truths = [
+        BoxTruth(torch.rand(3, 9) + 0.5, torch.tensor([1, 2, 3])),
+        BoxTruth(torch.zeros(0, 9), torch.zeros(0).long()),
+    ]
     boxes = torch.zeros(2, 2, 5, 10)
     boxes[:, 0, 1:4] = encode_boxes(truths[0].boxes)
     logits = torch.full((2, 2, 5, 10), -20.0)

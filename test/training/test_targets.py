@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bev_perception.models.layers import decode_centers
-from bev_perception.training.samples import Truth
+from bev_perception.training.samples import BoxTruth
 from bev_perception.training.targets import BOX_NOISE, assign, draw_denoising, encode_boxes, make_denoising
 
 PC_RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
@@ -21,7 +21,7 @@ def truth_of(n, seed=0):
     boxes = torch.rand((n, 9), generator=generator) * 4 + 0.5
     boxes[:, :2] = boxes[:, :2] * 20 - 45
     boxes[:, 2] -= 3
-    return Truth(boxes, torch.randint(10, (n,), generator=generator))
+    return BoxTruth(boxes, torch.randint(10, (n,), generator=generator))
 
 
 def draws_of(truths, groups=3, seed=1):
@@ -52,7 +52,7 @@ def test_queries_get_the_boxes_that_they_predict():
     rows, columns = assign(torch.zeros(7, 10), boxes, truth.labels, targets, ONES)
     assert dict(zip(rows.tolist(), columns.tolist(), strict=True)) == {2 + i: int(k) for i, k in enumerate(order)}
     # boxes being equal, the class decides
-    same = Truth(targets[:1].expand(2, -1), torch.tensor([4, 7]))
+    same = BoxTruth(targets[:1].expand(2, -1), torch.tensor([4, 7]))
     logits = torch.full((2, 10), -5.0)
     logits[0, 7] = logits[1, 4] = 5.0
     assert assign(logits, torch.zeros(2, 10), same.labels, same.boxes, ONES)[1].tolist() == [1, 0]

@@ -11,10 +11,8 @@ from bev_perception.data.drive import CAMERAS
 from bev_perception.data.synthetic import synthetic_rig
 from bev_perception.geometry import intrinsics_4x4, invert_transform, make_transform, project, rotation_from_yaw
 from bev_perception.types import Boxes3D, Calibration, CameraImage, Frame, View
+from bev_perception.visualization.canvas import CAPTION, SURROUND, bgr_colors
 from bev_perception.visualization.pictures import (
-    CAPTION,
-    COLORS,
-    SURROUND,
     TILE_HEIGHT,
     TILE_WIDTH,
     draw_birds_eye,
@@ -63,7 +61,7 @@ def tile(picture, name):
 
 def colored(picture, label=TRUCK):
     """Where the picture has the class's colour: rows, columns."""
-    return np.nonzero((np.abs(picture.astype(int) - COLORS[label]) < 40).all(-1))
+    return np.nonzero((np.abs(picture.astype(int) - bgr_colors(NUSCENES_CLASSES)[label]) < 40).all(-1))
 
 
 def box_middle(name, boxes, ego2global=None):
@@ -176,6 +174,56 @@ def test_from_above_a_fast_box_has_an_arrow_ahead_of_it():
     assert v.min() == pytest.approx(360 - scale * 32, abs=3)
     assert v.max() == pytest.approx(360 - scale * 22, abs=3)
     assert u.mean() == pytest.approx(360 + scale * 10, abs=2)
+
+
+def white(picture):
+    """Where the picture is white, below the cameras' names: rows, columns."""
+    v, u = np.nonzero((picture[30:] > 180).all(-1))
+    return v + 30, u
+
+
+def test_truth_stands_in_the_cameras_in_white_dashes():
+    nothing, truth = one_box().select(np.zeros(1, bool)), one_box()
+    frame, images = make_frame()
+    dashed, solid = draw_frame(frame, images, nothing, "", truth), draw_frame(frame, images, truth)
+    v, u = white(tile(dashed, "cam_front"))
+    np.testing.assert_allclose(
+        [(u.min() + u.max()) / 2, (v.min() + v.max()) / 2], box_middle("cam_front", truth), atol=6
+    )
+    assert len(u) < 0.6 * len(colored(tile(solid, "cam_front"))[0])  # thin, and with gaps
+    assert not len(colored(dashed[:, : 3 * TILE_WIDTH])[0])
+    assert not len(white(tile(dashed, "cam_back"))[0]) and not len(white(tile(solid, "cam_front"))[0])
+
+
+def test_truth_moves_with_each_cameras_own_pose():
+    pose = make_transform(rotation_from_yaw(0.15), np.array([1.0, 0.5, 0.0]))
+    truth = one_box(size=(0.5, 1.0, 1.0))
+    frame, images = make_frame(moved={"cam_front": pose})
+    v, u = white(tile(draw_frame(frame, images, truth.select(np.zeros(1, bool)), "", truth), "cam_front"))
+    middle = [(u.min() + u.max()) / 2, (v.min() + v.max()) / 2]
+    np.testing.assert_allclose(middle, box_middle("cam_front", truth, pose), atol=6)
+
+
+def test_a_prediction_is_drawn_over_the_truth():
+    boxes = one_box()
+    frame, images = make_frame()
+    alone, both = draw_frame(frame, images, boxes), draw_frame(frame, images, boxes, "", boxes)
+    mine = set(zip(*colored(tile(alone, "cam_front")), strict=True))
+    assert len(mine) > 100 and mine <= set(zip(*colored(tile(both, "cam_front")), strict=True))
+
+
+def test_from_above_truth_has_dashes_and_the_legend_says_so():
+    boxes, truth = one_box((20.0, -10.0, 0.0), (8.0, 3.0, 2.0)), one_box((-20.0, 15.0, 0.0), (8.0, 3.0, 2.0))
+    without, within = draw_birds_eye(boxes, 720), draw_birds_eye(boxes, 720, truth)
+    v, u = np.nonzero((without != within).any(-1))
+    scale = (360 - 12) / 50
+    near = np.hypot(u - (360 - 15 * scale), v - (360 + 20 * scale)) < 6 * scale
+    np.testing.assert_allclose(
+        [np.ptp(u[near]), np.ptp(v[near])], [3 * scale, 8 * scale], atol=3
+    )  # the box: 3 m across, 8 m along
+    assert (np.ptp(within[v[near], u[near]], axis=1) < 6).all()  # white, and shades of it at the edges
+    legend = (v[~near] < 45) | (v[~near] > 720 - 12 - 17 * 10)
+    assert legend.all() and (v[~near] < 45).any()
 
 
 wild = st.floats(-200, 200)

@@ -1,0 +1,90 @@
+"""What the models should say of nuScenes' key frames: boxes from the annotations, occupancy from files of labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from bev_perception.config import ConfigError, TrainingConfig, VariantConfig
+from bev_perception.data.augment import BevDraw, augment_boxes, augment_grid
+from bev_perception.data.occupancy_labels import labels_path, read_labels
+from bev_perception.data.queues import training_boxes
+from bev_perception.data.records import Records
+from bev_perception.training.occupancy_targets import mask_targets
+from bev_perception.training.samples import NO_INSTANCE, UNKNOWN_LABEL, BoxTruth, OccupancyTruth
+
+
+class Truths(Protocol):
+    """The truths of records, in the variant's reference frame."""
+
+    def read(self, index: int, world: BevDraw) -> BoxTruth | OccupancyTruth | None:
+        """Return the truth of key frame `index` in a changed world, None if there is nothing to learn from it.
+
+        Raises NuScenesError for a key frame that cannot be read, and ConfigError if none of its kind could be used.
+        """
+
+
+class BoxTruths:
+    """The annotated boxes that a detector can find."""
+
+    def __init__(self, config: VariantConfig, records: Records) -> None:
+        """Keep both; the variant must be one that detects."""
+        self._classes, self._range, self._records = config.class_names, config.detector.pc_range, records
+
+    def read(self, index: int, world: BevDraw) -> BoxTruth | None:
+        """Return the boxes of key frame `index`, None if it has none that count."""
+        boxes, labels = training_boxes(self._records, index, self._classes, self._range)
+        if not len(boxes):
+            return None
+        return BoxTruth(torch.from_numpy(augment_boxes(boxes, world)).float(), torch.from_numpy(labels))
+
+
+class OccupancyTruths:
+    """Labels of voxels."""
+
+    def __init__(self, config: VariantConfig, recipe: TrainingConfig, records: Records, folder: str | Path) -> None:
+        """Keep them; folder: of the labels, see labels_path.  Raises ConfigError for a recipe that labels forbid."""
+        if recipe.bev.scale != (1.0, 1.0):
+            raise ConfigError(f"{config.name}: labels of voxels cannot be scaled; let training.bev.scale be [1, 1]")
+        self._classes, self._panoptic = config.class_names, config.occupancy.panoptic
+        self._camera_mask, self._records, self._folder = recipe.camera_mask, records, folder
+
+    def read(self, index: int, world: BevDraw) -> OccupancyTruth:
+        """Return the labels of key frame `index`; what its file lacks of the variant's needs is an error."""
+        path = labels_path(self._records.root, self._records.scenes[index], self._records.tokens[index], self._folder)
+        labels = read_labels(path)
+        if labels.semantics.max() >= len(self._classes):
+            raise ConfigError(
+                f"{path} holds class {labels.semantics.max()}, but the variant has {len(self._classes)} classes; "
+                "give the labels that it is meant for"
+            )
+        instances = None
+        if self._panoptic:
+            instances = self._required(labels.instances, path, "instances; `prepare panoptic-occ` writes them")
+        visible = None
+        if self._camera_mask:
+            seen = self._required(labels.mask_camera, path, "mask_camera; train without training.camera_mask")
+            visible = torch.from_numpy(augment_grid(seen, world, outside=False))
+        places, class_ids = mask_targets(labels.semantics, instances, self._classes)
+        return OccupancyTruth(
+            semantics=torch.from_numpy(augment_grid(labels.semantics, world, UNKNOWN_LABEL)),
+            instances=torch.from_numpy(augment_grid(places, world, NO_INSTANCE)),
+            class_ids=torch.from_numpy(class_ids),
+            visible=visible,
+        )
+
+    @staticmethod
+    def _required(array: np.ndarray | None, path: Path, what: str) -> np.ndarray:
+        if array is None:
+            raise ConfigError(f"{path} holds no {what}")
+        return array
+
+
+def open_truths(config: VariantConfig, recipe: TrainingConfig, records: Records, labels: str | Path) -> Truths:
+    """Return the truths that a variant is trained with; labels: the folder of occupancy labels, if it needs them."""
+    if config.family == "sparseocc":
+        return OccupancyTruths(config, recipe, records, labels)
+    return BoxTruths(config, records)

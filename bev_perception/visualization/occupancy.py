@@ -1,0 +1,157 @@
+"""Pictures of occupancy: voxels in perspective and from above, the truth beside them, the cameras over all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import cv2
+import numpy as np
+
+from bev_perception.colors import GOLDEN_RATIO
+from bev_perception.decode_occupancy import THINGS
+from bev_perception.types import Frame, Occupancy
+from bev_perception.visualization.canvas import (
+    BACKGROUND,
+    EGO_HEIGHT,
+    EGO_LENGTH,
+    EGO_REAR,
+    EGO_WIDTH,
+    TEXT,
+    BirdsEye,
+    bgr_colors,
+    draw_cameras,
+    draw_caption,
+    put_text,
+)
+from bev_perception.visualization.voxels import VoxelView
+
+PANEL = 960  # pixels, width of what is drawn of one occupancy
+PERSPECTIVE_HEIGHT, BIRDS_EYE = 460, 480  # pixels, of its two parts; the legend stands beside the second
+CAMERA_TILE = (320, 180)  # pixels, width and height
+EGO_COLOR = (240, 240, 240)
+LINE = 22  # pixels, of the legend
+
+
+def draw_occupancy(
+    occupancy: Occupancy | None,
+    truth: Occupancy | None = None,
+    frame: Frame | None = None,
+    images: Mapping[str, np.ndarray] | None = None,
+    note: str = "",
+) -> np.ndarray:
+    """Return a BGR picture of an occupancy in perspective and from above, with what is really there beside it.
+
+    occupancy, truth: what was predicted and what is there; one of them may be None and is then left out.
+    frame, images: of the cameras, see canvas.draw_cameras; without them there are none above.
+    note: for the strip below.
+    """
+    panels = [
+        _draw_panel(o, title) for o, title in ((occupancy, "predicted"), (truth, "ground truth")) if o is not None
+    ]
+    picture = np.hstack(panels)
+    width = picture.shape[1]
+    if frame is not None:
+        rows = max(1, math.ceil(len(frame.cameras) * CAMERA_TILE[0] / width))
+        cameras = draw_cameras(frame, images or {}, CAMERA_TILE, rows)
+        strip = np.full((cameras.shape[0], width, 3), BACKGROUND, np.uint8)
+        strip[:, : cameras.shape[1]] = cameras
+        picture = np.vstack([strip, picture])
+    state = "" if frame is None else f"t = {frame.stamp / 1e9:.3f} s"
+    return np.vstack([picture, draw_caption(width, note, state)])
+
+
+def draw_perspective(occupancy: Occupancy, size: tuple[int, int]) -> np.ndarray:
+    """Return a BGR picture of the voxels and the car from behind and above; size: (width, height), pixels."""
+    view = VoxelView(size)
+    resolution = occupancy.grid.resolution
+    view.add(occupancy.occupied, voxel_colors(occupancy), occupancy.grid.origin, (resolution,) * 3)
+    car = np.ones((1, 1, 1), bool)
+    color = np.full((1, 1, 1, 3), EGO_COLOR, np.uint8)
+    view.add(car, color, (-EGO_REAR, -EGO_WIDTH / 2, 0.0), (EGO_LENGTH, EGO_WIDTH, EGO_HEIGHT))
+    return view.picture()
+
+
+def draw_occupancy_from_above(occupancy: Occupancy, size: int) -> np.ndarray:
+    """Return a BGR picture [size, size, 3] from above, +x up: the top-most voxel of each column; free is transparent.
+
+    It reaches as far from base_link, in all directions, as the grid does in the furthest.
+    """
+    grid = occupancy.grid
+    ends = [(o, o + grid.resolution * n) for o, n in zip(grid.origin[:2], grid.shape[:2], strict=True)]
+    view = BirdsEye(size, reach=max(abs(end) for pair in ends for end in pair))
+    middles = (size / 2 - np.arange(size)) / view.scale  # m, of the pixels: x of the rows, y of the columns
+    i, j = (np.floor((middles - o) / grid.resolution).astype(int) for o in grid.origin[:2])
+    rows, columns = ((at >= 0) & (at < n) for at, n in zip((i, j), grid.shape[:2], strict=True))
+    colors, filled = _top_colors(occupancy)
+    inside = np.ix_(rows, columns)
+    cells = np.ix_(i[rows], j[columns])
+    view.canvas[inside] = np.where(filled[cells][..., None], colors[cells], view.canvas[inside])
+    view.draw_rings()
+    view.draw_ego()
+    return view.canvas
+
+
+def voxel_colors(occupancy: Occupancy) -> np.ndarray:
+    """Return the colours [X, Y, Z, 3] uint8 BGR: the class's, or the object's own where objects are told apart."""
+    table = np.array(bgr_colors(occupancy.class_names), np.uint8)
+    colors = table[occupancy.semantics]
+    if occupancy.instances is not None:
+        objects = _objects(occupancy)
+        colors[objects] = _instance_colors(occupancy.instances[objects])
+    return colors
+
+
+def _objects(occupancy: Occupancy) -> np.ndarray:
+    """Return [X, Y, Z] bool, the voxels of countable things that have an instance."""
+    assert occupancy.instances is not None
+    countable = np.array([name in THINGS for name in occupancy.class_names])
+    return countable[occupancy.semantics] & (occupancy.instances > 0)
+
+
+def _instance_colors(instances: np.ndarray) -> np.ndarray:
+    """Return a bright colour [n, 3] BGR for each instance number [n]; those of neighbouring numbers are far apart."""
+    hues = np.round(instances * GOLDEN_RATIO % 1.0 * 180).astype(np.uint8) % 180
+    hsv = np.stack([hues, np.full_like(hues, 190), np.full_like(hues, 250)], axis=1)
+    return cv2.cvtColor(hsv[None], cv2.COLOR_HSV2BGR)[0]
+
+
+def _top_colors(occupancy: Occupancy) -> tuple[np.ndarray, np.ndarray]:
+    """Return the colour [X, Y, 3] of the top-most occupied voxel of each column, and whether there is one [X, Y]."""
+    occupied = occupancy.occupied
+    top = occupied.shape[2] - 1 - occupied[:, :, ::-1].argmax(axis=2)
+    colors = np.take_along_axis(voxel_colors(occupancy), top[:, :, None, None], axis=2)
+    return colors[:, :, 0], occupied.any(axis=2)
+
+
+def _draw_panel(occupancy: Occupancy, title: str) -> np.ndarray:
+    """Return one occupancy's picture, PANEL pixels wide."""
+    perspective = draw_perspective(occupancy, (PANEL, PERSPECTIVE_HEIGHT))
+    put_text(perspective, title, (12, 28), TEXT, 0.7)
+    below = [draw_occupancy_from_above(occupancy, BIRDS_EYE), _draw_legend(occupancy, (PANEL - BIRDS_EYE, BIRDS_EYE))]
+    return np.vstack([perspective, np.hstack(below)])
+
+
+def _draw_legend(occupancy: Occupancy, size: tuple[int, int]) -> np.ndarray:
+    """Return the list of classes with their numbers of voxels, and of objects where those are told apart."""
+    width, height = size
+    legend = np.full((height, width, 3), BACKGROUND, np.uint8)
+    voxels = np.bincount(occupancy.semantics.ravel(), minlength=len(occupancy.class_names))
+    colors = bgr_colors(occupancy.class_names)
+    y = LINE
+    for k, name in enumerate(occupancy.class_names):
+        if k == occupancy.free:
+            continue
+        text = f"{name} {voxels[k]}"
+        if occupancy.instances is not None and name in THINGS:
+            mine = occupancy.instances[(occupancy.semantics == k) & (occupancy.instances > 0)]
+            text += f", objects: {len(np.unique(mine))}"
+        cv2.rectangle(legend, (12, y - 10), (24, y + 2), colors[k], -1)
+        put_text(legend, text, (32, y), TEXT, 0.45)
+        y += LINE
+    put_text(
+        legend, f"voxels: {occupancy.occupied.sum()} of {occupancy.semantics.size} occupied", (12, y + 8), TEXT, 0.45
+    )
+    if occupancy.instances is not None:
+        put_text(legend, "things have one colour an object", (12, y + 8 + LINE), TEXT, 0.45)
+    return legend

@@ -1,0 +1,360 @@
+"""The command `show`: what a variant says of recorded frames, and where it looks, as pictures or a video."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from bev_perception.config import DecodeConfig, VariantConfig, load_variant
+from bev_perception.data.nuscenes import NuScenesError
+from bev_perception.data.occupancy_labels import labels_path, read_labels
+from bev_perception.data.queues import read_frame, training_boxes
+from bev_perception.data.records import Records, open_records
+from bev_perception.data.rosbag import BagReader
+from bev_perception.decode import decode_boxes, to_ego
+from bev_perception.evaluation.running import detect_in_queues
+from bev_perception.geometry import invert_transform
+from bev_perception.health import Health
+from bev_perception.models.sparsebev import SparseBEV
+from bev_perception.offline import collect_frames
+from bev_perception.pipeline import (
+    LoadedVariant,
+    Pipeline,
+    PipelineSettings,
+    choose_device,
+    load_variant_weights,
+)
+from bev_perception.preprocess import NoUsableViewError, reference2global
+from bev_perception.synchronizer import SynchronizerSettings
+from bev_perception.types import Boxes3D, Frame, Occupancy, Result
+from bev_perception.visualization.canvas import decode_views
+from bev_perception.visualization.occupancy import draw_occupancy
+from bev_perception.visualization.pictures import draw_frame, write_png, write_video
+from bev_perception.visualization.points import SamplingTrace, draw_points, record_sampling
+
+LOG = logging.getLogger(__name__)
+
+Stamped = tuple[int, np.ndarray]  # a picture and its stamp, ns
+
+
+@dataclass(frozen=True)
+class ShowSettings:
+    """What runs, and where the pictures go.
+
+    variant: name, or path of a YAML file.  out: directory, which is made.
+    device: "auto", "cpu", "cuda" or "cuda:N".  video: whether one video takes the place of a picture a frame.
+    """
+
+    variant: str
+    checkpoint: Path
+    out: Path
+    device: str = "auto"
+    video: bool = False
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One frame to be run.  name: for people.  row: its number in the records; None: no key frame of nuScenes.
+
+    shown: False for a frame that is run for the sake of the memory alone.
+    """
+
+    frame: Frame
+    name: str
+    row: int | None = None
+    shown: bool = True
+
+
+class KeyFrames:
+    """Key frames of nuScenes to be shown: those of a scene, or a single one."""
+
+    def __init__(self, root: Path, version: str, scene: str | None = None, sample: str | None = None) -> None:
+        """Open the tables; scene: its name.  sample: the token of the one key frame, in place of a scene.
+
+        Raises NuScenesError for an unknown scene or token, and where no image of them is under root.
+        """
+        if (scene is None) == (sample is None):
+            raise ValueError("name either a scene or a sample of the data, e.g. --scene scene-0103")
+        self.records = records = open_records(root, version)
+        if scene is not None:
+            records.of_scenes([scene])  # raises for an unknown one
+        elif sample not in records.tokens:
+            raise NuScenesError(f"{version} holds no sample {sample!r}; take a token of its table sample.json")
+        wanted = [i for i in range(len(records)) if records.scenes[i] == scene or records.tokens[i] == sample]
+        self.rows = [i for i in wanted if self._has_images(i)]
+        if not self.rows:
+            raise NuScenesError(
+                f"the images of {scene or sample} are not under {root}; unpack the blobs that hold them"
+            )
+        if len(self.rows) < len(wanted):
+            LOG.warning("%d of %d key frames lack images and are left out", len(wanted) - len(self.rows), len(wanted))
+
+    def shots(self, past: int) -> Iterator[Shot]:
+        """Yield the key frames, after `past` earlier ones of the scene that the memory shall hold."""
+        records, first = self.records, self.rows[0]
+        before = [i for i in range(max(0, first - past), first) if records.scenes[i] == records.scenes[first]]
+        for i in [*filter(self._has_images, before), *self.rows]:
+            yield Shot(read_frame(records, i), self.name(i), i, shown=i >= first)
+
+    def name(self, i: int) -> str:
+        """Return what key frame i is called."""
+        return f"{self.records.scenes[i]} {self.records.tokens[i]}"
+
+    def _has_images(self, i: int) -> bool:
+        return not self.records.missing_files([self.records.cameras(i)])
+
+
+class BagFrames:
+    """The frames of a bag, as the node would form them."""
+
+    def __init__(self, bag: BagReader, settings: SynchronizerSettings) -> None:
+        """Show the whole of `bag`."""
+        self._bag, self._settings = bag, settings
+
+    def shots(self, past: int) -> Iterator[Shot]:
+        """Yield all frames; `past` does not matter, as they start with the recording."""
+        health = Health()
+        for frame in collect_frames(self._bag.events(), self._settings, health):
+            yield Shot(frame, self._bag.path.name)
+        for news in health.drain_news():
+            LOG.warning("%s: %s", self._bag.path, news)
+
+
+Source = KeyFrames | BagFrames
+
+
+def show_boxes(settings: ShowSettings, source: Source, score_threshold: float, max_boxes: int | None = None) -> int:
+    """Draw the boxes of a variant that detects, and nuScenes' own beside them; return the number of pictures.
+
+    score_threshold: of the boxes drawn.  max_boxes: the most that are drawn, the best ones; None: the variant's.
+    Raises the errors of load_variant and load_checkpoint, and ConfigError for a variant that detects nothing.
+    """
+    pc_range = load_variant(settings.variant).detector.pc_range
+    loaded = _load(settings)
+
+    def pictures() -> Iterator[Stamped]:
+        for shot, boxes in _detections(loaded, settings, source, score_threshold, max_boxes):
+            truth = None
+            if isinstance(source, KeyFrames) and shot.row is not None:
+                truth = _true_boxes(source.records, shot.row, loaded.config.class_names, pc_range)
+            note = _note(loaded, shot)
+            yield shot.frame.stamp, draw_frame(shot.frame, decode_views(shot.frame), boxes, note, truth)
+
+    return _write(settings, "boxes", pictures())
+
+
+def show_points(
+    settings: ShowSettings, source: Source, queries: Sequence[int] | None = None, top: int = 3, frame: int = 0
+) -> int:
+    """Draw where queries of SparseBEV sample the images, stage by stage; return the number of pictures.
+
+    queries: their numbers; None: the `top` ones with the best scores in each frame.
+    frame: which of the frames that the model looks at is drawn, 0 the current one, 1 the first of the past, ...
+    Raises ConfigError for a variant of another family or with future frames, ValueError for numbers out of range.
+    """
+    config = load_variant(settings.variant)
+    numbers = config.detector.num_query
+    if queries is not None and not all(0 <= query < numbers for query in queries):
+        raise ValueError(f"{config.name} has the queries 0 to {numbers - 1}; asked for {list(queries)}")
+    if top < 1:
+        raise ValueError(f"at least one query must be drawn; asked for the {top} best")
+    if not 0 <= frame <= config.frames.past:
+        raise ValueError(f"{config.name} looks at the frames 0 to {config.frames.past}; asked for {frame}")
+    loaded = _load(settings)
+    model = loaded.model
+    assert isinstance(model, SparseBEV), "the settings of its head are SparseBEV's"
+    kept = _reach(config) if frame else 0
+
+    def pictures() -> Iterator[Stamped]:
+        recent: deque[Frame] = deque()
+        with record_sampling(model) as traces:
+            for shot, _ in _run(loaded, settings, source, PipelineSettings()):
+                trace = traces.pop()
+                recent.append(shot.frame)
+                while recent[0].stamp < shot.frame.stamp - kept:
+                    recent.popleft()
+                if shot.shown:
+                    age = float(trace.time_differences[frame])
+                    seen = _nearest(recent, shot.frame.stamp - round(age * 1e9))
+                    chosen = trace.best(top) if queries is None else queries
+                    boxes = _query_boxes(trace, chosen, config, model.legacy_boxes)
+                    boxes = to_ego(boxes, _reference2ego(shot.frame, config))
+                    note = f"{_note(loaded, shot)}  points in frame {frame}, {age:.2f} s ago"
+                    samples = trace.samples(chosen, frame)
+                    yield (
+                        shot.frame.stamp,
+                        draw_points(seen, decode_views(seen), samples, chosen, boxes, shot.frame, config, note),
+                    )
+
+    return _write(settings, "points", pictures())
+
+
+def show_occupancy(settings: ShowSettings, source: Source, labels: Path | None = None, objects: bool = True) -> int:
+    """Draw what a variant of occupancy says, with the labels beside it; return the number of pictures.
+
+    labels: folder of Occ3D's labels, relative to the dataroot or on its own; None: there are none to draw.
+    objects: whether objects have a colour each, where they are told apart.
+    Raises the errors of load_variant and load_checkpoint, ConfigError for a variant that gives no occupancy, and
+    NuScenesError for a label that is missing.
+    """
+    config = load_variant(settings.variant)
+    if labels is not None and not isinstance(source, KeyFrames):
+        raise ValueError("labels belong to key frames of nuScenes; show them with --data, or leave them out")
+    objects = objects and config.occupancy.panoptic  # else the two would be drawn in different colours
+    loaded = _load(settings)
+
+    def pictures() -> Iterator[Stamped]:
+        for shot, result in _run(loaded, settings, source, PipelineSettings()):
+            if not shot.shown:
+                continue
+            assert result.occupancy is not None, "a variant of occupancy always says what is occupied"
+            truth = None
+            if labels is not None and isinstance(source, KeyFrames) and shot.row is not None:
+                records = source.records
+                path = labels_path(records.root, records.scenes[shot.row], records.tokens[shot.row], labels)
+                truth = _coloured(load_labels(path, config.class_names), objects)
+            picture = draw_occupancy(
+                _coloured(result.occupancy, objects), truth, shot.frame, decode_views(shot.frame), _note(loaded, shot)
+            )
+            yield shot.frame.stamp, picture
+
+    return _write(settings, "occupancy", pictures())
+
+
+def show_labels(path: Path, out: Path, class_names: tuple[str, ...], objects: bool = True) -> None:
+    """Draw a file of occupancy labels alone to `out`, a PNG.  Raises NuScenesError for a file that cannot be used."""
+    picture = draw_occupancy(None, _coloured(load_labels(path, class_names), objects), note=str(path))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_png(out, picture)
+
+
+def load_labels(path: Path, class_names: tuple[str, ...]) -> Occupancy:
+    """Return a file of labels as an Occupancy.  Raises NuScenesError for a file that does not fit the classes."""
+    labels = read_labels(path)
+    highest = int(labels.semantics.max())
+    if highest >= len(class_names):
+        raise NuScenesError(
+            f"{path} holds the class {highest}, but there are only {len(class_names)}; "
+            "name a variant that was trained on these labels"
+        )
+    instances = None if labels.instances is None else labels.instances.astype(np.int16)
+    return Occupancy(labels.semantics, class_names, instances=instances)
+
+
+def _load(settings: ShowSettings) -> LoadedVariant:
+    return load_variant_weights(settings.variant, settings.checkpoint, choose_device(settings.device))
+
+
+def _detections(
+    loaded: LoadedVariant, settings: ShowSettings, source: Source, score_threshold: float, max_boxes: int | None
+) -> Iterator[tuple[Shot, Boxes3D]]:
+    """Yield every frame to be shown with its boxes in base_link."""
+    how = PipelineSettings(score_threshold, max_boxes)
+    if loaded.config.frames.future and isinstance(source, KeyFrames):
+        decode = replace(loaded.config.decode, score_threshold=score_threshold)
+        config = replace(loaded.config, decode=replace(decode, max_num=how.max_detections or decode.max_num))
+        device = choose_device(settings.device)
+        assert isinstance(loaded.model, SparseBEV), "the settings of its head are SparseBEV's"
+        for i, boxes in detect_in_queues(config, loaded.model, device, source.records, source.rows):
+            frame = read_frame(source.records, i)
+            yield Shot(frame, source.name(i), i), to_ego(boxes, _reference2ego(frame, config))
+        return
+    for shot, result in _run(loaded, settings, source, how):
+        assert result.boxes is not None, "a detector always says which boxes there are"
+        boxes = result.boxes
+        if shot.frame.lidar2global is not None:
+            boxes = to_ego(boxes, _reference2ego(shot.frame, loaded.config))
+        if shot.shown:
+            yield shot, boxes
+
+
+def _run(
+    loaded: LoadedVariant, settings: ShowSettings, source: Source, how: PipelineSettings
+) -> Iterator[tuple[Shot, Result]]:
+    """Yield every frame that has a usable view, with the pipeline's result."""
+    pipeline = Pipeline([loaded], choose_device(settings.device), how)
+    try:
+        for shot in source.shots(loaded.config.frames.past):
+            try:
+                result = pipeline.step(shot.frame)
+            except NoUsableViewError as error:
+                LOG.warning("%s at %d ns: %s", shot.name, shot.frame.stamp, error)
+                continue
+            yield replace(shot, frame=replace(shot.frame, missing=result.missing)), result
+    finally:
+        pipeline.close()
+
+
+def _true_boxes(records: Records, i: int, class_names: tuple[str, ...], pc_range: Sequence[float]) -> Boxes3D:
+    """Return the boxes that count in training, in base_link at the lidar's stamp."""
+    boxes, labels = training_boxes(records, i, class_names, pc_range)
+    ones = np.ones(len(boxes))
+    truth = Boxes3D(boxes[:, :3], boxes[:, 3:6], boxes[:, 6], boxes[:, 7:9], ones, labels, class_names)
+    return to_ego(truth, records.lidar2ego(i))
+
+
+def _query_boxes(trace: SamplingTrace, queries: Sequence[int], config: VariantConfig, legacy: bool) -> Boxes3D:
+    """Return one box a query, of its best class, in the model's reference frame; wherever it may be."""
+    inf = math.inf
+    everywhere = DecodeConfig(max_num=1, score_threshold=-1.0, post_center_range=(-inf, -inf, -inf, inf, inf, inf))
+    logits, codes = trace.output.logits[-1, 0], trace.output.boxes[-1, 0]
+    found = [decode_boxes(logits[[q]], codes[[q]], everywhere, config.class_names, legacy) for q in queries]
+    return Boxes3D(
+        np.concatenate([box.centers for box in found]),
+        np.concatenate([box.sizes for box in found]),
+        np.concatenate([box.yaws for box in found]),
+        np.concatenate([box.velocities for box in found]),
+        np.concatenate([box.scores for box in found]),
+        np.concatenate([box.labels for box in found]),
+        config.class_names,
+    )
+
+
+def _reference2ego(frame: Frame, config: VariantConfig) -> np.ndarray:
+    return invert_transform(frame.ego2global) @ reference2global(config, frame)
+
+
+def _reach(config: VariantConfig) -> int:
+    """Return how old the oldest frame is that the model looks at, at most, in ns."""
+    return round((config.frames.past + 1) * config.frames.interval * 1e9)
+
+
+def _nearest(frames: Iterable[Frame], stamp: int) -> Frame:
+    return min(frames, key=lambda frame: abs(frame.stamp - stamp))
+
+
+def _coloured(occupancy: Occupancy, objects: bool) -> Occupancy:
+    return occupancy if objects else replace(occupancy, instances=None)
+
+
+def _note(loaded: LoadedVariant, shot: Shot) -> str:
+    untrained = "" if loaded.checkpoint.trained else ", UNTRAINED weights"
+    return f"{loaded.config.name}{untrained}  {shot.name}"
+
+
+def _write(settings: ShowSettings, kind: str, pictures: Iterator[Stamped]) -> int:
+    """Write pictures as PNG files, or as a video at their own rate; return their number.
+
+    Raises ValueError if there are none.
+    """
+    settings.out.mkdir(parents=True, exist_ok=True)
+    first = list(islice(pictures, 2))
+    if not first:
+        raise ValueError("there is no frame to show; the log says what was wrong with those that there were")
+    stamped = tqdm(chain(first, pictures), desc=kind, unit="picture")
+    if settings.video:
+        seconds = (first[1][0] - first[0][0]) / 1e9 if len(first) > 1 else 1.0
+        return write_video(settings.out / f"{kind}.mp4", (picture for _, picture in stamped), 1 / seconds)
+    count = 0
+    for stamp, picture in stamped:
+        write_png(settings.out / f"{kind}_{stamp}.png", picture)
+        count += 1
+    return count
