@@ -160,8 +160,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_bag_options(parser: argparse.ArgumentParser) -> None:
-    """Add what _open_bag reads, beside the bag's path."""
-    parser.add_argument("--cameras", nargs="+", metavar="NAME", help="default: the six of nuScenes")
+    """Add what _open_bag reads."""
+    parser.add_argument("--cameras", nargs="+", metavar="NAME", help="of the bag; default: the six of nuScenes")
     parser.add_argument("--prefix", help="of the cameras' topics (default: /bev_perception/input)")
     parser.add_argument(
         "--remap", nargs="+", default=[], metavar="BAG_TOPIC:=TOPIC", help="where the bag's names differ"
@@ -255,6 +255,18 @@ def _bag_create(args: argparse.Namespace) -> int:
     return 0
 
 
+def _open_bag(args: argparse.Namespace, path: Path) -> tuple[BagReader, SynchronizerSettings]:
+    """Open a bag and say how its images are grouped, by the options of _add_bag_options."""
+    from bev_perception.data.drive import CAMERAS
+    from bev_perception.data.rosbag import INPUT_PREFIX, BagReader
+    from bev_perception.synchronizer import SynchronizerSettings
+
+    cameras = tuple(args.cameras or CAMERAS)
+    remap = dict(rule.split(":=", 1) for rule in args.remap)
+    bag = BagReader(path, cameras, args.prefix or INPUT_PREFIX, remap)
+    return bag, SynchronizerSettings(cameras, args.anchor, base_frame=args.base_frame, fixed_frame=args.fixed_frame)
+
+
 def _run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
@@ -279,18 +291,6 @@ def _run(args: argparse.Namespace) -> int:
         print("dropped: " + ", ".join(f"{cause} {n}" for cause, n in snapshot.drops.items()))
         print(f"the last: {snapshot.last_drop}")
     return 0 if count else 1
-
-
-def _open_bag(args: argparse.Namespace, path: Path) -> tuple[BagReader, SynchronizerSettings]:
-    """Open a bag as the options of _add_bag_options say."""
-    from bev_perception.data.drive import CAMERAS
-    from bev_perception.data.rosbag import INPUT_PREFIX, BagReader
-    from bev_perception.synchronizer import SynchronizerSettings
-
-    cameras = tuple(args.cameras or CAMERAS)
-    remap = dict(rule.split(":=", 1) for rule in args.remap)
-    bag = BagReader(path, cameras, args.prefix or INPUT_PREFIX, remap)
-    return bag, SynchronizerSettings(cameras, args.anchor, base_frame=args.base_frame, fixed_frame=args.fixed_frame)
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -370,32 +370,6 @@ def _eval(args: argparse.Namespace) -> int:
     return 0
 
 
-def _eval_bags(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
-    from bev_perception.data.records import open_records
-    from bev_perception.evaluation.replay import Replay
-    from bev_perception.offline import run_frames
-    from bev_perception.pipeline import PipelineSettings, load_pipeline
-
-    if not (args.variant and args.checkpoint):
-        raise ValueError("--bag needs --variant and --checkpoint")
-    replay = Replay(open_records(args.data, args.version) if args.data else None)
-    pipeline = load_pipeline(args.variant, args.checkpoint, args.device, PipelineSettings(precision=args.precision))
-    for path in args.bag:
-        bag, settings = _open_bag(args, path)
-        frames = run_frames(replay.watch(bag.events()), pipeline, settings)
-        for frame, result in tqdm(frames, unit="frame", desc=path.name):
-            replay.add(frame, result)
-        pipeline.reset(f"{path} has ended")
-    pipeline.close()
-    print(replay.summary(pipeline.health.snapshot()) + ("" if pipeline.trained else "\nthe weights are UNTRAINED"))
-    if args.data and replay.frames:
-        scores = replay.score(args.version, args.out)
-        print(f"{replay.coverage()}\n{scores.table()}")
-    return 0 if replay.frames else 1
-
-
 def _show_boxes(args: argparse.Namespace) -> int:
     from bev_perception.visualization.show import show_boxes
 
@@ -440,6 +414,32 @@ def _show_what(args: argparse.Namespace) -> tuple[ShowSettings, Source]:
 def _say_where(args: argparse.Namespace, count: int) -> int:
     print(f"wrote {args.out}: {count} pictures{' as a video' if args.video else ''}")
     return 0
+
+
+def _eval_bags(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from bev_perception.data.records import open_records
+    from bev_perception.evaluation.replay import Replay
+    from bev_perception.offline import run_frames
+    from bev_perception.pipeline import PipelineSettings, load_pipeline
+
+    if not (args.variant and args.checkpoint):
+        raise ValueError("--bag needs --variant and --checkpoint")
+    replay = Replay(open_records(args.data, args.version) if args.data else None)
+    pipeline = load_pipeline(args.variant, args.checkpoint, args.device, PipelineSettings(precision=args.precision))
+    for path in args.bag:
+        bag, settings = _open_bag(args, path)
+        frames = run_frames(replay.watch(bag.events()), pipeline, settings)
+        for frame, result in tqdm(frames, unit="frame", desc=path.name):
+            replay.add(frame, result)
+        pipeline.reset(f"{path} has ended")
+    pipeline.close()
+    print(replay.summary(pipeline.health.snapshot()) + ("" if pipeline.trained else "\nthe weights are UNTRAINED"))
+    if args.data and replay.frames:
+        scores = replay.score(args.version, args.out)
+        print(f"{replay.coverage()}\n{scores.table()}")
+    return 0 if replay.frames else 1
 
 
 def _demo(args: argparse.Namespace) -> int:
