@@ -16,7 +16,7 @@ LOG = logging.getLogger(__name__)
 
 
 class Progress:
-    """Averages the losses over some steps and reports them: to out/log.jsonl always, to TensorBoard where it is there.
+    """Averages the losses over some steps and reports them, to out/log.jsonl and to TensorBoard in out/tensorboard.
 
     A context manager; of several processes only the first has one that is not silent.
     """
@@ -31,7 +31,7 @@ class Progress:
             return
         self._bar = tqdm(total=total, initial=done, unit="step", disable=None, dynamic_ncols=True)
         self._file = (out / "log.jsonl").open("a", buffering=1)
-        self._writer = _tensorboard(out)
+        self._writer = _tensorboard(out, done)
 
     def __enter__(self) -> Progress:
         """Return itself."""
@@ -75,10 +75,11 @@ class Progress:
             LOG.info("epoch %d, step %d of %d, %s left: %s", epoch, self._done, self._total, eta, shown)
 
 
-def _tensorboard(out: Path) -> Any:
+def _tensorboard(out: Path, done: int) -> Any:
+    """Return a writer of events, which hides those that a run before has left of steps that are now done again."""
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        LOG.info("tensorboard is not installed; the losses go to log.jsonl alone")
+    except ImportError as error:
+        LOG.warning("no curves for TensorBoard (%s; pip install tensorboard); the losses go to log.jsonl", error)
         return None
-    return SummaryWriter(str(out / "tensorboard"))
+    return SummaryWriter(str(out / "tensorboard"), purge_step=done + 1)

@@ -1,0 +1,114 @@
+"""What the README prints is run as printed; what is not run here says why."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_occupancy_codec import message_of
+
+from bev_perception import cli
+from bev_perception.config import OCC3D_CLASSES, list_variants
+from bev_perception.types import OCC3D_GRID, Occupancy
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+OFFLINE, IN_PYTHON = "bev_perception variants", "from bev_perception.data.drive"
+SUBSCRIBER = "from bev_perception.occupancy_codec"
+#: how the blocks that are run here begin
+RUN = (OFFLINE, IN_PYTHON, SUBSCRIBER)
+#: how the others begin -> why they are not
+NOT_RUN = {
+    "make demo": "makes the virtual environment; test/ros/test_demo.py runs the demo",
+    "cd ~/ws/src": "needs a ROS 2 distribution with rosdep and colcon",
+    "bag_player --ros-args": "needs rclpy and goes on for ever; test/ros/test_bag_player.py runs the player",
+    "bev_perception train": "needs nuScenes, and days",
+    "bev_perception prepare": "needs nuScenes and the labels of Occ3D",
+    "bev_perception bench": "takes minutes; test/evaluation/test_timing.py",
+    "bev_perception show": "needs nuScenes; test/visualization/test_show.py",
+}
+
+
+def blocks():
+    """Return the fenced and the indented blocks of the README, in their order."""
+    found, fenced = [[]], False
+    for line in README.read_text().splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+            found.append([])
+        elif fenced or line.startswith("    "):
+            found[-1].append(line if fenced else line[4:])
+        elif found[-1]:
+            found.append([])
+    return ["\n".join(lines) + "\n" for lines in found if lines]
+
+
+def block(start):
+    (found,) = [text for text in blocks() if text.startswith(start)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """What stands for /tmp in the README."""
+    return tmp_path_factory.mktemp("readme")
+
+
+def in_directory(text, directory):
+    assert "/tmp/" in text
+    return text.replace("/tmp/", f"{directory}/")
+
+
+def test_every_block_is_run_or_says_why_not():
+    starts = [*RUN, *NOT_RUN]
+    for text in blocks():
+        assert sum(text.startswith(start) for start in starts) == 1, f"neither run nor excused, or both: {text}"
+    gone = [start for start in starts if not any(text.startswith(start) for text in blocks())]
+    assert not gone, f"the README has no such blocks any more: {gone}"
+
+
+def test_commands_and_options_exist():
+    """Of the commands that are not run, too."""
+    lines = [line for text in blocks() for line in text.splitlines()]
+    commands = [line.split(" -m bev_perception.cli ")[-1] for line in lines if " -m bev_perception.cli " in line]
+    commands += [line.removeprefix("bev_perception ") for line in lines if line.startswith("bev_perception ")]
+    assert len(commands) > 10
+    for command in commands:
+        try:
+            cli._parser().parse_args(shlex.split(command))
+        except SystemExit:
+            pytest.fail(f"the command line does not take: {command}")
+
+
+def test_offline(directory):
+    program = directory / "bin" / "bev_perception"  # as an installation makes it
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m bev_perception.cli "$@"\n')
+    program.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(README.parent), os.environ.get("PYTHONPATH", "")])
+    command = ["bash", "-euc", in_directory(block(OFFLINE), directory)]
+    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert all(name in done.stdout for name in list_variants())
+    document = json.loads((directory / "boxes.json").read_text())
+    assert document["complete"] and len(document["frames"]) == 18
+
+
+def test_in_python(directory, capsys):
+    """After test_offline, which leaves the weights and the bag."""
+    exec(compile(in_directory(block(IN_PYTHON), directory), "README.md", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) >= 18
+
+
+def test_subscriber_to_occupancy(capsys):
+    semantics = np.full(OCC3D_GRID.shape, len(OCC3D_CLASSES) - 1, np.uint8)
+    semantics[100, 100, 2:5] = OCC3D_CLASSES.index("car")
+    semantics[:, :, 0] = OCC3D_CLASSES.index("driveable_surface")
+    names = {}
+    exec(compile(block(SUBSCRIBER), "README.md", "exec"), names)
+    names["on_occupancy"](message_of(Occupancy(semantics, OCC3D_CLASSES)))
+    assert capsys.readouterr().out == "40003 voxels are occupied, 3 by cars\n"
