@@ -166,7 +166,7 @@ def test_the_frame_is_where_the_lidar_is(records, model, untrained):
     assert abs(np.median(in_ego.centers[:, 2]) + 5 - 1.84) < 1
 
 
-def test_evaluate_writes_and_scores(settings, records):
+def test_evaluate_writes_and_scores(settings, records, curves):
     scores = evaluate(settings)
     document = json.loads((settings.out / "results_nusc.json").read_text())
     assert list(document["results"]) == records.tokens
