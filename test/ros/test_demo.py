@@ -44,7 +44,9 @@ def check_pictures(out, frames):
 def test_bench_says_something_of_everything(tmp_path, capsys):
     from bev_perception.ros import bench
 
-    counts = bench.Counts(full_frames=0, small_frames=3, cast_samples=1, latency_sets=3, stream_sets=12, growth_sets=10)
+    counts = bench.Counts(
+        warm_up=0, full_frames=0, small_frames=3, cast_samples=1, latency_sets=3, stream_sets=12, growth_sets=10
+    )
     text = bench.run_bench(tmp_path, counts)
     figures = json.loads((tmp_path / "bench.json").read_text())
     assert figures["stages"]["sparsebev_tiny"]["ms"]["model"][0] > 1
