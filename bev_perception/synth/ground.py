@@ -1,0 +1,310 @@
+"""The ground as a function of place: kind, height and colour of road, markings, kerbs, pavements and what lies beyond.
+
+Pictures, lidar, occupancy and the map mask all ask the same functions. Compiled with numba.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numba import njit
+
+from bev_perception.config import OCC3D_CLASSES
+from bev_perception.synth.roads import CELL, KERB, REACH, STOP_LINE, ZEBRA, Street, StreetMap
+
+ROAD, OTHER_FLAT, PAVEMENT, TERRAIN = (
+    OCC3D_CLASSES.index(name) for name in ("driveable_surface", "other_flat", "sidewalk", "terrain")
+)
+#: of the texture, a power of two
+TEXTURE = 512
+#: m along a street for which the land beyond the pavement stays the same
+LOT = 28.0
+#: m, how softly the edges of two streets join
+ROUNDING = 9.0
+_MAX_LINES = 16
+
+
+class Ground(NamedTuple):
+    """What the kernels know of the ground.
+
+    raster: [H, W, 4] of StreetMap.  streets: [R, 6], the main street first: x, y, cos, sin of a crossing street's
+    start, its half width, pavement.  extents: [R, 2] first and last s.  medians: [R].
+    lines: [R, _MAX_LINES, 5]: d, half width, period (0: solid), share painted, yellow; line_counts: [R].
+    hand: 1 or -1.  texture: [TEXTURE, TEXTURE, 2] noise in -1..1, fine and coarse.  seed: of the lots.
+    wear: 0..1, of the markings.  tone: [3] blue, green, red of the asphalt.  plots: [3] chances of grass, paving, soil.
+    """
+
+    raster: np.ndarray
+    streets: np.ndarray
+    extents: np.ndarray
+    medians: np.ndarray
+    lines: np.ndarray
+    line_counts: np.ndarray
+    hand: float
+    texture: np.ndarray
+    seed: int
+    wear: float
+    tone: np.ndarray
+    plots: np.ndarray
+
+
+def make_ground(streets: StreetMap, rng: np.random.Generator) -> Ground:
+    """Return the ground of a scene."""
+    all_streets = [streets.main, *(junction.street for junction in streets.junctions)]
+    rows = [
+        (*s.points[0, :2], math.cos(s.points[0, 2]), math.sin(s.points[0, 2]), s.half_width, s.pavement)
+        for s in all_streets
+    ]
+    lines = np.zeros((len(all_streets), _MAX_LINES, 5))
+    counts = np.zeros(len(all_streets), np.int64)
+    for k, street in enumerate(all_streets):
+        drawn = _lines_of(street)
+        lines[k, : len(drawn)], counts[k] = drawn, len(drawn)
+    base = rng.uniform(0.24, 0.38)
+    tone = base * np.array([1.0 + rng.uniform(-0.02, 0.05), 1.0, 1.0 + rng.uniform(-0.04, 0.02)])
+    return Ground(
+        raster=streets.raster(),
+        streets=np.array(rows),
+        extents=np.array([(s.start, s.end) for s in all_streets]),
+        medians=np.array([s.median for s in all_streets]),
+        lines=lines,
+        line_counts=counts,
+        hand=float(streets.main.hand),
+        texture=_texture(),
+        seed=streets.seed,
+        wear=float(rng.uniform(0.05, 0.45)),
+        tone=tone,
+        plots=rng.dirichlet((2.0, 1.5, 0.5)),
+    )
+
+
+def _lines_of(street: Street) -> np.ndarray:
+    """Return the markings along a street, [n, 5] as in Ground.lines."""
+    half = street.median / 2
+    lines = []
+    if street.median:
+        lines += [(sign * (half + 0.15), 0.07, 0.0, 1.0, 1.0) for sign in (-1, 1)]
+    elif street.lanes > 1:
+        lines += [(sign * 0.14, 0.06, 0.0, 1.0, 1.0) for sign in (-1, 1)]
+    else:
+        lines.append((0.0, 0.07, 6.0, 0.5, 1.0))
+    for sign in (-1, 1):
+        for k in range(1, street.lanes):
+            lines.append((sign * (half + k * street.lane), 0.07, 9.0, 0.34, 0.0))
+        if street.parking:
+            lines.append((sign * (half + street.lanes * street.lane), 0.06, 0.0, 1.0, 0.0))
+    return np.array(lines)
+
+
+def _texture() -> np.ndarray:
+    """Return noise that repeats without a seam."""
+    noise = np.random.default_rng(0).normal(0, 1, (TEXTURE, TEXTURE)).astype(np.float32)
+    layers = []
+    for sigma in (0.7, 6.0):
+        wide = cv2.GaussianBlur(np.tile(noise, (3, 3)), (0, 0), sigma)[TEXTURE : 2 * TEXTURE, TEXTURE : 2 * TEXTURE]
+        layers.append(np.clip(wide / (2.5 * wide.std()), -1, 1))
+    return np.ascontiguousarray(np.stack(layers, axis=-1), np.float32)
+
+
+@njit(cache=True)
+def coverage(distance: float, half_width: float, footprint: float) -> float:
+    """Return how much of a pixel's footprint (m) a stripe covers whose middle is `distance` m away."""
+    reach = 0.5 * footprint
+    low = max(distance - reach, -half_width)
+    high = min(distance + reach, half_width)
+    return max(0.0, high - low) / max(footprint, 1e-6)
+
+
+@njit(cache=True)
+def texture_at(texture: np.ndarray, layer: int, u: float, v: float) -> float:
+    """Return the noise at u, v, in texels."""
+    return texture[math.floor(v) & (TEXTURE - 1), math.floor(u) & (TEXTURE - 1), layer]
+
+
+@njit(cache=True)
+def hashed(a: int, b: int, c: int) -> float:
+    """Return a number in 0..1 that follows from three integers."""
+    h = (a * 73856093) ^ (b * 19349663) ^ (c * 83492791)
+    h = (h ^ (h >> 13)) * 1274126177 & 0x7FFFFFFF
+    h = (h ^ (h >> 16)) & 0xFFFF
+    return h / 65536.0
+
+
+@njit(cache=True)
+def main_coordinates(ground: Ground, x: float, y: float) -> tuple[float, float, float, float]:
+    """Return s, d, cos and sin of the heading of the main street; d = 1000 far from it."""
+    raster = ground.raster
+    u, v = x / CELL, y / CELL
+    if not (0.0 <= u < raster.shape[1] - 1.001 and 0.0 <= v < raster.shape[0] - 1.001):
+        return 0.0, 1e3, 1.0, 0.0
+    i, j = int(u), int(v)
+    a, b = u - i, v - j
+    w00, w10, w01, w11 = (1 - a) * (1 - b), a * (1 - b), (1 - a) * b, a * b
+    p, q, r, t = raster[j, i], raster[j, i + 1], raster[j + 1, i], raster[j + 1, i + 1]
+    d = w00 * p[1] + w10 * q[1] + w01 * r[1] + w11 * t[1]
+    if abs(d) > REACH:
+        return 0.0, 1e3, 1.0, 0.0
+    s = w00 * p[0] + w10 * q[0] + w01 * r[0] + w11 * t[0]
+    return s, d, p[2], p[3]
+
+
+@njit(cache=True)
+def crossing_coordinates(ground: Ground, number: int, x: float, y: float) -> tuple[float, float]:
+    """Return s, d of a crossing street, number 1 on."""
+    x0, y0, c, sn = (
+        ground.streets[number, 0],
+        ground.streets[number, 1],
+        ground.streets[number, 2],
+        ground.streets[number, 3],
+    )
+    dx, dy = x - x0, y - y0
+    return ground.extents[number, 0] + dx * c + dy * sn, dy * c - dx * sn
+
+
+@njit(cache=True)
+def edge_distance(ground: Ground, x: float, y: float) -> float:
+    """Return the distance (m) from the road's edge, negative on the road; corners of junctions are round."""
+    _, d, _, _ = main_coordinates(ground, x, y)
+    edge = abs(d) - ground.streets[0, 4]
+    for k in range(1, len(ground.streets)):
+        sk, dk = crossing_coordinates(ground, k, x, y)
+        other = abs(dk) - ground.streets[k, 4]
+        if other > 60.0:
+            continue
+        other = max(other, sk - ground.extents[k, 1], ground.extents[k, 0] - sk)
+        # the smooth minimum of two distances (Quilez, "smooth minimum", quadratic)
+        h = max(ROUNDING - abs(edge - other), 0.0) / ROUNDING
+        edge = min(edge, other) - h * h * ROUNDING * 0.25
+    return edge
+
+
+@njit(cache=True)
+def land(ground: Ground, s: float, d: float) -> int:
+    """Return what lies beyond the pavement: 0 grass, 1 paving, 2 soil."""
+    chance = hashed(math.floor(s / LOT), 1 if d > 0 else 2, ground.seed)
+    return 0 if chance < ground.plots[0] else 1 if chance < ground.plots[0] + ground.plots[1] else 2
+
+
+@njit(cache=True)
+def kind_at(ground: Ground, x: float, y: float) -> tuple[int, float]:
+    """Return the class (of Occ3D) and the height (m) of the ground."""
+    edge = edge_distance(ground, x, y)
+    s, d, _, _ = main_coordinates(ground, x, y)
+    if edge < 0:
+        on_median = abs(d) < 0.5 * ground.medians[0] and _off_junctions(ground, x, y) > ZEBRA[1] + 1.0
+        return (OTHER_FLAT if on_median else ROAD), 0.0
+    if edge < _pavement(ground, x, y, d):
+        return PAVEMENT, KERB
+    if abs(d) > 900.0:
+        return TERRAIN, KERB
+    return (OTHER_FLAT if land(ground, s, d) == 1 else TERRAIN), KERB
+
+
+@njit(cache=True)
+def _off_junctions(ground: Ground, x: float, y: float) -> float:
+    """Return the distance (m) from the nearest crossing street's edge."""
+    nearest = 1e3
+    for k in range(1, len(ground.streets)):
+        s, d = crossing_coordinates(ground, k, x, y)
+        if s > ground.extents[k, 0] - 20.0:
+            nearest = min(nearest, abs(d) - ground.streets[k, 4])
+    return nearest
+
+
+@njit(cache=True)
+def _pavement(ground: Ground, x: float, y: float, d: float) -> float:
+    """Return the width of the pavement here: the main street's, or a crossing one's away from it."""
+    if abs(d) < ground.streets[0, 4] + ground.streets[0, 5] + 4.0:
+        return ground.streets[0, 5]
+    for k in range(1, len(ground.streets)):
+        s, dk = crossing_coordinates(ground, k, x, y)
+        if abs(dk) < 30.0 and s > ground.extents[k, 0] - 5.0:
+            return ground.streets[k, 5]
+    return ground.streets[0, 5]
+
+
+@njit(cache=True)
+def _painted(ground: Ground, k: int, s: float, d: float, across: float, along: float) -> tuple[float, float]:
+    """Return how much of a footprint (across, along: m) the lines of street k cover, white and yellow."""
+    white, yellow = 0.0, 0.0
+    for i in range(ground.line_counts[k]):
+        line = ground.lines[k, i]
+        share = coverage(d - line[0], line[1], across)
+        if share <= 0.0:
+            continue
+        if line[2] > 0:
+            period, half = line[2], 0.5 * line[2] * line[3]
+            place = s - period * math.floor(s / period + 0.5)
+            share *= min(coverage(place, half, along), 1.0) if along < period else line[3]
+        if line[4] > 0:
+            yellow += share
+        else:
+            white += share
+    return white, yellow
+
+
+@njit(cache=True)
+def _zebra(ground: Ground, s: float, d: float, half: float, gap: float, approach: float, a: float, b: float) -> float:
+    """Return how much of a footprint crossing and stop line cover; gap: m from the street that is crossed."""
+    middle, reach = 0.5 * (ZEBRA[0] + ZEBRA[1]), 0.5 * (ZEBRA[1] - ZEBRA[0])
+    share = coverage(gap - middle, reach, b)
+    if share > 0 and abs(d) < half - 0.3:
+        place = d - math.floor(d / 1.0 + 0.5)
+        return share * (coverage(place, 0.25, a) if a < 1.0 else 0.5)
+    if approach > 0 and abs(d) < half - 0.2:
+        return coverage(gap - 0.5 * (STOP_LINE[0] + STOP_LINE[1]), 0.5 * (STOP_LINE[1] - STOP_LINE[0]), b)
+    return 0.0
+
+
+@njit(cache=True)
+def road_paint(
+    ground: Ground, x: float, y: float, rx: float, ry: float, far: float, near: float
+) -> tuple[float, float, float]:
+    """Return how much of a pixel white and yellow paint cover, and the median.
+
+    rx, ry: the level direction of sight.  far, near: m, the pixel's footprint along and across it.
+    """
+    s, d, c, sn = main_coordinates(ground, x, y)
+    along_view = abs(c * rx + sn * ry)  # of the main street
+    aside_view = abs(c * ry - sn * rx)
+    main_across = far * aside_view + near * along_view
+    main_along = far * along_view + near * aside_view
+    half = ground.streets[0, 4]
+    white, yellow, median = 0.0, 0.0, 0.0
+    off_main = abs(d) - half
+    clear = 1e3
+    for k in range(1, len(ground.streets)):
+        sk, dk = crossing_coordinates(ground, k, x, y)
+        if abs(dk) > 60.0 and abs(sk) > 60.0:
+            continue
+        if sk < ground.extents[k, 0] - 25.0 or sk > ground.extents[k, 1]:
+            continue
+        off_cross = abs(dk) - ground.streets[k, 4]
+        ck, snk = ground.streets[k, 2], ground.streets[k, 3]
+        cross_along_view, cross_aside_view = abs(ck * rx + snk * ry), abs(ck * ry - snk * rx)
+        across, along = (
+            far * cross_aside_view + near * cross_along_view,
+            far * cross_along_view + near * cross_aside_view,
+        )
+        if off_main < 0:
+            clear = min(clear, off_cross)
+            if 0 < off_cross < 8.0:
+                beyond = dk * (ck * sn - snk * c)  # positive where s is larger than the junction's
+                approach = d * ground.hand * beyond
+                white += _zebra(ground, s, d, half, off_cross, approach, main_across, main_along)
+        elif off_cross < 0:
+            if off_main < 8.0:
+                approach = dk * ground.hand * sk
+                white += _zebra(ground, sk, dk, ground.streets[k, 4], off_main, approach, across, along)
+            if off_main > STOP_LINE[0]:
+                w, ye = _painted(ground, k, sk, dk, across, along)
+                white, yellow = white + w, yellow + ye
+    if off_main < 0 and clear > STOP_LINE[0]:
+        w, ye = _painted(ground, 0, s, d, main_across, main_along)
+        white, yellow = white + w, yellow + ye
+        if ground.medians[0] > 0:
+            median = coverage(d, 0.5 * ground.medians[0], main_across)
+    return min(white, 1.0), min(yellow, 1.0), median
