@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,36 +18,30 @@ EGO_SIZE = (4.08, 1.73, 1.56)
 EGO_NOSE, EGO_AXLES = 3.40, (0.0, 2.59)
 
 
-@dataclass
-class Crowd:
-    """Everybody who moves.  agents: the first is the ego car.  things: their shapes; a lorry's trailer is one more."""
-
-    agents: list[Agent]
-    things: list[Thing]
-
-
 class Spawner:
-    """Puts agents on ways where there is room."""
+    """Puts agents on ways where there is room.
+
+    agents: everybody who moves, the ego car first.  things: their shapes; a lorry's trailer is one more.
+    """
 
     def __init__(self, rng: np.random.Generator, streets: StreetMap, seconds: float) -> None:
         """Start with empty streets."""
-        self.crowd = Crowd([], [])
+        self.agents: list[Agent] = []
+        self.things: list[Thing] = []
         self._rng, self._streets = rng, streets
         self._seconds = seconds
         self._pace = rng.uniform(7.0, 13.0)  # m/s, what most drivers want
         self._taken: list[np.ndarray] = []  # [n, 2] places of vehicles at the start
 
-    def put_ego(self) -> Agent:
+    def put_ego(self) -> None:
         """Start the ego car so that its drive fits on its way."""
         rng, _streets = self._rng, self._streets
         direction = int(rng.choice([-1, 1]))
         needed = self._pace * (self._seconds + WARM_UP) + 30
         way = self._ego_way(direction, needed)
         s = float(np.clip(rng.uniform(40, 60), 0, max(way.length - needed, 10)))
-        agent = Agent(way, s, self._pace * rng.uniform(0.9, 1.1), EGO_SIZE[0], EGO_SIZE[1])
-        self.crowd.agents.append(agent)
+        self.agents.append(Agent(way, s, self._pace * rng.uniform(0.9, 1.1), EGO_SIZE[0], EGO_SIZE[1]))
         self._take(way, s, EGO_SIZE[0])
-        return agent
 
     def _ego_way(self, direction: int, needed: float) -> Way:
         rng, main = self._rng, self._streets.main
@@ -122,31 +115,29 @@ class Spawner:
     def _take(self, way: Way, s: float, length: float) -> None:
         self._taken.append(way.at(np.arange(s - length, s + 0.5, 1.5)))
 
-    def _agent(self, way: Way, s: float, length: float, width: float, pace: float) -> Agent | None:
+    def _start(self, way: Way, s: float, length: float, width: float, pace: float) -> bool:
         if not self._has_room(way, s, length):
-            return None
+            return False
         self._take(way, s, length)
-        agent = Agent(way, s, self._pace * pace * self._rng.uniform(0.85, 1.15), length, width)
-        self.crowd.agents.append(agent)
-        return agent
+        self.agents.append(Agent(way, s, self._pace * pace * self._rng.uniform(0.85, 1.15), length, width))
+        return True
 
-    def _add(self, shape: Shape, category: str, activity: str, agent: Agent, behind: float) -> None:
-        self.crowd.things.append(Thing(shape, category, (0, 0, 0, 0), activity, agent, behind))
+    def _add(self, shape: Shape, category: str, activity: str, behind: float) -> None:
+        """Let the newest agent move a thing."""
+        self.things.append(Thing(shape, category, activity=activity, agent=len(self.agents) - 1, behind=behind))
 
     def _simple(self, way: Way, s: float, shape: Shape, category: str, pace: float) -> None:
         length, width = (shape.high - shape.low)[:2]
-        agent = self._agent(way, s, float(length), float(width), pace)
-        if agent is not None:
-            self._add(shape, category, "driving", agent, float(shape.high[0]))
+        if self._start(way, s, float(length), float(width), pace):
+            self._add(shape, category, "driving", float(shape.high[0]))
 
     def _semi(self, way: Way, s: float) -> None:
         tractor, trailer = vehicles.tractor(self._rng), vehicles.trailer(self._rng)
         # the trailer's hitch lies over the tractor's rear axle
         behind = float(tractor.high[0]) - tractor.anchors[0] + trailer.anchors[1]
-        agent = self._agent(way, s, behind - float(trailer.low[0]), 2.5, 0.8)
-        if agent is not None:
-            self._add(tractor, "vehicle.truck", "driving", agent, float(tractor.high[0]))
-            self._add(trailer, "vehicle.trailer", "driving", agent, behind)
+        if self._start(way, s, behind - float(trailer.low[0]), 2.5, 0.8):
+            self._add(tractor, "vehicle.truck", "driving", float(tractor.high[0]))
+            self._add(trailer, "vehicle.trailer", "driving", behind)
 
     def _bendy(self, way: Way, s: float) -> None:
         rng = self._rng
@@ -155,18 +146,16 @@ class Spawner:
         size = front.high - front.low
         rear = vehicles.bus_in(color, accent, (8.0, float(size[1]) - 0.03, float(size[2]) - 0.16), with_front=False)
         behind = float(front.high[0] - front.low[0]) + 0.5 + float(rear.high[0])
-        agent = self._agent(way, s, behind - float(rear.low[0]), float(size[1]), 0.8)
-        if agent is not None:
-            self._add(front, "vehicle.bus.bendy", "driving", agent, float(front.high[0]))
-            self._add(rear, "vehicle.bus.bendy", "driving", agent, behind)
+        if self._start(way, s, behind - float(rear.low[0]), float(size[1]), 0.8):
+            self._add(front, "vehicle.bus.bendy", "driving", float(front.high[0]))
+            self._add(rear, "vehicle.bus.bendy", "driving", behind)
 
     def _cycle(self, way: Way, s: float, motor: bool) -> None:
         shape = people.motorcycle(self._rng, True) if motor else people.bicycle(self._rng, True)
         pace = 1.0 if motor else self._rng.uniform(3.5, 6.0) / self._pace
-        agent = self._agent(way, s, float(shape.high[0] - shape.low[0]), 0.8, pace)
-        if agent is not None:
+        if self._start(way, s, float(shape.high[0] - shape.low[0]), 0.8, pace):
             category = "vehicle.motorcycle" if motor else "vehicle.bicycle"
-            self._add(shape, category, "ridden", agent, float(shape.high[0]))
+            self._add(shape, category, "ridden", float(shape.high[0]))
 
     # ---- people ----
 
@@ -188,9 +177,8 @@ class Spawner:
         rng = self._rng
         role = str(rng.choice(["adult", "child", "construction_worker"], p=[0.9, 0.06, 0.04]))
         shape = people.pedestrian(rng, role, umbrella=rain and role == "adult" and rng.random() < 0.5)
-        agent = Agent(way, s, float(np.clip(rng.normal(1.3, 0.2), 0.7, 2.0)), 0.6, 0.6, walks=True)
-        self.crowd.agents.append(agent)
-        self._add(shape, f"human.pedestrian.{role}", "walking", agent, 0.3)
+        self.agents.append(Agent(way, s, float(np.clip(rng.normal(1.3, 0.2), 0.7, 2.0)), 0.6, 0.6, walks=True))
+        self._add(shape, f"human.pedestrian.{role}", "walking", 0.3)
 
     def _pavement_way(self, side: int, d: float, direction: int) -> Way:
         main = self._streets.main

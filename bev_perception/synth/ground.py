@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from numba import njit
 
 from bev_perception.config import OCC3D_CLASSES
+from bev_perception.synth.compiled import hot, kernel
 from bev_perception.synth.roads import CELL, KERB, REACH, STOP_LINE, ZEBRA, Street, StreetMap
 
 ROAD, OTHER_FLAT, PAVEMENT, TERRAIN = (
@@ -24,14 +24,18 @@ TEXTURE = 512
 LOT = 28.0
 #: m, how softly the edges of two streets join
 ROUNDING = 9.0
+#: m from a crossing street's edge at which the strip in the middle ends
+MEDIAN_GAP = 5.2
 _MAX_LINES = 16
 
 
 class Ground(NamedTuple):
     """What the kernels know of the ground.
 
-    raster: [H, W, 4] of StreetMap.  streets: [R, 6], the main street first: x, y, cos, sin of a crossing street's
-    start, its half width, pavement.  extents: [R, 2] first and last s.  medians: [R].
+    raster: [H, W, 7] at every CELL: the four of StreetMap, distance from the road's edge, number of the crossing
+    street near by (0: none), width of the pavement.
+    streets: [R, 6], the main street first: x, y, cos, sin of a crossing street's start, its half width, pavement.
+    extents: [R, 2] first and last s.  medians: [R].
     lines: [R, _MAX_LINES, 5]: d, half width, period (0: solid), share painted, yellow; line_counts: [R].
     hand: 1 or -1.  texture: [TEXTURE, TEXTURE, 2] noise in -1..1, fine and coarse.  seed: of the lots.
     wear: 0..1, of the markings.  tone: [3] blue, green, red of the asphalt.  plots: [3] chances of grass, paving, soil.
@@ -65,10 +69,14 @@ def make_ground(streets: StreetMap, rng: np.random.Generator) -> Ground:
         lines[k, : len(drawn)], counts[k] = drawn, len(drawn)
     base = rng.uniform(0.24, 0.38)
     tone = base * np.array([1.0 + rng.uniform(-0.02, 0.05), 1.0, 1.0 + rng.uniform(-0.04, 0.02)])
+    raster = np.zeros((*(bare := streets.raster()).shape[:2], 7), np.float32)
+    raster[..., :4] = bare
+    extents = np.array([(s.start, s.end) for s in all_streets])
+    _fill_raster(raster, np.array(rows), extents)
     return Ground(
-        raster=streets.raster(),
+        raster=raster,
         streets=np.array(rows),
-        extents=np.array([(s.start, s.end) for s in all_streets]),
+        extents=extents,
         medians=np.array([s.median for s in all_streets]),
         lines=lines,
         line_counts=counts,
@@ -109,7 +117,7 @@ def _texture() -> np.ndarray:
     return np.ascontiguousarray(np.stack(layers, axis=-1), np.float32)
 
 
-@njit(cache=True)
+@hot
 def coverage(distance: float, half_width: float, footprint: float) -> float:
     """Return how much of a pixel's footprint (m) a stripe covers whose middle is `distance` m away."""
     reach = 0.5 * footprint
@@ -118,13 +126,13 @@ def coverage(distance: float, half_width: float, footprint: float) -> float:
     return max(0.0, high - low) / max(footprint, 1e-6)
 
 
-@njit(cache=True)
+@hot
 def texture_at(texture: np.ndarray, layer: int, u: float, v: float) -> float:
     """Return the noise at u, v, in texels."""
     return texture[math.floor(v) & (TEXTURE - 1), math.floor(u) & (TEXTURE - 1), layer]
 
 
-@njit(cache=True)
+@hot
 def hashed(a: int, b: int, c: int) -> float:
     """Return a number in 0..1 that follows from three integers."""
     h = (a * 73856093) ^ (b * 19349663) ^ (c * 83492791)
@@ -133,7 +141,38 @@ def hashed(a: int, b: int, c: int) -> float:
     return h / 65536.0
 
 
-@njit(cache=True)
+@hot
+def crossing_coordinates(
+    streets: np.ndarray, extents: np.ndarray, number: int, x: float, y: float
+) -> tuple[float, float]:
+    """Return s, d of a crossing street, number 1 on."""
+    dx, dy, c, sn = x - streets[number, 0], y - streets[number, 1], streets[number, 2], streets[number, 3]
+    return extents[number, 0] + dx * c + dy * sn, dy * c - dx * sn
+
+
+@kernel
+def _fill_raster(raster: np.ndarray, streets: np.ndarray, extents: np.ndarray) -> None:
+    """Fill in what of Ground.raster follows from s and d of the main street."""
+    for j in range(raster.shape[0]):
+        for i in range(raster.shape[1]):
+            x, y = i * CELL, j * CELL
+            d = abs(raster[j, i, 1])
+            edge, pavement, near, nearest = d - streets[0, 4], streets[0, 5], 0, 25.0
+            for k in range(1, len(streets)):
+                sk, dk = crossing_coordinates(streets, extents, k, x, y)
+                gap = abs(dk) - streets[k, 4]
+                if gap < nearest and extents[k, 0] - 25.0 < sk < extents[k, 1]:
+                    near, nearest = k, gap
+                if d > streets[0, 4] + streets[0, 5] + 4.0 and abs(dk) < 30.0 and sk > extents[k, 0] - 5.0:
+                    pavement = streets[k, 5]
+                other = max(gap, sk - extents[k, 1], extents[k, 0] - sk)
+                # the smooth minimum of two distances (Quilez, "smooth minimum", quadratic)
+                h = max(ROUNDING - abs(edge - other), 0.0) / ROUNDING
+                edge = min(edge, other) - h * h * ROUNDING * 0.25
+            raster[j, i, 4], raster[j, i, 5], raster[j, i, 6] = edge, near, pavement
+
+
+@hot
 def main_coordinates(ground: Ground, x: float, y: float) -> tuple[float, float, float, float]:
     """Return s, d, cos and sin of the heading of the main street; d = 1000 far from it."""
     raster = ground.raster
@@ -143,111 +182,88 @@ def main_coordinates(ground: Ground, x: float, y: float) -> tuple[float, float, 
     i, j = int(u), int(v)
     a, b = u - i, v - j
     w00, w10, w01, w11 = (1 - a) * (1 - b), a * (1 - b), (1 - a) * b, a * b
-    p, q, r, t = raster[j, i], raster[j, i + 1], raster[j + 1, i], raster[j + 1, i + 1]
-    d = w00 * p[1] + w10 * q[1] + w01 * r[1] + w11 * t[1]
+    d = w00 * raster[j, i, 1] + w10 * raster[j, i + 1, 1] + w01 * raster[j + 1, i, 1] + w11 * raster[j + 1, i + 1, 1]
     if abs(d) > REACH:
         return 0.0, 1e3, 1.0, 0.0
-    s = w00 * p[0] + w10 * q[0] + w01 * r[0] + w11 * t[0]
-    return s, d, p[2], p[3]
+    s = w00 * raster[j, i, 0] + w10 * raster[j, i + 1, 0] + w01 * raster[j + 1, i, 0] + w11 * raster[j + 1, i + 1, 0]
+    return s, d, raster[j, i, 2], raster[j, i, 3]
 
 
-@njit(cache=True)
-def crossing_coordinates(ground: Ground, number: int, x: float, y: float) -> tuple[float, float]:
-    """Return s, d of a crossing street, number 1 on."""
-    x0, y0, c, sn = (
-        ground.streets[number, 0],
-        ground.streets[number, 1],
-        ground.streets[number, 2],
-        ground.streets[number, 3],
-    )
-    dx, dy = x - x0, y - y0
-    return ground.extents[number, 0] + dx * c + dy * sn, dy * c - dx * sn
-
-
-@njit(cache=True)
+@hot
 def edge_distance(ground: Ground, x: float, y: float) -> float:
     """Return the distance (m) from the road's edge, negative on the road; corners of junctions are round."""
-    _, d, _, _ = main_coordinates(ground, x, y)
-    edge = abs(d) - ground.streets[0, 4]
-    for k in range(1, len(ground.streets)):
-        sk, dk = crossing_coordinates(ground, k, x, y)
-        other = abs(dk) - ground.streets[k, 4]
-        if other > 60.0:
-            continue
-        other = max(other, sk - ground.extents[k, 1], ground.extents[k, 0] - sk)
-        # the smooth minimum of two distances (Quilez, "smooth minimum", quadratic)
-        h = max(ROUNDING - abs(edge - other), 0.0) / ROUNDING
-        edge = min(edge, other) - h * h * ROUNDING * 0.25
-    return edge
+    raster = ground.raster
+    u, v = x / CELL, y / CELL
+    if not (0.0 <= u < raster.shape[1] - 1.001 and 0.0 <= v < raster.shape[0] - 1.001):
+        return 1e3
+    i, j = int(u), int(v)
+    a, b = u - i, v - j
+    return (1 - b) * ((1 - a) * raster[j, i, 4] + a * raster[j, i + 1, 4]) + b * (
+        (1 - a) * raster[j + 1, i, 4] + a * raster[j + 1, i + 1, 4]
+    )
 
 
-@njit(cache=True)
+@hot
+def _nearest(ground: Ground, x: float, y: float, layer: int) -> float:
+    """Return a layer of the raster at the cell nearest to x, y, 0 outside."""
+    i, j = int(x / CELL + 0.5), int(y / CELL + 0.5)
+    if 0 <= i < ground.raster.shape[1] and 0 <= j < ground.raster.shape[0]:
+        return ground.raster[j, i, layer]
+    return 0.0
+
+
+@hot
 def land(ground: Ground, s: float, d: float) -> int:
     """Return what lies beyond the pavement: 0 grass, 1 paving, 2 soil."""
     chance = hashed(math.floor(s / LOT), 1 if d > 0 else 2, ground.seed)
     return 0 if chance < ground.plots[0] else 1 if chance < ground.plots[0] + ground.plots[1] else 2
 
 
-@njit(cache=True)
+@hot
+def kind_of(ground: Ground, x: float, y: float, edge: float, s: float, d: float) -> int:
+    """Return the class (of Occ3D) of the ground where edge_distance and main_coordinates say so."""
+    if edge < 0:
+        if abs(d) < 0.5 * ground.medians[0]:
+            k = int(_nearest(ground, x, y, 5))
+            if k == 0 or abs(crossing_coordinates(ground.streets, ground.extents, k, x, y)[1]) > (
+                ground.streets[k, 4] + MEDIAN_GAP
+            ):
+                return OTHER_FLAT
+        return ROAD
+    if edge < _nearest(ground, x, y, 6):
+        return PAVEMENT
+    return OTHER_FLAT if abs(d) < 900.0 and land(ground, s, d) == 1 else TERRAIN
+
+
+@hot
 def kind_at(ground: Ground, x: float, y: float) -> tuple[int, float]:
     """Return the class (of Occ3D) and the height (m) of the ground."""
     edge = edge_distance(ground, x, y)
     s, d, _, _ = main_coordinates(ground, x, y)
-    if edge < 0:
-        on_median = abs(d) < 0.5 * ground.medians[0] and _off_junctions(ground, x, y) > ZEBRA[1] + 1.0
-        return (OTHER_FLAT if on_median else ROAD), 0.0
-    if edge < _pavement(ground, x, y, d):
-        return PAVEMENT, KERB
-    if abs(d) > 900.0:
-        return TERRAIN, KERB
-    return (OTHER_FLAT if land(ground, s, d) == 1 else TERRAIN), KERB
+    return kind_of(ground, x, y, edge, s, d), 0.0 if edge < 0 else KERB
 
 
-@njit(cache=True)
-def _off_junctions(ground: Ground, x: float, y: float) -> float:
-    """Return the distance (m) from the nearest crossing street's edge."""
-    nearest = 1e3
-    for k in range(1, len(ground.streets)):
-        s, d = crossing_coordinates(ground, k, x, y)
-        if s > ground.extents[k, 0] - 20.0:
-            nearest = min(nearest, abs(d) - ground.streets[k, 4])
-    return nearest
-
-
-@njit(cache=True)
-def _pavement(ground: Ground, x: float, y: float, d: float) -> float:
-    """Return the width of the pavement here: the main street's, or a crossing one's away from it."""
-    if abs(d) < ground.streets[0, 4] + ground.streets[0, 5] + 4.0:
-        return ground.streets[0, 5]
-    for k in range(1, len(ground.streets)):
-        s, dk = crossing_coordinates(ground, k, x, y)
-        if abs(dk) < 30.0 and s > ground.extents[k, 0] - 5.0:
-            return ground.streets[k, 5]
-    return ground.streets[0, 5]
-
-
-@njit(cache=True)
+@hot
 def _painted(ground: Ground, k: int, s: float, d: float, across: float, along: float) -> tuple[float, float]:
     """Return how much of a footprint (across, along: m) the lines of street k cover, white and yellow."""
-    white, yellow = 0.0, 0.0
+    white, yellow, lines = 0.0, 0.0, ground.lines
     for i in range(ground.line_counts[k]):
-        line = ground.lines[k, i]
-        share = coverage(d - line[0], line[1], across)
-        if share <= 0.0:
+        if abs(d - lines[k, i, 0]) > lines[k, i, 1] + 0.5 * across:
             continue
-        if line[2] > 0:
-            period, half = line[2], 0.5 * line[2] * line[3]
+        share, period = coverage(d - lines[k, i, 0], lines[k, i, 1], across), lines[k, i, 2]
+        if period > 0:
             place = s - period * math.floor(s / period + 0.5)
-            share *= min(coverage(place, half, along), 1.0) if along < period else line[3]
-        if line[4] > 0:
+            half = 0.5 * period * lines[k, i, 3]
+            share *= coverage(place, half, along) if along < period else lines[k, i, 3]
+        if lines[k, i, 4] > 0:
             yellow += share
         else:
             white += share
     return white, yellow
 
 
-@njit(cache=True)
-def _zebra(ground: Ground, s: float, d: float, half: float, gap: float, approach: float, a: float, b: float) -> float:
+@hot
+def _zebra(s: float, d: float, half: float, gap: float, approach: float, a: float, b: float) -> float:
     """Return how much of a footprint crossing and stop line cover; gap: m from the street that is crossed."""
     middle, reach = 0.5 * (ZEBRA[0] + ZEBRA[1]), 0.5 * (ZEBRA[1] - ZEBRA[0])
     share = coverage(gap - middle, reach, b)
@@ -259,52 +275,58 @@ def _zebra(ground: Ground, s: float, d: float, half: float, gap: float, approach
     return 0.0
 
 
-@njit(cache=True)
+@hot
 def road_paint(
-    ground: Ground, x: float, y: float, rx: float, ry: float, far: float, near: float
+    ground: Ground,
+    x: float,
+    y: float,
+    s: float,
+    d: float,
+    c: float,
+    sn: float,
+    rx: float,
+    ry: float,
+    far: float,
+    near: float,
 ) -> tuple[float, float, float]:
     """Return how much of a pixel white and yellow paint cover, and the median.
 
-    rx, ry: the level direction of sight.  far, near: m, the pixel's footprint along and across it.
+    s, d, c, sn: of main_coordinates.  rx, ry: the level direction of sight.  far, near: m, the pixel's footprint along
+    and across it.
     """
-    s, d, c, sn = main_coordinates(ground, x, y)
-    along_view = abs(c * rx + sn * ry)  # of the main street
-    aside_view = abs(c * ry - sn * rx)
-    main_across = far * aside_view + near * along_view
-    main_along = far * along_view + near * aside_view
+    along_view, aside_view = abs(c * rx + sn * ry), abs(c * ry - sn * rx)
+    across, along = far * aside_view + near * along_view, far * along_view + near * aside_view
     half = ground.streets[0, 4]
     white, yellow, median = 0.0, 0.0, 0.0
-    off_main = abs(d) - half
-    clear = 1e3
-    for k in range(1, len(ground.streets)):
-        sk, dk = crossing_coordinates(ground, k, x, y)
-        if abs(dk) > 60.0 and abs(sk) > 60.0:
-            continue
-        if sk < ground.extents[k, 0] - 25.0 or sk > ground.extents[k, 1]:
-            continue
+    off_main, off_cross = abs(d) - half, 1e3
+    k = int(_nearest(ground, x, y, 5))
+    if k > 0:
+        sk, dk = crossing_coordinates(ground.streets, ground.extents, k, x, y)
         off_cross = abs(dk) - ground.streets[k, 4]
         ck, snk = ground.streets[k, 2], ground.streets[k, 3]
-        cross_along_view, cross_aside_view = abs(ck * rx + snk * ry), abs(ck * ry - snk * rx)
-        across, along = (
-            far * cross_aside_view + near * cross_along_view,
-            far * cross_along_view + near * cross_aside_view,
-        )
-        if off_main < 0:
-            clear = min(clear, off_cross)
-            if 0 < off_cross < 8.0:
-                beyond = dk * (ck * sn - snk * c)  # positive where s is larger than the junction's
-                approach = d * ground.hand * beyond
-                white += _zebra(ground, s, d, half, off_cross, approach, main_across, main_along)
-        elif off_cross < 0:
+        if off_main < 0 and 0 < off_cross < 8.0:
+            beyond = dk * (ck * sn - snk * c)  # positive where s is larger than the junction's
+            white += _zebra(s, d, half, off_cross, d * ground.hand * beyond, across, along)
+        elif off_main >= 0 and off_cross < 0:
+            along_view, aside_view = abs(ck * rx + snk * ry), abs(ck * ry - snk * rx)
+            across_k, along_k = far * aside_view + near * along_view, far * along_view + near * aside_view
             if off_main < 8.0:
-                approach = dk * ground.hand * sk
-                white += _zebra(ground, sk, dk, ground.streets[k, 4], off_main, approach, across, along)
+                white += _zebra(sk, dk, ground.streets[k, 4], off_main, dk * ground.hand * sk, across_k, along_k)
             if off_main > STOP_LINE[0]:
-                w, ye = _painted(ground, k, sk, dk, across, along)
+                w, ye = _painted(ground, k, sk, dk, across_k, along_k)
                 white, yellow = white + w, yellow + ye
-    if off_main < 0 and clear > STOP_LINE[0]:
-        w, ye = _painted(ground, 0, s, d, main_across, main_along)
+    if off_main < 0 and off_cross > STOP_LINE[0]:
+        w, ye = _painted(ground, 0, s, d, across, along)
         white, yellow = white + w, yellow + ye
-        if ground.medians[0] > 0:
-            median = coverage(d, 0.5 * ground.medians[0], main_across)
+        if ground.medians[0] > 0 and off_cross > MEDIAN_GAP:
+            median = coverage(d, 0.5 * ground.medians[0], across)
     return min(white, 1.0), min(yellow, 1.0), median
+
+
+@kernel
+def heights_at(ground: Ground, places: np.ndarray) -> np.ndarray:
+    """Return the ground's heights [n] (m) at x, y of places [n, 2 or more]."""
+    heights = np.empty(len(places))
+    for i in range(len(places)):
+        heights[i] = kind_at(ground, places[i, 0], places[i, 1])[1]
+    return heights

@@ -10,12 +10,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from bev_perception.config import OCC3D_CLASSES
 from bev_perception.geometry import invert_transform
+from bev_perception.synth.compiled import hot, kernel
 from bev_perception.synth.ground import Ground, kind_at
-from bev_perception.synth.rasterizer import Poses
+from bev_perception.synth.rasterizer import Poses, turned
 from bev_perception.synth.solids import Solids
 from bev_perception.types import OCC3D_GRID
 
@@ -82,7 +82,7 @@ def camera_rays(camera_matrix: np.ndarray, image_size: tuple[int, int], rotation
     return rays / np.linalg.norm(rays, axis=1, keepdims=True)
 
 
-@njit(cache=True)
+@kernel
 def fill(
     solids: Solids, poses: Poses, ground: Ground, ego2global: np.ndarray, global2ego: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -90,32 +90,31 @@ def fill(
     semantics = np.full(_SHAPE, FREE, np.uint8)
     owners = np.full(_SHAPE, -1, np.int16)
     _fill_ground(semantics, ground, ego2global)
-    turn, offset = np.ascontiguousarray(global2ego[:3, :3]), np.ascontiguousarray(global2ego[:3, 3])
     # scenery first: where both reach into a voxel, the thing is what matters
     for things in (False, True):
         for o in range(len(solids.classes) - 1):
             if (solids.classes[o] < _THINGS) != things:
                 continue
             for p in range(solids.object_parts[o], solids.object_parts[o + 1]):
-                _fill_part(semantics, owners, solids, poses, o, p, turn, offset)
+                _fill_part(semantics, owners, solids, poses, o, p, global2ego)
     return semantics, owners
 
 
-@njit(cache=True)
+@hot
 def _fill_ground(semantics: np.ndarray, ground: Ground, ego2global: np.ndarray) -> None:
-    r, t = ego2global[:3, :3], ego2global[:3, 3]
+    r = ego2global
     for i in range(_SHAPE[0]):
         for j in range(_SHAPE[1]):
             x, y = _ORIGIN[0] + (i + 0.5) * _CELL, _ORIGIN[1] + (j + 0.5) * _CELL
-            gx, gy = r[0, 0] * x + r[0, 1] * y + t[0], r[1, 0] * x + r[1, 1] * y + t[1]
+            gx, gy = r[0, 0] * x + r[0, 1] * y + r[0, 3], r[1, 0] * x + r[1, 1] * y + r[1, 3]
             kind, height = kind_at(ground, gx, gy)
-            z = (height - t[2] - r[2, 0] * x - r[2, 1] * y) / r[2, 2]
+            z = (height - r[2, 3] - r[2, 0] * x - r[2, 1] * y) / r[2, 2]
             k = math.floor((z - _ORIGIN[2]) / _CELL)
             if 0 <= k < _SHAPE[2]:
                 semantics[i, j, k] = kind
 
 
-@njit(cache=True)
+@kernel
 def _fill_part(
     semantics: np.ndarray,
     owners: np.ndarray,
@@ -123,19 +122,20 @@ def _fill_part(
     poses: Poses,
     o: int,
     p: int,
-    turn: np.ndarray,
-    offset: np.ndarray,
+    global2ego: np.ndarray,
 ) -> None:
     """Fill the voxels that a hull's surface reaches into; free those wholly within it.
 
     A cube is apart from a hull if it lies beyond one of the hull's planes; near sharp edges the test is generous.
     """
-    rotation = turn @ poses.rotations[p]
-    shift = turn @ poses.translations[p] + offset
+    at, r = poses.translations[p], poses.rotations[p]
     low, high = np.full(3, 1e9), np.full(3, -1e9)
     for v in range(solids.part_vertices[p], solids.part_vertices[p + 1]):
-        point = rotation @ solids.vertices[v] + shift
-        low, high = np.minimum(low, point), np.maximum(high, point)
+        x, y, z = turned(r, solids.vertices[v, 0], solids.vertices[v, 1], solids.vertices[v, 2])
+        place = turned(global2ego, x + at[0], y + at[1], z + at[2])
+        for k in range(3):
+            low[k] = min(low[k], place[k] + global2ego[k, 3])
+            high[k] = max(high[k], place[k] + global2ego[k, 3])
     first, last = np.empty(3, np.int64), np.empty(3, np.int64)
     for k in range(3):
         first[k] = max(0, math.floor((low[k] - _ORIGIN[k]) / _CELL))
@@ -145,8 +145,11 @@ def _fill_part(
     start, end = solids.part_faces[p], solids.part_faces[p + 1]
     planes = np.empty((end - start, 4))
     for f in range(start, end):
-        normal = rotation @ solids.planes[f, :3]
-        planes[f - start, :3], planes[f - start, 3] = normal, solids.planes[f, 3] + normal @ shift
+        nx, ny, nz = turned(r, solids.planes[f, 0], solids.planes[f, 1], solids.planes[f, 2])
+        offset = solids.planes[f, 3] + nx * at[0] + ny * at[1] + nz * at[2]
+        nx, ny, nz = turned(global2ego, nx, ny, nz)
+        offset += nx * global2ego[0, 3] + ny * global2ego[1, 3] + nz * global2ego[2, 3]
+        planes[f - start, 0], planes[f - start, 1], planes[f - start, 2], planes[f - start, 3] = nx, ny, nz, offset
     for i in range(first[0], last[0] + 1):
         for j in range(first[1], last[1] + 1):
             for k in range(first[2], last[2] + 1):
@@ -157,9 +160,9 @@ def _fill_part(
                 )
                 outside, deep = False, True
                 for f in range(len(planes)):
-                    n = planes[f]
-                    distance = n[0] * x + n[1] * y + n[2] * z - n[3]
-                    reach = 0.5 * _CELL * (abs(n[0]) + abs(n[1]) + abs(n[2]))
+                    nx, ny, nz = planes[f, 0], planes[f, 1], planes[f, 2]
+                    distance = nx * x + ny * y + nz * z - planes[f, 3]
+                    reach = 0.5 * _CELL * (abs(nx) + abs(ny) + abs(nz))
                     if distance > reach - 1e-6:
                         outside = True
                         break
@@ -173,7 +176,7 @@ def _fill_part(
                     semantics[i, j, k], owners[i, j, k] = solids.classes[o], o
 
 
-@njit(cache=True)
+@kernel
 def _see(semantics: np.ndarray, mask: np.ndarray, origin: np.ndarray, rays: np.ndarray, endless: bool) -> None:
     """Mark the voxels that rays pass, up to the first filled one, or up to the ray's end if it is not endless.
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numba import njit
 
 from bev_perception.geometry import invert_transform
+from bev_perception.synth.compiled import kernel
 from bev_perception.synth.rasterizer import (
     Camera,
     Canvas,
@@ -26,7 +26,7 @@ from bev_perception.synth.world import World
 
 #: m up to which shadows fall, and are drawn beneath things
 _SHADOW_REACH, _CONTACT_REACH = 75.0, 55.0
-_NOISE_SHAPE = (512, 1024)
+_NOISE_SHAPE = (256, 512)
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,16 @@ class Photographer:
         width, height = settings.image_size
         y, x = np.mgrid[0:height, 0:width]
         r = np.hypot((x - width / 2) / (width / 2), (y - height / 2) / (width / 2))
-        vignette = (1 - 0.16 * np.clip(r, 0, 1.2) ** 2.5).astype(np.float32)
+        self._vignette = (256 * (1 - 0.16 * np.clip(r, 0, 1.2) ** 2.5)).astype(np.int32)
         channels = [channel for channel in self._mounts if channel.startswith("CAM_")]
-        self._gains = {channel: rng.uniform(0.94, 1.06) * rng.uniform(0.98, 1.02, 3) for channel in channels}
-        self._vignette = vignette
+        gains = {channel: 256 * rng.uniform(0.94, 1.06) * rng.uniform(0.98, 1.02, 3) for channel in channels}
+        self._gains = {channel: gain.astype(np.int32) for channel, gain in gains.items()}
         strength = 2.0 + 3.5 * world.light.night
-        self._noise = np.clip(rng.normal(0, strength, _NOISE_SHAPE), -30, 30).astype(np.int8)
+        rows, columns = _NOISE_SHAPE
+        grain = 0.75 * rng.normal(0, strength, (rows, columns + width, 1)) + 0.5 * rng.normal(
+            0, strength, (rows, columns + width, 3)
+        )
+        self._noise = np.rint(grain).astype(np.int8)  # [rows, columns + W, 3]
         self._drops = {
             channel: _drops(rng, settings.image_size) if world.weather == "rain" else () for channel in channels
         }
@@ -95,7 +99,7 @@ class Photographer:
             mask, color = self._bonnet[channel]
             tone = np.clip(color * self._world.light.skylight * 1.25, 0, 1) * 255
             image[mask] = tone.astype(np.uint8)
-        jump = 7919 * round(time * 1e6) % self._noise.size  # another piece of the noise every time
+        jump = 7919 * round(time * 1e6) % (1 << 20)  # another piece of the noise every time
         _expose(image, self._vignette, self._gains[channel], self._noise, jump)
         return image
 
@@ -118,19 +122,16 @@ def draw(world: World, solids: Solids, poses: Poses, camera: Camera, canvas: Can
     draw_background(world.ground, camera, light, canvas)
 
 
-@njit(cache=True)
+@kernel
 def _expose(image: np.ndarray, vignette: np.ndarray, gain: np.ndarray, noise: np.ndarray, jump: int) -> None:
-    """Darken towards the corners and add noise, in place."""
-    rows, columns = noise.shape
+    """Darken towards the corners and add noise, in place.  gain: [3] and vignette: [H, W] in 1 / 256."""
+    rows, columns = noise.shape[0], noise.shape[1] - image.shape[1]
     for y in range(image.shape[0]):
-        row = (y + jump // columns) % rows
+        grain, first = noise[(y + jump) % rows], (jump + 97 * y) % columns
         for x in range(image.shape[1]):
-            column = (x + jump) % columns
-            grain = float(noise[row, column])
             for k in range(3):
-                tint = 0.75 * grain + 0.5 * noise[(row + 101 * k) % rows, column]
-                value = image[y, x, k] * vignette[y, x] * gain[k] + tint
-                image[y, x, k] = int(min(max(value, 0.0), 255.0))
+                value = (image[y, x, k] * vignette[y, x] * gain[k] >> 16) + grain[first + x, k]
+                image[y, x, k] = min(max(value, 0), 255)
 
 
 def _drops(rng: np.random.Generator, image_size: tuple[int, int]) -> tuple[tuple[int, int, int], ...]:

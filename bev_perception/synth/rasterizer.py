@@ -9,8 +9,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from bev_perception.synth.compiled import hot, kernel
 from bev_perception.synth.ground import Ground, edge_distance
 from bev_perception.synth.roads import KERB
 from bev_perception.synth.shading import Light, ground_color, mixed, sky_at, surface_color
@@ -20,8 +20,10 @@ from bev_perception.synth.solids import Solids
 NEAR = 0.15
 #: m beyond which objects are not drawn
 FAR = 220.0
-_MAX_CORNERS = 48
+_MAX_CORNERS, _MAX_VERTICES = 32, 128
 _NOTHING = -1
+#: sine of the elevation at which the ground gives way to the skyline
+_HORIZON = 0.0015
 
 
 class Camera(NamedTuple):
@@ -80,7 +82,7 @@ def clear(canvas: Canvas) -> None:
     canvas.extent.fill(0)
 
 
-@njit(cache=True)
+@hot
 def outside_view(camera: Camera, x: float, y: float, z: float, radius: float, width: int, height: int) -> bool:
     """Whether a ball, its middle in the camera frame, is out of the picture for certain."""
     if z < -radius or z > FAR + radius:
@@ -90,7 +92,7 @@ def outside_view(camera: Camera, x: float, y: float, z: float, radius: float, wi
     return abs(x) - tx * z > radius * math.sqrt(1 + tx * tx) or abs(y) - ty * z > radius * math.sqrt(1 + ty * ty)
 
 
-@njit(cache=True)
+@hot
 def project_polygon(camera: Camera, polygon: np.ndarray, count: int, pixels: np.ndarray) -> int:
     """Clip a polygon [count, 3] of the camera frame at the near plane; write its corners' pixels, return their number.
 
@@ -112,7 +114,7 @@ def project_polygon(camera: Camera, polygon: np.ndarray, count: int, pixels: np.
     return kept
 
 
-@njit(cache=True)
+@hot
 def row_span(pixels: np.ndarray, count: int, y: int, width: int) -> tuple[int, int]:
     """Return the first pixel and the one after the last of a convex polygon in row y."""
     low, high = 1e9, -1e9
@@ -127,7 +129,7 @@ def row_span(pixels: np.ndarray, count: int, y: int, width: int) -> tuple[int, i
     return int(max(0.0, math.ceil(low))), int(min(float(width), math.ceil(high)))
 
 
-@njit(cache=True)
+@hot
 def row_range(pixels: np.ndarray, count: int, height: int) -> tuple[int, int]:
     """Return the first row of a polygon and the one after the last."""
     low, high = 1e9, -1e9
@@ -136,7 +138,51 @@ def row_range(pixels: np.ndarray, count: int, height: int) -> tuple[int, int]:
     return int(max(0.0, math.ceil(low))), int(min(float(height), math.ceil(high)))
 
 
-@njit(cache=True)
+@hot
+def turned(m: np.ndarray, x: float, y: float, z: float) -> tuple[float, float, float]:
+    """Return a [3, 3] matrix times a vector; for so few numbers quicker than the general product."""
+    return (
+        m[0, 0] * x + m[0, 1] * y + m[0, 2] * z,
+        m[1, 0] * x + m[1, 1] * y + m[1, 2] * z,
+        m[2, 0] * x + m[2, 1] * y + m[2, 2] * z,
+    )
+
+
+@hot
+def turned_back(m: np.ndarray, x: float, y: float, z: float) -> tuple[float, float, float]:
+    """Return the transpose of a [3, 3] matrix times a vector."""
+    return (
+        m[0, 0] * x + m[1, 0] * y + m[2, 0] * z,
+        m[0, 1] * x + m[1, 1] * y + m[2, 1] * z,
+        m[0, 2] * x + m[1, 2] * y + m[2, 2] * z,
+    )
+
+
+@hot
+def part_in_view(
+    solids: Solids,
+    poses: Poses,
+    p: int,
+    camera: Camera,
+    rotation: np.ndarray,
+    shift: np.ndarray,
+    width: int,
+    height: int,
+) -> bool:
+    """Write a part's rotation [3, 3] and shift [3] to the camera frame; say whether the camera may see it."""
+    for i in range(3):
+        for j in range(3):
+            rotation[i, j] = 0.0
+            for k in range(3):
+                rotation[i, j] += camera.rotation[i, k] * poses.rotations[p, k, j]
+    at, eye = poses.translations[p], camera.position
+    shift[0], shift[1], shift[2] = turned(camera.rotation, at[0] - eye[0], at[1] - eye[1], at[2] - eye[2])
+    middle = solids.part_middle[p]
+    x, y, z = turned(rotation, middle[0], middle[1], middle[2])
+    return not outside_view(camera, x + shift[0], y + shift[1], z + shift[2], solids.part_radius[p], width, height)
+
+
+@kernel
 def draw_objects(
     solids: Solids,
     poses: Poses,
@@ -149,115 +195,130 @@ def draw_objects(
 ) -> None:
     """Draw objects in the given order, from near to far.  with_extent: fill in marks and extent too."""
     height, width = canvas.depths.shape
+    rotation, shift, points = np.empty((3, 3)), np.empty(3), np.empty((_MAX_VERTICES, 3))
+    polygon, pixels = np.empty((_MAX_CORNERS, 3)), np.empty((2 * _MAX_CORNERS, 2))
     for o in order:
         for p in range(solids.object_parts[o], solids.object_parts[o + 1]):
-            rotation = camera.rotation @ poses.rotations[p]
-            shift = camera.rotation @ (poses.translations[p] - camera.position)
-            middle = rotation @ solids.part_middle[p] + shift
-            if outside_view(camera, middle[0], middle[1], middle[2], solids.part_radius[p], width, height):
+            if not part_in_view(solids, poses, p, camera, rotation, shift, width, height):
                 continue
-            first, end = solids.part_vertices[p], solids.part_vertices[p + 1]
-            points = np.empty((end - first, 3))
-            for i in range(end - first):
-                for k in range(3):
-                    v = solids.vertices[first + i]
-                    points[i, k] = rotation[k, 0] * v[0] + rotation[k, 1] * v[1] + rotation[k, 2] * v[2] + shift[k]
+            first = solids.part_vertices[p]
+            for i in range(solids.part_vertices[p + 1] - first):
+                vertex = solids.vertices[first + i]
+                x, y, z = turned(rotation, vertex[0], vertex[1], vertex[2])
+                points[i, 0], points[i, 1], points[i, 2] = x + shift[0], y + shift[1], z + shift[2]
             for f in range(solids.part_faces[p], solids.part_faces[p + 1]):
-                _draw_face(
-                    solids,
-                    f,
-                    o,
-                    points,
-                    first,
-                    rotation,
-                    shift,
-                    poses.rotations[p],
-                    camera,
-                    light,
-                    texture,
-                    with_extent,
-                    canvas,
-                )
+                plane = solids.planes[f]
+                nx, ny, nz = turned(rotation, plane[0], plane[1], plane[2])
+                offset = plane[3] + nx * shift[0] + ny * shift[1] + nz * shift[2]
+                if offset > -1e-6:  # the camera is behind the face
+                    continue
+                start = solids.face_corners[f]
+                count = solids.face_corners[f + 1] - start
+                for i in range(count):
+                    corner = solids.corners[start + i] - first
+                    for k in range(3):
+                        polygon[i, k] = points[corner, k]
+                count = project_polygon(camera, polygon, count, pixels)
+                if count >= 3:
+                    face = (nx / offset, ny / offset, nz / offset)
+                    world = turned(poses.rotations[p], plane[0], plane[1], plane[2])
+                    _draw_face(
+                        solids,
+                        f,
+                        o,
+                        pixels,
+                        count,
+                        face,
+                        world,
+                        rotation,
+                        shift,
+                        camera,
+                        light,
+                        texture,
+                        with_extent,
+                        canvas,
+                    )
 
 
-@njit(cache=True)
+@hot
 def _draw_face(
     solids: Solids,
     f: int,
     o: int,
-    points: np.ndarray,
-    first: int,
+    pixels: np.ndarray,
+    count: int,
+    face: tuple[float, float, float],
+    world: tuple[float, float, float],
     rotation: np.ndarray,
     shift: np.ndarray,
-    to_world: np.ndarray,
     camera: Camera,
     light: Light,
     texture: np.ndarray,
     with_extent: bool,
     canvas: Canvas,
 ) -> None:
+    """Fill one polygon of pixels [count, 2].  face: its plane, face * x = 1, in the camera frame.  world: normal."""
     height, width = canvas.depths.shape
-    normal = rotation @ solids.planes[f, :3]
-    offset = solids.planes[f, 3] + normal @ shift
-    if offset > -1e-6:  # the camera is behind the face
-        return
-    start, count = solids.face_corners[f], solids.face_corners[f + 1] - solids.face_corners[f]
-    polygon, pixels = np.empty((_MAX_CORNERS, 3)), np.empty((2 * _MAX_CORNERS, 2))
-    for i in range(count):
-        polygon[i] = points[solids.corners[start + i] - first]
-    count = project_polygon(camera, polygon, count, pixels)
-    if count < 3:
-        return
+    depths, owners, marks, colors = canvas.depths, canvas.owners, canvas.marks, canvas.colors
     top, bottom = row_range(pixels, count, height)
-    if bottom <= top:
-        return
-    # 1 / z and the texture's coordinates over z are affine in x and y
-    ix, iy = normal[0] / (camera.fx * offset), normal[1] / (camera.fy * offset)
-    i0 = normal[2] / offset - ix * camera.cx - iy * camera.cy
-    axes = solids.texture_axes[f]
-    eu, ev = rotation @ axes[0, :3], rotation @ axes[1, :3]
-    u_shift, v_shift = axes[0, 3] + eu @ shift, axes[1, 3] + ev @ shift
-    world_normal = to_world @ solids.planes[f, :3]
-    facing = max(0.0, world_normal @ light.sun)
-    upward = 0.62 + 0.38 * world_normal[2]
-    material = solids.materials[f]
+    # 1 / z is affine in x and y
+    ix, iy = face[0] / camera.fx, face[1] / camera.fy
+    i0 = face[2] - ix * camera.cx - iy * camera.cy
+    axes = solids.texture_axes
+    ux, uy, uz = turned(rotation, axes[f, 0, 0], axes[f, 0, 1], axes[f, 0, 2])
+    vx, vy, vz = turned(rotation, axes[f, 1, 0], axes[f, 1, 1], axes[f, 1, 2])
+    u_shift = axes[f, 0, 3] + ux * shift[0] + uy * shift[1] + uz * shift[2]
+    v_shift = axes[f, 1, 3] + vx * shift[0] + vy * shift[1] + vz * shift[2]
+    u_size, v_size = max(solids.texture_size[f, 0], 1e-3), max(solids.texture_size[f, 1], 1e-3)
+    own = (float(solids.colors[f, 0]), float(solids.colors[f, 1]), float(solids.colors[f, 2]))
+    accent = (float(solids.colors[f, 3]), float(solids.colors[f, 4]), float(solids.colors[f, 5]))
+    length = math.sqrt(face[0] ** 2 + face[1] ** 2 + face[2] ** 2)
+    normal = (-face[0] / length, -face[1] / length, -face[2] / length)
+    facing = max(0.0, world[0] * light.sun[0] + world[1] * light.sun[1] + world[2] * light.sun[2])
+    upward = 0.62 + 0.38 * world[2]
+    lit = (
+        light.sunshine[0] * facing + light.skylight[0] * upward,
+        light.sunshine[1] * facing + light.skylight[1] * upward,
+        light.sunshine[2] * facing + light.skylight[2] * upward,
+    )
+    material, hidden = solids.materials[f], 0
     for y in range(top, bottom):
         left, right = row_span(pixels, count, y, width)
+        ry = (y - camera.cy) / camera.fy
         for x in range(left, right):
             inverse = ix * x + iy * y + i0
-            if with_extent and canvas.marks[y, x] != o:
-                canvas.marks[y, x] = o
-                canvas.extent[o] += 1
-            if inverse <= canvas.depths[y, x]:
+            if with_extent and marks[y, x] != o:
+                marks[y, x] = o
+                hidden += 1
+            if inverse <= depths[y, x]:
                 continue
             z = 1.0 / inverse
-            canvas.depths[y, x], canvas.owners[y, x] = inverse, o
-            rx, ry = (x - camera.cx) / camera.fx, (y - camera.cy) / camera.fy
-            u = z * (eu[0] * rx + eu[1] * ry + eu[2]) - u_shift
-            v = z * (ev[0] * rx + ev[1] * ry + ev[2]) - v_shift
+            depths[y, x], owners[y, x] = inverse, o
+            rx = (x - camera.cx) / camera.fx
+            u = z * (ux * rx + uy * ry + uz) - u_shift
+            v = z * (vx * rx + vy * ry + vz) - v_shift
             b, g, r, mirror, glow = surface_color(
-                material, solids.colors[f], u, v, solids.texture_size[f], z / camera.fx, o, texture, light.night
+                material, own, accent, u, v, u_size, v_size, z / camera.fx, o, texture, light.night
             )
-            color = (
-                b * (light.sunshine[0] * facing + light.skylight[0] * upward),
-                g * (light.sunshine[1] * facing + light.skylight[1] * upward),
-                r * (light.sunshine[2] * facing + light.skylight[2] * upward),
-            )
+            color = (b * lit[0], g * lit[1], r * lit[2])
             length = math.sqrt(rx * rx + ry * ry + 1.0)
             if mirror > 0:
                 color = _mirrored(color, mirror, rx / length, ry / length, 1.0 / length, normal, camera, light)
-            color = mixed(color, (b, g, r), glow)
-            _put(canvas.colors, y, x, color, light, z * length)
+            if glow > 0:
+                color = mixed(color, (b, g, r), glow)
+            _put(colors, y, x, color, light, z * length)
+    if with_extent:
+        canvas.extent[o] += hidden
 
 
-@njit(cache=True)
+@hot
 def _mirrored(
     color: tuple[float, float, float],
     mirror: float,
     rx: float,
     ry: float,
     rz: float,
-    normal: np.ndarray,
+    normal: tuple[float, float, float],
     camera: Camera,
     light: Light,
 ) -> tuple[float, float, float]:
@@ -280,7 +341,7 @@ def _mirrored(
     return color[0] + shine, color[1] + shine, color[2] + shine
 
 
-@njit(cache=True)
+@hot
 def _put(colors: np.ndarray, y: int, x: int, color: tuple[float, float, float], light: Light, distance: float) -> None:
     """Write a colour as it looks through `distance` m of air."""
     clear_share = math.exp(-distance * light.haze_density)
@@ -289,7 +350,7 @@ def _put(colors: np.ndarray, y: int, x: int, color: tuple[float, float, float], 
         colors[y, x, k] = int(min(max(255.0 * value, 0.0), 255.0))
 
 
-@njit(cache=True)
+@kernel
 def draw_shadows(
     solids: Solids,
     poses: Poses,
@@ -303,42 +364,49 @@ def draw_shadows(
     """Darken Canvas.shadows where objects keep the sun off the ground.  sun_depth: by how much, 0..255."""
     height, width = canvas.depths.shape
     polygon, pixels = np.empty((_MAX_CORNERS, 3)), np.empty((2 * _MAX_CORNERS, 2))
-    dark = 255 - sun_depth
+    eye, turn, dark = camera.position, camera.rotation, 255 - sun_depth
     for o in order:
         for p in range(solids.object_parts[o], solids.object_parts[o + 1]):
-            middle = poses.rotations[p] @ solids.part_middle[p] + poses.translations[p]
-            if np.hypot(middle[0] - camera.position[0], middle[1] - camera.position[1]) > reach:
+            rotation, at, middle = poses.rotations[p], poses.translations[p], solids.part_middle[p]
+            x, y, z = turned(rotation, middle[0], middle[1], middle[2])
+            x, y, z = x + at[0] - eye[0], y + at[1] - eye[1], z + at[2]
+            if math.hypot(x, y) > reach:
                 continue
-            down = (middle[2] - 0.5 * KERB) / sun[2]
-            fallen = camera.rotation @ (middle - down * sun - camera.position)
-            radius = solids.part_radius[p] / sun[2]
-            if outside_view(camera, fallen[0], fallen[1], fallen[2], radius, width, height):
+            down = z / sun[2]
+            fx, fy, fz = turned(turn, x - down * sun[0], y - down * sun[1], -eye[2])
+            if outside_view(camera, fx, fy, fz, solids.part_radius[p] / sun[2], width, height):
                 continue
             for f in range(solids.part_faces[p], solids.part_faces[p + 1]):
-                if (poses.rotations[p] @ solids.planes[f, :3]) @ sun <= 0:
+                plane = solids.planes[f]
+                nx, ny, nz = turned(rotation, plane[0], plane[1], plane[2])
+                if nx * sun[0] + ny * sun[1] + nz * sun[2] <= 0:
                     continue
                 start, count = solids.face_corners[f], solids.face_corners[f + 1] - solids.face_corners[f]
                 for i in range(count):
-                    v = poses.rotations[p] @ solids.vertices[solids.corners[start + i]] + poses.translations[p]
-                    polygon[i] = camera.rotation @ (v - max(v[2], 0.0) / sun[2] * sun - camera.position)
+                    vertex = solids.vertices[solids.corners[start + i]]
+                    x, y, z = turned(rotation, vertex[0], vertex[1], vertex[2])
+                    down = max(z + at[2], 0.0) / sun[2]
+                    x, y = x + at[0] - down * sun[0] - eye[0], y + at[1] - down * sun[1] - eye[1]
+                    polygon[i, 0], polygon[i, 1], polygon[i, 2] = turned(turn, x, y, -eye[2])
                 _darken(camera, polygon, count, pixels, dark, canvas.shadows)
 
 
-@njit(cache=True)
+@kernel
 def draw_contacts(
     solids: Solids, poses: Poses, camera: Camera, order: np.ndarray, reach: float, canvas: Canvas
 ) -> None:
     """Darken Canvas.shadows where objects keep the sky's light off the ground beneath them."""
     height, width = canvas.depths.shape
     polygon, pixels = np.empty((_MAX_CORNERS, 3)), np.empty((2 * _MAX_CORNERS, 2))
+    eye, turn = camera.position, camera.rotation
     for o in order:
         p = solids.object_parts[o]
         low, high = solids.object_low[o], solids.object_high[o]
-        rotation, shift = poses.rotations[p], poses.translations[p]
-        at = camera.rotation @ (shift - camera.position)
-        if math.hypot(at[0], at[2]) > reach or low[2] > 0.6:
+        rotation, at = poses.rotations[p], poses.translations[p]
+        x, y, z = turned(turn, at[0] - eye[0], at[1] - eye[1], at[2] - eye[2])
+        if math.hypot(x, z) > reach or low[2] > 0.6:
             continue
-        if outside_view(camera, at[0], at[1], at[2], solids.object_radius[o] + 0.5, width, height):
+        if outside_view(camera, x, y, z, solids.object_radius[o] + 0.5, width, height):
             continue
         size = min(high[2], 1.5)
         for ring in range(4):
@@ -346,12 +414,14 @@ def draw_contacts(
             for i in range(4):
                 x = high[0] + wider if i in (0, 3) else low[0] - wider
                 y = high[1] + wider if i in (0, 1) else low[1] - wider
-                v = rotation @ np.array([x, y, 0.0]) + shift
-                polygon[i] = camera.rotation @ (v - camera.position)
+                x, y, z = turned(rotation, x, y, 0.0)
+                polygon[i, 0], polygon[i, 1], polygon[i, 2] = turned(
+                    turn, x + at[0] - eye[0], y + at[1] - eye[1], z + at[2] - eye[2]
+                )
             _darken(camera, polygon, 4, pixels, 225 - 38 * ring, canvas.shadows)
 
 
-@njit(cache=True)
+@hot
 def _darken(
     camera: Camera, polygon: np.ndarray, count: int, pixels: np.ndarray, dark: int, shadows: np.ndarray
 ) -> None:
@@ -366,53 +436,60 @@ def _darken(
             shadows[y, x] = min(shadows[y, x], dark)
 
 
-@njit(cache=True)
+@kernel
 def draw_background(ground: Ground, camera: Camera, light: Light, canvas: Canvas) -> None:
     """Draw ground and sky where no object is."""
     height, width = canvas.depths.shape
-    rotation, eye = camera.rotation, camera.position
+    owners, colors, shadows, r = canvas.owners, canvas.colors, canvas.shadows, camera.rotation
+    sky = (0.0, 0.0, 0.0)
     for y in range(height):
+        ry, sky_until = (y - camera.cy) / camera.fy, -1
         for x in range(width):
-            if canvas.owners[y, x] >= 0:
+            if owners[y, x] >= 0:
                 continue
-            rx, ry = (x - camera.cx) / camera.fx, (y - camera.cy) / camera.fy
-            dx = rotation[0, 0] * rx + rotation[1, 0] * ry + rotation[2, 0]
-            dy = rotation[0, 1] * rx + rotation[1, 1] * ry + rotation[2, 1]
-            dz = rotation[0, 2] * rx + rotation[1, 2] * ry + rotation[2, 2]
-            length = math.sqrt(dx * dx + dy * dy + dz * dz)
-            if dz > -0.0015 * length:
-                color = sky_at(light.panorama, dx / length, dy / length, dz / length)
+            rx = (x - camera.cx) / camera.fx
+            dx = r[0, 0] * rx + r[1, 0] * ry + r[2, 0]
+            dy = r[0, 1] * rx + r[1, 1] * ry + r[2, 1]
+            dz = r[0, 2] * rx + r[1, 2] * ry + r[2, 2]
+            length = math.sqrt(rx * rx + ry * ry + 1.0)
+            if dz > -_HORIZON * length:
+                if sky_until < x:  # so soft that two pixels may share it
+                    sky, sky_until = sky_at(light.panorama, dx / length, dy / length, dz / length), x + 1
                 for k in range(3):
-                    canvas.colors[y, x, k] = int(min(255.0 * color[k], 255.0))
+                    colors[y, x, k] = int(min(255.0 * sky[k], 255.0))
                 continue
-            t_road, t_kerb = -eye[2] / dz, (KERB - eye[2]) / dz
-            px, py = eye[0] + t_kerb * dx, eye[1] + t_kerb * dy
-            edge, t, face = edge_distance(ground, px, py), t_kerb, False
-            if edge < 0:
-                t = t_road
-                px, py = eye[0] + t * dx, eye[1] + t * dy
-                edge = edge_distance(ground, px, py)
-                face = edge >= 0
-            level = math.sqrt(dx * dx + dy * dy)
-            near = t * length / camera.fx
-            far = near * length / -dz
-            if face:
-                color = (0.46, 0.48, 0.49)
-            else:
-                color = ground_color(ground, light, px, py, edge, dx / level, dy / level, min(far, 50.0), near)
-            lit = canvas.shadows[y, x] / 255.0
-            up = max(light.sun[2], 0.0)
-            sun = max(0.0, (lit - 0.35) / 0.65)
-            soft = 0.45 + 0.55 * lit
-            color = (
-                color[0] * (light.sunshine[0] * up * sun + light.skylight[0] * soft),
-                color[1] * (light.sunshine[1] * up * sun + light.skylight[1] * soft),
-                color[2] * (light.sunshine[2] * up * sun + light.skylight[2] * soft),
-            )
-            if light.wet > 0:  # darker, and the sky shows in it at a flat angle
-                grazing = (1 + dz / length) ** 4
-                sky = sky_at(light.panorama, dx / length, dy / length, -dz / length)
-                color = mixed(
-                    (0.62 * color[0], 0.62 * color[1], 0.62 * color[2]), sky, light.wet * (0.08 + 0.5 * grazing)
-                )
-            _put(canvas.colors, y, x, color, light, t * length)
+            color, distance = _ground_pixel(ground, camera, light, dx, dy, dz, length, shadows[y, x] / 255.0)
+            _put(colors, y, x, color, light, distance)
+
+
+@hot
+def _ground_pixel(
+    ground: Ground, camera: Camera, light: Light, dx: float, dy: float, dz: float, length: float, clear_share: float
+) -> tuple[tuple[float, float, float], float]:
+    """Return the colour of the ground and its distance (m) in a direction of this length; clear_share: not shadowed."""
+    eye = camera.position
+    t = (KERB - eye[2]) / dz
+    edge = edge_distance(ground, eye[0] + t * dx, eye[1] + t * dy)
+    on_road = edge < 0
+    if on_road:
+        t = -eye[2] / dz
+        edge = edge_distance(ground, eye[0] + t * dx, eye[1] + t * dy)
+    level = math.sqrt(dx * dx + dy * dy)
+    near = t * length / camera.fx
+    if on_road and edge >= 0:  # between the two heights: the kerb's face
+        color = (0.46, 0.48, 0.49)
+    else:
+        far = min(near * length / -dz, 50.0)
+        color = ground_color(ground, eye[0] + t * dx, eye[1] + t * dy, edge, dx / level, dy / level, far, near)
+    sun = max(0.0, (clear_share - 0.35) / 0.65) * max(light.sun[2], 0.0)
+    soft = 0.45 + 0.55 * clear_share
+    color = (
+        color[0] * (light.sunshine[0] * sun + light.skylight[0] * soft),
+        color[1] * (light.sunshine[1] * sun + light.skylight[1] * soft),
+        color[2] * (light.sunshine[2] * sun + light.skylight[2] * soft),
+    )
+    if light.wet > 0:  # darker, and the sky shows in it at a flat angle
+        grazing = (1 + dz / length) ** 4
+        sky = sky_at(light.panorama, dx / length, dy / length, -dz / length)
+        color = mixed((0.62 * color[0], 0.62 * color[1], 0.62 * color[2]), sky, light.wet * (0.08 + 0.5 * grazing))
+    return color, t * length

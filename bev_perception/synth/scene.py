@@ -10,7 +10,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numba import njit
 
 from bev_perception.geometry import (
     invert_transform,
@@ -18,10 +17,11 @@ from bev_perception.geometry import (
     rotation_from_yaw,
     transform_points,
 )
+from bev_perception.synth.compiled import kernel
 from bev_perception.synth.lidar import sweep
 from bev_perception.synth.occupancy import camera_rays, label
 from bev_perception.synth.pictures import Photographer, visibility
-from bev_perception.synth.scenery import edge_raster
+from bev_perception.synth.roads import CELL
 from bev_perception.synth.settings import (
     CAMERA_RATES,
     CAMERAS,
@@ -219,7 +219,8 @@ class _SceneMaker:
         distance = np.hypot(*(centers[:, :2] - ego2global[:2, 3]).T)
         in_world = transform_points(lidar2global, points[:, :3].astype(np.float64))
         counts = count_inside(centers, sizes, places[:, 3], in_world)
-        attributes = [world.things[o].attribute_at(time) for o in things]
+        speeds = world.speeds_at(time)
+        attributes = [world.things[o].attribute(speeds[o]) for o in things]
         return _Sight(centers, places[:, 3], counts, seen[things], extent[things], distance, attributes)
 
     def _add_annotations(self, sights: list[_Sight]) -> None:
@@ -307,9 +308,10 @@ class _SceneMaker:
 
     def _write_map(self) -> None:
         """Write where road and pavements are, as nuScenes' mask: north up, 0.1 m a pixel."""
-        edges, pavement = edge_raster(self._world.streets, self._world.ground), self._world.streets.main.pavement
+        edges, pavement = self._world.ground.raster[..., 4].copy(), self._world.streets.main.pavement
         size = [round(side / MAP_RESOLUTION) for side in self._world.streets.size]
-        fine = cv2.resize(edges, size, interpolation=cv2.INTER_LINEAR)
+        pixel2cell = np.array([[MAP_RESOLUTION / CELL, 0, 0], [0, MAP_RESOLUTION / CELL, 0]])
+        fine = cv2.warpAffine(edges, pixel2cell, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
         path = self._root / self._map_file()
         path.parent.mkdir(parents=True, exist_ok=True)
         mask = np.where(fine < pavement, 255, 0).astype(np.uint8)[::-1]
@@ -320,7 +322,7 @@ def _pose_row(pose: np.ndarray) -> dict[str, list[float]]:
     return {"rotation": quaternion_from_rotation(pose[:3, :3]).tolist(), "translation": pose[:3, 3].tolist()}
 
 
-@njit(cache=True)
+@kernel
 def count_inside(centers: np.ndarray, sizes: np.ndarray, yaws: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Return the number [n] of points [m, 3] in each box: centers [n, 3], sizes [n, 3] (length, width, height)."""
     counts = np.zeros(len(centers), np.int64)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-from numba import njit
 
 from bev_perception.synth import people, street, vehicles
 from bev_perception.synth.ground import Ground, edge_distance, kind_at
@@ -18,22 +17,6 @@ from bev_perception.synth.things import Thing
 Maker = Callable[[np.random.Generator], Shape]
 
 
-@njit(cache=True)
-def _edges(ground: Ground, width: int, height: int) -> np.ndarray:
-    """Return [height, width] the distance from the road's edge, one cell a metre."""
-    out = np.empty((height, width), np.float32)
-    for j in range(height):
-        for i in range(width):
-            out[j, i] = edge_distance(ground, float(i), float(j))
-    return out
-
-
-def edge_raster(streets: StreetMap, ground: Ground) -> np.ndarray:
-    """Return [H, W] float32, the distance (m) from the road's edge, negative on it, of every metre of the map."""
-    width, height = (math.ceil(side) for side in streets.size)
-    return _edges(ground, width, height)
-
-
 class Scenery:
     """The things that were put down, and where there is room left."""
 
@@ -41,7 +24,7 @@ class Scenery:
         """Start with bare streets."""
         self.things: list[Thing] = []
         self._rng, self._streets, self._ground = rng, streets, ground
-        edges = edge_raster(streets, ground)
+        edges = ground.raster[..., 4]
         self._taken = (edges < streets.main.pavement - 0.5).astype(np.uint8)  # [H, W], a cell a metre
         self._edges = edges
         self._spots: list[tuple[float, float, float]] = []  # x, y, radius of small things

@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from numba import njit
 
+from bev_perception.synth.compiled import hot
 from bev_perception.synth.ground import (
     OTHER_FLAT,
     PAVEMENT,
     Ground,
     coverage,
     hashed,
-    kind_at,
+    kind_of,
     land,
     main_coordinates,
     road_paint,
@@ -26,8 +26,8 @@ from bev_perception.synth.ground import (
 )
 from bev_perception.synth.shapes import Material
 
-#: of the panorama: rad of elevation that its rows cover, from SKY_LOW up
-SKY_LOW, SKY_HIGH = -0.03, 1.0
+#: of the panorama: sines of elevation that its rows cover, from SKY_LOW up
+SKY_LOW, SKY_HIGH = -0.03, 0.85
 _SKY_SHAPE = (384, 2048)
 
 _MATTE, _PAINT, _GLASS, _FACADE, _FOLIAGE, _STRIPES = (int(m) for m in list(Material)[:6])
@@ -110,10 +110,10 @@ def _panorama(
     return np.ascontiguousarray(np.clip(sky, 0, 1), np.float32)
 
 
-@njit(cache=True)
+@hot
 def sky_at(panorama: np.ndarray, x: float, y: float, z: float) -> tuple[float, float, float]:
     """Return the sky's colour in a direction of length 1."""
-    row = (math.asin(min(max(z, -0.99), 0.99)) - SKY_LOW) / (SKY_HIGH - SKY_LOW) * (panorama.shape[0] - 1)
+    row = (z - SKY_LOW) / (SKY_HIGH - SKY_LOW) * (panorama.shape[0] - 1)
     column = (math.atan2(y, x) / (2 * math.pi) + 0.5) * (panorama.shape[1] - 1)
     j = min(max(int(row), 0), panorama.shape[0] - 2)
     i = min(max(int(column), 0), panorama.shape[1] - 2)
@@ -127,25 +127,26 @@ def sky_at(panorama: np.ndarray, x: float, y: float, z: float) -> tuple[float, f
     )
 
 
-@njit(cache=True)
+@hot
 def mixed(a: tuple[float, float, float], b: tuple[float, float, float], share: float) -> tuple[float, float, float]:
     """Return a colour `share` of the way from a to b."""
     return a[0] + (b[0] - a[0]) * share, a[1] + (b[1] - a[1]) * share, a[2] + (b[2] - a[2]) * share
 
 
-@njit(cache=True)
+@hot
 def _between(value: float, low: float, high: float, soft: float) -> float:
     """Return 1 inside low..high and 0 outside, with edges of the given softness."""
     return coverage(value - 0.5 * (low + high), 0.5 * (high - low), soft)
 
 
-@njit(cache=True)
+@hot
 def _facade(
     color: tuple[float, float, float],
     pane: tuple[float, float, float],
     u: float,
     v: float,
-    size: np.ndarray,
+    width: float,
+    height: float,
     footprint: float,
     seed: int,
     night: float,
@@ -154,12 +155,11 @@ def _facade(
     pitch = 2.4 + 1.6 * hashed(seed, 1, 3)
     storey = 3.1 + 0.6 * hashed(seed, 2, 3)
     wide = 0.35 + 0.3 * hashed(seed, 4, 3)
-    number = max(1.0, math.floor(size[0] / pitch))
-    pitch = size[0] / number
+    pitch = width / max(1.0, math.floor(width / pitch))
     column, level = math.floor(u / pitch), math.floor(v / storey)
     x, y = u / pitch - column, v / storey - level
     fx, fy = footprint / pitch, footprint / storey
-    if level >= math.floor(size[1] / storey):
+    if level >= math.floor(height / storey):
         return color[0], color[1], color[2], 0.0
     if level == 0:  # shops and doors
         share = _between(x, 0.10, 0.90, fx) * _between(y, 0.12, 0.78, fy)
@@ -182,24 +182,27 @@ def _facade(
     return color[0], color[1], color[2], share
 
 
-@njit(cache=True)
+@hot
 def surface_color(
     material: int,
-    colors: np.ndarray,
+    a: tuple[float, float, float],
+    b: tuple[float, float, float],
     u: float,
     v: float,
-    size: np.ndarray,
+    width: float,
+    height: float,
     footprint: float,
     seed: int,
     texture: np.ndarray,
     night: float,
 ) -> tuple[float, float, float, float, float]:
-    """Return a surface's own colour at u, v (m), how much it mirrors, and how much it glows."""
-    a = (float(colors[0]), float(colors[1]), float(colors[2]))
-    b = (float(colors[3]), float(colors[4]), float(colors[5]))
+    """Return a surface's own colour at u, v (m), how much it mirrors, and how much it glows.
+
+    a, b: the surface's two colours.  width, height: m, of the face.  footprint: m, of a pixel.
+    """
     mirror, glow = 0.0, 0.0
-    x, y = u / max(size[0], 1e-3), v / max(size[1], 1e-3)
-    fx, fy = footprint / max(size[0], 1e-3), footprint / max(size[1], 1e-3)
+    x, y = u / width, v / height
+    fx, fy = footprint / width, footprint / height
     fade = 1.0 / (1.0 + 12.0 * footprint)
     if material == _PAINT:
         mirror = 0.22
@@ -210,7 +213,7 @@ def surface_color(
         pillar = max(pillar, _between(y, 0.90, 1.1, fy))
         a, mirror = mixed(a, b, pillar), 0.40 * (1 - pillar) + 0.2 * pillar
     elif material == _FACADE:
-        cb, cg, cr, share = _facade(a, b, u, v, size, footprint, seed, night)
+        cb, cg, cr, share = _facade(a, b, u, v, width, height, footprint, seed, night)
         grain = 0.10 * fade * texture_at(texture, 0, 9 * u, 14 * v) + 0.08 * texture_at(texture, 1, 3 * u + seed, 3 * v)
         a, mirror = (cb * (1 + grain), cg * (1 + grain), cr * (1 + grain)), 0.35 * share
         glow = 0.75 if night > 0.3 and share == 0.0 and cr > 1.25 * cb else 0.0
@@ -242,7 +245,7 @@ def surface_color(
         handle = max(_between(x, 0.39, 0.42, fx), _between(x, 0.57, 0.60, fx)) * _between(y, 0.72, 0.78, fy)
         a, mirror = mixed(a, (0.08, 0.08, 0.08), max(0.7 * seam, max(sill, 0.6 * handle))), 0.2
     elif material == _BUS_SIDE:
-        number = max(2.0, math.floor(size[0] / 1.6))
+        number = max(2.0, math.floor(width / 1.6))
         place = x * number - math.floor(x * number)
         pane = _between(place, 0.06, 0.94, fx * number) * _between(y, 0.08, 0.72, fy)
         band = _between(y, 0.80, 0.90, fy)
@@ -280,19 +283,20 @@ def surface_color(
     return a[0], a[1], a[2], mirror, glow
 
 
-@njit(cache=True)
+@hot
 def ground_color(
-    ground: Ground, light: Light, x: float, y: float, edge: float, rx: float, ry: float, far: float, near: float
+    ground: Ground, x: float, y: float, edge: float, rx: float, ry: float, far: float, near: float
 ) -> tuple[float, float, float]:
     """Return the ground's own colour; arguments as in ground.road_paint, edge as of ground.edge_distance."""
     texture = ground.texture
     rough = texture_at(texture, 1, 5.0 * x, 5.0 * y)
     broad = texture_at(texture, 1, 0.7 * x + 100, 0.7 * y)
     fine = texture_at(texture, 0, 45.0 * x, 45.0 * y) / (1.0 + 60.0 * near)
+    s, d, c, sn = main_coordinates(ground, x, y)
     if edge < 0:
         grain = 1 + 0.20 * fine + 0.09 * rough + 0.10 * broad
         color = (ground.tone[0] * grain, ground.tone[1] * grain, ground.tone[2] * grain)
-        white, yellow, median = road_paint(ground, x, y, rx, ry, far, near)
+        white, yellow, median = road_paint(ground, x, y, s, d, c, sn, rx, ry, far, near)
         worn = 1 - ground.wear * (0.5 + 0.9 * abs(rough + 0.5 * fine))
         color = mixed(color, (0.80, 0.82, 0.82), white * worn)
         color = mixed(color, (0.20, 0.62, 0.80), yellow * worn)
@@ -301,8 +305,7 @@ def ground_color(
         return mixed(color, (0.30, 0.42, 0.38) if ground.seed % 2 else (0.52, 0.54, 0.55), median)
     if edge < 0.18:
         return 0.56 + 0.05 * rough, 0.58 + 0.05 * rough, 0.59 + 0.05 * rough
-    kind, _ = kind_at(ground, x, y)
-    s, d, _, _ = main_coordinates(ground, x, y)
+    kind = kind_of(ground, x, y, edge, s, d)
     if abs(d) > 900.0:
         s, d = x, y
     if kind == PAVEMENT:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from bev_perception.synth.compiled import kernel
 from bev_perception.synth.shapes import Part, Shape
 
 
@@ -104,7 +104,7 @@ def _swings(parts: Sequence[Part]) -> Swings:
     )
 
 
-@njit(cache=True)
+@kernel
 def _face_geometry(
     vertices: np.ndarray, face_corners: np.ndarray, corners: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,12 +6,12 @@ Car following: the Intelligent Driver Model (Treiber, Hennecke and Helbing, Phys
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from bev_perception.synth.compiled import hot, kernel
 from bev_perception.synth.roads import WAY_STEP, Way
 
 #: s, step of the simulation; s that run before the scene starts
@@ -53,12 +53,12 @@ def make_signals(rng: np.random.Generator) -> Signals:
     return Signals(starts, greens, cycle, float(rng.uniform(0, cycle)))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Agent:
     """Somebody on a way.
 
-    way; s: m of the front end at first; speed: m/s wanted; length, width: m.  walks: a pedestrian, who minds lights
-    and nobody else.  trace: s at every step, from -WARM_UP on.
+    s: m of the front end at first; speed: m/s wanted; length, width: m.  walks: a pedestrian, who minds lights and
+    nobody else.
     """
 
     way: Way
@@ -67,35 +67,51 @@ class Agent:
     length: float
     width: float
     walks: bool = False
-    trace: np.ndarray = field(default_factory=lambda: np.zeros(0))
-
-    def s_at(self, time: float) -> float:
-        """Return s at a time (s) of the scene; after the last step it stays where it is."""
-        at = (time + WARM_UP) / STEP
-        i = min(max(int(at), 0), len(self.trace) - 2)
-        return float(self.trace[i] + min(max(at - i, 0.0), 1.0) * (self.trace[i + 1] - self.trace[i]))
-
-    def speed_at(self, time: float) -> float:
-        """Return the speed in m/s at a time."""
-        return (self.s_at(time + 0.05) - self.s_at(time - 0.05)) / 0.1
 
 
-def pose_on(way: Way, s: float, anchors: tuple[float, float]) -> tuple[float, float, float]:
-    """Return x, y, yaw of an origin at s whose two anchors (m, x) are on the way."""
-    rear, front = anchors
-    if front - rear < 0.1:
-        rear, front = -0.2, 0.2
-    a, b = way.at(np.array([s + rear, s + front]))
-    yaw = math.atan2(b[1] - a[1], b[0] - a[0])
-    return float(a[0] - rear * math.cos(yaw)), float(a[1] - rear * math.sin(yaw)), yaw
-
-
-class _Ways(NamedTuple):
+class Ways(NamedTuple):
     """Everybody's way in one array.  points: [M, 3].  starts: [n + 1].  bends: [M] 1/m, the sharpest soon to come."""
 
     points: np.ndarray
     starts: np.ndarray
     bends: np.ndarray
+
+
+class Fleet(NamedTuple):
+    """How agents have moved.  traces: [n, steps + 1] s on everybody's way at every STEP, from -WARM_UP on."""
+
+    ways: Ways
+    traces: np.ndarray
+
+    def s_at(self, time: float) -> np.ndarray:
+        """Return s [n] of all front ends at a time (s) of the scene; after the last step nobody moves."""
+        at = min(max((time + WARM_UP) / STEP, 0.0), self.traces.shape[1] - 1.001)
+        i = int(at)
+        return self.traces[:, i] + (at - i) * (self.traces[:, i + 1] - self.traces[:, i])
+
+    def speeds_at(self, time: float) -> np.ndarray:
+        """Return everybody's speed [n] in m/s."""
+        return (self.s_at(time + STEP) - self.s_at(time - STEP)) / (2 * STEP)
+
+
+@kernel
+def places_on(ways: Ways, s: np.ndarray, agents: np.ndarray, behind: np.ndarray, axles: np.ndarray) -> np.ndarray:
+    """Return x, y, yaw [m, 3] of bodies whose two axles are on their agents' ways.
+
+    s: [n] of all front ends.  agents: [m] whose the bodies are.  behind: [m] m from the front end back to the body's
+    origin.  axles: [m, 2] m, x of rear and front axle.
+    """
+    places = np.empty((len(agents), 3))
+    for i in range(len(agents)):
+        origin = s[agents[i]] - behind[i]
+        rear, front = axles[i, 0], axles[i, 1]
+        if front - rear < 0.1:  # no axles: a pedestrian looks ahead
+            rear, front = -0.2, 0.2
+        x0, y0, _ = _place(ways, agents[i], origin + rear)
+        x1, y1, _ = _place(ways, agents[i], origin + front)
+        yaw = math.atan2(y1 - y0, x1 - x0)
+        places[i, 0], places[i, 1], places[i, 2] = x0 - rear * math.cos(yaw), y0 - rear * math.sin(yaw), yaw
+    return places
 
 
 class _Bodies(NamedTuple):
@@ -107,11 +123,11 @@ class _Bodies(NamedTuple):
     walks: np.ndarray
 
 
-def simulate(agents: list[Agent], signals: list[Signals], seconds: float) -> None:
-    """Fill in the traces of all agents up to `seconds`."""
+def simulate(agents: list[Agent], signals: list[Signals], seconds: float) -> Fleet:
+    """Let all agents move until `seconds`."""
     steps = math.ceil((WARM_UP + seconds + 1.0) / STEP)
     starts = np.concatenate([[0], np.cumsum([len(a.way.points) for a in agents])])
-    ways = _Ways(np.concatenate([a.way.points for a in agents]), starts, np.concatenate([a.way.bends for a in agents]))
+    ways = Ways(np.concatenate([a.way.points for a in agents]), starts, np.concatenate([a.way.bends for a in agents]))
     bodies = _Bodies(
         np.array([a.length for a in agents]),
         np.array([a.width for a in agents]),
@@ -126,12 +142,11 @@ def simulate(agents: list[Agent], signals: list[Signals], seconds: float) -> Non
         lines = np.array([_red_line(a, s[i], v[i], signals, time) for i, a in enumerate(agents)])
         s, v = _advance(ways, bodies, s, v, lines)
         traces[:, step + 1] = s
-    for agent, trace in zip(agents, traces, strict=True):
-        agent.trace = trace
+    return Fleet(ways, traces)
 
 
-@njit(cache=True)
-def _place(ways: _Ways, i: int, s: float) -> tuple[float, float, float]:
+@hot
+def _place(ways: Ways, i: int, s: float) -> tuple[float, float, float]:
     """Return x, y, heading of s on agent i's way; beyond its ends it goes straight on."""
     first, count = ways.starts[i], ways.starts[i + 1] - ways.starts[i]
     inside = min(max(s / WAY_STEP, 0.0), count - 1.001)
@@ -142,9 +157,9 @@ def _place(ways: _Ways, i: int, s: float) -> tuple[float, float, float]:
     return x + beyond * math.cos(a[2]), y + beyond * math.sin(a[2]), a[2]
 
 
-@njit(cache=True)
+@kernel
 def _advance(
-    ways: _Ways, bodies: _Bodies, s: np.ndarray, v: np.ndarray, lines: np.ndarray
+    ways: Ways, bodies: _Bodies, s: np.ndarray, v: np.ndarray, lines: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return everybody's s and speed one STEP later.  lines: [n] m to the line at which each must stop."""
     n = len(s)
@@ -166,8 +181,8 @@ def _advance(
     return next_s, next_v
 
 
-@njit(cache=True)
-def _acceleration(ways: _Ways, bodies: _Bodies, i: int, s: float, v: float, gap: float, lead: float) -> float:
+@hot
+def _acceleration(ways: Ways, bodies: _Bodies, i: int, s: float, v: float, gap: float, lead: float) -> float:
     wanted, walks = bodies.wanted[i], bodies.walks[i]
     if not walks:
         count = ways.starts[i + 1] - ways.starts[i]
@@ -179,9 +194,9 @@ def _acceleration(ways: _Ways, bodies: _Bodies, i: int, s: float, v: float, gap:
     return max(pace * (free - (desired / max(gap, 0.1)) ** 2), -_HARDEST)
 
 
-@njit(cache=True)
+@kernel
 def _gap(
-    ways: _Ways, bodies: _Bodies, i: int, s: np.ndarray, v: np.ndarray, owners: np.ndarray, middles: np.ndarray
+    ways: Ways, bodies: _Bodies, i: int, s: np.ndarray, v: np.ndarray, owners: np.ndarray, middles: np.ndarray
 ) -> tuple[float, float]:
     """Return the free length before vehicle i and the speed along its way of what ends it; middles: x, y, radius."""
     x0, y0, _ = _place(ways, i, s[i])

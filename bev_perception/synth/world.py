@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from bev_perception.geometry import make_transform
 from bev_perception.synth.crowd import EGO_AXLES, EGO_NOSE, EGO_SIZE, Spawner
-from bev_perception.synth.ground import Ground, kind_at, make_ground
+from bev_perception.synth.ground import Ground, heights_at, make_ground
 from bev_perception.synth.rasterizer import Poses
 from bev_perception.synth.roads import StreetMap, make_streets
 from bev_perception.synth.scenery import Scenery
@@ -18,12 +19,23 @@ from bev_perception.synth.shading import Light, make_light
 from bev_perception.synth.shapes import Material, Part, Shape, Surface, block
 from bev_perception.synth.solids import Solids, Swings, flatten
 from bev_perception.synth.things import Thing
-from bev_perception.synth.traffic import Agent, Signals, make_signals, pose_on, simulate
+from bev_perception.synth.traffic import Fleet, Signals, make_signals, places_on, simulate
 
 #: rad of pitch and roll per m/s^2 of acceleration
 _TILT = 0.006
+#: m that a pedestrian goes in one cycle of steps
+STRIDE = 1.4
 #: how bright a lamp is that is switched off
 _UNLIT = 0.13
+
+
+class _Movers(NamedTuple):
+    """The objects that move, the ego car the last: numbers, agents and the rest of traffic.places_on's arguments."""
+
+    objects: np.ndarray
+    agents: np.ndarray
+    behind: np.ndarray
+    axles: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -42,17 +54,16 @@ class World:
     things: tuple[Thing, ...]
     solids: Solids
     signals: tuple[Signals, ...]
-    ego: Agent
-    _moving: np.ndarray
+    fleet: Fleet
+    _movers: _Movers
     _at_rest: np.ndarray
     _swings: Swings
     _lamps: np.ndarray
 
     def ego2global(self, time: float) -> np.ndarray:
         """Return the pose [4, 4] of the car's rear axle on the ground; it dives and rolls a little."""
-        x, y, yaw = self._ego_at(time)
         span = 0.25
-        (x0, y0, yaw0), (x1, y1, yaw1) = self._ego_at(time - span), self._ego_at(time + span)
+        (x0, y0, yaw0), (x, y, yaw), (x1, y1, yaw1) = (self._ego_at(time + lag).tolist() for lag in (-span, 0.0, span))
         before, after = math.hypot(x - x0, y - y0) / span, math.hypot(x1 - x, y1 - y) / span
         speed, turn = (before + after) / 2, math.remainder(yaw1 - yaw0, 2 * math.pi) / (2 * span)
         shake = min(speed / 8, 1.0) * 0.0015
@@ -60,18 +71,23 @@ class World:
         roll = _TILT * speed * turn + shake * math.sin(7.3 * time)
         return make_transform(_rotation(roll, pitch, yaw), np.array([x, y, 0.0]))
 
-    def _ego_at(self, time: float) -> tuple[float, float, float]:
-        return pose_on(self.ego.way, self.ego.s_at(time) - EGO_NOSE, EGO_AXLES)
+    def _ego_at(self, time: float) -> np.ndarray:
+        ways, s = self.fleet.ways, self.fleet.s_at(time)
+        return places_on(ways, s, np.zeros(1, np.int64), np.array([EGO_NOSE]), np.array([EGO_AXLES]))[0]
 
     def places_at(self, time: float) -> np.ndarray:
         """Return x, y, z, yaw [O, 4] of all objects, the ego car the last."""
-        places = self._at_rest.copy()
-        for o in self._moving:
-            x, y, yaw = self.things[o].pose_at(time)
-            places[o] = x, y, kind_at(self.ground, x, y)[1], yaw
-        x, y, yaw = self._ego_at(time)
-        places[-1] = x, y, 0.0, yaw
+        places, movers = self._at_rest.copy(), self._movers
+        moved = places_on(self.fleet.ways, self.fleet.s_at(time), movers.agents, movers.behind, movers.axles)
+        places[movers.objects, 0], places[movers.objects, 1] = moved[:, 0], moved[:, 1]
+        places[movers.objects, 2], places[movers.objects, 3] = heights_at(self.ground, moved), moved[:, 2]
         return places
+
+    def speeds_at(self, time: float) -> np.ndarray:
+        """Return the speeds [O] of all objects in m/s."""
+        speeds = np.zeros(len(self._at_rest))
+        speeds[self._movers.objects] = self.fleet.speeds_at(time)[self._movers.agents]
+        return speeds
 
     def poses_at(self, time: float) -> Poses:
         """Return where all parts are."""
@@ -81,8 +97,10 @@ class World:
         turns[:, 0, 0], turns[:, 0, 1], turns[:, 1, 0], turns[:, 1, 1], turns[:, 2, 2] = c, -s, s, c, 1
         rotations, translations = turns[owner], places[owner, :3]
         parts, pivots, amplitudes, phases = self._swings
-        strides = np.array([self.things[o].stride_at(time) for o in owner[parts]])
-        angles = np.nan_to_num(amplitudes * np.sin(strides + phases))
+        strides, speeds = np.zeros(len(places)), self.speeds_at(time)
+        strides[self._movers.objects] = 2 * np.pi / STRIDE * self.fleet.s_at(time)[self._movers.agents]
+        pace = np.clip(speeds / 0.8, 0, 1)  # who stands has the feet together
+        angles = amplitudes * pace[owner[parts]] * np.sin(strides[owner[parts]] + phases)
         c, s = np.cos(angles), np.sin(angles)
         swing = np.zeros((len(parts), 3, 3))
         swing[:, 0, 0], swing[:, 0, 2], swing[:, 2, 0], swing[:, 2, 2], swing[:, 1, 1] = c, s, -s, c, 1
@@ -128,29 +146,37 @@ def make_world(seed: tuple[int, ...], seconds: float) -> World:
     scenery.populate(crowd)
 
     spawner = Spawner(rng, streets, seconds)
-    ego = spawner.put_ego()
+    spawner.put_ego()
     spawner.put_vehicles(float(rng.uniform(0.5, 2.2)))
     spawner.put_walkers(crowd, weather == "rain")
     signals = [make_signals(rng) for _ in streets.junctions]
-    simulate(spawner.crowd.agents, signals, seconds)
+    fleet = simulate(spawner.agents, signals, seconds)
 
-    things = [*scenery.things, *spawner.crowd.things]
+    things = [*scenery.things, *spawner.things]
     solids, swings = flatten([*(thing.shape for thing in things), _ego_shape()])
-    moving = np.array([o for o, thing in enumerate(things) if thing.agent is not None], np.int64)
-    places = np.array([thing.place for thing in things] + [(0, 0, 0, 0)], np.float64)
     return World(
-        streets,
-        ground,
-        light,
-        weather,
-        tuple(things),
-        solids,
-        tuple(signals),
-        ego,
-        moving,
-        places,
-        swings,
-        _lamps_of(solids, lights),
+        streets=streets,
+        ground=ground,
+        light=light,
+        weather=weather,
+        things=tuple(things),
+        solids=solids,
+        signals=tuple(signals),
+        fleet=fleet,
+        _movers=_movers_of(things),
+        _at_rest=np.array([thing.place for thing in things] + [(0, 0, 0, 0)], np.float64),
+        _swings=swings,
+        _lamps=_lamps_of(solids, lights),
+    )
+
+
+def _movers_of(things: list[Thing]) -> _Movers:
+    objects = [o for o, thing in enumerate(things) if thing.agent >= 0]
+    return _Movers(
+        np.array([*objects, len(things)]),
+        np.array([*(things[o].agent for o in objects), 0]),
+        np.array([*(things[o].behind for o in objects), EGO_NOSE]),
+        np.array([*(things[o].shape.anchors for o in objects), EGO_AXLES]),
     )
 
 
