@@ -91,15 +91,15 @@ class Spawner:
         """Put a vehicle on a way, its nose at s, if there is room; what it is, is drawn."""
         rng = self._rng
         makers: list[tuple[Callable[[float], None], float]] = [
-            (lambda s: self._simple(way, s, vehicles.car(rng), "vehicle.car", 1.0), 0.66),
+            (lambda s: self._simple(way, s, vehicles.car(rng), "vehicle.car", 1.0), 0.60),
             (lambda s: self._simple(way, s, vehicles.pickup(rng), "vehicle.truck", 1.0), 0.05),
             (lambda s: self._simple(way, s, vehicles.box_truck(rng), "vehicle.truck", 0.85), 0.05),
             (lambda s: self._simple(way, s, vehicles.dump_truck(rng), "vehicle.truck", 0.8), 0.02),
-            (lambda s: self._simple(way, s, vehicles.bus(rng), "vehicle.bus.rigid", 0.8), 0.05),
-            (lambda s: self._semi(way, s), 0.04),
-            (lambda s: self._bendy(way, s), 0.015),
+            (lambda s: self._simple(way, s, vehicles.bus(rng), "vehicle.bus.rigid", 0.8), 0.08),
+            (lambda s: self._semi(way, s), 0.06),
+            (lambda s: self._bendy(way, s), 0.02),
             (lambda s: self._cycle(way, s, True), 0.055),
-            (lambda s: self._cycle(way, s, False), 0.06 if outermost else 0.0),
+            (lambda s: self._cycle(way, s, False), 0.09 if outermost else 0.0),
         ]
         chances = np.array([chance for _, chance in makers])
         makers[rng.choice(len(makers), p=chances / chances.sum())][0](s)
@@ -165,7 +165,9 @@ class Spawner:
         for side in (-1, 1):
             for direction in (-1, 1):
                 for _ in range(rng.poisson(3 + 14 * crowd)):
-                    d = side * (main.half_width + rng.uniform(0.7, max(main.pavement - 0.5, 0.8)))
+                    # between what stands at the kerb and along the houses; who comes the other way keeps apart
+                    share = rng.uniform(0.38, 0.52) if direction > 0 else rng.uniform(0.55, 0.68)
+                    d = side * (main.half_width + max(1.0, share * main.pavement))
                     way = self._pavement_way(side, d, direction)
                     self._walker(way, rng.uniform(2, way.length - 2), rain)
         for number in range(len(self._streets.junctions)):

@@ -14,7 +14,7 @@ import cv2
 from tqdm import tqdm
 
 from bev_perception.synth.scene import make_scene, scene_name
-from bev_perception.synth.settings import CAMERAS, KEY_RATE, SynthError, SynthSettings
+from bev_perception.synth.settings import CAMERAS, KEY_RATE, SynthError, SynthSettings, key_frames
 from bev_perception.synth.tables import write_json, write_tables
 
 #: of what a scene of given settings looks like; to be raised with every change of it
@@ -36,10 +36,9 @@ def generate(root: Path, settings: SynthSettings, scenes: int, workers: int = 1)
         raise SynthError(f"{scenes} scenes in {workers} processes cannot be made; both must be at least 1")
     _claim(root, settings)
     todo = [k for k in range(scenes) if not _rows_file(root, settings, k).exists()]
-    images = (
-        len(todo) * len(CAMERAS) * (1 + settings.camera_rate * (round(settings.seconds * KEY_RATE) - 1) // KEY_RATE)
-    )
-    with tqdm(total=images, desc=f"making {len(todo)} scenes", unit="image") as bar:
+    keys = key_frames(settings)
+    steps = keys + len(CAMERAS) * (1 + settings.camera_rate // KEY_RATE * (keys - 1))  # labels and images
+    with tqdm(total=len(todo) * steps, desc=f"making {len(todo)} scenes", unit="file") as bar:
         for done in _make(root, settings, todo, workers):
             bar.update(done)
     write_tables(root, (json.loads(_rows_file(root, settings, k).read_bytes()) for k in range(scenes)))
@@ -65,7 +64,7 @@ def _rows_file(root: Path, settings: SynthSettings, index: int) -> Path:
 
 
 def _make(root: Path, settings: SynthSettings, todo: list[int], workers: int) -> Iterator[int]:
-    """Make the scenes; yield how many images are done since the last time."""
+    """Make the scenes; yield how many files are done since the last time."""
     if workers == 1:
         counts: list[int] = []
         for index in todo:

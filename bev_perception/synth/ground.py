@@ -13,7 +13,7 @@ import numpy as np
 
 from bev_perception.config import OCC3D_CLASSES
 from bev_perception.synth.compiled import hot, kernel
-from bev_perception.synth.roads import CELL, KERB, REACH, STOP_LINE, ZEBRA, Street, StreetMap
+from bev_perception.synth.roads import CELL, EXIT, KERB, REACH, STOP_LINE, ZEBRA, Street, StreetMap
 
 ROAD, OTHER_FLAT, PAVEMENT, TERRAIN = (
     OCC3D_CLASSES.index(name) for name in ("driveable_surface", "other_flat", "sidewalk", "terrain")
@@ -165,7 +165,8 @@ def _fill_raster(raster: np.ndarray, streets: np.ndarray, extents: np.ndarray) -
                     near, nearest = k, gap
                 if d > streets[0, 4] + streets[0, 5] + 4.0 and abs(dk) < 30.0 and sk > extents[k, 0] - 5.0:
                     pavement = streets[k, 5]
-                other = max(gap, sk - extents[k, 1], extents[k, 0] - sk)
+                first = extents[k, 0] - (EXIT if extents[k, 0] < 0 else 0.0)  # 0: it begins at the main street
+                other = max(gap, sk - extents[k, 1] - EXIT, first - sk)
                 # the smooth minimum of two distances (Quilez, "smooth minimum", quadratic)
                 h = max(ROUNDING - abs(edge - other), 0.0) / ROUNDING
                 edge = min(edge, other) - h * h * ROUNDING * 0.25

@@ -47,6 +47,7 @@ def label(
     solids: Solids,
     poses: Poses,
     ground: Ground,
+    present: np.ndarray,
     boxed: np.ndarray,
     ego2global: np.ndarray,
     lidar: tuple[np.ndarray, np.ndarray],
@@ -54,11 +55,11 @@ def label(
 ) -> Labels:
     """Return the labels of a key frame.
 
-    boxed: [O] bool, objects that have a box.  lidar: origin [3] and points [n, 3], cameras: origins [3] and the
-    directions [n, 3] of rays, all in the ego frame.
+    present: [O] bool, objects that are there.  boxed: [O] bool, objects that may have a box.
+    lidar: origin [3] and points [n, 3], cameras: origins [3] and directions [n, 3] of rays, all in the ego frame.
     """
     global2ego = invert_transform(ego2global)
-    semantics, owners = fill(solids, poses, ground, ego2global, global2ego)
+    semantics, owners = fill(solids, poses, ground, present, ego2global, global2ego)
     things = (owners >= 0) & (semantics < _THINGS) & boxed[np.maximum(owners, 0)]
     numbers = np.zeros(len(solids.classes), np.uint8)
     present = np.unique(owners[things])[:255]
@@ -84,7 +85,12 @@ def camera_rays(camera_matrix: np.ndarray, image_size: tuple[int, int], rotation
 
 @kernel
 def fill(
-    solids: Solids, poses: Poses, ground: Ground, ego2global: np.ndarray, global2ego: np.ndarray
+    solids: Solids,
+    poses: Poses,
+    ground: Ground,
+    present: np.ndarray,
+    ego2global: np.ndarray,
+    global2ego: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the classes uint8 and the objects int16 (-1: none) of all voxels."""
     semantics = np.full(_SHAPE, FREE, np.uint8)
@@ -93,7 +99,7 @@ def fill(
     # scenery first: where both reach into a voxel, the thing is what matters
     for things in (False, True):
         for o in range(len(solids.classes) - 1):
-            if (solids.classes[o] < _THINGS) != things:
+            if not present[o] or (solids.classes[o] < _THINGS) != things:
                 continue
             for p in range(solids.object_parts[o], solids.object_parts[o + 1]):
                 _fill_part(semantics, owners, solids, poses, o, p, global2ego)

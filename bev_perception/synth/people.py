@@ -108,7 +108,7 @@ def pedestrian(rng: np.random.Generator, role: str = "adult", umbrella: bool = F
 
 def sitting_pedestrian(rng: np.random.Generator) -> Shape:
     """Return somebody who sits on a bench 0.45 m high, looking along x."""
-    hulls = _seated(rng, seat=(0.0, 0.45), lean=0.0, feet=0.0, reach=None)
+    hulls = _seated(rng, seat=(0.0, 0.45), lean=rng.uniform(-0.1, 0.2), feet=0.0, reach=None)
     return Shape(tuple(Part(hull) for hull in hulls), OCC3D_CLASSES.index("pedestrian"))
 
 
@@ -141,7 +141,7 @@ def bicycle(rng: np.random.Generator, rider: bool) -> Shape:
     """Return a bicycle, with somebody on it or without."""
     size = rng.uniform(0.94, 1.06)
     radius, base = 0.34 * size, 1.06 * size
-    spokes = Surface(Material.WHEEL, (0.05, 0.05, 0.05), (0.35, 0.35, 0.33), 0.1)
+    spokes = Surface(Material.SPOKES, (0.05, 0.05, 0.05), (0.35, 0.35, 0.33), 0.1)
     paint = Surface(Material.PAINT, _pick(rng, _TOPS))
     black = Surface(Material.MATTE, (0.07, 0.07, 0.07))
     rear, front, crank = (-base / 2, 0, radius), (base / 2, 0, radius), (-0.06, 0, 0.28)

@@ -58,6 +58,7 @@ class Photographer:
         channels = [channel for channel in self._mounts if channel.startswith("CAM_")]
         gains = {channel: 256 * rng.uniform(0.94, 1.06) * rng.uniform(0.98, 1.02, 3) for channel in channels}
         self._gains = {channel: gain.astype(np.int32) for channel, gain in gains.items()}
+        self._curve = np.rint(255 * np.linspace(0, 1, 256) ** rng.uniform(0.66, 0.86)).astype(np.int32)
         strength = 2.0 + 3.5 * world.light.night
         rows, columns = _NOISE_SHAPE
         grain = 0.75 * rng.normal(0, strength, (rows, columns + width, 1)) + 0.5 * rng.normal(
@@ -100,7 +101,7 @@ class Photographer:
             tone = np.clip(color * self._world.light.skylight * 1.25, 0, 1) * 255
             image[mask] = tone.astype(np.uint8)
         jump = 7919 * round(time * 1e6) % (1 << 20)  # another piece of the noise every time
-        _expose(image, self._vignette, self._gains[channel], self._noise, jump)
+        _expose(image, self._curve, self._vignette, self._gains[channel], self._noise, jump)
         return image
 
 
@@ -123,14 +124,19 @@ def draw(world: World, solids: Solids, poses: Poses, camera: Camera, canvas: Can
 
 
 @kernel
-def _expose(image: np.ndarray, vignette: np.ndarray, gain: np.ndarray, noise: np.ndarray, jump: int) -> None:
-    """Darken towards the corners and add noise, in place.  gain: [3] and vignette: [H, W] in 1 / 256."""
+def _expose(
+    image: np.ndarray, curve: np.ndarray, vignette: np.ndarray, gain: np.ndarray, noise: np.ndarray, jump: int
+) -> None:
+    """Apply the tone curve [256], darken towards the corners and add noise, in place.
+
+    gain: [3] and vignette: [H, W] in 1 / 256.
+    """
     rows, columns = noise.shape[0], noise.shape[1] - image.shape[1]
     for y in range(image.shape[0]):
         grain, first = noise[(y + jump) % rows], (jump + 97 * y) % columns
         for x in range(image.shape[1]):
             for k in range(3):
-                value = (image[y, x, k] * vignette[y, x] * gain[k] >> 16) + grain[first + x, k]
+                value = (curve[image[y, x, k]] * vignette[y, x] * gain[k] >> 16) + grain[first + x, k]
                 image[y, x, k] = min(max(value, 0), 255)
 
 

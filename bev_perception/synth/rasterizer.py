@@ -13,7 +13,8 @@ import numpy as np
 from bev_perception.synth.compiled import hot, kernel
 from bev_perception.synth.ground import Ground, edge_distance
 from bev_perception.synth.roads import KERB
-from bev_perception.synth.shading import Light, ground_color, mixed, sky_at, surface_color
+from bev_perception.synth.shading import Light, ground_color, is_hole, mixed, sky_at, surface_color
+from bev_perception.synth.shapes import Material
 from bev_perception.synth.solids import Solids
 
 #: m, the clipping plane before a camera
@@ -21,7 +22,7 @@ NEAR = 0.15
 #: m beyond which objects are not drawn
 FAR = 220.0
 _MAX_CORNERS, _MAX_VERTICES = 32, 128
-_NOTHING = -1
+_NOTHING, _PIERCED = -1, int(Material.LEAVES)
 #: sine of the elevation at which the ground gives way to the skyline
 _HORIZON = 0.0015
 
@@ -281,22 +282,27 @@ def _draw_face(
         light.sunshine[1] * facing + light.skylight[1] * upward,
         light.sunshine[2] * facing + light.skylight[2] * upward,
     )
-    material, hidden = solids.materials[f], 0
+    material, extent = solids.materials[f], 0
+    pierced = material >= _PIERCED
     for y in range(top, bottom):
         left, right = row_span(pixels, count, y, width)
         ry = (y - camera.cy) / camera.fy
         for x in range(left, right):
             inverse = ix * x + iy * y + i0
-            if with_extent and marks[y, x] != o:
-                marks[y, x] = o
-                hidden += 1
-            if inverse <= depths[y, x]:
+            seen = inverse > depths[y, x]
+            if not (seen or with_extent):
                 continue
-            z = 1.0 / inverse
-            depths[y, x], owners[y, x] = inverse, o
-            rx = (x - camera.cx) / camera.fx
+            z, rx = 1.0 / inverse, (x - camera.cx) / camera.fx
             u = z * (ux * rx + uy * ry + uz) - u_shift
             v = z * (vx * rx + vy * ry + vz) - v_shift
+            if pierced and is_hole(material, u, v, u_size, v_size, z / camera.fx, o, texture):
+                continue
+            if with_extent and marks[y, x] != o:
+                marks[y, x] = o
+                extent += 1
+            if not seen:
+                continue
+            depths[y, x], owners[y, x] = inverse, o
             b, g, r, mirror, glow = surface_color(
                 material, own, accent, u, v, u_size, v_size, z / camera.fx, o, texture, light.night
             )
@@ -308,7 +314,7 @@ def _draw_face(
                 color = mixed(color, (b, g, r), glow)
             _put(colors, y, x, color, light, z * length)
     if with_extent:
-        canvas.extent[o] += hidden
+        canvas.extent[o] += extent
 
 
 @hot

@@ -15,6 +15,8 @@ from scipy.spatial import cKDTree
 STREET_STEP, WAY_STEP = 1.0, 0.5
 #: m, a crossing street's length to either side
 CROSSING_REACH = 130.0
+#: m that a street can be seen to go on beyond its end
+EXIT = 45.0
 #: m from the edge of the street that is crossed: zebra crossing, stop line
 ZEBRA, STOP_LINE = (1.2, 4.2), (5.0, 5.4)
 #: m, the height of the pavement and of all that lies beyond it
@@ -167,9 +169,9 @@ def make_streets(rng: np.random.Generator, length: float) -> StreetMap:
     lanes = int(rng.choice([1, 2, 3], p=[0.35, 0.5, 0.15]))
     median = float(rng.choice([0.0, 2.5])) if lanes > 1 else 0.0
     parking = 2.5 if rng.random() < 0.75 else 0.0
-    corner = points[:, :2].min(axis=0) - (CROSSING_REACH + 20)
+    corner = points[:, :2].min(axis=0) - (CROSSING_REACH + EXIT + 5)
     points[:, :2] -= corner
-    size = points[:, :2].max(axis=0) + (CROSSING_REACH + 20)
+    size = points[:, :2].max(axis=0) + (CROSSING_REACH + EXIT + 5)
     main = Street(points, 0.0, lanes, rng.uniform(3.2, 3.7), median, parking, rng.uniform(2.5, 5.0), hand)
     junctions = []
     s = rng.uniform(60, 130)

@@ -50,13 +50,18 @@ BOX_REACH, BOX_PIXELS = 85.0, 30
 MAP_RESOLUTION = 0.1  # m
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Sight:
-    """What is known of the boxes at one key frame, each [n]: centers [n, 3], yaws, lidar points, pixels."""
+    """What is known at one key frame.  points: [m, 3] of the lidar, in its frame.
 
+    Of the n things that may have a box, each [n]: centers [n, 3], yaws, lidar points within (hits), pixels that show
+    and would show if nothing hid it (seen, extent), m from the car, attribute.
+    """
+
+    points: np.ndarray
     centers: np.ndarray
     yaws: np.ndarray
-    points: np.ndarray
+    hits: np.ndarray
     seen: np.ndarray
     extent: np.ndarray
     distance: np.ndarray
@@ -71,7 +76,7 @@ def scene_name(seed: int, index: int) -> str:
 def make_scene(
     root: Path, settings: SynthSettings, index: int, tick: Callable[[], None] = lambda: None
 ) -> dict[str, list[Row]]:
-    """Write the files of a scene under the dataroot and return its rows by table.  tick: called after every image."""
+    """Write the files of a scene under the dataroot and return its rows by table.  tick: called after every file."""
     return _SceneMaker(root, settings, index, tick).make()
 
 
@@ -100,10 +105,14 @@ class _SceneMaker:
                 extent[shot.key] += view.extent
             self._write_image(shot.channel, shot.stamp, shot.key, view.image)
             self._tick()
-        sights = [self._make_key_frame(key, seen[key], extent[key]) for key in range(keys)]
+        sights = [self._make_sweep(key, seen[key], extent[key]) for key in range(keys)]
+        noticed = self._noticed(sights)
+        for key in range(keys):
+            self._write_labels(key, sights[key].points, noticed[key])
+            self._tick()
         self._write_map()
         self._add_common_rows()
-        self._add_annotations(sights)
+        self._add_annotations(sights, noticed)
         for channel, rows in self._data.items():
             spaced = rows if channel == LIDAR or self._settings.camera_rate > KEY_RATE else self._with_stand_ins(rows)
             self._rows["sample_data"] += linked(spaced)
@@ -161,31 +170,60 @@ class _SceneMaker:
         jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, self._settings.jpeg_quality])[1]
         path.write_bytes(jpeg.tobytes())
 
-    def _make_key_frame(self, key: int, seen: np.ndarray, extent: np.ndarray) -> _Sight:
-        """Write lidar sweep and labels of a key frame; return what is known of the boxes."""
+    def _make_sweep(self, key: int, seen: np.ndarray, extent: np.ndarray) -> _Sight:
+        """Write the lidar sweep of a key frame; return what is known of the boxes."""
         world, stamp = self._world, int(self._schedule.key_stamps[key])
         time = self._time(stamp)
-        solids, poses, ego2global = world.solids_at(time), world.poses_at(time), world.ego2global(time)
-        lidar2ego = RIGS[self._rig][LIDAR].sensor2ego
-        lidar2global = ego2global @ lidar2ego
-        points, _ = sweep(solids, poses, world.ground, lidar2global, world.light.wet, self._rng)
+        ego2global = world.ego2global(time)
+        lidar2global = ego2global @ RIGS[self._rig][LIDAR].sensor2ego
+        points, _ = sweep(world.solids, world.poses_at(time), world.ground, lidar2global, world.light.wet, self._rng)
         path = self._add_data(LIDAR, stamp, key, True, "pcd.bin", fileformat="pcd", width=0, height=0)
         path.write_bytes(points.tobytes())
 
-        in_ego = transform_points(lidar2ego, points[:, :3].astype(np.float64))
+        things, places = np.flatnonzero(self._boxed), world.places_at(time)[self._boxed]
+        middles, sizes = (np.array(a) for a in zip(*(world.things[o].box for o in things), strict=True))
+        c, s = np.cos(places[:, 3]), np.sin(places[:, 3])
+        centers = places[:, :3] + np.stack(
+            [c * middles[:, 0] - s * middles[:, 1], s * middles[:, 0] + c * middles[:, 1], middles[:, 2]], axis=1
+        )
+        xyz = points[:, :3].astype(np.float64)
+        speeds = world.speeds_at(time)
+        return _Sight(
+            points=xyz,
+            centers=centers,
+            yaws=places[:, 3],
+            hits=count_inside(centers, sizes, places[:, 3], transform_points(lidar2global, xyz)),
+            seen=seen[things],
+            extent=extent[things],
+            distance=np.hypot(*(centers[:, :2] - ego2global[:2, 3]).T),
+            attributes=[world.things[o].attribute(speeds[o]) for o in things],
+        )
+
+    def _noticed(self, sights: list[_Sight]) -> np.ndarray:
+        """Return [S, n] bool: a thing has a box from the first key frame on which it shows to the last."""
+        shows = np.array([((v.hits > 0) | (v.seen >= BOX_PIXELS)) & (v.distance < BOX_REACH) for v in sights])
+        begun, to_come = np.logical_or.accumulate(shows), np.logical_or.accumulate(shows[::-1])[::-1]
+        return begun & to_come
+
+    def _write_labels(self, key: int, points: np.ndarray, noticed: np.ndarray) -> None:
+        """Write the occupancy of a key frame; what nobody has noticed is not in it."""
+        world, time = self._world, self._time(int(self._schedule.key_stamps[key]))
+        ego2global, lidar2ego = world.ego2global(time), RIGS[self._rig][LIDAR].sensor2ego
+        present = ~self._boxed
+        present[self._boxed] = noticed
         labels = label(
-            solids,
-            poses,
+            world.solids,
+            world.poses_at(time),
             world.ground,
+            present,
             self._boxed,
             ego2global,
-            (lidar2ego[:3, 3], in_ego),
+            (lidar2ego[:3, 3], transform_points(lidar2ego, points)),
             self._rays(key, ego2global),
         )
         folder = self._root / "gts" / self._name / self._sample_token(key)
         folder.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(folder / "labels.npz", **vars(labels))
-        return self._sight(time, ego2global, lidar2global, points, seen, extent)
 
     def _rays(self, key: int, ego2global: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return origins and rays of the six pictures of a key frame, in the ego frame at the lidar's stamp."""
@@ -199,42 +237,16 @@ class _SceneMaker:
                 found.append((sensor2ego[:3, 3], camera_rays(mount.camera_matrix(size), size, sensor2ego[:3, :3])))
         return found
 
-    def _sight(
-        self,
-        time: float,
-        ego2global: np.ndarray,
-        lidar2global: np.ndarray,
-        points: np.ndarray,
-        seen: np.ndarray,
-        extent: np.ndarray,
-    ) -> _Sight:
-        world = self._world
-        things = np.flatnonzero(self._boxed)
-        places = world.places_at(time)[things]
-        middles, sizes = (np.array(a) for a in zip(*(world.things[o].box for o in things), strict=True))
-        c, s = np.cos(places[:, 3]), np.sin(places[:, 3])
-        centers = places[:, :3] + np.stack(
-            [c * middles[:, 0] - s * middles[:, 1], s * middles[:, 0] + c * middles[:, 1], middles[:, 2]], axis=1
-        )
-        distance = np.hypot(*(centers[:, :2] - ego2global[:2, 3]).T)
-        in_world = transform_points(lidar2global, points[:, :3].astype(np.float64))
-        counts = count_inside(centers, sizes, places[:, 3], in_world)
-        speeds = world.speeds_at(time)
-        attributes = [world.things[o].attribute(speeds[o]) for o in things]
-        return _Sight(centers, places[:, 3], counts, seen[things], extent[things], distance, attributes)
-
-    def _add_annotations(self, sights: list[_Sight]) -> None:
-        """Add instances and annotations: from the first key frame on which a thing is noticed to the last."""
-        things = np.flatnonzero(self._boxed)
-        noticed = np.array([((v.points > 0) | (v.seen >= BOX_PIXELS)) & (v.distance < BOX_REACH) for v in sights])
-        for n, o in enumerate(things):
+    def _add_annotations(self, sights: list[_Sight], noticed: np.ndarray) -> None:
+        """Add instances and annotations.  noticed: [S, n] of _noticed."""
+        for n, o in enumerate(np.flatnonzero(self._boxed).tolist()):
             keys = np.flatnonzero(noticed[:, n])
             if not len(keys):
                 continue
             thing, instance = self._world.things[o], self._token("instance", o)
             length, width, height = thing.box[1].tolist()
             rows = []
-            for key in range(keys[0], keys[-1] + 1):
+            for key in keys.tolist():
                 sight = sights[key]
                 attribute = sight.attributes[n]
                 rows.append(
@@ -247,7 +259,7 @@ class _SceneMaker:
                         "translation": sight.centers[n].tolist(),
                         "size": [width, length, height],
                         "rotation": quaternion_from_rotation(rotation_from_yaw(sight.yaws[n])).tolist(),
-                        "num_lidar_pts": int(sight.points[n]),
+                        "num_lidar_pts": int(sight.hits[n]),
                         "num_radar_pts": 0,
                     }
                 )

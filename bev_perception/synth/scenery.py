@@ -74,18 +74,19 @@ class Scenery:
         tall = rng.choice([6.0, 11.0, 22.0], p=[0.35, 0.4, 0.25])
         gaps = rng.uniform(0.05, 0.45)
         setback = rng.uniform(0.5, 7.0) if tall < 12 else rng.uniform(0.3, 3.0)
-        for road in (self._streets.main, *(junction.street for junction in self._streets.junctions)):
+        roads = [self._streets.main, *(junction.street for junction in self._streets.junctions)]
+        for road, back in [(road, back) for back in (0.0, 24.0) for road in roads]:  # a second row shows in the gaps
             for side in (-1, 1):
                 s = road.start
                 while s < road.end:
                     length = rng.uniform(9, 26)
-                    x, y, heading = road.at(s + length / 2, side * (road.half_width + road.pavement + setback))
+                    x, y, heading = road.at(s + length / 2, side * (road.half_width + road.pavement + setback + back))
                     # a house's front is on its own y = 0, its back behind: turn it so that the front looks at the road
                     yaw = heading + (math.pi if side > 0 else 0.0)
                     if rng.random() > gaps:
                         height = max(3.2, tall * rng.uniform(0.6, 1.5))
                         self.put_on_land(street.building(rng, length, rng.uniform(9, 15), height), x, y, yaw)
-                    elif rng.random() < 0.5:
+                    elif rng.random() < 0.7 and not back:
                         fence = street.wall if rng.random() < 0.5 else street.hedge
                         self.put_on_land(fence(rng, length - 1.0), x, y, yaw)
                     s += length + rng.uniform(0.3, 5.0)
@@ -105,15 +106,15 @@ class Scenery:
                 for s in rng.uniform(road.start, road.end, 3):
                     self._at_kerb(road, s, side, 0.5, street.sign_post, along=True)
                 for s in rng.uniform(road.start, road.end, 4):
-                    self._at_kerb(road, s, side, road.pavement - 0.7, street.bin_, "movable_object.pushable_pullable")
+                    self._at_kerb(road, s, side, road.pavement - 0.4, street.bin_, "movable_object.pushable_pullable")
         for _ in range(2):
             side, s = int(rng.choice([-1, 1])), rng.uniform(main.start + 30, main.end - 30)
-            self._at_kerb(main, s, side, 1.6, street.shelter)
-        for _ in range(400):
+            self._at_kerb(main, s, side, main.pavement - 0.8, street.shelter)
+        for _ in range(int(rng.integers(400, 1100))):
             x, y = rng.uniform(0, self._streets.size[0]), rng.uniform(0, self._streets.size[1])
-            if self.room(x, y) and self._edges[int(y), int(x)] < 45:
-                maker = street.tree if rng.random() < 0.45 else street.bush
-                self.put_if_free(maker(rng), x, y, 0.0)
+            if self.room(x, y) and self._edges[int(y), int(x)] < 50:
+                plant = street.bush(rng) if rng.random() < 0.4 else street.tree(rng, conifer=rng.random() < 0.25)
+                self.put_if_free(plant, x, y, 0.0)
 
     def _at_kerb(
         self, road: Street, s: float, side: int, inward: float, maker: Maker, category: str = "", along: bool = False
@@ -157,10 +158,13 @@ class Scenery:
             if abs(s0 + length / 2 - junction.s) < length / 2 + junction.street.half_width + 9:
                 s0 = junction.s + junction.street.half_width + 9
         s1 = min(s0 + length, main.end - 5)
-        wide = main.parking if main.parking else main.pavement
-        outer = main.half_width - main.parking + 0.3
+        wide = main.parking or 3.0
+        outer = main.half_width - main.parking + 0.3 if main.parking else main.half_width + main.pavement + 0.4
+        for s in np.arange(s0, s1, 2.0):  # no house is built there
+            x, y, _ = main.at(s, side * (outer + wide))
+            cv2.circle(self._taken, (round(float(x)), round(float(y))), 4, (1,), -1)
         kind = rng.choice(["concrete", "water", "board"])
-        for s in np.arange(s0 + 4, s1 - 4, 2.15 if kind != "board" else 2.6):
+        for s in np.arange(s0 + 4, s1 - 4, 2.35 if kind != "board" else 2.7):
             x, y, heading = main.at(s, side * outer)
             yaw = heading - side * math.pi / 2 + rng.normal(0, 0.03)
             self.put(street.barrier(rng, str(kind)), x, y, yaw, "movable_object.barrier")
@@ -177,7 +181,7 @@ class Scenery:
             (vehicles.dump_truck, "vehicle.truck"),
         ]
         s = s0 + 9
-        for k in rng.permutation(4)[: int(rng.integers(1, 4))]:
+        for k in rng.permutation(4)[: int(rng.integers(2, 4))]:
             maker, category = machines[k]
             x, y, heading = main.at(s, side * (outer + 0.45 + max(wide, 2.6) / 2))
             if s < s1 - 3:
@@ -196,7 +200,7 @@ class Scenery:
         rng, main = self._rng, self._streets.main
         side, s0 = int(rng.choice([-1, 1])), rng.uniform(main.start + 40, main.end - 80)
         kind = str(rng.choice(["concrete", "water", "board"]))
-        for s in np.arange(s0, s0 + rng.uniform(14, 40), 2.2 if kind != "board" else 2.7):
+        for s in np.arange(s0, s0 + rng.uniform(14, 40), 2.35 if kind != "board" else 2.7):
             x, y, heading = main.at(s, side * (main.half_width + 0.6))
             if edge_distance(self._ground, x, y) > 0.3:
                 self.put_if_free(
@@ -220,10 +224,11 @@ class Scenery:
         s = road.start + 6.0
         while s < road.end - 8:
             kinds: list[tuple[Maker, str, float]] = [
-                (vehicles.car, "vehicle.car", 0.80),
+                (vehicles.car, "vehicle.car", 0.77),
                 (vehicles.pickup, "vehicle.truck", 0.06),
                 (vehicles.box_truck, "vehicle.truck", 0.06),
-                (vehicles.trailer, "vehicle.trailer", 0.025),
+                (vehicles.bus, "vehicle.bus.rigid", 0.02),
+                (vehicles.trailer, "vehicle.trailer", 0.035),
                 (lambda r: people.motorcycle(r, False), "vehicle.motorcycle", 0.055),
             ]
             maker, category, _ = kinds[rng.choice(len(kinds), p=[k[2] for k in kinds])]
@@ -236,8 +241,8 @@ class Scenery:
                 turned = heading + (0.0 if direction > 0 else math.pi) + rng.normal(0, 0.02)
                 activity = "parked"
                 if category == "vehicle.motorcycle":
-                    turned, activity = heading + math.pi / 2 * side + rng.normal(0, 0.2), "left"
-                    length = 1.2
+                    turned, activity = heading + math.pi / 2 * side + rng.normal(0, 0.1), "left"
+                    length = 0.9
                 self.put(shape, x, y, turned, category, activity)
                 self.reserve(x, y, 1.2)
             s += length + rng.uniform(0.7, 2.2)
@@ -255,7 +260,7 @@ class Scenery:
         rng, main = self._rng, self._streets.main
         for _ in range(int(rng.integers(2, 5))):
             side, s = int(rng.choice([-1, 1])), rng.uniform(main.start + 20, main.end - 20)
-            if self._at_kerb(main, s, side, 1.3, street.bench):
+            if self._at_kerb(main, s, side, main.pavement - 0.5, street.bench):
                 x, y, z, yaw = self.things[-1].place
                 for across in (-0.4, 0.4)[: int(rng.integers(1, 3))]:
                     at = (
@@ -266,25 +271,18 @@ class Scenery:
                     self.things.append(Thing(sitter, "human.pedestrian.adult", (*at, z, yaw), "sitting"))
         for _ in range(round(4 + 14 * crowd)):
             side, s = int(rng.choice([-1, 1])), rng.uniform(main.start + 20, main.end - 20)
-            for _ in range(int(rng.integers(1, 4))):
-                x, y, heading = main.at(
-                    s + rng.normal(0, 0.9), side * (main.half_width + rng.uniform(0.6, main.pavement))
-                )
+            for _ in range(int(rng.integers(1, 4))):  # out of the way of those who walk
+                inward = rng.uniform(0.3, 0.6) if rng.random() < 0.5 else main.pavement - rng.uniform(0.2, 0.5)
+                x, y, _ = main.at(s + rng.normal(0, 0.9), side * (main.half_width + inward))
                 role = str(rng.choice(["adult", "child", "police_officer"], p=[0.9, 0.07, 0.03]))
-                if edge_distance(self._ground, x, y) > 0.4:
+                if edge_distance(self._ground, x, y) > 0.25:
                     person = people.pedestrian(rng, role)
                     self.put_if_free(person, x, y, rng.uniform(-3.1, 3.1), f"human.pedestrian.{role}", "standing")
         for maker, category in ((people.bicycle, "vehicle.bicycle"), (people.motorcycle, "vehicle.motorcycle")):
             for _ in range(int(rng.integers(2, 5))):
                 side, s = int(rng.choice([-1, 1])), rng.uniform(main.start + 20, main.end - 20)
                 for k in range(int(rng.integers(1, 5))):
-                    x, y, heading = main.at(s + 0.8 * k, side * (main.half_width + min(1.3, main.pavement / 2)))
-                    if edge_distance(self._ground, x, y) > 0.9:
-                        turned = heading + side * math.pi / 2 + rng.normal(0, 0.15)
-                        self.put_tight(maker(rng, False), x, y, turned, category, "left")
-
-    def put_tight(self, shape: Shape, x: float, y: float, yaw: float, category: str, activity: str) -> None:
-        """Put down a slim thing that may stand close to its like."""
-        if all(math.hypot(x - a, y - b) > r + 0.35 for a, b, r in self._spots):
-            self._spots.append((x, y, 0.4))
-            self.put(shape, x, y, yaw, category, activity)
+                    x, y, heading = main.at(s + 2.3 * k, side * (main.half_width + 0.55))
+                    if edge_distance(self._ground, x, y) > 0.3:
+                        turned = heading + rng.choice([0.0, math.pi]) + rng.normal(0, 0.06)
+                        self.put_if_free(maker(rng, False), x, y, turned, category, "left")

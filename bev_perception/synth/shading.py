@@ -33,6 +33,7 @@ _SKY_SHAPE = (384, 2048)
 _MATTE, _PAINT, _GLASS, _FACADE, _FOLIAGE, _STRIPES = (int(m) for m in list(Material)[:6])
 _CAR_FRONT, _CAR_REAR, _BUS_SIDE, _CARGO, _MASONRY, _LAMP = (int(m) for m in list(Material)[6:12])
 _WHEEL, _CLOTH, _CONE, _CAR_SIDE, _SIDE_GLASS, _LATTICE = (int(m) for m in list(Material)[12:18])
+_LEAVES, _SPOKES = int(Material.LEAVES), int(Material.SPOKES)
 
 
 class Light(NamedTuple):
@@ -183,6 +184,21 @@ def _facade(
 
 
 @hot
+def is_hole(
+    material: int, u: float, v: float, width: float, height: float, footprint: float, seed: int, texture: np.ndarray
+) -> bool:
+    """Whether one looks through a surface at u, v; arguments as in surface_color."""
+    if material == _LEAVES:
+        fine = texture_at(texture, 0, 34 * u + 31 * seed, 34 * v) / (1.0 + 4.0 * footprint)
+        return 0.55 * fine + 0.8 * texture_at(texture, 1, 42 * u + 17 * seed, 42 * v) < -0.22
+    if material == _SPOKES:
+        r = 2 * math.hypot(u / width - 0.5, v / height - 0.5)
+        angle = math.atan2(v - 0.5 * height, u - 0.5 * width) * (7 / math.pi)
+        return 0.16 < r < 0.84 and abs(angle - math.floor(angle) - 0.5) > 0.09 + footprint
+    return False
+
+
+@hot
 def surface_color(
     material: int,
     a: tuple[float, float, float],
@@ -217,9 +233,9 @@ def surface_color(
         grain = 0.10 * fade * texture_at(texture, 0, 9 * u, 14 * v) + 0.08 * texture_at(texture, 1, 3 * u + seed, 3 * v)
         a, mirror = (cb * (1 + grain), cg * (1 + grain), cr * (1 + grain)), 0.35 * share
         glow = 0.75 if night > 0.3 and share == 0.0 and cr > 1.25 * cb else 0.0
-    elif material == _FOLIAGE:
-        t = 0.5 + 0.5 * texture_at(texture, 1, 26 * u + 31 * seed, 26 * v)
-        t += 0.55 * fade * texture_at(texture, 0, 24 * u + 7 * seed, 24 * v)
+    elif material in (_FOLIAGE, _LEAVES):
+        t = 0.5 + 0.5 * texture_at(texture, 1, 60 * u + 31 * seed, 60 * v)
+        t += 0.55 * fade * texture_at(texture, 0, 40 * u + 7 * seed, 40 * v)
         a = mixed(b, a, min(max(t, 0.0), 1.25))
     elif material == _STRIPES:
         period = 0.4
@@ -266,7 +282,7 @@ def surface_color(
         a = (a[0] * (1 + grain), a[1] * (1 + grain), a[2] * (1 + grain))
     elif material == _LAMP:
         glow = 0.55 + 0.45 * night
-    elif material == _WHEEL:
+    elif material in (_WHEEL, _SPOKES):
         r = 2 * math.hypot(x - 0.5, y - 0.5)
         rim = 1 - _between(r, 0.66, 2.0, 2 * fx)
         spoke = 0.5 + 0.5 * math.cos(5 * math.atan2(y - 0.5, x - 0.5))
@@ -294,7 +310,10 @@ def ground_color(
     fine = texture_at(texture, 0, 45.0 * x, 45.0 * y) / (1.0 + 60.0 * near)
     s, d, c, sn = main_coordinates(ground, x, y)
     if edge < 0:
-        grain = 1 + 0.20 * fine + 0.09 * rough + 0.10 * broad
+        # mended patches
+        patch = hashed(math.floor(s / 5.3), math.floor(d / 1.7), ground.seed)
+        mended = 0.14 if patch < 0.05 else -0.10 if patch < 0.09 else 0.0
+        grain = 1 + 0.20 * fine + 0.09 * rough + 0.10 * broad + mended
         color = (ground.tone[0] * grain, ground.tone[1] * grain, ground.tone[2] * grain)
         white, yellow, median = road_paint(ground, x, y, s, d, c, sn, rx, ry, far, near)
         worn = 1 - ground.wear * (0.5 + 0.9 * abs(rough + 0.5 * fine))

@@ -38,6 +38,9 @@ class Material(IntEnum):
     CAR_SIDE = 15
     SIDE_GLASS = 16
     LATTICE = 17
+    #: from here on one can see through between leaves and spokes
+    LEAVES = 18
+    SPOKES = 19
 
 
 class Surface(NamedTuple):
@@ -193,7 +196,7 @@ def ball(center: Sequence[float], radii: Sequence[float], surface: Surface, arou
     vertices = [(0.0, 0.0, -1.0)]
     for k in range(1, rings):
         latitude = math.pi * (k / rings - 0.5)
-        for a in 2 * np.pi * (np.arange(around) + 0.5 * (k % 2) * 0) / around:
+        for a in 2 * np.pi * np.arange(around) / around:
             vertices.append((math.cos(latitude) * math.cos(a), math.cos(latitude) * math.sin(a), math.sin(latitude)))
     vertices.append((0.0, 0.0, 1.0))
     faces: list[tuple[int, ...]] = []
@@ -206,6 +209,25 @@ def ball(center: Sequence[float], radii: Sequence[float], surface: Surface, arou
             low, high = 1 + k * around, 1 + (k + 1) * around
             faces.append((low + i, low + j, high + j, high + i))
     return Hull(np.array(vertices) * radii + np.asarray(center), tuple(faces), (surface,) * len(faces))
+
+
+def dome(radii: Sequence[float], surface: Surface, around: int = 8, rings: int = 4) -> Hull:
+    """Return the upper half of an ellipsoid on the ground."""
+    angle = 2 * np.pi * np.arange(around) / around
+    ring = np.stack([np.cos(angle), np.sin(angle), np.zeros(around)], axis=1)
+    vertices = []
+    for latitude in np.linspace(0, np.pi / 2, rings + 1)[:-1]:
+        vertices.append(ring * math.cos(latitude) + (0, 0, math.sin(latitude)))
+    last = around * rings
+    faces: list[tuple[int, ...]] = [tuple(reversed(range(around)))]
+    for i in range(around):
+        j = (i + 1) % around
+        faces += [
+            (k * around + i, k * around + j, (k + 1) * around + j, (k + 1) * around + i) for k in range(rings - 1)
+        ]
+        faces.append((last - around + i, last - around + j, last))
+    points = np.concatenate([*vertices, [(0, 0, 1)]]) * radii
+    return Hull(points, tuple(faces), (surface,) * len(faces))
 
 
 def column(

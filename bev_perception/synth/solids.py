@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from bev_perception.synth.compiled import kernel
+from bev_perception.synth.compiled import hot, kernel
 from bev_perception.synth.shapes import Part, Shape
 
 
@@ -104,6 +105,11 @@ def _swings(parts: Sequence[Part]) -> Swings:
     )
 
 
+@hot
+def _point(vertices: np.ndarray, i: int) -> tuple[float, float, float]:
+    return vertices[i, 0], vertices[i, 1], vertices[i, 2]
+
+
 @kernel
 def _face_geometry(
     vertices: np.ndarray, face_corners: np.ndarray, corners: np.ndarray
@@ -112,26 +118,35 @@ def _face_geometry(
     count = len(face_corners) - 1
     planes, axes, sizes = np.zeros((count, 4)), np.zeros((count, 2, 4)), np.zeros((count, 2))
     for f in range(count):
-        face = corners[face_corners[f] : face_corners[f + 1]]
-        n, middle = np.zeros(3), np.zeros(3)
-        for i in range(len(face)):  # Newell's normal of a polygon
-            a, b = vertices[face[i]], vertices[face[(i + 1) % len(face)]]
-            n[0] += a[1] * b[2] - a[2] * b[1]
-            n[1] += a[2] * b[0] - a[0] * b[2]
-            n[2] += a[0] * b[1] - a[1] * b[0]
-            middle += a / len(face)
-        n /= np.sqrt((n * n).sum())
-        planes[f, :3], planes[f, 3] = n, (n * middle).sum()
-        # u is level where the face is not
-        u = np.array([-n[1], n[0], 0.0]) if abs(n[2]) < 0.9 else np.array([0.0, 1.0, 0.0])
-        u = u - (u * n).sum() * n
-        u /= np.sqrt((u * u).sum())
-        v = np.array([n[1] * u[2] - n[2] * u[1], n[2] * u[0] - n[0] * u[2], n[0] * u[1] - n[1] * u[0]])
+        start, end = face_corners[f], face_corners[f + 1]
+        nx, ny, nz, mx, my, mz = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        for i in range(start, end):  # Newell's normal of a polygon
+            a, b = corners[i], corners[i + 1 if i + 1 < end else start]
+            ax, ay, az = _point(vertices, a)
+            bx, by, bz = _point(vertices, b)
+            nx, ny, nz = nx + ay * bz - az * by, ny + az * bx - ax * bz, nz + ax * by - ay * bx
+            mx, my, mz = mx + ax / (end - start), my + ay / (end - start), mz + az / (end - start)
+        length = math.sqrt(nx * nx + ny * ny + nz * nz)
+        nx, ny, nz = nx / length, ny / length, nz / length
+        planes[f, 0], planes[f, 1], planes[f, 2], planes[f, 3] = nx, ny, nz, nx * mx + ny * my + nz * mz
+        # u is level where the face is not, v goes up
+        ux, uy, uz = (-ny, nx, 0.0) if abs(nz) < 0.9 else (-nx * ny, 1.0 - ny * ny, -nz * ny)
+        length = math.sqrt(ux * ux + uy * uy + uz * uz)
+        ux, uy, uz = ux / length, uy / length, uz / length
+        vx, vy, vz = ny * uz - nz * uy, nz * ux - nx * uz, nx * uy - ny * ux
+        axes[f, 0, 0], axes[f, 0, 1], axes[f, 0, 2], axes[f, 1, 0], axes[f, 1, 1], axes[f, 1, 2] = (
+            ux,
+            uy,
+            uz,
+            vx,
+            vy,
+            vz,
+        )
         for k in range(2):
-            axis = u if k == 0 else v
             low, high = 1e9, -1e9
-            for corner in face:
-                place = (vertices[corner] * axis).sum()
+            for i in range(start, end):
+                x, y, z = _point(vertices, corners[i])
+                place = x * axes[f, k, 0] + y * axes[f, k, 1] + z * axes[f, k, 2]
                 low, high = min(low, place), max(high, place)
-            axes[f, k, :3], axes[f, k, 3], sizes[f, k] = axis, low, high - low
+            axes[f, k, 3], sizes[f, k] = low, high - low
     return planes, axes, sizes

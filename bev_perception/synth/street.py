@@ -5,7 +5,20 @@ from __future__ import annotations
 import numpy as np
 
 from bev_perception.config import OCC3D_CLASSES
-from bev_perception.synth.shapes import Color, Hull, Material, Part, Shape, Surface, ball, bar, block, column, loft
+from bev_perception.synth.shapes import (
+    Color,
+    Hull,
+    Material,
+    Part,
+    Shape,
+    Surface,
+    ball,
+    bar,
+    block,
+    column,
+    dome,
+    loft,
+)
 
 _MANMADE, _VEGETATION = OCC3D_CLASSES.index("manmade"), OCC3D_CLASSES.index("vegetation")
 _STEEL = Surface(Material.MATTE, (0.35, 0.36, 0.36), reflectance=0.5)
@@ -19,7 +32,7 @@ _WALLS: tuple[Color, ...] = (
     (0.40, 0.36, 0.34),
     (0.24, 0.28, 0.42),
 )
-_LEAVES: tuple[Color, ...] = ((0.13, 0.30, 0.20), (0.10, 0.24, 0.15), (0.16, 0.36, 0.28), (0.12, 0.28, 0.30))
+_LEAVES: tuple[Color, ...] = ((0.16, 0.38, 0.27), (0.13, 0.31, 0.21), (0.20, 0.44, 0.36), (0.16, 0.34, 0.36))
 
 
 def _shape(hulls: list[Hull], occupancy: int) -> Shape:
@@ -121,30 +134,36 @@ def wall(rng: np.random.Generator, length: float) -> Shape:
     return _shape(rails + posts, _MANMADE)
 
 
-def tree(rng: np.random.Generator) -> Shape:
-    """Return a tree with a round or a tall crown."""
+def tree(rng: np.random.Generator, conifer: bool = False) -> Shape:
+    """Return a tree with a round or a pointed crown."""
     bark = Surface(Material.MASONRY, (0.16, 0.21, 0.27), reflectance=0.3)
-    shade = _pick(rng, _LEAVES)
-    b, g, r = shade
-    leaves = Surface(Material.FOLIAGE, shade, (0.45 * b, 0.5 * g, 0.5 * r), 0.45)
+    shade, dark = _greens(rng)
+    leaves, core = Surface(Material.LEAVES, shade, dark, 0.45), Surface(Material.FOLIAGE, dark, dark, 0.45)
     trunk, size = rng.uniform(2.0, 3.0), rng.uniform(1.5, 2.6)
     hulls = [column((0, 0, 0), rng.uniform(0.12, 0.22), trunk + size, bark, 0.6, 6)]
-    if rng.random() < 0.2:  # a conifer
+    if conifer:
         for k, width in enumerate((1.0, 0.75, 0.5)):
-            hulls.append(column((0, 0, trunk * 0.5 + 1.3 * k * size / 2), 0.8 * size * width, 1.4 * size, leaves, 0.25))
+            foot = (0, 0, trunk * 0.5 + 1.3 * k * size / 2)
+            hulls.append(column(foot, 0.8 * size * width, 1.4 * size, leaves, 0.25))
+            hulls.append(column(foot, 0.64 * size * width, 1.3 * size, core, 0.2, 6))
         return _shape(hulls, _VEGETATION)
-    for _ in range(3):
-        at = rng.normal(0, 0.32, 3) * size
-        hulls.append(
-            ball((at[0], at[1], trunk + size + 0.8 * at[2]), (size * rng.uniform(0.65, 0.9, 3)).tolist(), leaves)
-        )
+    for _ in range(4):
+        at = rng.normal(0, 0.36, 3) * size
+        middle, radii = (at[0], at[1], trunk + size + 0.8 * at[2]), size * rng.uniform(0.55, 0.85, 3)
+        hulls.append(ball(middle, radii.tolist(), leaves, 9, 6))
+        hulls.append(ball(middle, (0.80 * radii).tolist(), core, 6, 4))
     return _shape(hulls, _VEGETATION)
+
+
+def _greens(rng: np.random.Generator) -> tuple[Color, Color]:
+    """Return a green for leaves in the light, and one for those in the shade."""
+    b, g, r = light = _pick(rng, _LEAVES)
+    return light, (0.5 * b, 0.52 * g, 0.5 * r)
 
 
 def hedge(rng: np.random.Generator, length: float) -> Shape:
     """Return a hedge along x."""
-    b, g, r = shade = _pick(rng, _LEAVES)
-    leaves = Surface(Material.FOLIAGE, shade, (0.5 * b, 0.5 * g, 0.5 * r), 0.45)
+    leaves = Surface(Material.FOLIAGE, *_greens(rng), 0.45)
     height = rng.uniform(0.7, 1.5)
     return _shape(
         [block((0, 0, height / 2), (length, rng.uniform(0.6, 1.0), height), leaves, taper=(0.97, 0.8))], _VEGETATION
@@ -153,10 +172,11 @@ def hedge(rng: np.random.Generator, length: float) -> Shape:
 
 def bush(rng: np.random.Generator) -> Shape:
     """Return a bush."""
-    b, g, r = shade = _pick(rng, _LEAVES)
-    leaves = Surface(Material.FOLIAGE, shade, (0.5 * b, 0.5 * g, 0.5 * r), 0.45)
-    wide, high = rng.uniform(0.5, 1.1), rng.uniform(0.4, 0.8)
-    return _shape([ball((0, 0, 0.7 * high), (wide, wide * rng.uniform(0.8, 1.2), high), leaves)], _VEGETATION)
+    light, dark = _greens(rng)
+    leaves, core = Surface(Material.LEAVES, light, dark, 0.45), Surface(Material.FOLIAGE, dark, dark, 0.45)
+    wide, high = rng.uniform(0.6, 1.2), rng.uniform(0.8, 1.5)
+    radii = (wide, wide * rng.uniform(0.8, 1.2), high)
+    return _shape([dome(radii, leaves), dome([0.85 * r for r in radii], core, 6, 3)], _VEGETATION)
 
 
 def lamp_post(rng: np.random.Generator) -> Shape:

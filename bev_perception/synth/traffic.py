@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bev_perception.synth.compiled import hot, kernel
-from bev_perception.synth.roads import WAY_STEP, Way
+from bev_perception.synth.roads import EXIT, WAY_STEP, Way
 
 #: s, step of the simulation; s that run before the scene starts
 STEP, WARM_UP = 0.05, 8.0
@@ -21,6 +21,8 @@ _LOOK = np.concatenate([np.arange(0.0, 12.0, 1.0), np.arange(12.0, 46.0, 2.0)])
 #: IDM: m/s^2 acceleration and braking, s headway, m gap at rest
 _ACCELERATION, _BRAKING, _HEADWAY, _REST_GAP = 1.6, 2.2, 1.3, 2.2
 _HARDEST = 6.0  # m/s^2
+#: m, where those are who have left the streets
+_GONE = -1e4
 _SIDEWAYS = 2.2  # m/s^2, what drivers bear in a bend
 
 
@@ -45,7 +47,7 @@ class Signals:
 
 def make_signals(rng: np.random.Generator) -> Signals:
     """Draw the timing of a junction."""
-    main = rng.uniform(7, 12) if rng.random() < 0.5 else rng.uniform(20, 40)
+    main = rng.uniform(7, 12) if rng.random() < 0.3 else rng.uniform(25, 50)
     greens = np.array([main, rng.uniform(3.5, 5), rng.uniform(5, 8), rng.uniform(3.5, 5)])
     clearance = 2.0
     starts = np.concatenate([[0], np.cumsum(greens[:-1] + clearance)])
@@ -99,16 +101,19 @@ def places_on(ways: Ways, s: np.ndarray, agents: np.ndarray, behind: np.ndarray,
     """Return x, y, yaw [m, 3] of bodies whose two axles are on their agents' ways.
 
     s: [n] of all front ends.  agents: [m] whose the bodies are.  behind: [m] m from the front end back to the body's
-    origin.  axles: [m, 2] m, x of rear and front axle.
+    origin.  axles: [m, 2] m, x of rear and front axle.  Who has left the streets is out of everybody's sight.
     """
     places = np.empty((len(agents), 3))
     for i in range(len(agents)):
-        origin = s[agents[i]] - behind[i]
+        agent, origin = agents[i], s[agents[i]] - behind[i]
+        if origin > (ways.starts[agent + 1] - ways.starts[agent]) * WAY_STEP + EXIT:
+            places[i, 0], places[i, 1], places[i, 2] = _GONE, _GONE, 0.0
+            continue
         rear, front = axles[i, 0], axles[i, 1]
         if front - rear < 0.1:  # no axles: a pedestrian looks ahead
             rear, front = -0.2, 0.2
-        x0, y0, _ = _place(ways, agents[i], origin + rear)
-        x1, y1, _ = _place(ways, agents[i], origin + front)
+        x0, y0, _ = _place(ways, agent, origin + rear)
+        x1, y1, _ = _place(ways, agent, origin + front)
         yaw = math.atan2(y1 - y0, x1 - x0)
         places[i, 0], places[i, 1], places[i, 2] = x0 - rear * math.cos(yaw), y0 - rear * math.sin(yaw), yaw
     return places
@@ -134,7 +139,7 @@ def simulate(agents: list[Agent], signals: list[Signals], seconds: float) -> Fle
         np.array([a.speed for a in agents]),
         np.array([a.walks for a in agents]),
     )
-    s, v = np.array([a.s for a in agents]), 0.8 * bodies.wanted
+    s, v = np.array([a.s for a in agents], np.float64), 0.8 * bodies.wanted
     traces = np.empty((len(agents), steps + 1))
     traces[:, 0] = s
     for step in range(steps):
@@ -169,7 +174,8 @@ def _advance(
         circles = min(max(1, round(bodies.length[j] / 2.0)), 12)
         for k in range(circles):
             x, y, _ = _place(ways, j, s[j] - bodies.length[j] * (k + 0.5) / circles)
-            owners[count], middles[count] = j, np.array([x, y, bodies.width[j] / 2 + (0.5 if bodies.walks[j] else 0.1)])
+            middles[count, 0], middles[count, 1], owners[count] = x, y, j
+            middles[count, 2] = bodies.width[j] / 2 + (0.5 if bodies.walks[j] else 0.1)
             count += 1
     next_s, next_v = s.copy(), v.copy()
     for i in range(n):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from bev_perception.config import OCC3D_CLASSES
@@ -276,6 +278,12 @@ def bus_in(color: Color, accent: Color, size: tuple[float, float, float], with_f
 _DIGGERS: tuple[Color, ...] = ((0.06, 0.55, 0.85), (0.05, 0.62, 0.90), (0.08, 0.38, 0.85), (0.25, 0.60, 0.75))
 
 
+def _machine(rng: np.random.Generator, hulls: list[Hull], anchors: tuple[float, float]) -> Shape:
+    size = rng.uniform(0.88, 1.12)
+    grown = [replace(hull, vertices=hull.vertices * size) for hull in hulls]
+    return _shape(grown, "construction_vehicle", (anchors[0] * size, anchors[1] * size))
+
+
 def excavator(rng: np.random.Generator) -> Shape:
     """Return an excavator with its arm held low."""
     yellow = Surface(Material.PAINT, _DIGGERS[rng.integers(len(_DIGGERS))], reflectance=0.4)
@@ -294,7 +302,7 @@ def excavator(rng: np.random.Generator) -> Shape:
     hulls += [bar((0.2, -0.3, 1.6), knee, 0.42, yellow), bar(knee, wrist, 0.32, yellow)]
     bucket = Surface(Material.MATTE, (0.25, 0.25, 0.27))
     hulls.append(block((3.1, -0.3, wrist[2] - 0.35), (0.8, 0.95, 0.7), bucket, taper=(0.7, 1.0)))
-    return _shape(hulls, "construction_vehicle", (-1.2, 1.2))
+    return _machine(rng, hulls, (-1.2, 1.2))
 
 
 def wheel_loader(rng: np.random.Generator) -> Shape:
@@ -308,7 +316,7 @@ def wheel_loader(rng: np.random.Generator) -> Shape:
     shovel = Surface(Material.MATTE, (0.22, 0.24, 0.26))
     hulls.append(extrude([(2.2, 0.2), (3.1, 0.12), (2.5, 1.1), (2.2, 1.0)], 1.25, shovel, lambda *_: shovel))
     hulls += _wheels([-1.4, 1.3], 2.4, 0.72, 0.55)
-    return _shape(hulls, "construction_vehicle", (-1.4, 1.3))
+    return _machine(rng, hulls, (-1.4, 1.3))
 
 
 def roller(rng: np.random.Generator) -> Shape:
@@ -321,4 +329,4 @@ def roller(rng: np.random.Generator) -> Shape:
     hulls.append(block((0.05, 0, 2.8), (1.6, 1.7, 0.12), yellow))
     hulls.append(column((0.05, 0, 1.2), 0.3, 1.1, Surface(Material.CLOTH, (0.1, 0.6, 0.85))))
     hulls += _wheels([-1.2], 2.0, 0.72, 0.5)
-    return _shape(hulls, "construction_vehicle", (-1.2, 1.5))
+    return _machine(rng, hulls, (-1.2, 1.5))

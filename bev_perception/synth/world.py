@@ -182,7 +182,7 @@ def _movers_of(things: list[Thing]) -> _Movers:
 
 def _work_sites(rng: np.random.Generator, streets: StreetMap, scenery: Scenery) -> list[tuple[float, float, int]]:
     main = streets.main
-    count = int(rng.choice([0, 1, 2], p=[0.25, 0.45, 0.30]))
+    count = int(rng.choice([0, 1, 2], p=[0.15, 0.5, 0.35]))
     parts = np.linspace(main.start + 50, main.end - 80, count + 1)
     return [scenery.work_site(float(rng.uniform(a, b - 20))) for a, b in itertools.pairwise(parts)]
 
