@@ -65,6 +65,15 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("out", type=Path, help="directory to make")
     create.set_defaults(command=_bag_create)
 
+    synth = commands.add_parser("synth", help="make up streets, traffic and labels as a nuScenes dataroot")
+    synth.add_argument("out", type=Path, help="dataroot to make; complete scenes in it are kept")
+    synth.add_argument("--scenes", type=int, default=10, help="default: %(default)s")
+    synth.add_argument("--seconds", type=float, default=20.0, help="length of a scene (default: %(default)s)")
+    synth.add_argument("--seed", type=int, default=0)
+    synth.add_argument("--camera-rate", type=int, default=12, help="Hz; 2 makes key frames only (default: %(default)s)")
+    synth.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
+    synth.set_defaults(command=_synth)
+
     run = commands.add_parser("run", help="run a variant over a bag, without ROS, and write its results")
     run.add_argument("--bag", type=Path, required=True)
     run.add_argument("--variant", required=True, help="name or path of a YAML file")
@@ -252,6 +261,17 @@ def _bag_create(args: argparse.Namespace) -> int:
         drive = synthetic_drive(args.synthetic, args.seed)
     write_bag(drive, args.out)
     print(f"wrote {args.out}")
+    return 0
+
+
+def _synth(args: argparse.Namespace) -> int:
+    from bev_perception.synth.generate import generate
+    from bev_perception.synth.settings import SPLITS, VERSION, SynthSettings
+
+    settings = SynthSettings(seconds=args.seconds, seed=args.seed, camera_rate=args.camera_rate)
+    made = generate(args.out, settings, args.scenes, args.workers)
+    kept = f", {args.scenes - made} were there already" if made < args.scenes else ""
+    print(f"wrote {args.out}: {made} scenes{kept}; version {VERSION}, splits {' and '.join(SPLITS)}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +48,9 @@ def open_scene(root: str | Path, version: str, scene_name: str) -> Drive:
     root = Path(root)
     tables = open_devkit(root, version)
     records = _records(tables, _scene(tables, scene_name))
-    images = [record for record in records if record["channel"].lower() in CAMERAS]
+    # made-up key frames without sweeps have rows that repeat a key frame's file: each file counts once
+    files_once = {record["filename"]: record for record in reversed(records)}
+    images = [record for record in files_once.values() if record["channel"].lower() in CAMERAS]
     present = [record for record in images if (root / record["filename"]).is_file()]
     if not present:
         raise NuScenesError(
@@ -98,6 +101,24 @@ def official_splits() -> dict[str, list[str]]:
         raise NuScenesError(f"nuscenes-devkit cannot be imported ({error}); pip install nuscenes-devkit") from error
     splits: dict[str, list[str]] = create_splits_scenes()
     return {**splits, "trainval": splits["train"] + splits["val"]}
+
+
+def known_splits(root: Path, version: str) -> dict[str, list[str]]:
+    """Return the scenes' names of the official splits, and of those that splits.json beside the tables defines.
+
+    nuscenes-devkit knows such splits too; as there, the official names cannot be taken by others.
+    Raises NuScenesError for a splits.json that is no table of lists of names.
+    """
+    file = Path(root) / version / "splits.json"
+    own: Any = {}
+    if file.is_file():
+        try:
+            own = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise NuScenesError(f"{file} is no JSON ({error}); write it anew or remove it") from error
+    if not isinstance(own, dict) or not all(isinstance(names, list) for names in own.values()):
+        raise NuScenesError(f"{file} must hold a list of scenes' names for each split; write it anew or remove it")
+    return {**own, **official_splits()}
 
 
 def _scene(tables: Any, name: str) -> Any:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from bev_perception.data.drive import CAMERAS
 from bev_perception.data.indexing import TABLES, Index, build_index
-from bev_perception.data.nuscenes import NuScenesError, official_splits
+from bev_perception.data.nuscenes import NuScenesError, known_splits
 from bev_perception.geometry import make_transform, rotation_from_quaternion
 from bev_perception.types import Calibration
 
@@ -180,12 +180,14 @@ def open_records(root: Path, version: str, cache: Path | None = None) -> Records
 
 
 def open_split(root: Path, version: str, split: str, cache: Path | None = None) -> Records:
-    """Return the key frames of an official split: train, val, test, mini_train, mini_val, or "trainval" for two.
+    """Return the key frames of a split: train, val, test, mini_train, mini_val, or "trainval" for two.
+
+    Where the tables have a splits.json beside them, its splits can be chosen too.
 
     Scenes of the split that the tables lack are left out: they are a part of the data set.
     Raises NuScenesError as open_records does, and for a split of which the tables hold nothing.
     """
-    splits = official_splits()
+    splits = known_splits(root, version)
     if split not in splits:
         raise NuScenesError(f"unknown split {split!r}; known: {', '.join(sorted(splits))}")
     everything = open_records(root, version, cache)

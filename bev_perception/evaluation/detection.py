@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bev_perception.data.nuscenes import official_splits, open_devkit
+from bev_perception.data.nuscenes import known_splits, open_devkit
 from bev_perception.decode import attribute_of
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.geometry import quaternion_from_rotation, transform_points
@@ -182,7 +182,7 @@ def _read_results(path: Path) -> dict[str, list[Any]]:
 
 def _tokens_by_scene(devkit: Any, split: str | None, scenes: Collection[str]) -> dict[str, str]:
     """Return sample token -> scene name of the samples that the file must hold."""
-    splits = official_splits()
+    splits = known_splits(Path(devkit.dataroot), devkit.version)
     if split is not None and split not in splits:
         raise EvaluationError(f"unknown split {split!r}; known: {', '.join(sorted(splits))}")
     name_of = {scene["token"]: scene["name"] for scene in devkit.scene}

@@ -127,6 +127,19 @@ def test_splits_and_scenes(records, synthetic_nuscenes):
         open_split(synthetic_nuscenes, VERSION, "mini_train")
 
 
+def test_splits_of_ones_own(synthetic_nuscenes, tmp_path):
+    """From splits.json beside the tables, as nuscenes-devkit reads them; official names stay official."""
+    root = copy_tables(synthetic_nuscenes, tmp_path)
+    file = root / VERSION / "splits.json"
+    file.write_text(json.dumps({"mine": [SCENES[1]], "mini_val": []}))
+    assert set(open_split(root, VERSION, "mine").scenes) == {SCENES[1]}
+    assert set(open_split(root, VERSION, "mini_val").scenes) == set(SCENES)
+    for damage, reason in (("{", "is no JSON"), ('{"mine": "all"}', "must hold a list"), ("[]", "must hold a list")):
+        file.write_text(damage)
+        with pytest.raises(NuScenesError, match=reason):
+            open_split(root, VERSION, "mine")
+
+
 def test_missing_files(synthetic_nuscenes, tmp_path):
     root = write_nuscenes(tmp_path / "root", key_frames=2, image_size=(32, 18))
     records = open_records(root, VERSION)

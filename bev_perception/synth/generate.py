@@ -1,0 +1,111 @@
+"""Makes a data set: its scenes side by side, then the tables. What is done already is not made again."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import cv2
+from tqdm import tqdm
+
+from bev_perception.synth.scene import make_scene, scene_name
+from bev_perception.synth.settings import CAMERAS, KEY_RATE, SynthError, SynthSettings, key_frames
+from bev_perception.synth.tables import write_json, write_tables
+
+#: of what a scene of given settings looks like; to be raised with every change of it
+FORMAT = 1
+#: where the rows of complete scenes are kept until all are there, and for another call that wants more scenes
+PROGRESS = ".synth"
+_ticks: Any = None
+
+
+def generate(root: Path, settings: SynthSettings, scenes: int, workers: int = 1) -> int:
+    """Make scenes 0 to `scenes` - 1 under a dataroot, in `workers` processes; return how many were still to be made.
+
+    The files do not depend on the number of processes. A scene whose rows are in PROGRESS is complete; all others are
+    made anew. Then the tables are written.
+
+    Raises SynthError if there are scenes of other settings already, or for numbers below 1.
+    """
+    if scenes < 1 or workers < 1:
+        raise SynthError(f"{scenes} scenes in {workers} processes cannot be made; both must be at least 1")
+    _claim(root, settings)
+    todo = [k for k in range(scenes) if not _rows_file(root, settings, k).exists()]
+    keys = key_frames(settings)
+    steps = keys + len(CAMERAS) * (1 + settings.camera_rate // KEY_RATE * (keys - 1))  # labels and images
+    with tqdm(total=len(todo) * steps, desc=f"making {len(todo)} scenes", unit="file") as bar:
+        for done in _make(root, settings, todo, workers):
+            bar.update(done)
+    write_tables(root, (json.loads(_rows_file(root, settings, k).read_bytes()) for k in range(scenes)))
+    return len(todo)
+
+
+def _claim(root: Path, settings: SynthSettings) -> None:
+    """Note the settings of a dataroot, or check that they are the same."""
+    file = root / PROGRESS / "settings.json"
+    wanted = json.loads(json.dumps({"format": FORMAT, **asdict(settings)}))
+    if file.exists():
+        found = json.loads(file.read_bytes())
+        if found != wanted:
+            other = ", ".join(f"{k} {found.get(k)} instead of {v}" for k, v in wanted.items() if found.get(k) != v)
+            raise SynthError(f"{root} holds scenes made with {other}; choose another directory or delete this one")
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, wanted)
+
+
+def _rows_file(root: Path, settings: SynthSettings, index: int) -> Path:
+    return root / PROGRESS / f"{scene_name(settings.seed, index)}.json"
+
+
+def _make(root: Path, settings: SynthSettings, todo: list[int], workers: int) -> Iterator[int]:
+    """Make the scenes; yield how many files are done since the last time."""
+    if workers == 1:
+        counts: list[int] = []
+        for index in todo:
+            make_one(root, settings, index, lambda: counts.append(1))
+            yield len(counts)
+            counts.clear()
+        return
+    context = multiprocessing.get_context("spawn")
+    ticks = context.Value("q", 0)
+    with ProcessPoolExecutor(workers, context, _enter_worker, (ticks,)) as pool:
+        pending = {pool.submit(_make_in_worker, root, settings, index) for index in todo}
+        shown = 0
+        try:
+            while pending:
+                done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                if ticks.value > shown:
+                    yield ticks.value - shown
+                    shown = ticks.value
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def make_one(root: Path, settings: SynthSettings, index: int, tick: Any) -> None:
+    """Make a scene and note that it is complete."""
+    rows = make_scene(root, settings, index, tick)
+    write_json(_rows_file(root, settings, index), rows)
+
+
+def _enter_worker(ticks: Any) -> None:
+    global _ticks
+    _ticks = ticks
+    cv2.setNumThreads(1)
+
+
+def _make_in_worker(root: Path, settings: SynthSettings, index: int) -> None:
+    make_one(root, settings, index, _count)
+
+
+def _count() -> None:
+    with _ticks.get_lock():
+        _ticks.value += 1

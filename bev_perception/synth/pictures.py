@@ -1,0 +1,179 @@
+"""Pictures of a scene as a camera takes them: drawn, then seen through a lens, with noise and rain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from bev_perception.geometry import invert_transform
+from bev_perception.synth.compiled import kernel
+from bev_perception.synth.rasterizer import (
+    Camera,
+    Canvas,
+    Poses,
+    clear,
+    draw_background,
+    draw_contacts,
+    draw_objects,
+    draw_shadows,
+    new_canvas,
+)
+from bev_perception.synth.settings import RIGS, SynthSettings
+from bev_perception.synth.solids import Solids
+from bev_perception.synth.world import World
+
+#: m up to which shadows fall, and are drawn beneath things
+_SHADOW_REACH, _CONTACT_REACH = 75.0, 55.0
+_NOISE_SHAPE = (256, 512)
+
+
+@dataclass(frozen=True)
+class View:
+    """What one camera sees.  image: [H, W, 3] uint8 BGR.
+
+    owners: [H, W] int16, number of the object at each pixel, -1 for ground and sky; drawn in place, so good until the
+    next picture.  seen, extent: [O] pixels of each object that show, and that would show if nothing hid it (0 unless
+    asked for).
+    """
+
+    image: np.ndarray
+    owners: np.ndarray
+    seen: np.ndarray
+    extent: np.ndarray
+
+
+class Photographer:
+    """Takes a scene's pictures with one rig."""
+
+    def __init__(self, world: World, rig: int, settings: SynthSettings, rng: np.random.Generator) -> None:
+        """Prepare what does not depend on time: exposure, noise, vignette, drops on the lenses."""
+        self._world, self._mounts, self._size = world, RIGS[rig], settings.image_size
+        self._canvas = new_canvas(settings.image_size, len(world.solids.classes))
+        width, height = settings.image_size
+        y, x = np.mgrid[0:height, 0:width]
+        r = np.hypot((x - width / 2) / (width / 2), (y - height / 2) / (width / 2))
+        self._vignette = (256 * (1 - 0.16 * np.clip(r, 0, 1.2) ** 2.5)).astype(np.int32)
+        channels = [channel for channel in self._mounts if channel.startswith("CAM_")]
+        gains = {channel: 256 * rng.uniform(0.94, 1.06) * rng.uniform(0.98, 1.02, 3) for channel in channels}
+        self._gains = {channel: gain.astype(np.int32) for channel, gain in gains.items()}
+        self._curve = np.rint(255 * np.linspace(0, 1, 256) ** rng.uniform(0.66, 0.86)).astype(np.int32)
+        strength = 2.0 + 3.5 * world.light.night
+        rows, columns = _NOISE_SHAPE
+        grain = 0.75 * rng.normal(0, strength, (rows, columns + width, 1)) + 0.5 * rng.normal(
+            0, strength, (rows, columns + width, 3)
+        )
+        self._noise = np.rint(grain).astype(np.int8)  # [rows, columns + W, 3]
+        self._drops = {
+            channel: _drops(rng, settings.image_size) if world.weather == "rain" else () for channel in channels
+        }
+        self._bonnet = {"CAM_BACK": _bonnet(settings.image_size)}
+
+    def camera(self, channel: str, ego2global: np.ndarray) -> Camera:
+        """Return the camera in the world."""
+        mount = self._mounts[channel]
+        global2sensor = invert_transform(ego2global @ mount.sensor2ego)
+        k = mount.camera_matrix(self._size)
+        position = np.ascontiguousarray(-global2sensor[:3, :3].T @ global2sensor[:3, 3])
+        return Camera(np.ascontiguousarray(global2sensor[:3, :3]), position, k[0, 0], k[1, 1], k[0, 2], k[1, 2])
+
+    def take(self, channel: str, time: float, with_extent: bool = False) -> View:
+        """Take a picture at a time (s) of the scene.  with_extent: count what is hidden too."""
+        world, canvas = self._world, self._canvas
+        camera = self.camera(channel, world.ego2global(time))
+        draw(world, world.solids_at(time), world.poses_at(time), camera, canvas, with_extent)
+        seen = (
+            np.bincount(canvas.owners[canvas.owners >= 0], minlength=len(canvas.extent))
+            if with_extent
+            else canvas.extent
+        )
+        image = self._develop(channel, time)
+        return View(image, canvas.owners, seen, canvas.extent.copy())
+
+    def _develop(self, channel: str, time: float) -> np.ndarray:
+        """Return the picture as it comes out of the camera."""
+        image = cv2.GaussianBlur(self._canvas.colors, (3, 3), 0.55 * self._size[0] / 1600 + 0.05)
+        for x, y, radius in self._drops[channel]:
+            _blur_drop(image, x, y, radius)
+        if channel in self._bonnet:
+            mask, color = self._bonnet[channel]
+            tone = np.clip(color * self._world.light.skylight * 1.25, 0, 1) * 255
+            image[mask] = tone.astype(np.uint8)
+        jump = 7919 * round(time * 1e6) % (1 << 20)  # another piece of the noise every time
+        _expose(image, self._curve, self._vignette, self._gains[channel], self._noise, jump)
+        return image
+
+
+def draw(world: World, solids: Solids, poses: Poses, camera: Camera, canvas: Canvas, with_extent: bool = False) -> None:
+    """Draw a scene into a canvas; the ego car, which is the last object, throws its shadow alone."""
+    clear(canvas)
+    starts = solids.object_parts[:-1]
+    distance = np.linalg.norm(poses.translations[starts] - camera.position, axis=1)
+    order = np.argsort(distance, kind="stable")
+    light, others = world.light, order[order != len(starts) - 1]
+    sun_share = float(
+        light.sunshine.mean() * light.sun[2] / (light.sunshine.mean() * light.sun[2] + light.skylight.mean())
+    )
+    if sun_share > 0.05:
+        draw_shadows(solids, poses, camera, light.sun, 165, order, _SHADOW_REACH, canvas)
+    draw_contacts(solids, poses, camera, order, _CONTACT_REACH, canvas)
+    cv2.blur(canvas.shadows, (5, 5), dst=canvas.shadows)
+    draw_objects(solids, poses, camera, light, world.ground.texture, others, with_extent, canvas)
+    draw_background(world.ground, camera, light, canvas)
+
+
+@kernel
+def _expose(
+    image: np.ndarray, curve: np.ndarray, vignette: np.ndarray, gain: np.ndarray, noise: np.ndarray, jump: int
+) -> None:
+    """Apply the tone curve [256], darken towards the corners and add noise, in place.
+
+    gain: [3] and vignette: [H, W] in 1 / 256.
+    """
+    rows, columns = noise.shape[0], noise.shape[1] - image.shape[1]
+    for y in range(image.shape[0]):
+        grain, first = noise[(y + jump) % rows], (jump + 97 * y) % columns
+        for x in range(image.shape[1]):
+            for k in range(3):
+                value = (curve[image[y, x, k]] * vignette[y, x] * gain[k] >> 16) + grain[first + x, k]
+                image[y, x, k] = min(max(value, 0), 255)
+
+
+def _drops(rng: np.random.Generator, image_size: tuple[int, int]) -> tuple[tuple[int, int, int], ...]:
+    """Return x, y, radius (pixels) of the drops on a lens."""
+    width, height = image_size
+    count = int(rng.integers(3, 14))
+    radii = rng.uniform(0.010, 0.035, count) * width
+    return tuple((int(rng.integers(width)), int(rng.integers(height)), max(2, int(radius))) for radius in radii)
+
+
+def _blur_drop(image: np.ndarray, x: int, y: int, radius: int) -> None:
+    """Show the world blurred and upside down through a drop, in place."""
+    height, width = image.shape[:2]
+    x0, x1, y0, y1 = max(x - radius, 0), min(x + radius, width), max(y - radius, 0), min(y + radius, height)
+    if x1 - x0 < 3 or y1 - y0 < 3:
+        return
+    patch = image[y0:y1, x0:x1]
+    seen = cv2.blur(patch[::-1], (2 * (radius // 3) + 1,) * 2).astype(np.float32) * 0.6 + cv2.blur(patch, (9, 9)) * 0.42
+    v, u = np.mgrid[y0:y1, x0:x1]
+    share = np.clip((1 - np.hypot(u - x, v - y) / radius) * 2.5, 0, 0.9)[..., None]
+    image[y0:y1, x0:x1] = np.clip(patch * (1 - share) + seen * share, 0, 255).astype(np.uint8)
+
+
+def _bonnet(image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the car's own tail shows in the back camera, [H, W] bool, and its colour [n, 3] there."""
+    width, height = image_size
+    y, x = np.mgrid[0:height, 0:width]
+    u = (x - width / 2) / (width / 2)
+    edge = height * (0.965 + 0.03 * u**2 + 0.05 * np.clip(np.abs(u) - 0.75, 0, 1) * 4)
+    mask = y > edge
+    depth = ((y - edge) / (0.05 * height))[mask]
+    tone = 0.62 + 0.25 * np.exp(-((depth - 0.25) ** 2) * 18)
+    return mask, tone[:, None] * np.array([1.0, 0.99, 0.98])
+
+
+def visibility(seen: float, extent: float) -> str:
+    """Return nuScenes' visibility token of an object with so many pixels to be seen, of so many it has."""
+    share = seen / extent if extent > 0 else 0.0
+    return "1" if share < 0.4 else "2" if share < 0.6 else "3" if share < 0.8 else "4"

@@ -1,0 +1,127 @@
+"""The tables of nuScenes (Caesar et al., CVPR 2020) for made-up scenes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bev_perception.data.nuscenes import TABLES
+from bev_perception.synth.settings import CAMERAS, LIDAR, SPLITS, VAL_EVERY, VERSION
+
+Row = dict[str, Any]
+#: tables that each scene adds rows to; the others are the same for all
+SCENE_TABLES = (
+    "calibrated_sensor",
+    "ego_pose",
+    "instance",
+    "log",
+    "map",
+    "sample",
+    "sample_annotation",
+    "sample_data",
+    "scene",
+)
+CATEGORIES = (
+    "human.pedestrian.adult",
+    "human.pedestrian.child",
+    "human.pedestrian.construction_worker",
+    "human.pedestrian.police_officer",
+    "movable_object.barrier",
+    "movable_object.pushable_pullable",
+    "movable_object.trafficcone",
+    "vehicle.bicycle",
+    "vehicle.bus.bendy",
+    "vehicle.bus.rigid",
+    "vehicle.car",
+    "vehicle.construction",
+    "vehicle.motorcycle",
+    "vehicle.trailer",
+    "vehicle.truck",
+)
+ATTRIBUTES = (
+    "cycle.with_rider",
+    "cycle.without_rider",
+    "pedestrian.moving",
+    "pedestrian.sitting_lying_down",
+    "pedestrian.standing",
+    "vehicle.moving",
+    "vehicle.parked",
+    "vehicle.stopped",
+)
+_LEVELS = {"1": "v0-40", "2": "v40-60", "3": "v60-80", "4": "v80-100"}
+
+
+def token_of(*what: object) -> str:
+    """Return the token of something, 32 hexadecimal digits; the same thing has always the same."""
+    return hashlib.blake2b("/".join(map(str, what)).encode(), digest_size=16).hexdigest()
+
+
+def category_token(name: str) -> str:
+    """Return the token of a category."""
+    return token_of("category", name)
+
+
+def attribute_token(name: str) -> str:
+    """Return the token of an attribute."""
+    return token_of("attribute", name)
+
+
+def sensor_token(channel: str) -> str:
+    """Return the token of a sensor."""
+    return token_of("sensor", channel)
+
+
+def linked(rows: Sequence[Row]) -> list[Row]:
+    """Fill in prev and next of rows that follow one another."""
+    for k, row in enumerate(rows):
+        row["prev"] = rows[k - 1]["token"] if k else ""
+        row["next"] = rows[k + 1]["token"] if k + 1 < len(rows) else ""
+    return list(rows)
+
+
+def _common() -> dict[str, list[Row]]:
+    """Return the tables that do not depend on the scenes."""
+    return {
+        "category": [{"token": category_token(name), "name": name, "description": ""} for name in CATEGORIES],
+        "attribute": [{"token": attribute_token(name), "name": name, "description": ""} for name in ATTRIBUTES],
+        "visibility": [
+            {"token": token, "level": level, "description": f"visibility of whole object is {level[1:]} %"}
+            for token, level in _LEVELS.items()
+        ],
+        "sensor": [
+            {"token": sensor_token(channel), "channel": channel, "modality": "lidar" if channel == LIDAR else "camera"}
+            for channel in (*CAMERAS, LIDAR)
+        ],
+    }
+
+
+def splits_of(names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the splits of scenes in their order, as nuscenes-devkit reads splits of one's own from splits.json."""
+    train, val = SPLITS
+    return {
+        train: [name for k, name in enumerate(names) if k % VAL_EVERY],
+        val: [name for k, name in enumerate(names) if k % VAL_EVERY == 0],
+    }
+
+
+def write_tables(root: Path, scenes: Iterable[dict[str, list[Row]]]) -> None:
+    """Write all tables and splits.json.  scenes: rows by table (SCENE_TABLES), scene by scene."""
+    tables: dict[str, list[Row]] = {name: [] for name in TABLES} | _common()
+    for scene in scenes:
+        for name in SCENE_TABLES:
+            tables[name] += scene[name]
+    directory = root / VERSION
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, rows in tables.items():
+        write_json(directory / f"{name}.json", rows)
+    write_json(directory / "splits.json", splits_of([row["name"] for row in tables["scene"]]))
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a file that appears when it is complete."""
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(json.dumps(document))
+    partial.replace(path)
