@@ -178,10 +178,15 @@ def assigned(run, output):
     return found
 
 
+#: float32 in every mode, and float64, several times as slow, in the one that is the quickest; the others are slow tests
+RUNS = [(mode, torch.float32) for mode in MODES] + [
+    pytest.param(mode, torch.float64, marks=[pytest.mark.slow] if mode != "nodn" else []) for mode in MODES
+]
+
+
 @parametrize(reason_to_skip)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("mode", MODES)
-def test_training(case, dtype, mode):
+@pytest.mark.parametrize(("mode", "dtype"), RUNS, ids=lambda value: str(value).removeprefix("torch."))
+def test_training(case, mode, dtype):
     run = Run(case, dtype)
     output, losses, inputs = run(mode)
     problems = problems_of_losses(run, mode, losses) | problems_of_gradients(run, mode)
