@@ -25,6 +25,7 @@ NOT_RUN = {
     "make demo": "makes the virtual environment; test/ros/test_demo.py runs the demo",
     "cd ~/ws/src": "needs a ROS 2 distribution with rosdep and colcon",
     "bag_player --ros-args": "needs rclpy and goes on for ever; test/ros/test_bag_player.py runs the player",
+    "bev_perception synth": "compiles for minutes; test/synth",
     "bev_perception train": "needs nuScenes, and days",
     "bev_perception eval --bag": "needs a bag of nuScenes; test/evaluation/test_replay.py",
     "bev_perception bench": "takes minutes; test/evaluation/test_timing.py",

@@ -7,6 +7,13 @@ from bev_perception.synth.generate import generate
 from bev_perception.synth.world import make_world
 
 
+def pytest_collection_modifyitems(items):
+    """Mark every test of this directory: to compile the loops of the world takes minutes on a fresh machine."""
+    for item in items:
+        if "/test/synth/" in str(item.path):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def dataroot(tmp_path_factory):
     """Two scenes of four key frames. Not to be changed by tests."""
