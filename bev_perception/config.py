@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
 from typing import Any
 
 import yaml
+
+from bev_perception.strict import ConfigError, from_dict
 
 NUSCENES_CLASSES = (
     "car",
@@ -45,10 +44,6 @@ OCC3D_CLASSES = (
     "vegetation",
     "free",
 )
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the file, the key and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -163,17 +158,24 @@ class EVA02Config:
 class BackboneConfig:
     """type: "resnet", "vovnet" or "eva02".  depth: its depth; of "eva02", the number of blocks.
 
-    eva02: what else there is to say about "eva02".
+    width: of the first stage of "resnet", channels.  first_level: stages of "resnet" before the first whose map is
+    given: 0 begins at 1/4 of the image's size, 1 at 1/8.  eva02: what else there is to say about "eva02".
     """
 
     type: str = "resnet"
     depth: int = 50
+    width: int = 64
+    first_level: int = 0
     eva02: EVA02Config = field(default_factory=EVA02Config)
 
     def __post_init__(self) -> None:
         """Check the values that a type cannot."""
         if self.depth < 1:
             raise ConfigError(f"backbone.depth is {self.depth}; it must be positive")
+        if self.width < 1 or not 0 <= self.first_level <= 3:
+            raise ConfigError("backbone.width must be positive, backbone.first_level must be one of 0, 1, 2, 3")
+        if self.type != "resnet" and (self.width, self.first_level) != (64, 0):
+            raise ConfigError(f"backbone: a {self.type!r} has no width and no first_level to choose; remove them")
         if self.type != "eva02" and self.eva02 != EVA02Config():
             raise ConfigError(f"backbone.eva02 has no meaning for a backbone of type {self.type!r}; remove it")
 
@@ -298,7 +300,11 @@ class BevAugmentationConfig:
 class TrainingConfig:
     """How the variant is trained, apart from where; the defaults are SparseBEV's (Liu et al., ICCV 2023).
 
-    epochs: passes over the data.  resize: limits of the random resize of the images (1: as they are).
+    epochs: passes over the data.  resize: limits of the random resize of images as wide as nuScenes' (1: as they are);
+    others are resized to the same widths.
+    encoder: what training changes of backbone and neck: "finetune", all but the backbone's first layers and the
+    statistics of its norms; "scratch", everything; "frozen", nothing.
+    perspective_weight: of the losses of the perspective head, for models that have one.
     batch: samples a step, of all processes together.  lr: at the top of the schedule; it falls along a cosine, epoch by
     epoch, to lr * min_lr_ratio.  warmup_steps: over which it rises, from lr * warmup_ratio.
     lr_drop_epochs: if there are any, lr does not follow the cosine but is multiplied by lr_drop after so many epochs.
@@ -313,6 +319,8 @@ class TrainingConfig:
 
     epochs: int
     resize: tuple[float, float]
+    encoder: str = "finetune"
+    perspective_weight: float = 1.0
     batch: int = 8
     lr: float = 2e-4
     min_lr_ratio: float = 1e-3
@@ -334,6 +342,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Check the values that a type cannot."""
+        if self.encoder not in ("finetune", "scratch", "frozen"):
+            raise ConfigError(f"training.encoder is {self.encoder!r}; it must be 'finetune', 'scratch' or 'frozen'")
         if min(self.epochs, self.batch, *self.lr_drop_epochs) < 1:
             raise ConfigError("training: epochs, batch and lr_drop_epochs must be positive")
         if min(self.lr, self.lr_drop, self.clip_norm, *self.resize) <= 0:
@@ -360,7 +370,10 @@ class Provenance:
 
 @dataclass(frozen=True)
 class VariantConfig:
-    """One variant: the facts of a model, apart from where and how it is deployed."""
+    """One variant: the facts of a model, apart from where and how it is deployed.
+
+    perspective: whether the model has a perspective head, which training supervises.
+    """
 
     name: str
     family: str
@@ -372,6 +385,7 @@ class VariantConfig:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     reference_frame: ReferenceFrameConfig = field(default_factory=ReferenceFrameConfig)
     class_names: tuple[str, ...] = NUSCENES_CLASSES
+    perspective: bool = False
     training: TrainingConfig | None = None
     provenance: Provenance = field(default_factory=Provenance)
 
@@ -388,58 +402,6 @@ class VariantConfig:
         if not isinstance(self.head, SparseOccHeadConfig):
             raise ConfigError(f"{self.name} is a variant of {self.family}, which gives no occupancy; choose another")
         return self.head
-
-
-def from_dict(cls: type, values: Any, where: str = "") -> Any:
-    """Build the dataclass `cls` from plain values, strictly.
-
-    Raises ConfigError for an unknown key (naming the nearest), a missing key or a value of a wrong type.
-    """
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where or cls.__name__}: expected a mapping, got {type(values).__name__}")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for key in values:
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(fields)}"
-            raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
-    missing = [
-        name
-        for name, f in fields.items()
-        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise ConfigError(f"{where}: missing key {', '.join(map(repr, missing))}")
-    hints = typing.get_type_hints(cls)
-    return cls(**{key: _convert(hints[key], value, f"{where}.{key}".lstrip(".")) for key, value in values.items()})
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return value  # built already, see _variant_from
-    if typing.get_origin(hint) in (UnionType, typing.Union):
-        if value is None:
-            return None
-        hint = next(a for a in typing.get_args(hint) if a is not type(None))
-    if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, where)
-    if typing.get_origin(hint) is tuple:
-        return _convert_tuple(typing.get_args(hint), value, where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
-    return value
-
-
-def _convert_tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise ConfigError(f"{where}: expected a list, got {value!r}")
-    if items[-1] is Ellipsis:
-        items = (items[0],) * len(value)
-    if len(items) != len(value):
-        raise ConfigError(f"{where}: expected {len(items)} values, got {len(value)}")
-    return tuple(_convert(item, v, f"{where}[{i}]") for i, (item, v) in enumerate(zip(items, value, strict=True)))
 
 
 def variants_directory() -> Path:

@@ -26,6 +26,7 @@ from bev_perception.models.layers import (
     decode_centers,
     inverse_sigmoid,
 )
+from bev_perception.models.perspective import PerspectiveHead
 from bev_perception.ops.sampling import LevelsByFrame, sample_features
 from bev_perception.types import ModelInput
 
@@ -219,6 +220,9 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
         self.legacy_boxes = False
         frames = 1 + config.frames.past + config.frames.future
         self.pts_bbox_head = SparseBEVHead(config.detector, len(config.class_names), frames)
+        self.perspective_head: PerspectiveHead | None = None
+        if config.perspective:
+            self.perspective_head = PerspectiveHead(config.neck.out_channels, len(config.class_names))
 
     def detect(
         self,

@@ -115,6 +115,7 @@ def _check(config: VariantConfig) -> None:
     first = math.prod(size // side for size in head.occ_size)
     rules = [
         (not config.reference_frame.is_lidar, "reference_frame.sensor must be 'base_link', the frame of the grid"),
+        (not config.perspective, "perspective must be false; only detectors have such a head"),
         (config.class_names[-1] == "free", f"the last of class_names ({config.class_names[-1]}) must be 'free'"),
         (all(size % side == 0 for size in head.occ_size), f"head.occ_size {head.occ_size} must be multiples of {side}"),
         (head.num_points % ratio == 0, f"head.num_points ({head.num_points}) must be a multiple of {ratio}"),

@@ -27,6 +27,7 @@ _CELL = OCC3D_GRID.resolution
 _SHAPE = OCC3D_GRID.shape
 #: pixels of 1600x900 between the rays that say what a camera sees
 _PIXELS = 7
+_MAX_FACES = 128
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def fill(
     """Return the classes uint8 and the objects int16 (-1: none) of all voxels."""
     semantics = np.full(_SHAPE, FREE, np.uint8)
     owners = np.full(_SHAPE, -1, np.int16)
+    planes = np.empty((_MAX_FACES, 5))
     _fill_ground(semantics, ground, ego2global)
     # scenery first: where both reach into a voxel, the thing is what matters
     for things in (False, True):
@@ -102,7 +104,7 @@ def fill(
             if not present[o] or (solids.classes[o] < _THINGS) != things:
                 continue
             for p in range(solids.object_parts[o], solids.object_parts[o + 1]):
-                _fill_part(semantics, owners, solids, poses, o, p, global2ego)
+                _fill_part(semantics, owners, solids, poses, o, p, global2ego, planes)
     return semantics, owners
 
 
@@ -120,6 +122,20 @@ def _fill_ground(semantics: np.ndarray, ground: Ground, ego2global: np.ndarray) 
                 semantics[i, j, k] = kind
 
 
+@hot
+def _cells(
+    solids: Solids, poses: Poses, p: int, global2ego: np.ndarray, axis: int, origin: float, count: int
+) -> tuple[int, int]:
+    """Return the first cell and the one after the last along an axis that a part reaches into."""
+    low, high, at, r = 1e9, -1e9, poses.translations[p], poses.rotations[p]
+    for v in range(solids.part_vertices[p], solids.part_vertices[p + 1]):
+        x, y, z = turned(r, solids.vertices[v, 0], solids.vertices[v, 1], solids.vertices[v, 2])
+        x, y, z = x + at[0], y + at[1], z + at[2]
+        place = global2ego[axis, 0] * x + global2ego[axis, 1] * y + global2ego[axis, 2] * z + global2ego[axis, 3]
+        low, high = min(low, place), max(high, place)
+    return max(0, math.floor((low - origin) / _CELL)), min(count, math.floor((high - origin) / _CELL) + 1)
+
+
 @kernel
 def _fill_part(
     semantics: np.ndarray,
@@ -129,50 +145,40 @@ def _fill_part(
     o: int,
     p: int,
     global2ego: np.ndarray,
+    planes: np.ndarray,
 ) -> None:
     """Fill the voxels that a hull's surface reaches into; free those wholly within it.
 
+    planes: [_MAX_FACES, 5], to be written over.
+
     A cube is apart from a hull if it lies beyond one of the hull's planes; near sharp edges the test is generous.
     """
-    at, r = poses.translations[p], poses.rotations[p]
-    low, high = np.full(3, 1e9), np.full(3, -1e9)
-    for v in range(solids.part_vertices[p], solids.part_vertices[p + 1]):
-        x, y, z = turned(r, solids.vertices[v, 0], solids.vertices[v, 1], solids.vertices[v, 2])
-        place = turned(global2ego, x + at[0], y + at[1], z + at[2])
-        for k in range(3):
-            low[k] = min(low[k], place[k] + global2ego[k, 3])
-            high[k] = max(high[k], place[k] + global2ego[k, 3])
-    first, last = np.empty(3, np.int64), np.empty(3, np.int64)
-    for k in range(3):
-        first[k] = max(0, math.floor((low[k] - _ORIGIN[k]) / _CELL))
-        last[k] = min(_SHAPE[k] - 1, math.floor((high[k] - _ORIGIN[k]) / _CELL))
-        if first[k] > last[k]:
-            return
-    start, end = solids.part_faces[p], solids.part_faces[p + 1]
-    planes = np.empty((end - start, 4))
-    for f in range(start, end):
-        nx, ny, nz = turned(r, solids.planes[f, 0], solids.planes[f, 1], solids.planes[f, 2])
-        offset = solids.planes[f, 3] + nx * at[0] + ny * at[1] + nz * at[2]
+    i0, i1 = _cells(solids, poses, p, global2ego, 0, _ORIGIN[0], _SHAPE[0])
+    j0, j1 = _cells(solids, poses, p, global2ego, 1, _ORIGIN[1], _SHAPE[1])
+    k0, k1 = _cells(solids, poses, p, global2ego, 2, _ORIGIN[2], _SHAPE[2])
+    if i0 >= i1 or j0 >= j1 or k0 >= k1:
+        return
+    at, r, start = poses.translations[p], poses.rotations[p], solids.part_faces[p]
+    count = solids.part_faces[p + 1] - start
+    for f in range(count):
+        plane = solids.planes[start + f]
+        nx, ny, nz = turned(r, plane[0], plane[1], plane[2])
+        offset = plane[3] + nx * at[0] + ny * at[1] + nz * at[2]
         nx, ny, nz = turned(global2ego, nx, ny, nz)
         offset += nx * global2ego[0, 3] + ny * global2ego[1, 3] + nz * global2ego[2, 3]
-        planes[f - start, 0], planes[f - start, 1], planes[f - start, 2], planes[f - start, 3] = nx, ny, nz, offset
-    for i in range(first[0], last[0] + 1):
-        for j in range(first[1], last[1] + 1):
-            for k in range(first[2], last[2] + 1):
-                x, y, z = (
-                    _ORIGIN[0] + (i + 0.5) * _CELL,
-                    _ORIGIN[1] + (j + 0.5) * _CELL,
-                    _ORIGIN[2] + (k + 0.5) * _CELL,
-                )
+        planes[f, 0], planes[f, 1], planes[f, 2], planes[f, 3] = nx, ny, nz, offset
+        planes[f, 4] = 0.5 * _CELL * (abs(nx) + abs(ny) + abs(nz))  # how far a cube reaches along the normal
+    for i in range(i0, i1):
+        for j in range(j0, j1):
+            for k in range(k0, k1):
+                x, y, z = _ORIGIN[0] + (i + 0.5) * _CELL, _ORIGIN[1] + (j + 0.5) * _CELL, _ORIGIN[2] + (k + 0.5) * _CELL
                 outside, deep = False, True
-                for f in range(len(planes)):
-                    nx, ny, nz = planes[f, 0], planes[f, 1], planes[f, 2]
-                    distance = nx * x + ny * y + nz * z - planes[f, 3]
-                    reach = 0.5 * _CELL * (abs(nx) + abs(ny) + abs(nz))
-                    if distance > reach - 1e-6:
+                for f in range(count):
+                    distance = planes[f, 0] * x + planes[f, 1] * y + planes[f, 2] * z - planes[f, 3]
+                    if distance > planes[f, 4] - 1e-6:
                         outside = True
                         break
-                    if distance > -reach - 1e-6:
+                    if distance > -planes[f, 4] - 1e-6:
                         deep = False
                 if outside:
                     continue

@@ -326,7 +326,7 @@ class _SceneMaker:
         fine = cv2.warpAffine(edges, pixel2cell, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
         path = self._root / self._map_file()
         path.parent.mkdir(parents=True, exist_ok=True)
-        mask = np.where(fine < pavement, 255, 0).astype(np.uint8)[::-1]
+        mask = np.uint8(255) * (fine < pavement)[::-1]
         path.write_bytes(cv2.imencode(".png", mask)[1].tobytes())
 
 

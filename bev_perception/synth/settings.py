@@ -40,7 +40,7 @@ class SynthSettings:
     seed: int = 0
     camera_rate: int = 12
     image_size: tuple[int, int] = (1600, 900)
-    jpeg_quality: int = 88
+    jpeg_quality: int = 84
 
     def __post_init__(self) -> None:
         """Check the values."""

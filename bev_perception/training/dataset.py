@@ -22,6 +22,8 @@ from bev_perception.training.truths import open_truths
 
 LOG = logging.getLogger(__name__)
 
+#: pixels, of the images that recipes of training are written for
+NUSCENES_WIDTH = 1600
 #: samples tried in the place of one that cannot be used, before that is an error
 MAX_REPLACEMENTS = 20
 
@@ -74,8 +76,14 @@ class NuScenesTraining:
         records, recipe = self._records, self._recipe
         queue = training_queue(records, index, self._config.frames, rng)
         calibration = records.images(queue[0])[0].calibration
+        ratio = NUSCENES_WIDTH / calibration.width
+        low, high = recipe.resize
         transform = draw_image_transform(
-            rng, (calibration.height, calibration.width), self._config.image, recipe.resize, recipe.image_flip
+            rng,
+            (calibration.height, calibration.width),
+            self._config.image,
+            (low * ratio, high * ratio),
+            recipe.image_flip,
         )
         world = draw_bev(rng, recipe.bev)
         truth = self._truths.read(index, world)

@@ -24,13 +24,21 @@ from bev_perception.precision import PRECISIONS
 from bev_perception.preprocess import normalize_images
 from bev_perception.training.losses import detection_losses, loss_names
 from bev_perception.training.occupancy_losses import class_weights, occupancy_loss_names, occupancy_losses
+from bev_perception.training.perspective import LOSS_NAMES as PERSPECTIVE_LOSSES
+from bev_perception.training.perspective import perspective_losses
 from bev_perception.training.samples import Batch, BoxTruth, OccupancyTruth, Truth
 from bev_perception.training.targets import draw_denoising, make_denoising
 
 
-def freeze(model: CameraModel) -> None:
-    """Take the parameters that the variant keeps as pretrained out of training."""
-    for parameter in model.img_backbone.frozen_parameters():
+def freeze(model: CameraModel, encoder: str) -> None:
+    """Take what TrainingConfig.encoder says out of training."""
+    if encoder == "scratch":
+        model.img_backbone.learns_statistics = True
+        return
+    frozen = model.img_backbone.frozen_parameters()
+    if encoder == "frozen":
+        frozen = [*model.img_backbone.parameters(), *model.img_neck.parameters()]
+    for parameter in frozen:
         parameter.requires_grad_(False)
 
 
@@ -134,13 +142,15 @@ class DetectionStep(TrainingStep[BoxTruth]):
         """Keep the model; `precision` must be a key of PRECISIONS."""
         super().__init__(model, recipe, precision)
         self.loss_names = loss_names(model.config.detector.num_layers, denoising=recipe.denoising_groups > 0)
+        if model.perspective_head is not None:
+            self.loss_names += PERSPECTIVE_LOSSES
 
     def decoder_passes(self) -> Iterable[nn.Module]:
         """Return the one layer that all passes share."""
         return (self.model.pts_bbox_head.decoder_layer,)
 
     def forward(self, batch: Batch[BoxTruth]) -> dict[str, Tensor]:
-        """Return detection_losses of the batch."""
+        """Return detection_losses of the batch, and perspective_losses of a model with such a head."""
         config = self.model.config
         generators = _generators(batch)
         draws = [
@@ -156,7 +166,12 @@ class DetectionStep(TrainingStep[BoxTruth]):
             views.image_size,
             None if denoising is None else denoising.queries,
         )
-        return detection_losses(output, batch.truths, denoising, self.model.pts_bbox_head.code_weights)
+        losses = detection_losses(output, batch.truths, denoising, self.model.pts_bbox_head.code_weights)
+        if self.model.perspective_head is not None:
+            seen = self.model.perspective_head(views.levels_by_frame[0][0])
+            dense = perspective_losses(seen, batch.truths, views.reference2image[:, 0], views.image_size)
+            losses |= {name: self.recipe.perspective_weight * loss for name, loss in dense.items()}
+        return losses
 
 
 class OccupancyStep(TrainingStep[OccupancyTruth]):

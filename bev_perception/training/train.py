@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bev_perception.checkpoints import load_checkpoint, load_pretrained
 from bev_perception.config import TrainingConfig, VariantConfig
 from bev_perception.models import build_model
+from bev_perception.models.camera_model import ENCODER_PARTS
 from bev_perception.precision import PRECISIONS
 from bev_perception.training.progress import Progress
 from bev_perception.training.samples import TrainingData, epoch_order, load_epoch
@@ -35,7 +36,8 @@ FP16_SCALE = 512.0
 class TrainSettings:
     """Where and how to train; what belongs to the variant is in its TrainingConfig.
 
-    out: directory for the weights, the state and the logs.  pretrained: file to fill the backbone from.
+    out: directory for the weights, the state and the logs.  pretrained: file to fill the backbone from, and the neck
+    if both are frozen.
     init: checkpoint of this very variant to start from.  resume: go on from the state in out.
     epochs, lr: other ones than the variant's.  batch: samples a step and process; unless given, the variant's batch is
     divided among the processes.  device: "auto", "cpu" or "cuda".
@@ -100,10 +102,11 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
         torch.manual_seed(settings.seed)
         model = build_model(config)
         if settings.pretrained is not None:
-            load_pretrained(model, settings.pretrained, "img_backbone")
+            for part in ENCODER_PARTS if recipe.encoder == "frozen" else ENCODER_PARTS[:1]:
+                load_pretrained(model, settings.pretrained, part)
         if settings.init is not None:
             load_checkpoint(model, settings.init)
-        freeze(model)
+        freeze(model, recipe.encoder)
         training_step = build_step(model, recipe, settings.precision).to(device).train()
         if settings.recompute:
             training_step.compute_twice()
@@ -197,6 +200,8 @@ def _check(config: VariantConfig, settings: TrainSettings) -> TrainingConfig:
         raise TrainingError("resume goes on with the weights that are there; leave out init and pretrained")
     if not settings.resume and (settings.out / STATE).exists():
         raise TrainingError(f"{settings.out} holds a training already; resume it, or choose another directory")
+    if config.training.encoder == "frozen" and not (settings.resume or settings.init or settings.pretrained):
+        raise TrainingError(f"{config.name} keeps backbone and neck as pretrained; give the file with pretrained")
     return config.training
 
 

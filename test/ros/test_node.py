@@ -63,7 +63,9 @@ def test_outputs_agree_with_each_other(start):
     while not markers:  # the node may learn of the subscription only now
         stamp = peer.send_set()
         detections = peer.wait_detection(stamp)
-    objects = next(m for m in peer.objects if m.header.stamp == detections.header.stamp)
+    sent = detections.header.stamp
+    wait_until(lambda: any(m.header.stamp == sent for m in peer.objects), 10, "the same set's objects")
+    objects = next(m for m in peer.objects if m.header.stamp == sent)
     assert detections.header.frame_id == objects.header.frame_id == "base_link"
     assert len(detections.detections) == len(objects.objects) == 50
     for detection, thing in zip(detections.detections, objects.objects, strict=True):

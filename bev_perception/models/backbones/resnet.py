@@ -12,11 +12,11 @@ from bev_perception.models.backbones.fixed_norm import FixedNormModule
 
 #: depth -> (bottlenecks, number of blocks of the four stages)
 _DEPTHS: dict[int, tuple[bool, tuple[int, int, int, int]]] = {
+    10: (False, (1, 1, 1, 1)),
     18: (False, (2, 2, 2, 2)),
     50: (True, (3, 4, 6, 3)),
     101: (True, (3, 4, 23, 3)),
 }
-_WIDTHS = (64, 128, 256, 512)
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -84,11 +84,14 @@ class Bottleneck(nn.Module):
 class ResNet(FixedNormModule):
     """A ResNet without its classifier.
 
-    depth: 18, 50 or 101 (ConfigError otherwise).  out_channels: of the four outputs.
-    Batch norm uses its stored statistics in evaluation and in training; its weights and biases can be trained.
+    depth: 10, 18, 50 or 101 (ConfigError otherwise).  width: of the stem and the first stage, channels; every later
+    stage has twice as many.  first_level: the stage, of 0 to 3, whose output is the first that is given.
+    out_channels: of the outputs.
+    Batch norm uses its stored statistics in evaluation and in training, unless learns_statistics; its weights and
+    biases can be trained.
     """
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, width: int = 64, first_level: int = 0) -> None:
         """Build the network with fresh weights."""
         super().__init__()
         if depth not in _DEPTHS:
@@ -97,17 +100,19 @@ class ResNet(FixedNormModule):
             )
         bottlenecks, blocks = _DEPTHS[depth]
         block = Bottleneck if bottlenecks else BasicBlock
-        self.out_channels = tuple(width * block.expansion for width in _WIDTHS)
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        widths = [width * 2**stage for stage in range(4)]
+        self.first_level = first_level
+        self.out_channels = tuple(w * block.expansion for w in widths[first_level:])
+        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        in_channels = 64
+        in_channels = width
         stages = []
-        for stage, (width, count) in enumerate(zip(_WIDTHS, blocks, strict=True)):
+        for stage, (stage_width, count) in enumerate(zip(widths, blocks, strict=True)):
             layers: list[nn.Module] = []
             for i in range(count):
-                layers.append(block(in_channels, width, stride=2 if i == 0 and stage > 0 else 1))
-                in_channels = width * block.expansion
+                layers.append(block(in_channels, stage_width, stride=2 if i == 0 and stage > 0 else 1))
+                in_channels = stage_width * block.expansion
             stages.append(nn.Sequential(*layers))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self._initialise()
@@ -133,10 +138,13 @@ class ResNet(FixedNormModule):
         return [block for stage in (self.layer1, self.layer2, self.layer3, self.layer4) for block in stage]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return C2 to C5, [B, out_channels[i], H / 2^(i+2), W / 2^(i+2)], of images [B, 3, H, W]."""
+        """Return C2 to C5, [B, channels, H / 2^i, W / 2^i] for i of 2 to 5, of images [B, 3, H, W].
+
+        Without the first `first_level` of them.
+        """
         x = self.maxpool(self.bn1(self.conv1(images)).relu_())
         outputs = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x)
             outputs.append(x)
-        return outputs
+        return outputs[self.first_level :]
