@@ -37,7 +37,7 @@ class Ground(NamedTuple):
     streets: [R, 6], the main street first: x, y, cos, sin of a crossing street's start, its half width, pavement.
     extents: [R, 2] first and last s.  medians: [R].
     lines: [R, _MAX_LINES, 5]: d, half width, period (0: solid), share painted, yellow; line_counts: [R].
-    hand: 1 or -1.  texture: [TEXTURE, TEXTURE, 2] noise in -1..1, fine and coarse.  seed: of the lots.
+    hand: 1 or -1.  texture: [TEXTURE, TEXTURE, 2] int8 noise, fine and coarse.  seed: of the lots.
     wear: 0..1, of the markings.  tone: [3] blue, green, red of the asphalt.  plots: [3] chances of grass, paving, soil.
     """
 
@@ -114,7 +114,7 @@ def _texture() -> np.ndarray:
     for sigma in (0.7, 6.0):
         wide = cv2.GaussianBlur(np.tile(noise, (3, 3)), (0, 0), sigma)[TEXTURE : 2 * TEXTURE, TEXTURE : 2 * TEXTURE]
         layers.append(np.clip(wide / (2.5 * wide.std()), -1, 1))
-    return np.ascontiguousarray(np.stack(layers, axis=-1), np.float32)
+    return np.rint(127 * np.stack(layers, axis=-1)).astype(np.int8)
 
 
 @hot
@@ -128,8 +128,8 @@ def coverage(distance: float, half_width: float, footprint: float) -> float:
 
 @hot
 def texture_at(texture: np.ndarray, layer: int, u: float, v: float) -> float:
-    """Return the noise at u, v, in texels."""
-    return texture[math.floor(v) & (TEXTURE - 1), math.floor(u) & (TEXTURE - 1), layer]
+    """Return the noise at u, v, in texels, -1..1."""
+    return texture[math.floor(v) & (TEXTURE - 1), math.floor(u) & (TEXTURE - 1), layer] * (1.0 / 127.0)
 
 
 @hot

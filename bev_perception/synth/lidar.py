@@ -11,7 +11,7 @@ import numpy as np
 
 from bev_perception.synth.compiled import hot, kernel
 from bev_perception.synth.ground import PAVEMENT, ROAD, Ground, edge_distance, kind_at
-from bev_perception.synth.rasterizer import Poses, turned, turned_back
+from bev_perception.synth.polygons import Poses, turned, turned_back
 from bev_perception.synth.roads import KERB
 from bev_perception.synth.solids import Solids
 

@@ -15,7 +15,7 @@ from bev_perception.config import OCC3D_CLASSES
 from bev_perception.geometry import invert_transform
 from bev_perception.synth.compiled import hot, kernel
 from bev_perception.synth.ground import Ground, kind_at
-from bev_perception.synth.rasterizer import Poses, turned
+from bev_perception.synth.polygons import Poses, turned
 from bev_perception.synth.solids import Solids
 from bev_perception.types import OCC3D_GRID
 

@@ -9,10 +9,9 @@ import numpy as np
 
 from bev_perception.geometry import invert_transform
 from bev_perception.synth.compiled import kernel
+from bev_perception.synth.polygons import Camera, Poses
 from bev_perception.synth.rasterizer import (
-    Camera,
     Canvas,
-    Poses,
     clear,
     draw_background,
     draw_contacts,

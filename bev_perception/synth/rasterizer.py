@@ -12,37 +12,16 @@ import numpy as np
 
 from bev_perception.synth.compiled import hot, kernel
 from bev_perception.synth.ground import Ground, edge_distance
+from bev_perception.synth.polygons import Camera, Poses, outside_view, project_polygon, row_range, row_span, turned
 from bev_perception.synth.roads import KERB
 from bev_perception.synth.shading import Light, ground_color, is_hole, mixed, sky_at, surface_color
 from bev_perception.synth.shapes import Material
 from bev_perception.synth.solids import Solids
 
-#: m, the clipping plane before a camera
-NEAR = 0.15
-#: m beyond which objects are not drawn
-FAR = 220.0
 _MAX_CORNERS, _MAX_VERTICES = 32, 128
 _NOTHING, _PIERCED = -1, int(Material.LEAVES)
 #: sine of the elevation at which the ground gives way to the skyline
 _HORIZON = 0.0015
-
-
-class Camera(NamedTuple):
-    """A camera in the world.  rotation: [3, 3] world to camera.  position: [3].  focal, cx, cy: pixels."""
-
-    rotation: np.ndarray
-    position: np.ndarray
-    fx: float
-    fy: float
-    cx: float
-    cy: float
-
-
-class Poses(NamedTuple):
-    """Where the parts of Solids are: rotations [P, 3, 3] and translations [P, 3], object to world."""
-
-    rotations: np.ndarray
-    translations: np.ndarray
 
 
 class Canvas(NamedTuple):
@@ -81,82 +60,6 @@ def clear(canvas: Canvas) -> None:
     canvas.shadows.fill(255)
     canvas.marks.fill(_NOTHING)
     canvas.extent.fill(0)
-
-
-@hot
-def outside_view(camera: Camera, x: float, y: float, z: float, radius: float, width: int, height: int) -> bool:
-    """Whether a ball, its middle in the camera frame, is out of the picture for certain."""
-    if z < -radius or z > FAR + radius:
-        return True
-    tx = max(camera.cx, width - camera.cx) / camera.fx
-    ty = max(camera.cy, height - camera.cy) / camera.fy
-    return abs(x) - tx * z > radius * math.sqrt(1 + tx * tx) or abs(y) - ty * z > radius * math.sqrt(1 + ty * ty)
-
-
-@hot
-def project_polygon(camera: Camera, polygon: np.ndarray, count: int, pixels: np.ndarray) -> int:
-    """Clip a polygon [count, 3] of the camera frame at the near plane; write its corners' pixels, return their number.
-
-    Sutherland and Hodgman, CACM 1974, for one plane.
-    """
-    kept = 0
-    for i in range(count):
-        j = (i + 1) % count
-        za, zb = polygon[i, 2], polygon[j, 2]
-        if za >= NEAR:
-            pixels[kept, 0] = camera.fx * polygon[i, 0] / za + camera.cx
-            pixels[kept, 1] = camera.fy * polygon[i, 1] / za + camera.cy
-            kept += 1
-        if (za >= NEAR) != (zb >= NEAR):
-            t = (NEAR - za) / (zb - za)
-            pixels[kept, 0] = camera.fx * (polygon[i, 0] + t * (polygon[j, 0] - polygon[i, 0])) / NEAR + camera.cx
-            pixels[kept, 1] = camera.fy * (polygon[i, 1] + t * (polygon[j, 1] - polygon[i, 1])) / NEAR + camera.cy
-            kept += 1
-    return kept
-
-
-@hot
-def row_span(pixels: np.ndarray, count: int, y: int, width: int) -> tuple[int, int]:
-    """Return the first pixel and the one after the last of a convex polygon in row y."""
-    low, high = 1e9, -1e9
-    for i in range(count):
-        j = (i + 1) % count
-        ya, yb = pixels[i, 1], pixels[j, 1]
-        if (ya <= y) != (yb <= y):
-            x = pixels[i, 0] + (y - ya) * (pixels[j, 0] - pixels[i, 0]) / (yb - ya)
-            low, high = min(low, x), max(high, x)
-    if high < low:
-        return 0, 0
-    return int(max(0.0, math.ceil(low))), int(min(float(width), math.ceil(high)))
-
-
-@hot
-def row_range(pixels: np.ndarray, count: int, height: int) -> tuple[int, int]:
-    """Return the first row of a polygon and the one after the last."""
-    low, high = 1e9, -1e9
-    for i in range(count):
-        low, high = min(low, pixels[i, 1]), max(high, pixels[i, 1])
-    return int(max(0.0, math.ceil(low))), int(min(float(height), math.ceil(high)))
-
-
-@hot
-def turned(m: np.ndarray, x: float, y: float, z: float) -> tuple[float, float, float]:
-    """Return a [3, 3] matrix times a vector; for so few numbers quicker than the general product."""
-    return (
-        m[0, 0] * x + m[0, 1] * y + m[0, 2] * z,
-        m[1, 0] * x + m[1, 1] * y + m[1, 2] * z,
-        m[2, 0] * x + m[2, 1] * y + m[2, 2] * z,
-    )
-
-
-@hot
-def turned_back(m: np.ndarray, x: float, y: float, z: float) -> tuple[float, float, float]:
-    """Return the transpose of a [3, 3] matrix times a vector."""
-    return (
-        m[0, 0] * x + m[1, 0] * y + m[2, 0] * z,
-        m[0, 1] * x + m[1, 1] * y + m[2, 1] * z,
-        m[0, 2] * x + m[1, 2] * y + m[2, 2] * z,
-    )
 
 
 @hot
@@ -341,7 +244,9 @@ def _mirrored(
     else:
         s = light.skylight
         image = (0.28 * s[0], 0.29 * s[1], 0.30 * s[2])
-    glint = max(0.0, wx * light.sun[0] + wy * light.sun[1] + wz * light.sun[2]) ** 60
+    glint = max(0.0, wx * light.sun[0] + wy * light.sun[1] + wz * light.sun[2])
+    for _ in range(6):  # to the power of 64
+        glint *= glint
     shine = 0.5 * mirror * glint * light.sunshine[2]
     color = mixed(color, image, share)
     return color[0] + shine, color[1] + shine, color[2] + shine
@@ -350,7 +255,8 @@ def _mirrored(
 @hot
 def _put(colors: np.ndarray, y: int, x: int, color: tuple[float, float, float], light: Light, distance: float) -> None:
     """Write a colour as it looks through `distance` m of air."""
-    clear_share = math.exp(-distance * light.haze_density)
+    depth = distance * light.haze_density
+    clear_share = 1.0 / (1.0 + depth + 0.5 * depth * depth)  # nearly exp(-depth), and quicker
     for k in range(3):
         value = color[k] * clear_share + light.haze[k] * (1 - clear_share)
         colors[y, x, k] = int(min(max(255.0 * value, 0.0), 255.0))
@@ -447,36 +353,55 @@ def draw_background(ground: Ground, camera: Camera, light: Light, canvas: Canvas
     """Draw ground and sky where no object is."""
     height, width = canvas.depths.shape
     owners, colors, shadows, r = canvas.owners, canvas.colors, canvas.shadows, camera.rotation
-    sky = (0.0, 0.0, 0.0)
+    blue = green = red = 0
     for y in range(height):
-        ry, sky_until = (y - camera.cy) / camera.fy, -1
+        ry, sky_until, edge = (y - camera.cy) / camera.fy, -1, 0.0
         for x in range(width):
             if owners[y, x] >= 0:
+                edge = 0.0
                 continue
             rx = (x - camera.cx) / camera.fx
+            dz = r[0, 2] * rx + r[1, 2] * ry + r[2, 2]
+            if dz > 0 and x <= sky_until:  # so soft that four pixels share it
+                colors[y, x, 0], colors[y, x, 1], colors[y, x, 2] = blue, green, red
+                continue
             dx = r[0, 0] * rx + r[1, 0] * ry + r[2, 0]
             dy = r[0, 1] * rx + r[1, 1] * ry + r[2, 1]
-            dz = r[0, 2] * rx + r[1, 2] * ry + r[2, 2]
             length = math.sqrt(rx * rx + ry * ry + 1.0)
             if dz > -_HORIZON * length:
-                if sky_until < x:  # so soft that two pixels may share it
-                    sky, sky_until = sky_at(light.panorama, dx / length, dy / length, dz / length), x + 1
-                for k in range(3):
-                    colors[y, x, k] = int(min(255.0 * sky[k], 255.0))
+                b, g, r_ = sky_at(light.panorama, dx / length, dy / length, dz / length)
+                blue, green, red = int(min(255.0 * b, 255.0)), int(min(255.0 * g, 255.0)), int(min(255.0 * r_, 255.0))
+                colors[y, x, 0], colors[y, x, 1], colors[y, x, 2] = blue, green, red
+                sky_until = x + 3
                 continue
-            color, distance = _ground_pixel(ground, camera, light, dx, dy, dz, length, shadows[y, x] / 255.0)
+            color, distance, edge = _ground_pixel(
+                ground, camera, light, dx, dy, dz, length, shadows[y, x] / 255.0, edge
+            )
             _put(colors, y, x, color, light, distance)
 
 
 @hot
 def _ground_pixel(
-    ground: Ground, camera: Camera, light: Light, dx: float, dy: float, dz: float, length: float, clear_share: float
-) -> tuple[tuple[float, float, float], float]:
-    """Return the colour of the ground and its distance (m) in a direction of this length; clear_share: not shadowed."""
+    ground: Ground,
+    camera: Camera,
+    light: Light,
+    dx: float,
+    dy: float,
+    dz: float,
+    length: float,
+    clear_share: float,
+    edge: float,
+) -> tuple[tuple[float, float, float], float, float]:
+    """Return the colour of the ground in a direction of this length, its distance (m), and that from the road's edge.
+
+    clear_share: not shadowed.  edge: m, of the pixel before.
+    """
     eye = camera.position
-    t = (KERB - eye[2]) / dz
-    edge = edge_distance(ground, eye[0] + t * dx, eye[1] + t * dy)
-    on_road = edge < 0
+    on_road = edge < -2.0  # the next pixel of the same row is not that far away
+    if not on_road:
+        t = (KERB - eye[2]) / dz
+        edge = edge_distance(ground, eye[0] + t * dx, eye[1] + t * dy)
+        on_road = edge < 0
     if on_road:
         t = -eye[2] / dz
         edge = edge_distance(ground, eye[0] + t * dx, eye[1] + t * dy)
@@ -498,4 +423,4 @@ def _ground_pixel(
         grazing = (1 + dz / length) ** 4
         sky = sky_at(light.panorama, dx / length, dy / length, -dz / length)
         color = mixed((0.62 * color[0], 0.62 * color[1], 0.62 * color[2]), sky, light.wet * (0.08 + 0.5 * grazing))
-    return color, t * length
+    return color, t * length, edge

@@ -112,10 +112,24 @@ def _panorama(
 
 
 @hot
+def _azimuth(y: float, x: float) -> float:
+    """Return atan2 to within 0.001 rad, by a polynomial, which is quicker."""
+    low, high = min(abs(x), abs(y)), max(abs(x), abs(y), 1e-9)
+    a = low / high
+    s = a * a
+    angle = ((-0.0464964749 * s + 0.15931422) * s - 0.327622764) * s * a + a
+    if abs(y) > abs(x):
+        angle = 0.5 * math.pi - angle
+    if x < 0:
+        angle = math.pi - angle
+    return -angle if y < 0 else angle
+
+
+@hot
 def sky_at(panorama: np.ndarray, x: float, y: float, z: float) -> tuple[float, float, float]:
     """Return the sky's colour in a direction of length 1."""
     row = (z - SKY_LOW) / (SKY_HIGH - SKY_LOW) * (panorama.shape[0] - 1)
-    column = (math.atan2(y, x) / (2 * math.pi) + 0.5) * (panorama.shape[1] - 1)
+    column = (_azimuth(y, x) / (2 * math.pi) + 0.5) * (panorama.shape[1] - 1)
     j = min(max(int(row), 0), panorama.shape[0] - 2)
     i = min(max(int(column), 0), panorama.shape[1] - 2)
     a, b = column - i, min(max(row - j, 0.0), 1.0)

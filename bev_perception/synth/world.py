@@ -12,7 +12,7 @@ import numpy as np
 from bev_perception.geometry import make_transform
 from bev_perception.synth.crowd import EGO_AXLES, EGO_NOSE, EGO_SIZE, Spawner
 from bev_perception.synth.ground import Ground, heights_at, make_ground
-from bev_perception.synth.rasterizer import Poses
+from bev_perception.synth.polygons import Poses
 from bev_perception.synth.roads import StreetMap, make_streets
 from bev_perception.synth.scenery import Scenery
 from bev_perception.synth.shading import Light, make_light
