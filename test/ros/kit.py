@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+
 import cv2
 import numpy as np
 from lifecycle_msgs.srv import ChangeState, GetState
@@ -11,7 +14,7 @@ from std_srvs.srv import Trigger
 
 from bev_perception.data.drive import CAMERAS, Drive, DriveImage
 from bev_perception.ros.interfaces import ensure_interfaces
-from bev_perception.ros.process import NodeProcess, new_domain, wait_until
+from bev_perception.ros.process import HIGHEST_DOMAIN, NodeProcess, wait_until
 
 ensure_interfaces()
 from bev_perception.ros.peer import MS, NODE, SECOND, RigPeer  # noqa: E402
@@ -38,6 +41,16 @@ PARAMETERS = {
     "image_transport": "compressed",
     "diagnostics_period": 0.1,
 }
+
+
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_domains = itertools.count(WORKER, WORKERS)
+
+
+def new_domain() -> int:
+    """Return a DDS domain that none of the test processes uses at this time."""
+    return 1 + next(_domains) % (HIGHEST_DOMAIN // WORKERS * WORKERS)
 
 
 def first_jpegs(drive: Drive) -> dict[str, bytes]:
