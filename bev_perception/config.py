@@ -159,13 +159,15 @@ class BackboneConfig:
     """type: "resnet", "vovnet" or "eva02".  depth: its depth; of "eva02", the number of blocks.
 
     width: of the first stage of "resnet", channels.  first_level: stages of "resnet" before the first whose map is
-    given: 0 begins at 1/4 of the image's size, 1 at 1/8.  eva02: what else there is to say about "eva02".
+    given: 0 begins at 1/4 of the image's size, 1 at 1/8.  patches: whether the stem of "resnet" takes patches of 4x4
+    pixels.  eva02: what else there is to say about "eva02".
     """
 
     type: str = "resnet"
     depth: int = 50
     width: int = 64
     first_level: int = 0
+    patches: bool = False
     eva02: EVA02Config = field(default_factory=EVA02Config)
 
     def __post_init__(self) -> None:
@@ -174,8 +176,10 @@ class BackboneConfig:
             raise ConfigError(f"backbone.depth is {self.depth}; it must be positive")
         if self.width < 1 or not 0 <= self.first_level <= 3:
             raise ConfigError("backbone.width must be positive, backbone.first_level must be one of 0, 1, 2, 3")
-        if self.type != "resnet" and (self.width, self.first_level) != (64, 0):
-            raise ConfigError(f"backbone: a {self.type!r} has no width and no first_level to choose; remove them")
+        if self.type != "resnet" and (self.width, self.first_level, self.patches) != (64, 0, False):
+            raise ConfigError(
+                f"backbone: width, first_level and patches are of a resnet, not of {self.type!r}; remove them"
+            )
         if self.type != "eva02" and self.eva02 != EVA02Config():
             raise ConfigError(f"backbone.eva02 has no meaning for a backbone of type {self.type!r}; remove it")
 

@@ -86,12 +86,14 @@ class ResNet(FixedNormModule):
 
     depth: 10, 18, 50 or 101 (ConfigError otherwise).  width: of the stem and the first stage, channels; every later
     stage has twice as many.  first_level: the stage, of 0 to 3, whose output is the first that is given.
+    patches: whether the stem takes the image apart into patches of 4x4, which costs a tenth of overlapping 7x7 windows
+    and a max pool (Liu et al., A ConvNet for the 2020s, CVPR 2022, section 2.2).
     out_channels: of the outputs.
     Batch norm uses its stored statistics in evaluation and in training, unless learns_statistics; its weights and
     biases can be trained.
     """
 
-    def __init__(self, depth: int, width: int = 64, first_level: int = 0) -> None:
+    def __init__(self, depth: int, width: int = 64, first_level: int = 0, patches: bool = False) -> None:
         """Build the network with fresh weights."""
         super().__init__()
         if depth not in _DEPTHS:
@@ -103,9 +105,12 @@ class ResNet(FixedNormModule):
         widths = [width * 2**stage for stage in range(4)]
         self.first_level = first_level
         self.out_channels = tuple(w * block.expansion for w in widths[first_level:])
-        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        if patches:
+            self.conv1 = nn.Conv2d(3, width, 4, stride=4, bias=False)
+        else:
+            self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.maxpool = nn.Identity() if patches else nn.MaxPool2d(3, stride=2, padding=1)
         in_channels = width
         stages = []
         for stage, (stage_width, count) in enumerate(zip(widths, blocks, strict=True)):
