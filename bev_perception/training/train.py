@@ -117,7 +117,9 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
         losses_of: nn.Module = training_step
         if processes.count > 1:
             device_ids = [device.index] if device.type == "cuda" else None
-            losses_of = DistributedDataParallel(losses_of, device_ids=device_ids, broadcast_buffers=False)
+            # statistics that norms learn are those of the first process, which are saved
+            own = recipe.encoder != "scratch"
+            losses_of = DistributedDataParallel(losses_of, device_ids=device_ids, broadcast_buffers=not own)
 
         def save() -> None:
             if processes.rank == 0:
