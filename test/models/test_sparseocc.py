@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vehicle import frame, rig, run
 
-from bev_perception.config import ConfigError, ReferenceFrameConfig, load_variant
+from bev_perception.config import ConfigError, FramesConfig, ReferenceFrameConfig, load_variant
 from bev_perception.decode_occupancy import decode_occupancy
 from bev_perception.geometry import make_transform, rotation_from_yaw
 from bev_perception.models import build_model
@@ -24,11 +24,12 @@ CAMERAS = 2
 
 
 def smaller(**head):
-    """sparseocc_tiny with a coarser grid, which runs in a moment, and other settings of the head."""
+    """sparseocc_tiny over four frames, with a coarser grid, which runs in a moment, and other settings of the head."""
     config = load_variant("sparseocc_tiny")
     size = {"occ_size": (40, 32, 16), "occ_range": (-8.0, -6.4, -1.0, 8.0, 6.4, 5.4)}
     kept = {"kept_training": (90, 200, 500), "kept_testing": (80, 160, 400)}
-    return dataclasses.replace(config, head=dataclasses.replace(config.head, num_query=12, **size | kept | head))
+    head = dataclasses.replace(config.head, num_query=12, **size | kept | head)
+    return dataclasses.replace(config, frames=FramesConfig(past=3), head=head)
 
 
 def lively(config):
