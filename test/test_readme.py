@@ -79,7 +79,7 @@ def test_commands_and_options_exist():
     assert len(commands) > 10
     for command in commands:
         try:
-            cli._parser().parse_args(shlex.split(command))
+            cli.make_parser().parse_args(shlex.split(command))
         except SystemExit:
             pytest.fail(f"the command line does not take: {command}")
 

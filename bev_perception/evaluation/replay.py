@@ -84,11 +84,11 @@ class Replay:
         lines.append("boxes a frame: " + (", ".join(found) or "none"))
         return "\n".join(lines)
 
-    def score(self, version: str, out: Path) -> DetectionScores:
+    def score(self, version: str, out: Path, max_range: float | None = None) -> DetectionScores:
         """Write out/results_nusc.json and score it on those key frames of which the recordings have an image.
 
         One that gave no result counts as one with no boxes found. The other key frames of the scenes stand in the file
-        without boxes, as nuscenes-devkit demands, and do not count.
+        without boxes, as nuscenes-devkit demands, and do not count.  max_range: as in score_results.
 
         Raises EvaluationError if there is no such key frame, or no truth of it.
         """
@@ -105,7 +105,7 @@ class Replay:
         path = out / "results_nusc.json"
         write_submission({records.tokens[i]: self._submission.get(i, []) for i in samples}, path)
         tokens = {records.tokens[i] for i in self._held}
-        return score_results(path, records.root, version, None, out, sorted(scenes), tokens)
+        return score_results(path, records.root, version, None, out, sorted(scenes), tokens, max_range)
 
     def coverage(self) -> str:
         """Return as text which key frames are scored."""

@@ -108,7 +108,7 @@ def test_a_frame_without_a_result_counts_as_nothing_found(bags, records, tmp_pat
     results = replayed(bags[:1], records, lambda f: None if f.stamp == lost else seen_by_a_perfect_detector(f))
     results.score(VERSION, tmp_path)
     assert results.coverage() == "scored on 5 of the 5 key frames of scene-0103; 1 of them gave no result"
-    ((path, *_, scenes, tokens),) = scored
+    ((path, *_, scenes, tokens, _),) = scored
     submitted = json.loads(path.read_text())["results"]
     assert tokens == set(submitted) == set(records.tokens[:5]) and scenes == ["scene-0103"]
     assert [token for token, boxes in submitted.items() if not boxes] == [records.tokens[1]]

@@ -129,7 +129,10 @@ def test_losses_are_averaged_over_the_objects_seen(two_samples):
     both = perspective_losses(output, truths, matrices, SIZE)
     parts = [
         perspective_losses(
-            PerspectiveOutput(output.heat[b : b + 1], output.codes[b : b + 1]), truths[b : b + 1], matrices[b : b + 1], SIZE
+            PerspectiveOutput(output.heat[b : b + 1], output.codes[b : b + 1]),
+            truths[b : b + 1],
+            matrices[b : b + 1],
+            SIZE,
         )
         for b in range(2)
     ]

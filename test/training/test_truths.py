@@ -137,7 +137,7 @@ class Two(NuScenesTraining):
 
 def test_a_model_trains_on_it(records, labels, tmp_path):
     """The grid is that of the files here, so the model is a little larger than in other tests."""
-    small = small_occupancy_config(epochs=1, resize=(0.16, 0.2))
+    small = small_occupancy_config(epochs=1, resize=(0.04, 0.05))
     head = dataclasses.replace(small.head, occ_size=CONFIG.head.occ_size, occ_range=CONFIG.head.occ_range)
     config = dataclasses.replace(small, head=head)
     assert train(config, Two(config, records, labels), settings(tmp_path, precision="bf16")).steps == 1
