@@ -23,7 +23,17 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: Commands) -> None:
-    """Add `eval`."""
+    """Add `eval` and `eval-demo`."""
+    _add_eval(commands)
+    demo = commands.add_parser(
+        "eval-demo", help="score the shipped weights on drives that no training saw, and compare with what is recorded"
+    )
+    demo.add_argument("--out", type=Path, default=Path("output/eval-demo"), help="for drives and results")
+    demo.add_argument("--record", action="store_true", help="write the scores beside the weights, compare nothing")
+    demo.set_defaults(command=_eval_demo)
+
+
+def _add_eval(commands: Commands) -> None:
     evaluate = commands.add_parser("eval", help="run a variant over a nuScenes split or bags and score it; or a file")
     evaluate.add_argument("--variant")
     add_checkpoint(evaluate)
@@ -121,6 +131,7 @@ def _data_split(args: argparse.Namespace) -> tuple[str, str]:
 def _eval_bags(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from bev_perception.config import SparseOccHeadConfig
     from bev_perception.data.records import open_records
     from bev_perception.evaluation.replay import Replay
     from bev_perception.offline import run_frames
@@ -129,8 +140,11 @@ def _eval_bags(args: argparse.Namespace) -> int:
     if not args.variant:
         raise ValueError("--bag needs --variant")
     version = data_version(args) if args.data else ""
-    replay = Replay(open_records(args.data, version) if args.data else None)
+    replay = Replay(open_records(args.data, version) if args.data else None, args.labels)
     pipeline = load_pipeline(args.variant, args.checkpoint, args.device, PipelineSettings(precision=args.precision))
+    occupancy = isinstance(pipeline.variants[0].config.head, SparseOccHeadConfig)
+    if occupancy and args.max_range is not None:
+        raise ValueError("--max-range is about boxes; leave it out for occupancy")
     for path in args.bag:
         bag, settings = open_bag(args, path)
         frames = run_frames(replay.watch(bag.events()), pipeline, settings)
@@ -140,6 +154,41 @@ def _eval_bags(args: argparse.Namespace) -> int:
     pipeline.close()
     print(replay.summary(pipeline.health.snapshot()) + ("" if pipeline.trained else "\nthe weights are UNTRAINED"))
     if args.data and replay.frames:
-        scores = replay.score(version, args.out, args.max_range)
+        scores: Scores
+        if occupancy:
+            scores = replay.score_occupancy(version, args.out)
+        else:
+            scores = replay.score(version, args.out, args.max_range)
         print(f"{replay.coverage()}\n{scores.table()}")
     return 0 if replay.frames else 1
+
+
+def _eval_demo(args: argparse.Namespace) -> int:
+    from bev_perception.evaluation.regression import TOLERANCE, compare, measure, read_scores, scores_file, write_scores
+
+    recorded = {} if args.record else read_scores(scores_file())
+    measured = measure(("sparsebev_tiny", "sparseocc_tiny"), *_held_out(args.out), args.out)
+    if args.record:
+        write_scores(measured, scores_file())
+        print(f"wrote {scores_file()}: {measured}")
+        return 0
+    table, worse = compare(recorded, measured)
+    print(table)
+    if worse:
+        print(
+            f"{'; '.join(worse)}: lower by more than {TOLERANCE} percent. Mend what has changed, or train anew; record "
+            "(--record) only what is meant to be so"
+        )
+        return 1
+    print(f"no score is lower than recorded by more than {TOLERANCE} percent")
+    return 0
+
+
+def _held_out(out: Path) -> tuple[Path, str, str]:
+    """Make up the drives, unless they are there already; return dataroot, version and split."""
+    from bev_perception.synth.generate import generate
+    from bev_perception.synth.settings import EVERY_SCENE, VERSION, SynthSettings
+
+    settings = SynthSettings(seconds=6.0, seed=7700, camera_rate=2, image_size=(800, 450))
+    generate(out / "synth", settings, scenes=2, workers=2)
+    return out / "synth", VERSION, EVERY_SCENE

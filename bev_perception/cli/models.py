@@ -185,9 +185,13 @@ def _add_demo(commands: Commands) -> None:
     demo.add_argument("--nuscenes", type=Path, metavar="ROOT", help="real keyframes instead of a made-up drive")
     demo.add_argument("--version", default="v1.0-mini")
     demo.add_argument("--scene", default="scene-0103")
-    demo.add_argument("--seconds", type=float, default=5.0, help="length of the made-up drive")
-    demo.add_argument("--variant", default="sparsebev_tiny")
-    demo.add_argument("--checkpoint", type=Path, help="default: untrained initial weights")
+    demo.add_argument("--seconds", type=float, default=10.0, help="length of the made-up drive (default: %(default)s)")
+    demo.add_argument("--variant", default="sparsebev_tiny", help="one that detects (default: %(default)s)")
+    demo.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="weights (default: those that are shipped, beside those of sparseocc_tiny; or untrained ones)",
+    )
     demo.set_defaults(command=_demo)
 
 

@@ -20,6 +20,8 @@ CAMERA_RATES = (12, 2)
 #: of all scenes, every so manieth is one of the validation split, the first one too
 VAL_EVERY = 5
 SPLITS = ("synth_train", "synth_val")
+#: the split of both
+EVERY_SCENE = "synth_all"
 
 
 class SynthError(ValueError):

@@ -61,6 +61,14 @@ def draw_occupancy(
     return np.vstack([picture, draw_caption(width, note, state)])
 
 
+def draw_beside_boxes(boxes: np.ndarray, occupancy: Occupancy) -> np.ndarray:
+    """Return a picture of pictures.draw_frame with the frame's occupancy below it, in perspective and from above."""
+    width = boxes.shape[1]
+    above = draw_occupancy_from_above(occupancy, BIRDS_EYE)
+    perspective = draw_perspective(occupancy, (width - BIRDS_EYE, BIRDS_EYE))
+    return np.vstack([boxes, np.hstack([perspective, above])])
+
+
 def draw_perspective(occupancy: Occupancy, size: tuple[int, int]) -> np.ndarray:
     """Return a BGR picture of the voxels and the car from behind and above; size: (width, height), pixels."""
     view = VoxelView(size)
