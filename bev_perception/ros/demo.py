@@ -55,7 +55,7 @@ RANGE = 40.0
 #: sure of nothing
 SHOWN_SCORE, SHOWN = 0.3, 40
 #: pictures a second of the video, of the node's 12 results
-DRAWN_RATE = 6.0
+DRAWN_RATE = 4.0
 
 
 @dataclass(frozen=True)

@@ -26,16 +26,14 @@ from bev_perception.training.train import train
 from .kit import settings, small_occupancy_config
 
 CONFIG = load_variant("sparseocc_tiny")
-SOURCE = 400 / 1600  # the made-up images are so much smaller than those that the variant resizes
 FREE = OCC3D_CLASSES.index("free")
 
 
 def config_with(panoptic=False, **training):
-    recipe = {"resize": tuple(r / SOURCE for r in CONFIG.training.resize)} | training
     return dataclasses.replace(
         CONFIG,
         head=dataclasses.replace(CONFIG.head, panoptic=panoptic),
-        training=dataclasses.replace(CONFIG.training, **recipe),
+        training=dataclasses.replace(CONFIG.training, **training),
     )
 
 
