@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from bev_perception.config import SparseBEVHeadConfig, load_variant, variants_directory
+from bev_perception.config import SparseBEVHeadConfig, load_variant, weights_directory
 from bev_perception.evaluation.detection import DetectionScores
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.evaluate import EvalSettings, Scores, evaluate
@@ -27,7 +27,7 @@ ScoresByVariant = dict[str, dict[str, float]]
 
 def scores_file() -> Path:
     """Return where the scores of the shipped weights are recorded."""
-    return variants_directory().parent / "weights" / "scores.yaml"
+    return weights_directory() / "scores.yaml"
 
 
 def measure(variants: Sequence[str], data: Path, version: str, split: str, out: Path) -> ScoresByVariant:

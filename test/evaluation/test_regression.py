@@ -64,7 +64,7 @@ def test_the_command_records_and_compares(drives, curves, tmp_path, capsys):
     assert cli.main([*command, "--record"]) == 0
     recorded = read_scores(scores_file())
     assert recorded.keys() == {"sparsebev_tiny", "sparseocc_tiny"}
-    assert recorded["sparsebev_tiny"].keys() == {"mAP", "NDS"} and 0 < recorded["sparseocc_tiny"]["RayIoU"] < 50
+    assert recorded["sparsebev_tiny"].keys() == {"mAP", "NDS"} and recorded["sparsebev_tiny"]["NDS"] > 0
     capsys.readouterr()
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
