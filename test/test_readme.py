@@ -26,6 +26,7 @@ NOT_RUN = {
     "cd ~/ws/src": "needs a ROS 2 distribution with rosdep and colcon",
     "bag_player --ros-args": "needs rclpy and goes on for ever; test/ros/test_bag_player.py runs the player",
     "bev_perception synth": "compiles for minutes; test/synth",
+    "bev_perception eval-demo": "makes drives for minutes; test/evaluation/test_regression.py",
     "bev_perception train": "needs nuScenes, and days",
     "bev_perception eval --bag": "needs a bag of nuScenes; test/evaluation/test_replay.py",
     "bev_perception bench": "takes minutes; test/evaluation/test_timing.py",
