@@ -4,10 +4,13 @@ BIN := .venv/bin
 NUSCENES ?=
 ARGS ?=
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo eval-demo test test-slow check bench clean
 
 demo: .venv/.installed  ## a short drive through the real node, with a picture at the end
 	$(BIN)/bev_perception demo $(if $(NUSCENES),--nuscenes $(NUSCENES)) $(ARGS)
+
+eval-demo: .venv/.installed  ## fails if the shipped weights score less than is recorded
+	$(BIN)/bev_perception eval-demo $(ARGS)
 
 test: .venv/.installed .venv-client/.installed  ## all tests but the slow ones, with coverage
 	$(BIN)/coverage erase

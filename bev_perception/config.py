@@ -423,6 +423,17 @@ def variants_directory() -> Path:
     raise ConfigError(f"no config/models beside {package}; the installation is incomplete, install the package again")
 
 
+def weights_directory() -> Path:
+    """Return where the weights are that come with the package; it need not exist."""
+    return variants_directory().parent / "weights"
+
+
+def shipped_weights(name: str) -> Path | None:
+    """Return the file of weights that comes with the package for the variant `name`, or None if there is none."""
+    path = weights_directory() / f"{name}.safetensors"
+    return path if path.is_file() else None
+
+
 def list_variants() -> list[str]:
     """Return the names of all variants that come with the package."""
     return sorted(path.stem for path in variants_directory().glob("*.yaml"))

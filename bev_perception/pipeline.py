@@ -19,6 +19,7 @@ from bev_perception.config import (
     ImageConfig,
     VariantConfig,
     load_variant,
+    shipped_weights,
 )
 from bev_perception.decode import decode_boxes, to_ego
 from bev_perception.decode_occupancy import decode_occupancy
@@ -356,27 +357,34 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def load_weights(config: VariantConfig, checkpoint: str | Path, device: torch.device) -> LoadedVariant:
-    """Build a variant on `device` and load its weights strictly.
+def load_weights(config: VariantConfig, checkpoint: str | Path | None, device: torch.device) -> LoadedVariant:
+    """Build a variant on `device` and load its weights strictly; those that are shipped if checkpoint is None.
 
     Raises ConfigError and CheckpointError, which name the cause and the remedy.
     """
+    path = checkpoint or shipped_weights(config.name)
+    if path is None:
+        raise ConfigError(
+            f"no weights are shipped for {config.name}; give the path of some as its checkpoint "
+            "('bev_perception init-weights' makes untrained ones for a trial run)"
+        )
     model = build_model(config)
-    info = load_checkpoint(model, checkpoint)
+    info = load_checkpoint(model, path)
     model.eval().to(device)
     return LoadedVariant(config, model, info)
 
 
 def load_pipeline(
     variant: str | Path,
-    checkpoint: str | Path,
+    checkpoint: str | Path | None = None,
     device: str = "auto",
     settings: PipelineSettings | None = None,
     health: Health | None = None,
-    second: tuple[str | Path, str | Path] | None = None,
+    second: tuple[str | Path, str | Path | None] | None = None,
 ) -> Pipeline:
     """Build a variant, load its weights strictly and wrap it.
 
+    checkpoint: its weights; None: those that are shipped.
     second: (variant, checkpoint) to run beside it: occupancy beside detection, or the other way round.
     Raises ConfigError and CheckpointError, which name the cause and the remedy.
     """

@@ -21,13 +21,17 @@ GIVEN = ("variant", "checkpoint", "occupancy_variant", "occupancy_checkpoint", "
 
 ARGUMENTS = [
     DeclareLaunchArgument("variant", default_value="", description="Name of a model variant in config/models."),
-    DeclareLaunchArgument("checkpoint", default_value="", description="Path of the variant's weights."),
+    DeclareLaunchArgument(
+        "checkpoint", default_value="", description="Path of the variant's weights; empty: those that are shipped."
+    ),
     DeclareLaunchArgument(
         "occupancy_variant",
         default_value="",
         description="Name of a variant that gives occupancy, to run beside one that detects.",
     ),
-    DeclareLaunchArgument("occupancy_checkpoint", default_value="", description="Path of its weights."),
+    DeclareLaunchArgument(
+        "occupancy_checkpoint", default_value="", description="Path of its weights; empty: those that are shipped."
+    ),
     DeclareLaunchArgument(
         "cameras", default_value="", description='Camera names as a YAML list, such as "[cam_front, cam_back]".'
     ),

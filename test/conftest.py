@@ -19,6 +19,20 @@ def untrained(tmp_path_factory):
     return path
 
 
+@pytest.fixture
+def shipped(untrained, tmp_path, monkeypatch):
+    """An installation that ships weights of sparsebev_tiny alone, untrained ones; the file."""
+    from bev_perception import config
+
+    (tmp_path / "config" / "weights").mkdir(parents=True)
+    models = tmp_path / "config" / "models"
+    models.symlink_to(config.variants_directory())
+    path = tmp_path / "config" / "weights" / "sparsebev_tiny.safetensors"
+    path.symlink_to(untrained)
+    monkeypatch.setattr(config, "variants_directory", lambda: models)
+    return path
+
+
 @pytest.fixture(scope="session")
 def small_drive():
     """Half a second of the made-up drive in small pictures."""

@@ -28,7 +28,7 @@ def test_variants_lists_all(capsys):
     assert cli.main(["variants"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in list_variants())
-    assert "published 55.6 NDS (val)" in printed and "no weights are shipped" in printed
+    assert "published 55.6 NDS (val)" in printed and "this project's own small variant" in printed
     assert "published 35.9 RayIoU (val), 14.0 RayPQ (val)" in printed
 
 
@@ -107,10 +107,24 @@ def test_run_counts_what_it_drops(bag, untrained, tmp_path, capsys):
         ),
         (["init-weights", "--variant", "nonsense", "o"], "unknown variant"),
         (["bench", "--variant", "nonsense"], "unknown variant"),
+        (
+            ["run", "--bag", "{bag}", "--variant", "r50_in1k_704x256", "--out", "{tmp}/o"],
+            "no weights are shipped for r50_in",
+        ),
         (["eval", "--variant", "v", "--checkpoint", "c"], "name --data"),
-        (["eval", "--data", "{tmp}"], "name --variant and --checkpoint to run, or --results"),
-        (["eval", "--data", "{tmp}", "--results", "{tmp}/none.json"], "none.json"),
-        (["train", "--variant", "sparsebev_tiny", "--data", "{tmp}", "--out", "{tmp}/o"], "v1.0-trainval"),
+        (["eval", "--data", "{tmp}"], "name --variant to run, or --results"),
+        (["eval", "--data", "{tmp}", "--variant", "sparsebev_tiny"], "holds no tables, such as v1.0-trainval"),
+        (["eval", "--data", "{tmp}", "--results", "{tmp}/none.json", "--version", "v1.0-mini"], "none.json"),
+        (["eval", "--data", "{tmp}", "--results", "{tmp}/none.json", "--version", "v2"], "say it with --split"),
+        (["eval", "--data", "{tmp}", "--results", "r.json", "--no-memory"], "--no-memory is for a variant that runs"),
+        (["eval", "--bag", "{bag}", "--variant", "v", "--no-memory"], "--no-memory is for a variant that runs"),
+        (
+            ["eval", "--data", "{tmp}", "--occupancy-results", "d", "--version", "v1.0-mini", "--max-range", "40"],
+            "--max-range is about boxes",
+        ),
+        (["eval", "--bag", "{bag}"], "--bag needs --variant"),
+        (["train", "--variant", "sparsebev_tiny", "--data", "{tmp}", "--out", "{tmp}/o"], "holds no tables"),
+        (["synth", "{tmp}/world", "--image-width", "1000"], "images of 1000x562 are not 16:9"),
     ],
 )
 def test_errors_are_one_sentence_and_status_1(bag, tmp_path, capsys, arguments, message):
@@ -126,8 +140,11 @@ def test_eval_of_a_bag_without_a_data_set_is_a_summary(bag, untrained, capsys):
     printed = capsys.readouterr().out
     assert "6 frames, 0.4 s of recording, 12.0 Hz\ndropped: missing view 6\n" in printed
     assert "boxes a frame: " in printed and "the weights are UNTRAINED" in printed
-    assert cli.main(command) == 1
-    assert "--bag needs --variant and --checkpoint" in capsys.readouterr().err
+
+
+def test_eval_takes_the_shipped_weights(bag, shipped, capsys):
+    assert cli.main(["eval", "--bag", str(bag), "--variant", "sparsebev_tiny", "--device", "cpu"]) == 0
+    assert "the weights are UNTRAINED" in capsys.readouterr().out
 
 
 def test_run_takes_a_precision(bag, untrained, tmp_path, capsys):
@@ -145,7 +162,7 @@ def test_interrupt_has_status_130(monkeypatch, capsys):
     def interrupt(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_variants", interrupt)
+    monkeypatch.setattr(cli.models, "_variants", interrupt)
     assert cli.main(["variants"]) == 130
 
 

@@ -54,6 +54,13 @@ def variant_file(tmp_path, change, name="mine"):
         (lambda v: v["frames"].update(order="mixed"), "frames.order is 'mixed'; it must be 'sequential' or 'interl"),
         (lambda v: v["frames"].update(order="interleaved"), "past and future must be equal"),
         (lambda v: v["backbone"].update(depth=0), "backbone.depth is 0; it must be positive"),
+        (lambda v: v["backbone"].update(width=0), "backbone.width must be positive"),
+        (lambda v: v["backbone"].update(first_level=4), "backbone.first_level must be one of 0, 1, 2, 3"),
+        (lambda v: v["backbone"].update(type="vovnet"), "a 'vovnet' has no width and no first_level to choose"),
+        (
+            lambda v: v["training"].update(encoder="thawed"),
+            "training.encoder is 'thawed'; it must be 'finetune', 'scra",
+        ),
         (lambda v: v["backbone"]["eva02"].update(window=8), "eva02 has no meaning for a backbone of type 'resnet'"),
         (lambda v: v["backbone"]["eva02"].update(window=0), "sizes must be positive"),
         (lambda v: v["backbone"]["eva02"].update(num_heads=7), "a multiple of 4"),
@@ -101,6 +108,11 @@ def test_unreadable_files_are_named(tmp_path):
     broken.write_text("a: [1")
     with pytest.raises(ConfigError, match="cannot read the variant file"):
         load_variant(broken)
+
+
+def test_shipped_weights_lie_beside_the_variants(shipped):
+    assert config.shipped_weights("sparsebev_tiny") == shipped
+    assert config.shipped_weights("sparseocc_tiny") is None
 
 
 def test_an_incomplete_installation_is_named(monkeypatch, tmp_path):

@@ -197,6 +197,17 @@ def test_devices():
             choose_device(name)
 
 
+def test_without_a_checkpoint_the_shipped_weights_run(shipped, untrained, occupancy_weights):
+    pipeline = load_pipeline("sparsebev_tiny", device="cpu", second=("sparseocc_tiny", occupancy_weights))
+    assert [v.checkpoint.path for v in pipeline.variants] == [shipped, occupancy_weights]
+    pipeline.close()
+    for arguments in ({"variant": "sparseocc_tiny"}, {"variant": "sparsebev_tiny", "second": ("sparseocc_tiny", None)}):
+        with pytest.raises(
+            ConfigError, match=r"no weights are shipped for sparseocc_tiny; give the path.*init-weights"
+        ):
+            load_pipeline(**arguments, device="cpu")
+
+
 @pytest.fixture(scope="module")
 def occupancy_weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "sparseocc_tiny.safetensors"

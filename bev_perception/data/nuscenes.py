@@ -32,6 +32,12 @@ TABLES = (
     "sensor",
     "visibility",
 )
+#: version -> its splits for training and for validation
+SPLITS = {
+    "v1.0-trainval": {"train": "train", "val": "val"},
+    "v1.0-mini": {"train": "mini_train", "val": "mini_val"},
+    "v1.0-synth": {"train": "synth_train", "val": "synth_val"},
+}
 
 
 class NuScenesError(ValueError):
@@ -119,6 +125,26 @@ def known_splits(root: Path, version: str) -> dict[str, list[str]]:
     if not isinstance(own, dict) or not all(isinstance(names, list) for names in own.values()):
         raise NuScenesError(f"{file} must hold a list of scenes' names for each split; write it anew or remove it")
     return {**own, **official_splits()}
+
+
+def only_version(root: str | Path) -> str:
+    """Return the version of the tables that a dataroot holds.  Raises NuScenesError for none, or several."""
+    found = sorted(table.parent.name for table in Path(root).glob("v*/scene.json"))
+    if not found:
+        raise NuScenesError(
+            f"{root} holds no tables, such as v1.0-trainval/scene.json; root must be the directory that holds samples/ "
+            "and the folder of the tables"
+        )
+    if len(found) > 1:
+        raise NuScenesError(f"{root} holds the tables {' and '.join(found)}; say which with --version")
+    return found[0]
+
+
+def default_split(version: str, purpose: str) -> str:
+    """Return the split of a version for the purpose "train" or "val".  Raises NuScenesError for an unknown version."""
+    if version not in SPLITS:
+        raise NuScenesError(f"which split of {version} is meant is not known; say it with --split")
+    return SPLITS[version][purpose]
 
 
 def _scene(tables: Any, name: str) -> Any:

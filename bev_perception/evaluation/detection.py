@@ -43,6 +43,7 @@ ERRORS = {"trans_err": "mATE", "scale_err": "mASE", "orient_err": "mAOE", "vel_e
 class DetectionScores:
     """What nuscenes-devkit says of a result file.
 
+    max_range: m; what is further from the car does not count; None: CLASS_RANGE alone decides.
     mean_ap, nds: 0..1.  errors: mATE (m), mASE (1 - IOU), mAOE (rad), mAVE (m/s), mAAE (1 - accuracy).
     class_aps: class -> AP.  class_errors: class -> the five errors, NaN where one has no meaning for the class.
     """
@@ -52,11 +53,13 @@ class DetectionScores:
     errors: dict[str, float]
     class_aps: dict[str, float]
     class_errors: dict[str, dict[str, float]]
+    max_range: float | None = None
 
     def table(self) -> str:
         """Return the scores as text for people, first those of all classes, then one line a class."""
         heads = [name[1:] for name in ERRORS.values()]
-        lines = [f"mAP  {self.mean_ap:.4f}", *(f"{name} {value:.4f}" for name, value in self.errors.items())]
+        lines = [] if self.max_range is None else [f"within {self.max_range:g} m of the car"]
+        lines += [f"mAP  {self.mean_ap:.4f}", *(f"{name} {value:.4f}" for name, value in self.errors.items())]
         lines += [f"NDS  {self.nds:.4f}", "", f"{'class':22}{'AP':>7}" + "".join(f"{head:>7}" for head in heads)]
         for name, ap in self.class_aps.items():
             errors = self.class_errors[name].values()
@@ -116,16 +119,21 @@ def score_results(
     out: Path,
     scenes: Collection[str] = (),
     samples: Collection[str] = (),
+    max_range: float | None = None,
 ) -> DetectionScores:
     """Score a result file with the official DetectionEval and its configuration detection_cvpr_2019.
 
     root, version: the nuScenes tables.  split: an official one, such as "val" or "mini_val"; the file must hold every
     sample of it that the tables have.  scenes: if given, only these count, and the file must hold their samples; with
     a split of None they may be of any.  samples: tokens; if given, only these count, and the file holds more.
+    max_range: m; no class counts further than this from the car, whatever its own range is.
     out: gets metrics_summary.json and plots/curves.png, precision and errors over recall.
 
-    Raises EvaluationError for a result file that does not fit, NuScenesError for tables that are missing or broken.
+    Raises EvaluationError for a result file or a range that does not fit, NuScenesError for tables that are missing or
+    broken.
     """
+    if max_range is not None and not max_range > 0:
+        raise EvaluationError(f"a range of {max_range} m leaves nothing to score; give a positive one")
     results = _read_results(results_json)
     devkit = open_devkit(root, version)
     _check_samples(results, _tokens_by_scene(devkit, split, scenes), results_json)
@@ -141,6 +149,8 @@ def score_results(
     if scenes:
         split = _define_split(devkit, scenes, out)
     config = config_factory("detection_cvpr_2019")
+    if max_range is not None:
+        config.class_range = {name: min(own, max_range) for name, own in config.class_range.items()}
     try:
         evaluation = DetectionEval(devkit, config, str(results_json), split, str(out), verbose=False)
     except (AssertionError, KeyError, TypeError, ValueError) as error:
@@ -164,6 +174,7 @@ def score_results(
         class_errors={
             name: {ERRORS[key]: errors[key] for key in ERRORS} for name, errors in summary["label_tp_errors"].items()
         },
+        max_range=max_range,
     )
 
 

@@ -36,18 +36,20 @@ Scores = DetectionScores | OccupancyScores
 class EvalSettings:
     """What is evaluated on what.
 
-    variant: name, or path of a YAML file.  data: a nuScenes dataroot.  split: an official one of `version`.
+    variant: name, or path of a YAML file.  checkpoint: its weights; None: those that are shipped.
+    data: a nuScenes dataroot.  split: an official one of `version`.
     out: directory for results and scores: results_nusc.json, metrics_summary.json and plots of a variant that
     detects, occupancy_metrics.json of one that gives occupancy.
     device: "auto", "cpu", "cuda" or "cuda:N"; under torchrun each process takes its own GPU unless it says "cpu".
     precision: of backbone and neck, as in PipelineSettings.
     scenes: names; if given, only these of the split are run and scored.
+    max_range: of boxes, as in score_results.  memory: False forgets every frame before the next.
     labels: folder of occupancy labels, relative to `data` or of its own.  save_occupancy: directory to write every
     sample's occupancy to.
     """
 
     variant: str
-    checkpoint: Path
+    checkpoint: Path | None
     data: Path
     version: str = "v1.0-trainval"
     split: str = "val"
@@ -55,6 +57,8 @@ class EvalSettings:
     device: str = "auto"
     precision: str = PipelineSettings.precision
     scenes: tuple[str, ...] = ()
+    max_range: float | None = None
+    memory: bool = True
     labels: str | Path = LABELS_FOLDER
     save_occupancy: Path | None = None
 
@@ -77,7 +81,7 @@ def evaluate(settings: EvalSettings) -> Scores | None:
         check_images(records, config)
         evaluation = _evaluation(settings, config, records, device)
         rows = processes.share(records)
-        results = run_rows(config, settings.checkpoint, device, records, rows, settings.precision)
+        results = run_rows(config, settings.checkpoint, device, records, rows, settings.precision, settings.memory)
         for i, result in tqdm(results, total=len(rows), desc=config.name, unit="frame", disable=processes.rank > 0):
             evaluation.add(i, result)
         parts = processes.gather(evaluation.part)
@@ -124,13 +128,18 @@ class _DetectionEvaluation:
         LOG.info("wrote %s: %d samples", path, len(results))
         if settings.split == SECRET_SPLIT:
             return None
-        return score_results(path, settings.data, settings.version, settings.split, settings.out, settings.scenes)
+        return score_results(
+            *(path, settings.data, settings.version, settings.split, settings.out, settings.scenes),
+            max_range=settings.max_range,
+        )
 
 
 class _OccupancyEvaluation:
     def __init__(self, settings: EvalSettings, config: VariantConfig, records: Records, device: torch.device) -> None:
         self.part: OccupancyCounts | None = None
         self._settings, self._records, self._config, self._device = settings, records, config, device
+        if settings.max_range is not None:
+            raise EvaluationError(f"{config.name} gives no boxes, which alone have a range; leave --max-range out")
         self._scored = settings.split != SECRET_SPLIT
         if self._scored:
             check_labels(records, settings.labels, config.class_names, config.occupancy.panoptic)

@@ -4,24 +4,29 @@ A bag has no truth in it. One of a nuScenes scene, such as `bag create --nuscene
 a frame that took the stamp of a key frame's image answers for that key frame. Its boxes go to the global frame with
 the pose that the recording's tf has for the frame, as a live rig would do it, so that grouping, tf and mounting are
 part of what is scored. So is that boxes are of the anchor camera's time while the truth is of the lidar's, a few 10 ms
-later: what moves with 10 m/s is then 0.4 m behind.
+later: what moves with 10 m/s is then 0.4 m behind. Voxels, too, are moved to where the car is at the lidar's time.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bev_perception.data.occupancy_labels import LABELS_FOLDER
 from bev_perception.data.records import Records
 from bev_perception.data.rosbag import BagEvent, ImageEvent
 from bev_perception.evaluation.detection import DetectionScores, score_results, to_submission, write_submission
 from bev_perception.evaluation.errors import EvaluationError
+from bev_perception.evaluation.occupancy import OccupancyCounts, OccupancyScores
+from bev_perception.evaluation.occupancy_files import SCORES_FILE, count_row
+from bev_perception.geometry import invert_transform, transform_points
 from bev_perception.health import HealthSnapshot
-from bev_perception.types import Frame, Result
+from bev_perception.types import Frame, Occupancy, Result
 
 #: m that the recording's fixed frame may seem to be off the global frame; a car goes 2 m from camera to lidar
 SAME_FRAME = 10.0
@@ -33,13 +38,20 @@ class Replay:
     frames: how many there were.
     """
 
-    def __init__(self, records: Records | None = None) -> None:
-        """Start empty.  records: the key frames of nuScenes that may be among the frames."""
-        self._records = records
+    def __init__(self, records: Records | None = None, labels: str | Path = LABELS_FOLDER) -> None:
+        """Start empty.
+
+        records: the key frames of nuScenes that may be among the frames.  labels: folder of their occupancy labels,
+        see labels_path.
+        """
+        self._records, self._labels = records, labels
         rows = range(0 if records is None else len(records))
         self._row_of = {stamp: i for i in rows for stamp in self._key_stamps(i)}
         self._held: set[int] = set()  # key frames of which the recordings have an image
+        self._answered: set[int] = set()  # those that a result is of
         self._submission: dict[int, list[dict[str, Any]]] = {}
+        self._counts: dict[int, OccupancyCounts] = {}
+        self._nothing: Occupancy | None = None  # stands for an occupancy that was lost
         self.frames = 0
         self._last = 0  # stamp of the recording's last frame
         self._intervals, self._seconds = 0, 0.0  # between frames of one recording
@@ -56,48 +68,51 @@ class Replay:
     def add(self, frame: Frame, result: Result) -> None:
         """Take the result of a frame of the recording that is being watched.
 
-        Raises EvaluationError for a result that cannot be scored: one without boxes, or of a recording the fixed frame
-        of which is not nuScenes' global frame.
+        Raises EvaluationError for a result of a recording the fixed frame of which is not nuScenes' global frame, and
+        for an occupancy that its labels cannot judge; NuScenesError for labels that are missing or damaged.
         """
         if self._last:
             self._intervals += 1
             self._seconds += (frame.stamp - self._last) / 1e9
         self._last = frame.stamp
         self.frames += 1
-        if result.boxes is None:
-            if self._records is not None:
-                raise EvaluationError("on bags only boxes are scored; evaluate a variant of occupancy on a split")
-            return
-        self._boxes.update(result.boxes.class_names[label] for label in result.boxes.labels.tolist())
+        if result.boxes is not None:
+            self._boxes.update(result.boxes.class_names[label] for label in result.boxes.labels.tolist())
         row = self._row_of.get(frame.stamp)
-        if row is not None:
-            self._check_place(row, frame)
-            token = self._of_nuscenes.tokens[row]
-            self._submission[row] = to_submission(result.boxes, token, np.eye(4), frame.ego2global)
+        if row is None:
+            return
+        self._check_place(row, frame)
+        self._answered.add(row)
+        records = self._of_nuscenes
+        if result.boxes is not None:
+            self._submission[row] = to_submission(result.boxes, records.tokens[row], np.eye(4), frame.ego2global)
+        if result.occupancy is not None:
+            moved = move_occupancy(result.occupancy, frame.ego2global, records.ego2global(row))
+            self._counts[row] = count_row(moved, records, row, self._labels)
+            if self._nothing is None:
+                none = None if moved.instances is None else np.zeros_like(moved.instances)
+                self._nothing = replace(moved, semantics=np.full_like(moved.semantics, moved.free), instances=none)
 
     def summary(self, health: HealthSnapshot) -> str:
         """Return as text how many frames there were, what was lost, and the boxes found, by class."""
         rate = f", {self._intervals / self._seconds:.1f} Hz" if self._seconds else ""
         lines = [f"{self.frames} frames, {self._seconds:.1f} s of recording{rate}"]
         lines += [f"{what}: {cause} {n}" for what, causes in _losses(health) for cause, n in causes.items()]
-        found = (f"{name} {n / self.frames:.1f}" for name, n in self._boxes.most_common())
-        lines.append("boxes a frame: " + (", ".join(found) or "none"))
+        if self._nothing is None or self._boxes:
+            found = (f"{name} {n / self.frames:.1f}" for name, n in self._boxes.most_common())
+            lines.append("boxes a frame: " + (", ".join(found) or "none"))
         return "\n".join(lines)
 
-    def score(self, version: str, out: Path) -> DetectionScores:
+    def score(self, version: str, out: Path, max_range: float | None = None) -> DetectionScores:
         """Write out/results_nusc.json and score it on those key frames of which the recordings have an image.
 
         One that gave no result counts as one with no boxes found. The other key frames of the scenes stand in the file
-        without boxes, as nuscenes-devkit demands, and do not count.
+        without boxes, as nuscenes-devkit demands, and do not count.  max_range: as in score_results.
 
         Raises EvaluationError if there is no such key frame, or no truth of it.
         """
         records = self._of_nuscenes
-        if not self._held:
-            raise EvaluationError(
-                f"no image of the recording has the stamp of a key frame of {version}; give the version that the "
-                "recording was made of, or leave out the data for a summary alone"
-            )
+        self._check_held(version)
         if not any(len(records.annotations(i).names) for i in self._held):
             raise EvaluationError(f"{version} has no boxes for these key frames; the truth of test is not published")
         scenes = {records.scenes[i] for i in self._held}
@@ -105,14 +120,31 @@ class Replay:
         path = out / "results_nusc.json"
         write_submission({records.tokens[i]: self._submission.get(i, []) for i in samples}, path)
         tokens = {records.tokens[i] for i in self._held}
-        return score_results(path, records.root, version, None, out, sorted(scenes), tokens)
+        return score_results(path, records.root, version, None, out, sorted(scenes), tokens, max_range)
+
+    def score_occupancy(self, version: str, out: Path) -> OccupancyScores:
+        """Score occupancy on the same key frames, and write out/occupancy_metrics.json.
+
+        One that gave no result counts as one in which everything is free.
+
+        Raises EvaluationError if there is no such key frame, or no result at all.
+        """
+        self._check_held(version)
+        if self._nothing is None:
+            raise EvaluationError("no key frame got an occupancy; run a variant that gives one")
+        for row in self._held - self._counts.keys():
+            self._counts[row] = count_row(self._nothing, self._of_nuscenes, row, self._labels)
+        first, *others = self._counts.values()
+        scores = OccupancyScores.of(sum(others, start=first), self._nothing.class_names)
+        scores.write(out / SCORES_FILE)
+        return scores
 
     def coverage(self) -> str:
         """Return as text which key frames are scored."""
         records = self._of_nuscenes
         scenes = sorted({records.scenes[i] for i in self._held})
         total = sum(scene in scenes for scene in records.scenes)
-        lost = len(self._held - self._submission.keys())
+        lost = len(self._held - self._answered)
         text = f"scored on {len(self._held)} of the {total} key frames of {', '.join(scenes)}"
         return text + (f"; {lost} of them gave no result" if lost else "")
 
@@ -121,6 +153,13 @@ class Replay:
         if self._records is None:
             raise EvaluationError("nothing can be scored without the data set; name its root")
         return self._records
+
+    def _check_held(self, version: str) -> None:
+        if not self._held:
+            raise EvaluationError(
+                f"no image of the recording has the stamp of a key frame of {version}; give the version that the "
+                "recording was made of, or leave out the data for a summary alone"
+            )
 
     def _key_stamps(self, row: int) -> list[int]:
         """Return the stamps (ns) of a key frame's images; whichever camera is the anchor, a frame has one of them."""
@@ -135,6 +174,28 @@ class Replay:
                 f"the recording has the car at {here.round(1).tolist()}, nuScenes at {there.round(1).tolist()}: its "
                 "fixed frame is not the global frame of the maps; only in that frame boxes can be scored"
             )
+
+
+def move_occupancy(occupancy: Occupancy, ego2global: np.ndarray, other2global: np.ndarray) -> Occupancy:
+    """Return an occupancy as it is seen from another place of the car; what was outside of the grid is free there.
+
+    ego2global, other2global: [4, 4], of the base_link that its voxels are in, and of the one that they shall be in.
+    """
+    grid = occupancy.grid
+    middles = np.stack(np.meshgrid(*(np.arange(n) + 0.5 for n in grid.shape), indexing="ij"), axis=-1).reshape(-1, 3)
+    there = np.array(grid.origin) + grid.resolution * middles
+    here = transform_points(invert_transform(ego2global) @ other2global, there)
+    at = np.floor((here - grid.origin) / grid.resolution).astype(np.int64)  # [n, 3], the voxels that they were
+    inside = ((at >= 0) & (at < grid.shape)).all(axis=1)
+    source = tuple(at[inside].T)
+
+    def moved(values: np.ndarray, empty: int) -> np.ndarray:
+        taken = np.full(len(at), empty, values.dtype)
+        taken[inside] = values[source]
+        return taken.reshape(grid.shape)
+
+    instances = None if occupancy.instances is None else moved(occupancy.instances, 0)
+    return replace(occupancy, semantics=moved(occupancy.semantics, occupancy.free), instances=instances)
 
 
 def _losses(health: HealthSnapshot) -> list[tuple[str, dict[str, int]]]:

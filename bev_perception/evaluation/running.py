@@ -88,37 +88,48 @@ def own_device(name: str) -> torch.device:
 
 def run_rows(
     config: VariantConfig,
-    checkpoint: Path,
+    checkpoint: Path | None,
     device: torch.device,
     records: Records,
     rows: Iterable[int],
     precision: str = PipelineSettings.precision,
+    memory: bool = True,
 ) -> Iterator[tuple[int, Result]]:
     """Yield each row, a number of a key frame, with its result; boxes are in the lidar frame.
 
-    rows: ascending.  precision: of the encoder, as in PipelineSettings.
+    checkpoint: None for the weights that are shipped.  rows: ascending.  precision: of the encoder, as in
+    PipelineSettings.  memory: whether frames are remembered from one row to the next.
     A variant that looks back alone runs through the pipeline, with its memory; one that looks ahead gets whole queues.
+
+    Raises EvaluationError for a variant that looks ahead and is to do without its other frames.
     """
     loaded = load_weights(config, checkpoint, device)
     if config.frames.future and isinstance(loaded.model, SparseBEV):
+        if not memory:
+            raise EvaluationError(
+                f"{config.name} looks ahead: its frames are read, not remembered, and cannot be forgotten; choose a "
+                "variant with frames.future = 0"
+            )
         check_precision(precision, device)
         for i, boxes in detect_in_queues(config, loaded.model, device, records, rows, precision):
             yield i, Result(records.stamps[i] * 1000, boxes, None, {}, None, {}, len(config.frames.offsets) - 1)
         return
     pipeline = Pipeline([loaded], device, PipelineSettings(precision=precision))
     try:
-        yield from run_in_order(pipeline, records, rows)
+        yield from run_in_order(pipeline, records, rows, memory)
     finally:
         pipeline.close()
 
 
-def run_in_order(pipeline: Pipeline, records: Records, rows: Iterable[int]) -> Iterator[tuple[int, Result]]:
-    """Yield rows with their results, frame by frame; the memory is wiped at a scene's start."""
+def run_in_order(
+    pipeline: Pipeline, records: Records, rows: Iterable[int], memory: bool = True
+) -> Iterator[tuple[int, Result]]:
+    """Yield rows with their results, frame by frame; the memory is wiped at a scene's start, or always without one."""
     scene = ""
     for i in rows:
-        if records.scenes[i] != scene:
+        if records.scenes[i] != scene or not memory:
             scene = records.scenes[i]
-            pipeline.reset(f"{scene} starts")
+            pipeline.reset(f"{scene} starts" if memory else "there shall be no memory")
         frame = read_frame(records, i)
         try:
             result = pipeline.step(frame)

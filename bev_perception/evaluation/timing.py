@@ -27,6 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from bev_perception.config import load_variant, shipped_weights
 from bev_perception.data.drive import CAMERAS, DriveImage
 from bev_perception.data.synthetic import World, synthetic_drive
 from bev_perception.evaluation.detection import EvaluationError
@@ -41,7 +42,8 @@ KEY_FRAME_RATE = 2.0  # Hz
 class TimingSettings:
     """What is timed and how.
 
-    variant: name, or path of a YAML file.  checkpoint: None for untrained initial weights, which take as long.
+    variant: name, or path of a YAML file.  checkpoint: None for those that are shipped, or where there are none,
+    for untrained initial weights, which take as long.
     precision: as in PipelineSettings.  frames: that count.  warm_up: before those; more where the memory
     takes more to be full.
     """
@@ -191,7 +193,7 @@ def _time_here(settings: TimingSettings) -> Timing:
 
 def _load(settings: TimingSettings) -> Pipeline:
     run = PipelineSettings(precision=settings.precision)
-    if settings.checkpoint is not None:
+    if settings.checkpoint is not None or shipped_weights(load_variant(settings.variant).name) is not None:
         return load_pipeline(settings.variant, settings.checkpoint, settings.device, run)
     with tempfile.TemporaryDirectory() as directory:
         checkpoint = Path(directory) / "initial.safetensors"
@@ -229,9 +231,13 @@ def _peak_bytes(device: torch.device) -> int:
 
 
 def _by_stage(model: CameraModel) -> dict[str, int]:
-    """Return the number of parameters of backbone, neck and head, which is all the rest."""
-    counts = {_stage(part): sum(p.numel() for p in getattr(model, part).parameters()) for part in ENCODER_PARTS}
-    return {**counts, "head": sum(p.numel() for p in model.parameters()) - sum(counts.values())}
+    """Return the number of parameters of backbone, neck and head, which is all the rest that inference needs."""
+    counts = dict.fromkeys([*map(_stage, ENCODER_PARTS), "head"], 0)
+    for name, parameter in model.named_parameters():
+        part = name.split(".")[0]
+        if part != "perspective_head":  # of training alone
+            counts[_stage(part) if part in ENCODER_PARTS else "head"] += parameter.numel()
+    return counts
 
 
 def _count_flops(pipeline: Pipeline, model: CameraModel, frame: Frame) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The demo: a short drive as a bag, through the real node over DDS, to pictures and a table of latencies."""
+"""The demo: a short drive as a bag, through the real node over DDS, to pictures, latencies and scores."""
 
 from __future__ import annotations
 
@@ -14,37 +14,56 @@ import numpy as np
 from tqdm import tqdm
 
 from bev_perception.checkpoints import load_checkpoint
-from bev_perception.config import NUSCENES_CLASSES, load_variant
+from bev_perception.config import NUSCENES_CLASSES, ConfigError, load_variant, shipped_weights
 from bev_perception.data.drive import CAMERAS, Drive
 from bev_perception.data.messages import stamp_ns
 from bev_perception.data.nuscenes import open_scene
+from bev_perception.data.records import open_records
 from bev_perception.data.rosbag import BagReader, write_bag
 from bev_perception.data.synthetic import synthetic_drive
+from bev_perception.evaluation.replay import Replay
 from bev_perception.geometry import rotation_from_quaternion, yaw_from_rotation
 from bev_perception.health import Health
-from bev_perception.images import decode_image
 from bev_perception.models import build_model
+from bev_perception.occupancy_codec import decode
 from bev_perception.offline import boxes_to_json, collect_frames
 from bev_perception.pipeline import write_initial_weights
 from bev_perception.ros.interfaces import ensure_interfaces
 from bev_perception.ros.process import NodeProcess, new_domain
 from bev_perception.synchronizer import SynchronizerSettings
-from bev_perception.types import Boxes3D, Frame
+from bev_perception.synth.generate import generate
+from bev_perception.synth.scene import scene_name
+from bev_perception.synth.settings import VERSION, SynthSettings
+from bev_perception.types import Boxes3D, Frame, Occupancy, Result
+from bev_perception.visualization.canvas import decode_views
+from bev_perception.visualization.occupancy import draw_beside_boxes
 from bev_perception.visualization.pictures import draw_frame, write_png, write_video
 
 if TYPE_CHECKING:
     from bev_perception.msg import Object3DArray
     from bev_perception.ros.peer import Listener
 
-#: boxes that a picture shows; an untrained model is sure of nothing, and hundreds of boxes hide the picture
-SHOWN = 40
+#: what runs unless something else is asked for
+DETECTOR, OCCUPANCY = "sparsebev_tiny", "sparseocc_tiny"
+#: of the made-up world; no training used it
+SEED = 77
+#: width and height of the pictures taken there: what is drawn is smaller still
+IMAGE_SIZE = (800, 450)
+#: m from the car, within which boxes are scored
+RANGE = 40.0
+#: boxes that a picture shows: those of a trained model from this score on, and so many of an untrained one, which is
+#: sure of nothing
+SHOWN_SCORE, SHOWN = 0.3, 40
+#: pictures a second of the video, of the node's 12 results
+DRAWN_RATE = 4.0
 
 
 @dataclass(frozen=True)
 class DemoSettings:
     """out: directory to fill.  nuscenes: a dataroot for real images, else a made-up drive of `seconds` is used.
 
-    checkpoint: None makes untrained weights.
+    checkpoint: of the variant, which then runs alone; None takes the shipped weights, and where there are none makes
+    untrained ones.
     """
 
     out: Path
@@ -56,56 +75,110 @@ class DemoSettings:
     checkpoint: Path | None
 
 
+@dataclass(frozen=True)
+class _Models:
+    """What the node runs: variants by the parameters' names, and whether all weights are trained."""
+
+    parameters: dict[str, object]
+    trained: bool
+    occupancy: bool
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """A drive as a bag.  truth: dataroot and version of what is known of it, if it can be scored.  rate: Hz."""
+
+    bag: Path
+    rate: float
+    truth: tuple[Path, str] | None = None
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """What the node has published, by stamp (ns), and its newest diagnostics."""
+
+    boxes: dict[int, Boxes3D]
+    occupancies: dict[int, Occupancy]
+    values: dict[str, str]
+
+
 def run_demo(settings: DemoSettings) -> str:
-    """Run the demo; return its closing text: the table of latencies and one line that says where everything is."""
+    """Run the demo; return its closing text: the table of latencies, the scores, and where everything is."""
     ensure_interfaces()
     settings.out.mkdir(parents=True, exist_ok=True)
-    bag, drive = _make_bag(settings)
-    checkpoint = settings.checkpoint or settings.out / "untrained.safetensors"
-    if settings.checkpoint is None:
-        write_initial_weights(settings.variant, checkpoint, seed=0)
-    trained = load_checkpoint(build_model(load_variant(settings.variant)), checkpoint).trained
-    boxes, table = _drive_through_node(settings, bag, checkpoint, trained)
-    rate = 12.0 if drive.name.startswith("synthetic") else 2.0
-    pictures = _draw(settings.out, bag, boxes, rate, "" if trained else "weights: UNTRAINED, the boxes mean nothing")
+    models = _choose_models(settings)
+    recording = _record(settings, models.trained)
+    heard = _drive_through_node(settings.out, models, recording)
+    frames = list(collect_frames(BagReader(recording.bag).events(), SynchronizerSettings(CAMERAS), Health()))
+    pictures = _draw(settings.out, [f for f in frames if f.stamp in heard.boxes], heard, recording, models)
+    table = _table(heard.values)
+    if recording.truth is not None:
+        table += "\n" + _score(settings.out, recording, *recording.truth, heard)
     (settings.out / "latency.txt").write_text(table + "\n")
-    warning = "" if trained else " THE WEIGHTS ARE UNTRAINED: the boxes show that the path works, not what it detects."
+    warning = ""
+    if not models.trained:
+        warning = " THE WEIGHTS ARE UNTRAINED: the boxes show that the path works, not what it detects."
     where = f"{pictures} frames in {settings.out}: demo.png, demo.mp4, detections.json, latency.txt, node.log, drive/"
     return f"{table}\n{where} (bag).{warning}"
 
 
-def _make_bag(settings: DemoSettings) -> tuple[Path, Drive]:
+def _choose_models(settings: DemoSettings) -> _Models:
+    """Return the variant that is asked for, or the two that are shipped."""
+    config = load_variant(settings.variant)
+    checkpoint = settings.checkpoint or shipped_weights(config.name)
+    if checkpoint is None:
+        checkpoint = settings.out / "untrained.safetensors"
+        write_initial_weights(settings.variant, checkpoint, seed=0)
+    if config.family != "sparsebev":
+        raise ConfigError(f"the demo needs a variant that detects; {config.name} gives occupancy, see `show occupancy`")
+    trained = load_checkpoint(build_model(config), checkpoint).trained
+    parameters: dict[str, object] = {"variant": settings.variant, "checkpoint": checkpoint}
+    second = shipped_weights(OCCUPANCY)
+    both = settings.checkpoint is None and settings.variant == DETECTOR and trained and second is not None
+    if both:
+        parameters |= {"occupancy_variant": OCCUPANCY, "occupancy_checkpoint": second}
+    # what is published is scored too: everything that the variant itself would give; untrained ones reach no score
+    parameters["score_threshold"] = config.decode.score_threshold if trained else 0.0
+    return _Models(parameters, trained, both)
+
+
+def _record(settings: DemoSettings, trained: bool) -> _Recording:
+    """Write the drive as a bag: of nuScenes, of the made-up world, or a quick sketch where nothing can be detected."""
+    truth, rate = None, 12.0
     if settings.nuscenes is not None:
         drive = open_scene(settings.nuscenes, settings.version, settings.scene)
+        rate = 2.0
+    elif trained:
+        root = settings.out / f"synth_{settings.seconds:g}s"
+        generate(root, SynthSettings(settings.seconds, SEED, image_size=IMAGE_SIZE), scenes=1)
+        drive = open_scene(root, VERSION, scene_name(SEED, 0))
+        truth = (root, VERSION)
     else:
         drive = synthetic_drive(settings.seconds)
-    bag = settings.out / "drive"
+    return _Recording(_make_bag(settings.out / "drive", drive), rate, truth)
+
+
+def _make_bag(bag: Path, drive: Drive) -> Path:
     if (bag / "metadata.yaml").exists():  # of the demo before
         shutil.rmtree(bag)
     write_bag(drive, bag)
-    return bag, drive
+    return bag
 
 
-def _drive_through_node(
-    settings: DemoSettings, bag: Path, checkpoint: Path, trained: bool
-) -> tuple[dict[int, Boxes3D], str]:
-    """Play the bag to the node, set by set; return the boxes by stamp and the table of latencies."""
-    from bev_perception.ros.peer import Listener  # needs the messages that ensure_interfaces provides
+def _drive_through_node(out: Path, models: _Models, recording: _Recording) -> _Heard:
+    """Play the bag to the node, set by set; return what it says."""
+    from bev_perception.ros.peer import NODE, Listener  # needs the messages that ensure_interfaces provides
 
     domain = new_domain()
-    parameters: dict[str, object] = {
-        "variant": settings.variant,
-        "checkpoint": checkpoint,
-        "image_transport": "compressed",
-        "diagnostics_period": 0.5,
-    }
-    if not trained:
-        parameters["score_threshold"] = 0.0  # nothing reaches a sensible one
-    node = NodeProcess("perception_node", domain, settings.out / "node.log", parameters)
-    listener = Listener(domain)
+    parameters = {**models.parameters, "image_transport": "compressed", "diagnostics_period": 0.5}
+    lockstep: dict[str, object] = {"bag": recording.bag, "lockstep": True}
+    if models.occupancy:  # which is published last
+        lockstep |= {"lockstep_topic": f"{NODE}/occupancy", "lockstep_type": "bev_perception/msg/SemanticOccupancy"}
+    node = NodeProcess("perception_node", domain, out / "node.log", parameters)
+    listener = Listener(domain, answers="occupancy" if models.occupancy else "detections")
     try:
         node.wait_log("is ready", timeout=120)
-        player = NodeProcess("bag_player", domain, settings.out / "player.log", {"bag": bag, "lockstep": True})
+        player = NodeProcess("bag_player", domain, out / "player.log", lockstep)
         try:
             _watch(player, node, listener)
         finally:
@@ -114,10 +187,11 @@ def _drive_through_node(
         if node.interrupt() != 0:
             raise ChildProcessError(f"the node did not end cleanly:\n{node.text()}")
         boxes = {stamp_ns(message.header.stamp): _boxes(message) for message in listener.objects}
-        (settings.out / "detections.json").write_text(
+        (out / "detections.json").write_text(
             json.dumps([{"stamp": s, "boxes": boxes_to_json(b)} for s, b in boxes.items()], indent=1)
         )
-        return boxes, _table(listener.values())
+        occupancies = {stamp_ns(message.header.stamp): decode(message) for message in listener.occupancies}
+        return _Heard(boxes, occupancies, listener.values())
     finally:
         node.kill()
         listener.close()
@@ -134,7 +208,7 @@ def _watch(player: NodeProcess, node: NodeProcess, listener: Listener) -> None:
     if player.process.returncode != 0:
         raise ChildProcessError(f"the player ended with status {player.process.returncode}:\n{player.text()}")
     if not listener.arrivals:
-        raise ChildProcessError("the node published no detections; its log and the player's tell why")
+        raise ChildProcessError("the node published no results; its log and the player's tell why")
 
 
 def _boxes(message: Object3DArray) -> Boxes3D:
@@ -163,20 +237,41 @@ def _table(values: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _draw(out: Path, bag: Path, boxes: dict[int, Boxes3D], rate: float, note: str) -> int:
-    frames = list(collect_frames(BagReader(bag).events(), SynchronizerSettings(CAMERAS), Health()))
-    shown = [frame for frame in frames if frame.stamp in boxes]
+def _score(out: Path, recording: _Recording, root: Path, version: str, heard: _Heard) -> str:
+    """Return as text how well the node's results agree with the truth at the key frames."""
+    replay = Replay(open_records(root, version))
+    events = replay.watch(BagReader(recording.bag).events())
+    for frame in collect_frames(events, SynchronizerSettings(CAMERAS), Health()):
+        if frame.stamp in heard.boxes:
+            result = Result(frame.stamp, heard.boxes[frame.stamp], heard.occupancies.get(frame.stamp), {}, None, {}, 0)
+            replay.add(frame, result)
+    boxes = replay.score(version, out / "scores", RANGE)
+    found = f"boxes within {RANGE:g} m: mAP {100 * boxes.mean_ap:.1f} %, NDS {100 * boxes.nds:.1f} %"
+    if heard.occupancies:
+        occupancy = replay.score_occupancy(version, out / "scores")
+        found += f"; occupancy: RayIoU {100 * occupancy.summary['RayIoU']:.1f} %"
+    return f"{replay.coverage()}\n{found}"
+
+
+def _draw(out: Path, frames: list[Frame], heard: _Heard, recording: _Recording, models: _Models) -> int:
+    """Write demo.mp4 and demo.png, the picture in its middle; return the number of pictures."""
+    step = max(1, round(recording.rate / DRAWN_RATE)) if models.trained else 1
+    shown = frames[::step]
+    note = "" if models.trained else "weights: UNTRAINED, the boxes mean nothing"
 
     def pictures() -> Iterator[np.ndarray]:
         for frame in tqdm(shown, desc="draw", unit="frame"):
-            picture = _draw_one(frame, boxes[frame.stamp], note)
+            picture = draw_frame(frame, decode_views(frame), _worth_showing(heard.boxes[frame.stamp], models), note)
+            if models.occupancy:
+                picture = draw_beside_boxes(picture, heard.occupancies[frame.stamp])
             if frame is shown[len(shown) // 2]:
                 write_png(out / "demo.png", picture)
             yield picture
 
-    return write_video(out / "demo.mp4", pictures(), rate)
+    return write_video(out / "demo.mp4", pictures(), recording.rate / step)
 
 
-def _draw_one(frame: Frame, boxes: Boxes3D, note: str) -> np.ndarray:
-    images = {view.image.camera: decode_image(view.image) for view in frame.views if view is not None}
-    return draw_frame(frame, images, boxes.select(np.arange(min(SHOWN, len(boxes)))), note)
+def _worth_showing(boxes: Boxes3D, models: _Models) -> Boxes3D:
+    if models.trained:
+        return boxes.select(boxes.scores >= SHOWN_SCORE)
+    return boxes.select(np.arange(min(SHOWN, len(boxes))))

@@ -192,6 +192,8 @@ class PerceptionNode(LifecycleNode):
         self._outputs = Outputs(self, [v.config for v in self._pipeline.variants], costmap_settings(self))
         self._subscribe_standing(settings.cameras)
         trained = "" if self._pipeline.trained else ", UNTRAINED weights"
+        if len(self._pipeline.encoders) > 1:
+            self.get_logger().info("the variants' encoders differ, so that every image is encoded twice")
         self.get_logger().info(f"{self._pipeline.name} is ready on {self._pipeline.device}{trained}")
 
     def _subscribe_standing(self, cameras: tuple[str, ...]) -> None:

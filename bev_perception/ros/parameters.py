@@ -37,11 +37,13 @@ PARAMETERS = (
     ParameterSpec(
         "variant", "r50_nuimg_704x256", "Name of a variant in config/models, or a path to a YAML of your own."
     ),
-    ParameterSpec("checkpoint", "", "Path of the variant's weights (.safetensors or .pth)."),
+    ParameterSpec(
+        "checkpoint", "", "Path of the variant's weights (.safetensors or .pth); empty for those that are shipped."
+    ),
     ParameterSpec(
         "occupancy_variant", "", "Name or path of a variant that gives occupancy, to run beside one that detects."
     ),
-    ParameterSpec("occupancy_checkpoint", "", "Path of its weights."),
+    ParameterSpec("occupancy_checkpoint", "", "Path of its weights; empty for those that are shipped."),
     ParameterSpec("device", "auto", "auto (the first GPU, else the CPU), cpu, or cuda:N."),
     ParameterSpec(
         "precision",
@@ -157,21 +159,19 @@ def pipeline_settings(node: Node) -> PipelineSettings:
     )
 
 
-def variants(node: Node) -> list[tuple[str, Path]]:
-    """Return what is to run, one or two: (variant, checkpoint); raises ConfigError where something is left out."""
+def variants(node: Node) -> list[tuple[str, Path | None]]:
+    """Return what is to run, one or two: (variant, checkpoint or None); raises ConfigError where a variant is missing.
+
+    A checkpoint of None stands for the weights that are shipped.
+    """
     get = _getter(node)
-    given = []
+    given: list[tuple[str, Path | None]] = []
     for prefix in ("", "occupancy_"):
         variant, checkpoint = get(f"{prefix}variant"), get(f"{prefix}checkpoint")
-        if variant and not checkpoint:
-            raise ConfigError(
-                f"no {prefix}checkpoint is set; give the path of the weights of {variant} in the parameter "
-                f"'{prefix}checkpoint' ('bev_perception init-weights' makes untrained ones for a trial run)"
-            )
         if checkpoint and not variant:
             raise ConfigError(f"{prefix}checkpoint is {checkpoint}; name its variant in '{prefix}variant' as well")
         if variant:
-            given.append((variant, Path(checkpoint)))
+            given.append((variant, Path(checkpoint) if checkpoint else None))
     if not given:
         raise ConfigError(
             "no variant is set; name one in the parameter 'variant' ('bev_perception variants' lists them)"

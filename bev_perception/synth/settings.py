@@ -20,6 +20,8 @@ CAMERA_RATES = (12, 2)
 #: of all scenes, every so manieth is one of the validation split, the first one too
 VAL_EVERY = 5
 SPLITS = ("synth_train", "synth_val")
+#: the split of both
+EVERY_SCENE = "synth_all"
 
 
 class SynthError(ValueError):
@@ -48,6 +50,9 @@ class SynthSettings:
             raise SynthError(f"a camera rate of {self.camera_rate} Hz is none of {CAMERA_RATES}; choose one of them")
         if not 1.0 <= self.seconds <= 120.0:
             raise SynthError(f"scenes of {self.seconds} s cannot be made; choose 1 to 120")
+        width, height = self.image_size
+        if width < 16 or 9 * width != 16 * height:
+            raise SynthError(f"images of {width}x{height} are not 16:9; choose a width that 16 divides")
         if self.seed < 0:
             raise SynthError(f"the seed {self.seed} is negative; choose one from 0 on")
 

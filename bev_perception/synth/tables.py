@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bev_perception.data.nuscenes import TABLES
-from bev_perception.synth.settings import CAMERAS, LIDAR, SPLITS, VAL_EVERY, VERSION
+from bev_perception.synth.settings import CAMERAS, EVERY_SCENE, LIDAR, SPLITS, VAL_EVERY, VERSION
 
 Row = dict[str, Any]
 #: tables that each scene adds rows to; the others are the same for all
@@ -104,6 +104,7 @@ def splits_of(names: Sequence[str]) -> dict[str, list[str]]:
     return {
         train: [name for k, name in enumerate(names) if k % VAL_EVERY],
         val: [name for k, name in enumerate(names) if k % VAL_EVERY == 0],
+        EVERY_SCENE: list(names),
     }
 
 

@@ -28,6 +28,7 @@ from bev_perception.visualization.voxels import VoxelView
 
 PANEL = 960  # pixels, width of what is drawn of one occupancy
 PERSPECTIVE_HEIGHT, BIRDS_EYE = 460, 480  # pixels, of its two parts; the legend stands beside the second
+BELOW, LEGEND = 720, 360  # pixels, of what is drawn below boxes: height, and width of the legend
 CAMERA_TILE = (320, 180)  # pixels, width and height
 EGO_COLOR = (240, 240, 240)
 LINE = 22  # pixels, of the legend
@@ -59,6 +60,17 @@ def draw_occupancy(
         picture = np.vstack([strip, picture])
     state = "" if frame is None else f"t = {frame.stamp / 1e9:.3f} s"
     return np.vstack([picture, draw_caption(width, note, state)])
+
+
+def draw_beside_boxes(boxes: np.ndarray, occupancy: Occupancy) -> np.ndarray:
+    """Return a picture of pictures.draw_frame with the occupancy of the same frame below it.
+
+    In perspective, the list of classes, and from above where the boxes are seen from above, too.
+    """
+    above = draw_occupancy_from_above(occupancy, BELOW)
+    legend = _draw_legend(occupancy, (LEGEND, BELOW))
+    perspective = draw_perspective(occupancy, (boxes.shape[1] - BELOW - LEGEND, BELOW))
+    return np.vstack([boxes, np.hstack([perspective, legend, above])])
 
 
 def draw_perspective(occupancy: Occupancy, size: tuple[int, int]) -> np.ndarray:

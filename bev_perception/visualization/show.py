@@ -49,12 +49,13 @@ Stamped = tuple[int, np.ndarray]  # a picture and its stamp, ns
 class ShowSettings:
     """What runs, and where the pictures go.
 
-    variant: name, or path of a YAML file.  out: directory, which is made.
+    variant: name, or path of a YAML file.  checkpoint: its weights; None: those that are shipped.
+    out: directory, which is made.
     device: "auto", "cpu", "cuda" or "cuda:N".  video: whether one video takes the place of a picture a frame.
     """
 
     variant: str
-    checkpoint: Path
+    checkpoint: Path | None
     out: Path
     device: str = "auto"
     video: bool = False

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from bev_perception.data.drive import CAMERAS, DriveImage, DrivePose
-from bev_perception.data.nuscenes import TABLES, NuScenesError, open_scene
+from bev_perception.data.nuscenes import SPLITS, TABLES, NuScenesError, default_split, only_version, open_scene
 from bev_perception.data.rosbag import BagReader, ImageEvent, write_bag
 from bev_perception.geometry import rotation_from_quaternion
+from bev_perception.synth import settings as synth
 
 SCENE = "scene-0103"
 HEADINGS = dict(zip(CAMERAS, (0, -55, 55, 180, 110, -110), strict=True))  # degrees, where the cameras look
@@ -93,6 +94,24 @@ def test_missing_images_are_counted(nuscenes_root, caplog):
 def test_scenes_that_are_not_there(nuscenes_root, version, name, reason):
     with pytest.raises(NuScenesError, match=reason):
         open_scene(nuscenes_root, version, name)
+
+
+def test_the_only_version_of_a_root_is_found(tmp_path):
+    with pytest.raises(NuScenesError, match="holds no tables, such as v1.0-trainval/scene.json; root must be"):
+        only_version(tmp_path)
+    for version in ("v1.0-synth", "v1.0-mini"):
+        (tmp_path / version).mkdir()
+        assert version == "v1.0-synth" or only_version(tmp_path) == "v1.0-synth"
+        (tmp_path / version / "scene.json").write_text("[]")
+    with pytest.raises(NuScenesError, match=r"the tables v1.0-mini and v1.0-synth; say which with --version"):
+        only_version(tmp_path)
+
+
+def test_splits_follow_from_the_version():
+    assert default_split("v1.0-trainval", "val") == "val" and default_split("v1.0-mini", "train") == "mini_train"
+    assert (SPLITS[synth.VERSION]["train"], SPLITS[synth.VERSION]["val"]) == synth.SPLITS
+    with pytest.raises(NuScenesError, match="which split of v1.0-test is meant is not known; say it with --split"):
+        default_split("v1.0-test", "val")
 
 
 def test_a_missing_table_is_named(nuscenes_root, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from nuscenes_root import SCENES, write_nuscenes
 
+from bev_perception import cli
 from bev_perception.checkpoints import load_checkpoint
 from bev_perception.config import NUSCENES_CLASSES as CLASSES
 from bev_perception.config import ConfigError, DecodeConfig, FramesConfig, ImageConfig, load_variant, variants_directory
@@ -117,6 +118,17 @@ def test_future_frames(records, monkeypatch):
     preprocess.close()
 
 
+def test_without_memory_each_frame_is_as_the_first(records, untrained):
+    alone = [next(run_rows(CONFIG, untrained, CPU, records, [i]))[1] for i in range(3)]
+    forgotten = [result for _, result in run_rows(CONFIG, untrained, CPU, records, range(3), memory=False)]
+    assert [result.history for result in forgotten] == [0, 0, 0]
+    for found, wanted in zip(forgotten, alone, strict=True):
+        check_same(found.boxes, wanted.boxes)
+    future = dataclasses.replace(CONFIG, frames=FramesConfig(past=0, future=1))
+    with pytest.raises(EvaluationError, match="sparsebev_tiny looks ahead: its frames are read, not remembered"):
+        next(run_rows(future, untrained, CPU, records, [0], memory=False))
+
+
 def test_precision_of_the_encoder(records, untrained):
     with pytest.raises(ConfigError, match="'tf32' is a format of NVIDIA's GPUs"):
         next(run_rows(CONFIG, untrained, CPU, records, [0], "tf32"))
@@ -196,6 +208,47 @@ def test_truth_of_the_made_up_drive_scores_full_marks(records, synthetic_nuscene
     for name in ("car", "truck", "pedestrian"):
         assert scores.class_aps[name] == pytest.approx(1.0)
         assert max(scores.class_errors[name].values()) < 1e-4  # level ground: nothing is lost between the frames
+
+
+def test_what_is_beyond_the_range_does_not_count(settings, records, synthetic_nuscenes, curves, tmp_path):
+    """Truth up to 15 m from the car and nothing beyond: full marks within 15 m, and fewer without that limit."""
+    results, near = {}, 0
+    for i, token in enumerate(records.tokens):
+        boxes, labels = training_boxes(records, i, CONFIG.class_names, [-np.inf] * 3 + [np.inf] * 3)
+        ahead = records.lidar2ego(i)[0, 3]
+        kept = np.hypot(boxes[:, 0] + ahead, boxes[:, 1]) < 15.0
+        boxes, labels = boxes[kept], labels[kept]
+        n = len(boxes)
+        truth = Boxes3D(boxes[:, :3], boxes[:, 3:6], boxes[:, 6], boxes[:, 7:], np.ones(n), labels, CONFIG.class_names)
+        results[token] = to_submission(truth, token, records.lidar2ego(i), records.ego2global(i))
+        near += n
+    path = tmp_path / "results.json"
+    write_submission(results, path)
+    cut, whole = (
+        score_results(path, synthetic_nuscenes, *SPLIT, tmp_path / str(limit), max_range=limit)
+        for limit in (15.0, None)
+    )
+    assert near > 10 and cut.class_aps["car"] == pytest.approx(1.0) and whole.class_aps["car"] < 0.9
+    assert cut.table().startswith("within 15 m of the car\nmAP ") and whole.table().startswith("mAP ")
+    assert json.loads((tmp_path / "15.0" / "metrics_summary.json").read_text())["cfg"]["class_range"]["car"] == 15.0
+    wide = score_results(path, synthetic_nuscenes, *SPLIT, tmp_path / "wide", max_range=1000.0)
+    assert wide.class_aps == whole.class_aps
+    with pytest.raises(EvaluationError, match="a range of 0 m leaves nothing"):
+        score_results(path, synthetic_nuscenes, *SPLIT, tmp_path, max_range=0)
+
+
+def test_the_command_forgets_and_limits_the_range(settings, untrained, tmp_path, capsys):
+    """Version and split follow from what the dataroot holds."""
+    command = ["eval", "--variant", settings.variant, "--checkpoint", untrained, "--data", settings.data]
+    command += ["--device", "cpu", "--scenes", SCENES[0], "--max-range", "40"]
+    for out, more in (("with", []), ("without", ["--no-memory"])):
+        assert cli.main([*map(str, command), "--out", str(tmp_path / out), *more]) == 0
+        assert "within 40 m of the car\nmAP  " in capsys.readouterr().out
+    remembered, forgotten = (
+        json.loads((tmp_path / out / "results_nusc.json").read_text())["results"] for out in ("with", "without")
+    )
+    first, second, *_ = remembered
+    assert remembered[first] == forgotten[first] and remembered[second] != forgotten[second]
 
 
 def test_missing_files_are_counted_before_anything_runs(settings, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from bev_perception.evaluation import evaluate as module
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.evaluate import EvalSettings, evaluate
 from bev_perception.evaluation.occupancy_files import read_occupancy, score_occupancy_files
-from bev_perception.evaluation.running import Processes
+from bev_perception.evaluation.running import Processes, run_rows
 from bev_perception.pipeline import load_pipeline, write_initial_weights
 from bev_perception.types import OCC3D_GRID, Occupancy, Result
 
@@ -85,7 +86,7 @@ def use_truth(monkeypatch, settings, noise=0.0):
     """Let evaluations get the labels as results, with some voxels changed, and tell which rows they asked for."""
     asked = []
 
-    def run_rows(config, checkpoint, device, records, rows, precision="fp32"):
+    def run_rows(config, checkpoint, device, records, rows, precision="fp32", memory=True):
         for i in rows:
             asked.append(i)
             truth = read_labels(labels_path(records.root, records.scenes[i], records.tokens[i], settings.labels))
@@ -158,3 +159,19 @@ def test_a_detector_has_no_occupancy_to_save(settings, untrained, tmp_path):
     )
     with pytest.raises(EvaluationError, match="sparsebev_tiny gives no occupancy"):
         evaluate(detector)
+
+
+def test_occupancy_has_no_range(settings):
+    with pytest.raises(EvaluationError, match="occ_low gives no boxes, which alone have a range"):
+        evaluate(dataclasses.replace(settings, max_range=40.0))
+
+
+def test_without_memory_each_frame_is_as_the_first(settings, records):
+    """The second key frame, run after the first without a memory, is what it is alone."""
+    config = load_variant(settings.variant)
+    run = partial(run_rows, config, settings.checkpoint, torch.device("cpu"), records)
+    ((_, alone),) = run([1])
+    (_, (_, forgotten)), (_, (_, remembered)) = run([0, 1], memory=False), run([0, 1])
+    assert (alone.history, forgotten.history, remembered.history) == (0, 0, 1)
+    np.testing.assert_array_equal(forgotten.occupancy.semantics, alone.occupancy.semantics)
+    assert not np.array_equal(remembered.occupancy.semantics, alone.occupancy.semantics)

@@ -7,10 +7,11 @@ import math
 
 import numpy as np
 import pytest
+from made_up_labels import make_labels, write_all_labels
 from nuscenes_root import SCENES, VERSION
 
 from bev_perception import cli
-from bev_perception.config import variants_directory
+from bev_perception.config import OCC3D_CLASSES, variants_directory
 from bev_perception.data.drive import CAMERAS
 from bev_perception.data.nuscenes import open_scene
 from bev_perception.data.records import open_records
@@ -19,12 +20,18 @@ from bev_perception.data.synthetic import World
 from bev_perception.decode import to_ego
 from bev_perception.evaluation.detection import CLASS_RANGE
 from bev_perception.evaluation.errors import EvaluationError
-from bev_perception.evaluation.replay import Replay
-from bev_perception.geometry import invert_transform, rotation_from_quaternion, yaw_from_rotation
+from bev_perception.evaluation.replay import Replay, move_occupancy
+from bev_perception.geometry import (
+    invert_transform,
+    make_transform,
+    rotation_from_quaternion,
+    rotation_from_yaw,
+    yaw_from_rotation,
+)
 from bev_perception.health import Health
 from bev_perception.offline import collect_frames
 from bev_perception.synchronizer import SynchronizerSettings
-from bev_perception.types import Result
+from bev_perception.types import Occupancy, Result, VoxelGrid
 
 pytest.importorskip("nuscenes")
 LAG = 0.032  # s from the front camera to the lidar, in the made-up data set
@@ -108,7 +115,7 @@ def test_a_frame_without_a_result_counts_as_nothing_found(bags, records, tmp_pat
     results = replayed(bags[:1], records, lambda f: None if f.stamp == lost else seen_by_a_perfect_detector(f))
     results.score(VERSION, tmp_path)
     assert results.coverage() == "scored on 5 of the 5 key frames of scene-0103; 1 of them gave no result"
-    ((path, *_, scenes, tokens),) = scored
+    ((path, *_, scenes, tokens, _),) = scored
     submitted = json.loads(path.read_text())["results"]
     assert tokens == set(submitted) == set(records.tokens[:5]) and scenes == ["scene-0103"]
     assert [token for token, boxes in submitted.items() if not boxes] == [records.tokens[1]]
@@ -124,15 +131,71 @@ def test_what_cannot_be_scored_is_named(bags, records, tmp_path, monkeypatch):
     away[0, 3] += 100
     with pytest.raises(EvaluationError, match="fixed frame is not the global frame"):
         Replay(records).add(dataclasses.replace(frame, ego2global=away), seen_by_a_perfect_detector(frame))
-    without = dataclasses.replace(seen_by_a_perfect_detector(frame), boxes=None)
-    with pytest.raises(EvaluationError, match="evaluate a variant of occupancy on a split"):
-        Replay(records).add(frame, without)
-    Replay().add(frame, without)
+    with pytest.raises(EvaluationError, match="no image of the recording has the stamp of a key frame of v1.0-mini"):
+        Replay(records).score_occupancy(VERSION, tmp_path)
+    Replay().add(frame, dataclasses.replace(seen_by_a_perfect_detector(frame), boxes=None))
     replay = replayed(bags[:1], records, seen_by_a_perfect_detector)
     annotations = records.annotations
     monkeypatch.setattr(records, "annotations", lambda i: dataclasses.replace(annotations(i), names=np.array([])))
     with pytest.raises(EvaluationError, match="the truth of test is not published"):
         replay.score(VERSION, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def labels(records, tmp_path_factory):
+    return write_all_labels(records, tmp_path_factory.mktemp("labels"))
+
+
+def test_occupancy_is_judged_where_the_car_is_at_the_time_of_the_lidar(bags, records, labels, tmp_path):
+    """Labels, moved to where the car was at the front camera's time, lose nothing; seen as they are, they do."""
+
+    def replayed_labels(move, lost=()):
+        replay = Replay(records, labels)
+        events = replay.watch(BagReader(bags[0]).events())
+        for frame in collect_frames(events, SynchronizerSettings(CAMERAS), Health()):
+            row = next((i for i in range(5) if records.image_stamps(records.cameras(i))[0] * 1000 == frame.stamp), None)
+            if row is None or row in lost:
+                continue
+            truth = Occupancy(make_labels(records, row).semantics, OCC3D_CLASSES)
+            if move:
+                truth = move_occupancy(truth, records.ego2global(row), frame.ego2global)
+            replay.add(frame, Result(frame.stamp, None, truth, {}, None, {}, 0))
+        return replay
+
+    whole = replayed_labels(move=True)
+    scores = whole.score_occupancy(VERSION, tmp_path)
+    assert scores.samples == 5 and scores.summary["RayIoU"] > 0.99
+    assert whole.coverage() == "scored on 5 of the 5 key frames of scene-0103"
+    assert "boxes" not in whole.summary(Health().snapshot())
+    assert json.loads((tmp_path / "occupancy_metrics.json").read_text())["samples"] == 5
+    as_it_is = replayed_labels(move=False).score_occupancy(VERSION, tmp_path)
+    assert as_it_is.summary["mIoU, camera mask"] < scores.summary["mIoU, camera mask"] - 0.05
+    partial = replayed_labels(move=True, lost={3})
+    worse = partial.score_occupancy(VERSION, tmp_path)
+    assert worse.samples == 5 and worse.summary["RayIoU"] < 0.9  # what was lost counts as free
+    assert partial.coverage().endswith("; 1 of them gave no result")
+    nobody = replayed_labels(move=True, lost=set(range(5)))
+    with pytest.raises(EvaluationError, match="no key frame got an occupancy"):
+        nobody.score_occupancy(VERSION, tmp_path)
+
+
+def test_voxels_move_with_the_car():
+    """0.8 m ahead and turned by a quarter: the voxel ahead comes nearer and is to the right; beyond it is free."""
+    grid = VoxelGrid((-4.0, -4.0, -1.0), 0.4, (20, 20, 4))
+    semantics = np.full(grid.shape, 2, np.uint8)
+    semantics[14, 10, 1] = 1  # its middle is 1.8 m ahead, 0.2 m to the left
+    instances = np.zeros(grid.shape, np.int16)
+    instances[14, 10, 1] = 7
+    there = Occupancy(semantics, ("wall", "car", "free"), grid, instances)
+    same = move_occupancy(there, np.eye(4), np.eye(4))
+    np.testing.assert_array_equal(same.semantics, semantics)
+    other = make_transform(rotation_from_yaw(math.pi / 2), np.array([0.8, 0.0, 0.0]))
+    moved = move_occupancy(there, np.eye(4), other)
+    # x = 0.2 ahead, y = -1.0: to the right
+    assert np.argwhere(moved.semantics == 1).tolist() == [[10, 7, 1]]
+    assert moved.instances[10, 7, 1] == 7 and (moved.instances > 0).sum() == 1
+    semantics[:] = 0
+    assert (move_occupancy(there, np.eye(4), other).semantics == 2).any()
 
 
 def test_real_key_frames(nuscenes_root, tmp_path, untrained, capsys):

@@ -5,16 +5,17 @@ import numpy as np
 import pytest
 import torch
 
+from bev_perception import config
 from bev_perception.config import load_variant
 from bev_perception.data.drive import CAMERAS
 from bev_perception.data.synthetic import World
-from bev_perception.evaluation.timing import TimingSettings, made_up_key_frames, time_variant
+from bev_perception.evaluation.timing import TimingSettings, _load, made_up_key_frames, time_variant
 from bev_perception.models import build_model
 
 
 @pytest.fixture(scope="module")
-def timing():
-    return time_variant(TimingSettings("sparsebev_tiny", device="cpu", frames=3, warm_up=0))
+def timing(untrained):
+    return time_variant(TimingSettings("sparsebev_tiny", untrained, device="cpu", frames=3, warm_up=0))
 
 
 def operations(config):
@@ -39,7 +40,7 @@ def test_operations_and_parameters_are_those_of_the_layers(timing):
     backbone, neck, linear = operations(load_variant("sparsebev_tiny"))
     assert (timing.flops["backbone"], timing.flops["neck"]) == (backbone, neck)
     assert linear < timing.flops["head"] < 1.5 * linear  # and attention and mixing
-    assert timing.parameters == {"backbone": 11_176_512, "neck": 713_728, "head": 1_554_281}
+    assert timing.parameters == {"backbone": 1_230_240, "neck": 139_648, "head": 345_869}
 
 
 def test_times_fit_together(timing):
@@ -69,6 +70,18 @@ def test_frames_are_those_of_a_drive_with_key_frames():
     assert [view.image.camera for view in second.views] == list(CAMERAS)
     for view in second.views:
         np.testing.assert_array_equal(view.ego2global, World().ego2global(view.image.stamp))
+
+
+def test_without_a_checkpoint_shipped_weights_are_timed_or_initial_ones(shipped, tmp_path):
+    pipeline = _load(TimingSettings("sparsebev_tiny", device="cpu"))
+    assert pipeline.variants[0].checkpoint.path == shipped
+    pipeline.close()
+    path = tmp_path / "mine.yaml"
+    text = (config.variants_directory() / "sparsebev_tiny.yaml").read_text()
+    path.write_text(text.replace("name: sparsebev_tiny", "name: mine"))
+    pipeline = _load(TimingSettings(str(path), device="cpu"))
+    assert pipeline.variants[0].checkpoint.path.name == "initial.safetensors" and not pipeline.trained
+    pipeline.close()
 
 
 def test_at_least_one_frame_counts():

@@ -14,7 +14,7 @@ SMALL = EVA02Config(embed_dim=64, num_heads=2, window=4, trained_size=96, drop_p
 
 def build(config=SMALL, depth=3):
     torch.manual_seed(0)
-    return build_backbone(BackboneConfig("eva02", depth, config)).eval()
+    return build_backbone(BackboneConfig("eva02", depth, eva02=config)).eval()
 
 
 def test_outputs():

@@ -18,13 +18,42 @@ def with_random_statistics(model, seed=0):
     return model
 
 
-@pytest.mark.parametrize("depth, channels", [(18, (64, 128, 256, 512)), (50, (256, 512, 1024, 2048))])
-def test_outputs(depth, channels):
-    model = build_backbone(BackboneConfig("resnet", depth)).eval()
+@pytest.mark.parametrize(
+    "depth, width, first_level, channels",
+    [
+        (10, 64, 0, (64, 128, 256, 512)),
+        (18, 64, 0, (64, 128, 256, 512)),
+        (50, 64, 0, (256, 512, 1024, 2048)),
+        (10, 8, 1, (16, 32, 64)),
+        (50, 8, 3, (256,)),
+    ],
+)
+def test_outputs(depth, width, first_level, channels):
+    model = build_backbone(BackboneConfig("resnet", depth, width, first_level)).eval()
     assert tuple(model.out_channels) == channels
     with torch.inference_mode():
         maps = model(torch.randn(2, 3, 64, 96))
-    assert [tuple(m.shape) for m in maps] == [(2, c, 16 >> i, 24 >> i) for i, c in enumerate(channels)]
+    shapes = [(2, c, 16 >> i, 24 >> i) for i, c in enumerate(channels, start=first_level)]
+    assert [tuple(m.shape) for m in maps] == shapes
+
+
+def test_the_first_levels_are_left_out_and_nothing_else_changes():
+    whole, later = (build_backbone(BackboneConfig("resnet", 10, 8, level)).eval() for level in (0, 2))
+    later.load_state_dict(whole.state_dict())
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(later(images), whole(images)[2:], rtol=0, atol=0)
+
+
+def test_batch_norms_learn_their_statistics_where_that_is_asked_for():
+    model = build_backbone(BackboneConfig("resnet", 10, 8))
+    model.learns_statistics = True
+    before = copy.deepcopy(dict(model.named_buffers()))
+    model.train()(torch.randn(2, 3, 64, 64))
+    assert not any(torch.equal(b, before[name]) for name, b in model.named_buffers())
+    after = copy.deepcopy(dict(model.named_buffers()))
+    model.eval()(torch.randn(2, 3, 64, 64))
+    assert all(torch.equal(b, after[name]) for name, b in model.named_buffers())
 
 
 def test_batch_norms_keep_their_statistics_in_training():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from vehicle import SECOND, START, frame, rig, run
 
-from bev_perception.config import BackboneConfig, ConfigError, load_variant
+from bev_perception.config import BackboneConfig, ConfigError, FramesConfig, NeckConfig, load_variant
 from bev_perception.geometry import make_transform, rotation_from_yaw
 from bev_perception.memory import FeatureQueue, FrameFeatures
 from bev_perception.models import build_model
@@ -18,11 +18,24 @@ from bev_perception.models.sparsebev import time_differences
 from bev_perception.types import ModelInput
 
 
+def tiny():
+    """sparsebev_tiny over four frames and four levels, with what inference runs alone."""
+    config = load_variant("sparsebev_tiny")
+    return dataclasses.replace(
+        config,
+        frames=FramesConfig(past=3),
+        backbone=BackboneConfig("resnet", 18),
+        neck=NeckConfig("fpn", 64, 4),
+        head=dataclasses.replace(config.head, num_levels=4, embed_dims=64, num_heads=8, num_query=100),
+        perspective=False,
+    )
+
+
 @pytest.fixture(scope="module")
 def model():
-    """sparsebev_tiny with weights off their initial values, so that every part has a say."""
+    """The model with weights off their initial values, so that every part has a say."""
     torch.manual_seed(0)
-    model = build_model(load_variant("sparsebev_tiny"))
+    model = build_model(tiny())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.03 * torch.randn_like(parameter)
@@ -154,7 +167,7 @@ def test_all_cameras_missing_gives_finite_boxes(model):
 
 
 def test_a_variant_without_history():
-    config = load_variant("sparsebev_tiny")
+    config = tiny()
     model = build_model(dataclasses.replace(config, frames=dataclasses.replace(config.frames, past=0)))
     outputs, memory = run(model, frame(0))
     again, memory = run(model, frame(0), memory)
@@ -236,7 +249,7 @@ def test_legacy_boxes_turn_the_sampling_points(model):
 
 
 def test_initial_queries_stand_upright_on_a_grid():
-    queries = build_model(load_variant("sparsebev_tiny")).pts_bbox_head.init_query_bbox.weight
+    queries = build_model(tiny()).pts_bbox_head.init_query_bbox.weight
     assert queries[:3, :3].tolist() == pytest.approx(np.array([[0.05, 0.05, 0], [0.05, 0.15, 0], [0.05, 0.25, 0]]))
     assert queries[10, 0].item() == pytest.approx(0.15)
     assert (queries[:, 5] == 1.5).all() and (queries[:, 8:] == 0).all()
@@ -244,7 +257,7 @@ def test_initial_queries_stand_upright_on_a_grid():
 
 def test_initial_scores_are_about_one_percent():
     torch.manual_seed(1)
-    outputs, _ = run(build_model(load_variant("sparsebev_tiny")), frame(0))
+    outputs, _ = run(build_model(tiny()), frame(0))
     assert outputs.logits.sigmoid().median().item() == pytest.approx(0.01, abs=0.01)
     assert outputs.boxes.isfinite().all()
 
@@ -268,7 +281,7 @@ def test_capacity_of_the_memory(model):
             "num_outs",
         ),
         (lambda c: dataclasses.replace(c, family="sparsebeef"), "known: sparsebev"),
-        (lambda c: dataclasses.replace(c, backbone=dataclasses.replace(c.backbone, depth=34)), "18, 50, 101"),
+        (lambda c: dataclasses.replace(c, backbone=dataclasses.replace(c.backbone, depth=34)), "10, 18, 50, 101"),
         (lambda c: dataclasses.replace(c, backbone=BackboneConfig("vovnet", 57)), "known depths: 99"),
         (lambda c: dataclasses.replace(c, neck=dataclasses.replace(c.neck, type="pan")), "known: fpn, none"),
         (lambda c: dataclasses.replace(c, neck=dataclasses.replace(c.neck, type="none")), "set neck.type to 'fpn'"),
@@ -276,11 +289,11 @@ def test_capacity_of_the_memory(model):
 )
 def test_settings_that_do_not_fit_are_refused(change, says):
     with pytest.raises(ConfigError, match=says):
-        build_model(change(load_variant("sparsebev_tiny")))
+        build_model(change(tiny()))
 
 
 def test_a_variant_that_needs_the_future_does_not_run_live():
-    config = load_variant("sparsebev_tiny")
+    config = tiny()
     model = build_model(dataclasses.replace(config, frames=dataclasses.replace(config.frames, past=1, future=2)))
     with pytest.raises(NotImplementedError, match="future.*predict_queue"):
         run(model, frame(0))
@@ -288,7 +301,7 @@ def test_a_variant_that_needs_the_future_does_not_run_live():
 
 @pytest.mark.parametrize("order, offsets", [("sequential", (0, -1, -2, 1, 2)), ("interleaved", (0, -1, 1, -2, 2))])
 def test_the_future_is_sampled_where_moving_boxes_will_be(order, offsets):
-    config = load_variant("sparsebev_tiny")
+    config = tiny()
     frames = dataclasses.replace(config.frames, past=2, future=2, order=order)
     assert frames.offsets == offsets
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vehicle import frame, rig, run
 
-from bev_perception.config import ConfigError, ReferenceFrameConfig, load_variant
+from bev_perception.config import ConfigError, FramesConfig, ReferenceFrameConfig, load_variant
 from bev_perception.decode_occupancy import decode_occupancy
 from bev_perception.geometry import make_transform, rotation_from_yaw
 from bev_perception.models import build_model
@@ -24,11 +24,12 @@ CAMERAS = 2
 
 
 def smaller(**head):
-    """sparseocc_tiny with a coarser grid, which runs in a moment, and other settings of the head."""
+    """sparseocc_tiny over four frames, with a coarser grid, which runs in a moment, and other settings of the head."""
     config = load_variant("sparseocc_tiny")
     size = {"occ_size": (40, 32, 16), "occ_range": (-8.0, -6.4, -1.0, 8.0, 6.4, 5.4)}
     kept = {"kept_training": (90, 200, 500), "kept_testing": (80, 160, 400)}
-    return dataclasses.replace(config, head=dataclasses.replace(config.head, num_query=12, **size | kept | head))
+    head = dataclasses.replace(config.head, num_query=12, dropout=0.1, **size | kept | head)
+    return dataclasses.replace(config, frames=FramesConfig(past=3), head=head)
 
 
 def lively(config):
@@ -275,9 +276,9 @@ def test_voxels_are_looked_at_where_they_are(model):
     views = Views(levels, torch.from_numpy(rig(1)).float().expand(1, 4, -1, -1, -1), (128, 352))
     locations = torch.tensor([[[0, 0, 0], [9, 7, 3]]])
     with torch.inference_mode():
-        layer(torch.randn(1, 2, 128), locations, views)
+        layer(torch.randn(1, 2, 64), locations, views)
         voxels = torch.tensor([0.0, 5.0, 15.0]).expand(1, 12, 16, 3)
-        mask_layer(torch.randn(1, 12, 128), torch.randn(12, 128), voxels, views)
+        mask_layer(torch.randn(1, 12, 64), torch.randn(12, 64), voxels, views)
     low = torch.tensor([-8.0, -6.4, -1.0])
     expected = low + 1.6 * (locations + 0.5 + 0.25)  # cubes of 4 voxels of 0.4 m
     torch.testing.assert_close(seen[0], expected[:, :, None, None].expand_as(seen[0]))

@@ -119,7 +119,7 @@ def assert_published_pyramid(model, wanted):
 
 def reduced(config):
     """The same variant at a size that runs in a moment."""
-    eva02 = BackboneConfig("eva02", 3, EVA02Config(embed_dim=64, num_heads=2, window=4, trained_size=96))
+    eva02 = BackboneConfig("eva02", 3, eva02=EVA02Config(embed_dim=64, num_heads=2, window=4, trained_size=96))
     if isinstance(config.head, SparseOccHeadConfig):
         grid = {"occ_size": (40, 40, 16), "occ_range": (-8.0, -8.0, -1.0, 8.0, 8.0, 5.4)}
         kept = (60, 100, 200)

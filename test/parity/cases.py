@@ -151,7 +151,7 @@ def _eva02_of(config):
     }
     assert {key: config[key] for key in fixed} == fixed
     sizes = [config[key] for key in ("embed_dim", "num_heads", "window_size", "img_size", "drop_path_rate")]
-    return BackboneConfig("eva02", config["depth"], EVA02Config(*sizes))
+    return BackboneConfig("eva02", config["depth"], eva02=EVA02Config(*sizes))
 
 
 def subsample(array, description):

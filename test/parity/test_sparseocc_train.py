@@ -55,7 +55,7 @@ class Run:
         self.case = case
         model = build_model(training_variant_of(case)).train()
         case.load_weights(model)
-        freeze(model)
+        freeze(model, "finetune")
         self.model = model
         self.weights = torch.tensor(class_weights(model.config.class_names))
         pixels = images_of(case)  # [B, T, N, 3, h, w]

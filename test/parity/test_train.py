@@ -40,7 +40,7 @@ class Run:
         self.arrays = dict(np.load(case.path / "outputs.npz"))
         model = build_model(training_variant_of(case)).train()
         case.load_weights(model, constants=("code_weights",))
-        freeze(model)
+        freeze(model, "finetune")
         self.model = model.to(dtype)
         frame_ids = case.inputs["frame_ids"]
         self.images = torch.stack(

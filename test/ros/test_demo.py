@@ -5,6 +5,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from bev_perception import cli
 from bev_perception.ros.interfaces import ensure_interfaces
@@ -12,8 +13,13 @@ from bev_perception.ros.interfaces import ensure_interfaces
 ensure_interfaces()
 
 
+@pytest.fixture
+def nothing_shipped(monkeypatch):
+    monkeypatch.setattr("bev_perception.ros.demo.shipped_weights", lambda name: None)
+
+
 @pytest.mark.timeout(200)
-def test_demo_on_a_made_up_drive(tmp_path, capsys):
+def test_demo_on_a_made_up_drive(tmp_path, capsys, nothing_shipped):
     out = tmp_path / "demo"
     assert cli.main(["demo", "--out", str(out), "--seconds", "0.6"]) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
@@ -23,10 +29,49 @@ def test_demo_on_a_made_up_drive(tmp_path, capsys):
 
 
 @pytest.mark.timeout(200)
-def test_demo_on_real_keyframes(tmp_path, nuscenes_root):
+def test_demo_on_real_keyframes(tmp_path, nuscenes_root, nothing_shipped):
     out = tmp_path / "demo"
     assert cli.main(["demo", "--out", str(out), "--nuscenes", str(nuscenes_root)]) == 0
     check_pictures(out, frames=5)
+
+
+@pytest.fixture
+def both_shipped(tmp_path, monkeypatch):
+    """Weights that are said to be trained: of the detector such that find something, of occupancy on its encoder."""
+    from bev_perception.pipeline import write_initial_weights
+
+    paths = {name: tmp_path / f"{name}.safetensors" for name in ("sparsebev_tiny", "sparseocc_tiny")}
+    for name, path in paths.items():
+        write_initial_weights(name, path, seed=0)
+    boxes, occupancy = (load_file(path) for path in paths.values())
+    boxes["pts_bbox_head.transformer.decoder.decoder_layer.cls_branch.6.bias"] += 3.0
+    occupancy |= {key: value for key, value in boxes.items() if key.startswith(("img_backbone.", "img_neck."))}
+    for path, state in zip(paths.values(), (boxes, occupancy), strict=True):
+        save_file(state, path, {"trained": "true"})
+    monkeypatch.setattr("bev_perception.ros.demo.shipped_weights", paths.get)
+
+
+@pytest.mark.slow  # compiles the made-up world
+@pytest.mark.timeout(900)
+def test_demo_with_shipped_weights_drives_in_the_made_up_world(tmp_path, capsys, both_shipped):
+    out = tmp_path / "demo"
+    assert cli.main(["demo", "--out", str(out), "--seconds", "1"]) == 0
+    *_, coverage, scores, last = capsys.readouterr().out.strip().splitlines()
+    assert coverage == "scored on 2 of the 2 key frames of synth-077-0000"
+    assert scores.startswith("boxes within 40 m: mAP ") and "; occupancy: RayIoU " in scores
+    assert "UNTRAINED" not in last and scores in (out / "latency.txt").read_text()
+    detections = json.loads((out / "detections.json").read_text())
+    assert len(detections) == 7 and all(d["boxes"] for d in detections)  # every sweep, 12 Hz
+    assert (np.diff([d["stamp"] for d in detections]) < 90e6).all()
+    picture = cv2.imread(str(out / "demo.png"))
+    assert picture.shape[0] > 1400 and np.std(picture[-700:]) > 10
+    video = cv2.VideoCapture(str(out / "demo.mp4"))
+    assert int(video.get(cv2.CAP_PROP_FRAME_COUNT)) == 3
+
+
+def test_the_demo_needs_boxes(tmp_path, both_shipped, capsys):
+    assert cli.main(["demo", "--out", str(tmp_path / "demo"), "--variant", "sparseocc_tiny"]) == 1
+    assert "the demo needs a variant that detects" in capsys.readouterr().err
 
 
 def check_pictures(out, frames):

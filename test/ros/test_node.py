@@ -201,6 +201,7 @@ def test_bad_settings_are_named(start):
             assert not peer.transition("configure")
             peer.wait_diagnostics(lambda v, text=text: text in v.get("message", ""))
             assert peer.set_parameter(name, {"device": "cpu", "precision": "fp32"}.get(name, "")).successful
-    assert peer.set_parameter("checkpoint", "").successful
+    for name, value in (("variant", "r50_nuimg_704x256"), ("checkpoint", "")):
+        assert peer.set_parameter(name, value).successful
     assert not peer.transition("configure")
-    peer.wait_diagnostics(lambda v: "no checkpoint is set" in v.get("message", ""))
+    peer.wait_diagnostics(lambda v: "no weights are shipped for r50_nuimg_704x256;" in v.get("message", ""))

@@ -205,6 +205,7 @@ def test_detection_and_occupancy_beside_each_other(start, untrained_occupancy):
         occupancy_checkpoint=untrained_occupancy,
         wait="sparsebev_tiny + sparseocc_tiny is ready",
     )
+    assert "encoded twice" not in node.text()  # the weights of both begin with the same draws
     got = {topic: [] for topic in OCCUPANCY_TOPICS}
     for topic, kind in OCCUPANCY_TOPICS.items():
         peer.node.create_subscription(kind, f"{NODE}/{topic}", got[topic].append, 50)
@@ -246,8 +247,8 @@ def test_detection_and_occupancy_beside_each_other(start, untrained_occupancy):
 
 
 def test_variants_that_do_not_fit_are_named(start, untrained, untrained_occupancy):
-    node, peer = start(wait=None, occupancy_variant="sparseocc_tiny")
-    node.wait_log("no occupancy_checkpoint is set")
+    node, peer = start(wait=None, occupancy_variant="r50_nuimg_704x256_8f")
+    node.wait_log("no weights are shipped for r50_nuimg_704x256_8f;")
     occupancy = {"occupancy_variant": "sparseocc_tiny", "occupancy_checkpoint": str(untrained_occupancy)}
     for changes, text in (
         ({"occupancy_variant": "", "occupancy_checkpoint": "/weights"}, "name its variant in 'occupancy_variant'"),

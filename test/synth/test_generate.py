@@ -101,7 +101,7 @@ def test_the_files_do_not_depend_on_how_they_were_made(tmp_path, monkeypatch):
 def test_other_settings_are_refused(dataroot):
     with pytest.raises(SynthError, match="seconds 2.0 instead of 3.0; choose another directory"):
         generate(dataroot, SynthSettings(3.0, 3, 2, (400, 225)), scenes=1)
-    for wrong in ({"camera_rate": 3}, {"seconds": 0.2}, {"seed": -1}):
+    for wrong in ({"camera_rate": 3}, {"seconds": 0.2}, {"seed": -1}, {"image_size": (1000, 562)}):
         with pytest.raises(SynthError, match="choose"):
             SynthSettings(**wrong)
     with pytest.raises(SynthError, match="at least 1"):
@@ -110,6 +110,7 @@ def test_other_settings_are_refused(dataroot):
 
 def test_splits():
     splits = splits_of([f"s{k}" for k in range(7)])
+    assert splits.pop("synth_all") == [f"s{k}" for k in range(7)]
     assert splits == {"synth_train": ["s1", "s2", "s3", "s4", "s6"], "synth_val": ["s0", "s5"]}
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from bev_perception.config import (
+    BackboneConfig,
     BevAugmentationConfig,
     FramesConfig,
     ImageConfig,
@@ -22,6 +23,8 @@ from bev_perception.training.train import TrainSettings, train
 
 CAMERAS, FRAMES, SIZE = 2, 2, (32, 64)
 GRID = (40, 40, 16)  # of 0.4 m
+ENCODER = {"backbone": BackboneConfig("resnet", 18), "neck": NeckConfig("fpn", 32, 4), "perspective": False}
+DECODER = {"num_levels": 4, "embed_dims": 32, "num_heads": 8, "ffn_dim": 32, "mixing_out_points": 8}
 
 
 def small_config(**training):
@@ -31,10 +34,8 @@ def small_config(**training):
         tiny,
         image=ImageConfig(*SIZE),
         frames=FramesConfig(past=FRAMES - 1),
-        neck=NeckConfig("fpn", 32, 4),
-        head=dataclasses.replace(
-            tiny.head, num_query=16, embed_dims=32, num_layers=2, ffn_dim=32, mixing_out_points=8, dropout=0.0
-        ),
+        **ENCODER,
+        head=dataclasses.replace(tiny.head, **DECODER, num_query=16, num_layers=2, dropout=0.0),
         training=TrainingConfig(
             **{"epochs": 2, "resize": (1.0, 1.0), "batch": 2, "warmup_steps": 4, "denoising_groups": 2} | training
         ),
@@ -46,7 +47,8 @@ def small_occupancy_config(panoptic=False, dropout=0.0, **training):
     tiny = load_variant("sparseocc_tiny")
     low, high = -0.2 * np.array(GRID), 0.2 * np.array(GRID)
     head = {
-        **{"num_query": 12, "embed_dims": 32, "ffn_dim": 32, "mixing_out_points": 8, "dropout": dropout},
+        **DECODER,
+        **{"num_query": 12, "dropout": dropout},
         **{"kept_training": (60, 200, 500), "kept_testing": (60, 200, 500), "panoptic": panoptic},
         **{"occ_size": GRID, "occ_range": (*low.tolist(), *high.tolist())},
     }
@@ -58,7 +60,7 @@ def small_occupancy_config(panoptic=False, dropout=0.0, **training):
         tiny,
         image=ImageConfig(*SIZE),
         frames=FramesConfig(past=FRAMES - 1),
-        neck=NeckConfig("fpn", 32, 4),
+        **ENCODER,
         head=dataclasses.replace(tiny.head, **head),
         training=TrainingConfig(**recipe | training),
     )

@@ -20,10 +20,6 @@ from bev_perception.training.train import train
 from .kit import settings, small_config
 
 CONFIG = load_variant("sparsebev_tiny")
-SOURCE = 400 / 1600  # the made-up images are so much smaller than those that the variant resizes
-CONFIG = dataclasses.replace(
-    CONFIG, training=dataclasses.replace(CONFIG.training, resize=tuple(r / SOURCE for r in CONFIG.training.resize))
-)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +34,8 @@ def rng(seed=0):
 def test_a_sample_is_what_the_model_takes_and_the_same_for_the_same_chance(records):
     data = NuScenesTraining(CONFIG, records)
     sample, again, other = (data.sample(3, rng(seed)) for seed in (0, 0, 1))
-    assert sample.images.shape == (4, 6, 128, 352, 3) and sample.images.dtype == np.uint8
-    assert sample.reference2image.shape == (4, 6, 4, 4)
+    assert sample.images.shape == (2, 6, 128, 352, 3) and sample.images.dtype == np.uint8
+    assert sample.reference2image.shape == (2, 6, 4, 4)
     assert sample.time_differences[0] == 0 and (np.diff(sample.time_differences) > 0).all()
     assert len(sample.truth.boxes) == len(sample.truth.labels) > 0 and sample.truth.boxes.shape[1] == 9
     one, two, three = ({**vars(s), **vars(s.truth)} for s in (sample, again, other))
@@ -71,6 +67,20 @@ def test_boxes_matrices_and_pixels_are_augmented_together(records, seed):
         np.testing.assert_allclose(after[seen], before[seen], rtol=1e-5, atol=1e-3)  # float32
 
 
+@pytest.mark.parametrize("resize", [0.2, 0.25])
+def test_resizing_is_relative_to_the_width_of_nuscenes(records, resize):
+    """The made-up images are 400 pixels wide; they become as wide as nuScenes' of 1600 would."""
+    config = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, resize=(resize, resize)))
+    drawn = []
+    original = dataset.draw_image_transform
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset, "draw_image_transform", lambda *args: drawn.append(original(*args)) or drawn[-1])
+        NuScenesTraining(config, records).sample(3, rng())
+    (transform,) = drawn
+    assert records.images(records.cameras(3))[0].calibration.width == 400
+    assert abs(transform.ida[0, 0]) == pytest.approx(resize * 1600 / 400)
+
+
 def test_a_damaged_file_costs_its_key_frame_alone(records, synthetic_nuscenes, tmp_path, caplog):
     root = tmp_path / "root"
     shutil.copytree(synthetic_nuscenes, root)
@@ -78,7 +88,7 @@ def test_a_damaged_file_costs_its_key_frame_alone(records, synthetic_nuscenes, t
     path = root / broken.paths(broken.cameras(9))[2]
     path.write_bytes(path.read_bytes()[:100])
     sample = NuScenesTraining(CONFIG, broken).sample(9, rng())
-    assert sample.images.shape == (4, 6, 128, 352, 3)
+    assert sample.images.shape == (2, 6, 128, 352, 3)
     assert "another key frame takes its place" in caplog.text and "CAM_FRONT_LEFT" in caplog.text.upper()
     for file in root.rglob("*.jpg"):
         file.unlink()
@@ -92,7 +102,7 @@ def test_a_variant_without_a_recipe_is_refused(records):
 
 
 def test_a_model_trains_on_it(records, tmp_path):
-    config = small_config(epochs=1, resize=(0.16, 0.2))
+    config = small_config(epochs=1, resize=(0.04, 0.05))
     assert train(config, NuScenesTraining(config, records), settings(tmp_path, precision="bf16")).steps == 5
     losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert len(losses) == 5 and np.isfinite(losses).all()

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bev_perception.checkpoints import load_checkpoint
+from bev_perception.checkpoints import CheckpointError, load_checkpoint
 from bev_perception.config import OCC3D_CLASSES as CLASSES
 from bev_perception.config import load_variant
 from bev_perception.models import build_model
@@ -82,6 +82,56 @@ def test_frozen_weights_and_statistics_stay_and_all_others_move(tmp_path):
     stem = ("img_backbone.conv1.", "img_backbone.bn1.", "img_backbone.layer1.")
     statistics = ("running_mean", "running_var", "num_batches_tracked", "code_weights")
     assert same == {key for key in before if key.startswith(stem) or key.endswith(statistics)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_encoder_from_scratch_moves_as_a_whole_with_the_statistics_of_its_norms(tmp_path, family):
+    make_config, data = FAMILIES[family]
+    config = make_config(epochs=1, encoder="scratch", weight_decay=0.0)
+    train(config, data(6), settings(tmp_path))  # in the first step blocks are their shortcuts, and learn little
+    torch.manual_seed(0)
+    before, after = build_model(config).state_dict(), load_file(tmp_path / WEIGHTS)
+    encoder = [key for key in before if key.startswith(("img_backbone.", "img_neck."))]
+    assert [key for key in encoder if torch.equal(before[key], after[key])] == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_frozen_encoder_is_loaded_with_its_neck_and_stays(tmp_path, family):
+    make_config, data = FAMILIES[family]
+    config = make_config(epochs=1, encoder="frozen")
+    with pytest.raises(TrainingError, match="keeps backbone and neck as pretrained; give the file with pretrained"):
+        train(config, data(2), settings(tmp_path / "none"))
+    torch.manual_seed(5)
+    source = build_model(small_config()).state_dict()  # of another family for one of the two
+    torch.save(source, tmp_path / "detector.pth")
+    train(config, data(2), settings(tmp_path / "out", pretrained=tmp_path / "detector.pth"))
+    weights = load_file(tmp_path / "out" / WEIGHTS)
+    encoder = {key for key in weights if key.startswith(("img_backbone.", "img_neck."))}
+    assert encoder and all(torch.equal(weights[key], source[key]) for key in encoder)
+    torch.manual_seed(0)
+    drawn = build_model(config).state_dict()
+    moved = {key for key in weights.keys() - encoder if not torch.equal(weights[key], drawn[key])}
+    assert any(key.startswith("pts_bbox_head.") for key in moved)
+    train(config, data(2), settings(tmp_path / "again", init=tmp_path / "out" / WEIGHTS))
+    lacking = {key: value for key, value in source.items() if not key.startswith("img_neck.")}
+    torch.save(lacking, tmp_path / "backbone.pth")
+    with pytest.raises(CheckpointError, match="weights of img_neck"):
+        train(config, data(2), settings(tmp_path / "lacking", pretrained=tmp_path / "backbone.pth"))
+
+
+def test_a_perspective_head_is_trained_beside_the_decoder(tmp_path):
+    """Its losses are logged, weighted, and reach the images' features, too."""
+    weight = {"one": 1.0, "half": 0.5, "none": 0.0}
+    logs, weights = {}, {}
+    for name, factor in weight.items():
+        config = small_config(epochs=1, perspective_weight=factor, color_augmentation=False, grid_mask=False)
+        train(dataclasses.replace(config, perspective=True), MadeUpData(2), settings(tmp_path / name))
+        (logs[name],), weights[name] = log(tmp_path / name), load_file(tmp_path / name / WEIGHTS)
+    for loss in ("loss_heat", "loss_codes"):
+        assert logs["one"][loss] > 0 and logs["none"][loss] == 0
+        assert logs["half"][loss] == pytest.approx(logs["one"][loss] / 2, rel=1e-5)
+    key = "img_backbone.layer4.0.downsample.0.weight"
+    assert not torch.equal(weights["one"][key], weights["none"][key])
 
 
 def test_a_training_that_was_interrupted_goes_on_to_the_same_weights(tmp_path):
@@ -181,7 +231,7 @@ def test_schedule():
 def test_parameter_groups():
     config = small_config(backbone_lr=0.4)
     model = build_model(config)
-    freeze(model)
+    freeze(model, config.training.encoder)
     groups = {group["lr_factor"]: group for group in parameter_groups(model, config.training, 1e-3)}
     assert set(groups) == {0.4, 0.1, 1.0}
     assert groups[0.4]["lr"] == pytest.approx(4e-4)
@@ -305,7 +355,7 @@ def test_occupancy_without_anything_to_find_trains(tmp_path):
 def test_parameter_groups_of_occupancy():
     config = small_occupancy_config()
     model = build_model(config)
-    freeze(model)
+    freeze(model, config.training.encoder)
     groups = {group["lr_factor"]: group for group in parameter_groups(model, config.training, 1e-3)}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     slow = {names[id(parameter)] for parameter in groups[0.1]["params"] if "img_backbone" not in names[id(parameter)]}

@@ -16,6 +16,7 @@ from bev_perception.data.occupancy_labels import labels_path, read_labels, write
 from bev_perception.data.panoptic import prepare_panoptic
 from bev_perception.data.records import open_split
 from bev_perception.geometry import intrinsics_4x4, invert_transform
+from bev_perception.pipeline import write_initial_weights
 from bev_perception.training import dataset
 from bev_perception.training.dataset import NuScenesTraining
 from bev_perception.training.occupancy_targets import mask_targets
@@ -25,16 +26,14 @@ from bev_perception.training.train import train
 from .kit import settings, small_occupancy_config
 
 CONFIG = load_variant("sparseocc_tiny")
-SOURCE = 400 / 1600  # the made-up images are so much smaller than those that the variant resizes
 FREE = OCC3D_CLASSES.index("free")
 
 
 def config_with(panoptic=False, **training):
-    recipe = {"resize": tuple(r / SOURCE for r in CONFIG.training.resize)} | training
     return dataclasses.replace(
         CONFIG,
         head=dataclasses.replace(CONFIG.head, panoptic=panoptic),
-        training=dataclasses.replace(CONFIG.training, **recipe),
+        training=dataclasses.replace(CONFIG.training, **training),
     )
 
 
@@ -66,7 +65,7 @@ def sample_and_draws(data, index, seed):
 def test_labels_and_matrices_of_a_sample_are_in_the_same_changed_ego_frame(records, labels, seed):
     sample, transform, world = sample_and_draws(NuScenesTraining(config_with(), records, labels), 3, seed)
     assert 0 < abs(world.rotation) <= np.pi / 8 and world.scale == 1
-    assert sample.images.shape == (4, 6, 128, 352, 3)
+    assert sample.images.shape == (2, 6, 128, 352, 3)
     for camera, image in enumerate(records.images(records.cameras(3))):
         ego2camera = invert_transform(image.sensor2global) @ records.ego2global(3)
         wanted = augment_matrices(transform.ida @ intrinsics_4x4(image.calibration.intrinsics) @ ego2camera, world)
@@ -137,7 +136,7 @@ class Two(NuScenesTraining):
 
 def test_a_model_trains_on_it(records, labels, tmp_path):
     """The grid is that of the files here, so the model is a little larger than in other tests."""
-    small = small_occupancy_config(epochs=1, resize=(0.16, 0.2))
+    small = small_occupancy_config(epochs=1, resize=(0.04, 0.05))
     head = dataclasses.replace(small.head, occ_size=CONFIG.head.occ_size, occ_range=CONFIG.head.occ_range)
     config = dataclasses.replace(small, head=head)
     assert train(config, Two(config, records, labels), settings(tmp_path, precision="bf16")).steps == 1
@@ -148,5 +147,7 @@ def test_a_model_trains_on_it(records, labels, tmp_path):
 def test_the_command_takes_a_folder_of_labels(records, tmp_path, capsys):
     options = {"--variant": "sparseocc_tiny", "--data": records.root, "--version": VERSION, "--split": "mini_val"}
     options |= {"--labels": tmp_path / "nowhere", "--out": tmp_path / "out", "--device": "cpu", "--workers": 0}
+    options |= {"--init": tmp_path / "init.safetensors"}
+    write_initial_weights("sparseocc_tiny", options["--init"], seed=0)
     assert cli.main(["train", *(str(part) for option in options.items() for part in option)]) == 1
     assert f"there are no occupancy labels at {tmp_path / 'nowhere'}" in capsys.readouterr().err

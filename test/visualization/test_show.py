@@ -124,7 +124,7 @@ def test_one_sample_is_drawn_as_within_its_scene(scene, settings, synthetic_nusc
 
 def test_a_variant_with_future_frames_gets_whole_queues(synthetic_nuscenes, tmp_path, drawn, bag_source):
     text = (variants_directory() / "sparsebev_tiny.yaml").read_text()
-    text = text.replace("name: sparsebev_tiny", "name: tiny_future").replace("past: 3,", "past: 1, future: 1,")
+    text = text.replace("name: sparsebev_tiny", "name: tiny_future").replace("past: 1,", "past: 1, future: 1,")
     variant = tmp_path / "tiny_future.yaml"
     variant.write_text(text)
     weights = tmp_path / "weights.safetensors"
@@ -159,15 +159,15 @@ def test_key_frames_without_images_are_left_out(synthetic_nuscenes, tmp_path, ca
 
 def test_points_of_the_past_are_drawn_over_the_images_of_then(settings, synthetic_nuscenes, drawn):
     source = KeyFrames(synthetic_nuscenes, VERSION, sample=f"{SCENE}-2")
-    assert show_points(settings, source, queries=[4, 50], frame=2) == 1
+    assert show_points(settings, source, queries=[4, 50], frame=1) == 1
     ((frame, images, samples, queries, boxes, current, _, note),) = drawn["draw_points"]
-    then, now = source.rows[0] - 2, source.rows[0]
+    then, now = source.rows[0] - 1, source.rows[0]
     assert frame.stamp == source.records.stamps[then] * 1000
     assert current.stamp == source.records.stamps[now] * 1000
     front = cv2.imread(str(synthetic_nuscenes / source.records.paths(source.records.cameras(then))[0]))
     assert np.array_equal(images["cam_front"], front)
     assert queries == [4, 50] and len(boxes) == 2 and samples.points.shape[1] == 2
-    assert "frame 2, 1.00 s ago" in note
+    assert "frame 1, 0.50 s ago" in note
 
 
 def test_the_best_queries_are_drawn_with_the_boxes_that_they_found(scene, settings, synthetic_nuscenes, drawn):
@@ -218,7 +218,7 @@ def test_a_file_of_labels_alone(tmp_path, drawn, objects):
 def test_questions_that_cannot_be_answered(
     settings, synthetic_nuscenes, occupancy_weights, bag_source, tmp_path, caplog, capsys
 ):
-    for wrong in ({"queries": [100]}, {"queries": [-1]}, {"frame": 4}, {"frame": -1}, {"top": 0}):
+    for wrong in ({"queries": [144]}, {"queries": [-1]}, {"frame": 4}, {"frame": -1}, {"top": 0}):
         with pytest.raises(ValueError, match="asked for"):
             show_points(settings, bag_source, **wrong)
     with pytest.raises(ConfigError, match="gives no occupancy"):

@@ -1,0 +1,39 @@
+"""The command line. Each command is a thin layer over the package's functions; a module holds those of one kind."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+
+from bev_perception.cli import data, evaluation, models, show
+
+#: errors that are the user's to mend; shown as one sentence, without a traceback
+_EXPECTED = (ValueError, OSError)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return the exit status (0 done, 1 a named error, 130 interrupted)."""
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    args = make_parser().parse_args(argv)
+    try:
+        return args.command(args)
+    except BrokenPipeError:  # the reader of our output has gone: nothing to say, and nobody to say it to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except _EXPECTED as error:
+        print(f"bev_perception: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bev_perception: interrupted", file=sys.stderr)
+        return 130
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; each leaves what is to be called in `command`."""
+    parser = argparse.ArgumentParser(prog="bev_perception", description="3D boxes and occupancy from surround cameras.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for module in (models, data, evaluation, show):
+        module.add_commands(commands)
+    return parser

@@ -1,0 +1,100 @@
+"""Commands that make data: bags, a made-up world, labels."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from bev_perception.cli.options import LABELS_HELP, Commands, add_data, data_version
+from bev_perception.data.occupancy_labels import LABELS_FOLDER
+
+
+def add_commands(commands: Commands) -> None:
+    """Add `bag create`, `synth` and `prepare panoptic-occ`."""
+    _add_bag(commands)
+    _add_synth(commands)
+    _add_prepare(commands)
+
+
+def _add_bag(commands: Commands) -> None:
+    bag = commands.add_parser("bag", help="make bags").add_subparsers(required=True, metavar="COMMAND")
+    create = bag.add_parser("create", help="write a drive as a rosbag2 (mcap) bag with the node's topics")
+    source = create.add_mutually_exclusive_group(required=True)
+    source.add_argument("--nuscenes", type=Path, metavar="ROOT", help="a nuScenes dataroot")
+    source.add_argument("--synthetic", type=float, metavar="SECONDS", help="a made-up drive of this length")
+    create.add_argument("--version", default="v1.0-mini", help="of the nuScenes tables (default: %(default)s)")
+    create.add_argument("--scene", help="name of the nuScenes scene, e.g. scene-0103")
+    create.add_argument("--seed", type=int, default=0, help="of the made-up drive")
+    create.add_argument("out", type=Path, help="directory to make")
+    create.set_defaults(command=_bag_create)
+
+
+def _bag_create(args: argparse.Namespace) -> int:
+    from bev_perception.data.nuscenes import open_scene
+    from bev_perception.data.rosbag import write_bag
+    from bev_perception.data.synthetic import synthetic_drive
+
+    if args.nuscenes is not None:
+        if not args.scene:
+            raise ValueError("--nuscenes needs --scene NAME, e.g. --scene scene-0103")
+        drive = open_scene(args.nuscenes, args.version, args.scene)
+    else:
+        drive = synthetic_drive(args.synthetic, args.seed)
+    write_bag(drive, args.out)
+    print(f"wrote {args.out}")
+    return 0
+
+
+def _add_synth(commands: Commands) -> None:
+    synth = commands.add_parser("synth", help="make up streets, traffic and labels as a nuScenes dataroot")
+    synth.add_argument("out", type=Path, help="dataroot to make; complete scenes in it are kept")
+    synth.add_argument("--scenes", type=int, default=10, help="default: %(default)s")
+    synth.add_argument("--seconds", type=float, default=20.0, help="length of a scene (default: %(default)s)")
+    synth.add_argument("--seed", type=int, default=0)
+    synth.add_argument("--camera-rate", type=int, default=12, help="Hz; 2 makes key frames only (default: %(default)s)")
+    synth.add_argument(
+        "--image-width",
+        type=int,
+        default=1600,
+        metavar="PIXELS",
+        help="of the images, which are 9/16 of it high (default: %(default)s)",
+    )
+    synth.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
+    synth.set_defaults(command=_synth)
+
+
+def _synth(args: argparse.Namespace) -> int:
+    from bev_perception.synth.generate import generate
+    from bev_perception.synth.settings import SPLITS, VERSION, SynthSettings
+
+    size = (args.image_width, args.image_width * 9 // 16)
+    settings = SynthSettings(seconds=args.seconds, seed=args.seed, camera_rate=args.camera_rate, image_size=size)
+    made = generate(args.out, settings, args.scenes, args.workers)
+    kept = f", {args.scenes - made} were there already" if made < args.scenes else ""
+    print(f"wrote {args.out}: {made} scenes{kept}; version {VERSION}, splits {' and '.join(SPLITS)}")
+    return 0
+
+
+def _add_prepare(commands: Commands) -> None:
+    prepare = commands.add_parser("prepare", help="make what training needs").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    panoptic = prepare.add_parser("panoptic-occ", help="add objects, from nuScenes' boxes, to the labels of Occ3D")
+    add_data(panoptic)
+    panoptic.add_argument("--split", help="default: all key frames of the version")
+    panoptic.add_argument("--labels", default=LABELS_FOLDER, help=LABELS_HELP)
+    panoptic.add_argument("--out", type=Path, required=True, help="directory; labels that are in it already are kept")
+    panoptic.add_argument("--threads", type=int, default=os.cpu_count(), help="default: one a core")
+    panoptic.set_defaults(command=_prepare_panoptic)
+
+
+def _prepare_panoptic(args: argparse.Namespace) -> int:
+    from bev_perception.data.panoptic import prepare_panoptic
+    from bev_perception.data.records import open_records, open_split
+
+    version = data_version(args)
+    records = open_split(args.data, version, args.split) if args.split else open_records(args.data, version)
+    written = prepare_panoptic(records, args.labels, args.out, args.threads)
+    print(f"wrote {written} files of labels to {args.out}; name it with --labels in training")
+    return 0

@@ -1,0 +1,194 @@
+"""Commands that score: a variant over a split or over bags, and files of results."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bev_perception.cli.options import (
+    LABELS_HELP,
+    Commands,
+    add_bag_options,
+    add_checkpoint,
+    add_precision,
+    add_version,
+    data_version,
+    open_bag,
+)
+from bev_perception.data.occupancy_labels import LABELS_FOLDER
+
+if TYPE_CHECKING:
+    from bev_perception.evaluation.evaluate import Scores
+
+
+def add_commands(commands: Commands) -> None:
+    """Add `eval` and `eval-demo`."""
+    _add_eval(commands)
+    demo = commands.add_parser(
+        "eval-demo", help="score the shipped weights on drives that no training saw, and compare with what is recorded"
+    )
+    demo.add_argument("--out", type=Path, default=Path("output/eval-demo"), help="for drives and results")
+    demo.add_argument("--record", action="store_true", help="write the scores beside the weights, compare nothing")
+    demo.set_defaults(command=_eval_demo)
+
+
+def _add_eval(commands: Commands) -> None:
+    evaluate = commands.add_parser("eval", help="run a variant over a nuScenes split or bags and score it; or a file")
+    evaluate.add_argument("--variant")
+    add_checkpoint(evaluate)
+    evaluate.add_argument("--results", type=Path, metavar="results_nusc.json", help="score this file, run nothing")
+    evaluate.add_argument(
+        "--occupancy-results", type=Path, metavar="DIR", help="score the files <sample token>.npz in it, run nothing"
+    )
+    evaluate.add_argument(
+        "--bag",
+        type=Path,
+        nargs="+",
+        help="run over these instead of a split; scored if they are of scenes in ROOT, else there is a summary alone",
+    )
+    add_bag_options(evaluate)
+    evaluate.add_argument("--data", type=Path, metavar="ROOT", help="a nuScenes dataroot")
+    add_version(evaluate)
+    evaluate.add_argument("--split", help="default: the one for validation of that version")
+    evaluate.add_argument("--scenes", nargs="+", default=[], metavar="NAME", help="only these of the split")
+    evaluate.add_argument(
+        "--max-range", type=float, metavar="M", help="m; boxes further away do not count (default: by class, 30 to 50)"
+    )
+    evaluate.add_argument(
+        "--no-memory", action="store_true", help="forget every frame, to see what remembering the past is worth"
+    )
+    evaluate.add_argument("--labels", default=LABELS_FOLDER, help=LABELS_HELP)
+    evaluate.add_argument("--save-occupancy", type=Path, metavar="DIR", help="write every sample's occupancy to it")
+    evaluate.add_argument("--out", type=Path, default=Path("output/eval"))
+    evaluate.add_argument("--device", default="auto")
+    add_precision(evaluate)
+    evaluate.set_defaults(command=_eval)
+
+
+def _eval(args: argparse.Namespace) -> int:
+    if args.no_memory and (args.bag or args.results or args.occupancy_results):
+        raise ValueError("--no-memory is for a variant that runs over a split; leave it out")
+    if args.bag is not None:
+        return _eval_bags(args)
+    if args.data is None:
+        raise ValueError("name --data, the root of the data set; only --bag can do without")
+    scores = _score_files(args) if args.results or args.occupancy_results else _score_variant(args)
+    if scores is not None:
+        print(scores.table())
+    return 0
+
+
+def _score_files(args: argparse.Namespace) -> Scores:
+    from bev_perception.config import OCC3D_CLASSES, load_variant
+    from bev_perception.data.records import open_split
+    from bev_perception.evaluation.detection import score_results
+    from bev_perception.evaluation.occupancy_files import score_occupancy_files
+
+    version, split = _data_split(args)
+    if args.results is not None:
+        return score_results(args.results, args.data, version, split, args.out, args.scenes, max_range=args.max_range)
+    if args.max_range is not None:
+        raise ValueError("--max-range is about boxes; leave it out for occupancy")
+    records = open_split(args.data, version, split)
+    records = records.of_scenes(args.scenes) if args.scenes else records
+    classes = load_variant(args.variant).class_names if args.variant else OCC3D_CLASSES
+    return score_occupancy_files(args.occupancy_results, records, args.out, classes, args.labels)
+
+
+def _score_variant(args: argparse.Namespace) -> Scores | None:
+    from bev_perception.evaluation.evaluate import EvalSettings, evaluate
+
+    if not args.variant:
+        raise ValueError("name --variant to run, or --results or --occupancy-results to score")
+    version, split = _data_split(args)
+    settings = EvalSettings(
+        variant=args.variant,
+        checkpoint=args.checkpoint,
+        data=args.data,
+        version=version,
+        split=split,
+        out=args.out,
+        device=args.device,
+        precision=args.precision,
+        scenes=tuple(args.scenes),
+        max_range=args.max_range,
+        memory=not args.no_memory,
+        labels=args.labels,
+        save_occupancy=args.save_occupancy,
+    )
+    return evaluate(settings)
+
+
+def _data_split(args: argparse.Namespace) -> tuple[str, str]:
+    """Return version and split, those that the dataroot suggests unless they are given."""
+    from bev_perception.data.nuscenes import default_split
+
+    version = data_version(args)
+    return version, args.split or default_split(version, "val")
+
+
+def _eval_bags(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from bev_perception.config import SparseOccHeadConfig
+    from bev_perception.data.records import open_records
+    from bev_perception.evaluation.replay import Replay
+    from bev_perception.offline import run_frames
+    from bev_perception.pipeline import PipelineSettings, load_pipeline
+
+    if not args.variant:
+        raise ValueError("--bag needs --variant")
+    version = data_version(args) if args.data else ""
+    replay = Replay(open_records(args.data, version) if args.data else None, args.labels)
+    pipeline = load_pipeline(args.variant, args.checkpoint, args.device, PipelineSettings(precision=args.precision))
+    occupancy = isinstance(pipeline.variants[0].config.head, SparseOccHeadConfig)
+    if occupancy and args.max_range is not None:
+        raise ValueError("--max-range is about boxes; leave it out for occupancy")
+    for path in args.bag:
+        bag, settings = open_bag(args, path)
+        frames = run_frames(replay.watch(bag.events()), pipeline, settings)
+        for frame, result in tqdm(frames, unit="frame", desc=path.name):
+            replay.add(frame, result)
+        pipeline.reset(f"{path} has ended")
+    pipeline.close()
+    print(replay.summary(pipeline.health.snapshot()) + ("" if pipeline.trained else "\nthe weights are UNTRAINED"))
+    if args.data and replay.frames:
+        scores: Scores
+        if occupancy:
+            scores = replay.score_occupancy(version, args.out)
+        else:
+            scores = replay.score(version, args.out, args.max_range)
+        print(f"{replay.coverage()}\n{scores.table()}")
+    return 0 if replay.frames else 1
+
+
+def _eval_demo(args: argparse.Namespace) -> int:
+    from bev_perception.evaluation.regression import TOLERANCE, compare, measure, read_scores, scores_file, write_scores
+
+    recorded = {} if args.record else read_scores(scores_file())
+    measured = measure(("sparsebev_tiny", "sparseocc_tiny"), *_held_out(args.out), args.out)
+    if args.record:
+        write_scores(measured, scores_file())
+        print(f"wrote {scores_file()}: {measured}")
+        return 0
+    table, worse = compare(recorded, measured)
+    print(table)
+    if worse:
+        print(
+            f"{'; '.join(worse)}: lower by more than {TOLERANCE} percent. Mend what has changed, or train anew; record "
+            "(--record) only what is meant to be so"
+        )
+        return 1
+    print(f"no score is lower than recorded by more than {TOLERANCE} percent")
+    return 0
+
+
+def _held_out(out: Path) -> tuple[Path, str, str]:
+    """Make up the drives, unless they are there already; return dataroot, version and split."""
+    from bev_perception.synth.generate import generate
+    from bev_perception.synth.settings import EVERY_SCENE, VERSION, SynthSettings
+
+    settings = SynthSettings(seconds=6.0, seed=7700, camera_rate=2, image_size=(800, 450))
+    generate(out / "synth", settings, scenes=2, workers=2)
+    return out / "synth", VERSION, EVERY_SCENE

@@ -1,0 +1,211 @@
+"""Commands about models: what there is, to run it, to train it, to time it, and the demo."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bev_perception.cli.options import (
+    LABELS_HELP,
+    Commands,
+    add_bag_options,
+    add_checkpoint,
+    add_data,
+    add_precision,
+    data_version,
+    open_bag,
+)
+from bev_perception.data.occupancy_labels import LABELS_FOLDER
+
+
+def add_commands(commands: Commands) -> None:
+    """Add `variants`, `init-weights`, `run`, `train`, `bench` and `demo`."""
+    variants = commands.add_parser("variants", help="list the variants")
+    variants.set_defaults(command=_variants)
+
+    init = commands.add_parser("init-weights", help="write untrained initial weights of a variant, for a trial run")
+    init.add_argument("--variant", required=True)
+    init.add_argument("--seed", type=int, default=0)
+    init.add_argument("out", type=Path, metavar="OUT.safetensors")
+    init.set_defaults(command=_init_weights)
+
+    _add_run(commands)
+    _add_train(commands)
+    _add_bench(commands)
+    _add_demo(commands)
+
+
+def _variants(args: argparse.Namespace) -> int:
+    from bev_perception.config import list_variants, load_variant
+    from bev_perception.variants import published_score
+
+    for name in list_variants():
+        config = load_variant(name)
+        score = published_score(config.provenance)
+        published = f"published {score}" if score else (config.provenance.note or "no published score")
+        print(f"{name:32} {config.family}  {config.image.width}x{config.image.height}  {published}")
+    return 0
+
+
+def _init_weights(args: argparse.Namespace) -> int:
+    from bev_perception.pipeline import write_initial_weights
+
+    write_initial_weights(args.variant, args.out, args.seed)
+    print(f"wrote {args.out} (UNTRAINED, seed {args.seed})")
+    return 0
+
+
+def _add_run(commands: Commands) -> None:
+    run = commands.add_parser("run", help="run a variant over a bag, without ROS, and write its results")
+    run.add_argument("--bag", type=Path, required=True)
+    run.add_argument("--variant", required=True, help="name or path of a YAML file")
+    add_checkpoint(run)
+    run.add_argument("--out", type=Path, required=True, metavar="RESULTS.json")
+    run.add_argument("--save-occupancy", type=Path, metavar="DIR", help="for the occupancy, <stamp>.npz a frame")
+    run.add_argument("--device", default="auto")
+    add_bag_options(run)
+    run.add_argument("--score-threshold", type=float, help="default: the variant's own; the node's is 0.3")
+    add_precision(run)
+    run.set_defaults(command=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from bev_perception.config import SparseOccHeadConfig
+    from bev_perception.offline import run_events, write_results
+    from bev_perception.pipeline import PipelineSettings, load_pipeline
+
+    bag, settings = open_bag(args, args.bag)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    how = PipelineSettings(score_threshold=args.score_threshold, precision=args.precision)
+    pipeline = load_pipeline(args.variant, args.checkpoint, args.device, how)
+    if isinstance(pipeline.variants[0].config.head, SparseOccHeadConfig) and args.save_occupancy is None:
+        raise ValueError(f"{args.variant} gives occupancy; say with --save-occupancy where it goes")
+
+    results = tqdm(run_events(bag.events(), pipeline, settings), unit="frame", desc=args.variant)
+    count = write_results(args.out, pipeline, results, args.save_occupancy)
+    pipeline.close()
+    snapshot = pipeline.health.snapshot()
+    untrained = "" if pipeline.trained else "; the weights are UNTRAINED"
+    print(f"wrote {args.out}: {count} frames{untrained}")
+    if snapshot.drops:
+        print("dropped: " + ", ".join(f"{cause} {n}" for cause, n in snapshot.drops.items()))
+        print(f"the last: {snapshot.last_drop}")
+    return 0 if count else 1
+
+
+def _add_train(commands: Commands) -> None:
+    train = commands.add_parser("train", help="train a variant on nuScenes; under torchrun on several GPUs")
+    train.add_argument("--variant", required=True)
+    add_data(train)
+    train.add_argument("--split", help="default: the one for training of that version")
+    train.add_argument("--labels", default=LABELS_FOLDER, help=LABELS_HELP)
+    train.add_argument("--out", type=Path, required=True, help="directory for weights, state and logs")
+    train.add_argument("--pretrained", type=Path, help="file to fill the backbone from")
+    train.add_argument("--init", type=Path, help="checkpoint of this variant to start from")
+    train.add_argument("--resume", action="store_true", help="go on from the state in --out")
+    train.add_argument("--epochs", type=int, help="default: the variant's")
+    train.add_argument("--lr", type=float, help="default: the variant's")
+    train.add_argument("--batch", type=int, help="samples a process (default: the variant's, divided among all)")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--device", default="auto")
+    train.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="bf16", help="default: %(default)s")
+    train.add_argument("--recompute", action="store_true", help="less memory, more time: compute activations twice")
+    train.add_argument("--workers", type=int, default=4, help="processes that read ahead (default: %(default)s)")
+    train.set_defaults(command=_train)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from bev_perception.config import load_variant
+    from bev_perception.data.nuscenes import default_split
+    from bev_perception.data.records import open_split
+    from bev_perception.training.dataset import NuScenesTraining
+    from bev_perception.training.train import TrainSettings, train
+
+    config = load_variant(args.variant)
+    version = data_version(args)
+    split = args.split or default_split(version, "train")
+    data = NuScenesTraining(config, open_split(args.data, version, split), args.labels)
+    settings = TrainSettings(
+        out=args.out,
+        pretrained=args.pretrained,
+        init=args.init,
+        resume=args.resume,
+        epochs=args.epochs,
+        lr=args.lr,
+        batch=args.batch,
+        seed=args.seed,
+        device=args.device,
+        precision=args.precision,
+        recompute=args.recompute,
+        workers=args.workers,
+    )
+    result = train(config, data, settings)
+    print(f"{'done' if result.finished else 'stopped; go on with --resume'}: {result.steps} steps, in {args.out}")
+    return 0
+
+
+def _add_bench(commands: Commands) -> None:
+    bench = commands.add_parser(
+        "bench", help="time a variant as the publications do; without --variant, the node and its transport too"
+    )
+    bench.add_argument("--out", type=Path, default=Path("output/bench"), help="directory for the figures as JSON")
+    bench.add_argument("--variant", help="time this one alone, without ROS; what follows belongs to it")
+    bench.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="weights (default: those shipped with the variant, or untrained ones, which take as long)",
+    )
+    bench.add_argument("--frames", type=int, default=50, help="that count (default: %(default)s)")
+    bench.add_argument("--device", default="auto")
+    add_precision(bench)
+    bench.set_defaults(command=_bench)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    if args.variant is None:
+        from bev_perception.ros.bench import COUNTS, run_bench
+
+        print(run_bench(args.out, COUNTS))
+        return 0
+    from bev_perception.evaluation.timing import TimingSettings, time_variant
+
+    timing = time_variant(
+        TimingSettings(args.variant, args.checkpoint, args.device, precision=args.precision, frames=args.frames)
+    )
+    print(timing.table())
+    print(f"wrote {timing.write(args.out)}")
+    return 0
+
+
+def _add_demo(commands: Commands) -> None:
+    demo = commands.add_parser("demo", help="a short drive through the real node over DDS, with pictures at the end")
+    demo.add_argument("--out", type=Path, default=Path("output/demo"))
+    demo.add_argument("--nuscenes", type=Path, metavar="ROOT", help="real keyframes instead of a made-up drive")
+    demo.add_argument("--version", default="v1.0-mini")
+    demo.add_argument("--scene", default="scene-0103")
+    demo.add_argument("--seconds", type=float, default=10.0, help="length of the made-up drive (default: %(default)s)")
+    demo.add_argument("--variant", default="sparsebev_tiny", help="one that detects (default: %(default)s)")
+    demo.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="weights (default: those that are shipped, beside those of sparseocc_tiny; or untrained ones)",
+    )
+    demo.set_defaults(command=_demo)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from bev_perception.ros.demo import DemoSettings, run_demo
+
+    settings = DemoSettings(
+        out=args.out,
+        nuscenes=args.nuscenes,
+        version=args.version,
+        scene=args.scene,
+        seconds=args.seconds,
+        variant=args.variant,
+        checkpoint=args.checkpoint,
+    )
+    print(run_demo(settings))
+    return 0

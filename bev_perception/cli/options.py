@@ -1,0 +1,73 @@
+"""What several commands have in common: options, and what becomes of them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bev_perception.types import BASE_FRAME, FIXED_FRAME
+
+if TYPE_CHECKING:
+    from bev_perception.data.rosbag import BagReader
+    from bev_perception.synchronizer import SynchronizerSettings
+
+Commands = argparse._SubParsersAction
+LABELS_HELP = "folder of occupancy labels, relative to ROOT or on its own (default: %(default)s)"
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add --checkpoint."""
+    parser.add_argument("--checkpoint", type=Path, help="weights (default: those that are shipped with the variant)")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Add --data and --version; see data_version."""
+    parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="a nuScenes dataroot")
+    add_version(parser)
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add --version; see data_version."""
+    parser.add_argument("--version", help="of nuScenes' tables (default: that of the only tables in ROOT)")
+
+
+def data_version(args: argparse.Namespace) -> str:
+    """Return --version, or that of the only tables in the dataroot."""
+    from bev_perception.data.nuscenes import only_version
+
+    return args.version or only_version(args.data)
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Add --precision."""
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "tf32", "bf16", "fp16"),
+        default="fp32",
+        help="of backbone and neck (default: %(default)s)",
+    )
+
+
+def add_bag_options(parser: argparse.ArgumentParser) -> None:
+    """Add what open_bag reads."""
+    parser.add_argument("--cameras", nargs="+", metavar="NAME", help="of the bag; default: the six of nuScenes")
+    parser.add_argument("--prefix", help="of the cameras' topics (default: /bev_perception/input)")
+    parser.add_argument(
+        "--remap", nargs="+", default=[], metavar="BAG_TOPIC:=TOPIC", help="where the bag's names differ"
+    )
+    parser.add_argument("--anchor", default="", help="camera whose stamp a set takes (default: the first)")
+    parser.add_argument("--base-frame", default=BASE_FRAME, help="default: %(default)s")
+    parser.add_argument("--fixed-frame", default=FIXED_FRAME, help="default: %(default)s")
+
+
+def open_bag(args: argparse.Namespace, path: Path) -> tuple[BagReader, SynchronizerSettings]:
+    """Open a bag and say how its images are grouped, by the options of add_bag_options."""
+    from bev_perception.data.drive import CAMERAS
+    from bev_perception.data.rosbag import INPUT_PREFIX, BagReader
+    from bev_perception.synchronizer import SynchronizerSettings
+
+    cameras = tuple(args.cameras or CAMERAS)
+    remap = dict(rule.split(":=", 1) for rule in args.remap)
+    bag = BagReader(path, cameras, args.prefix or INPUT_PREFIX, remap)
+    return bag, SynchronizerSettings(cameras, args.anchor, base_frame=args.base_frame, fixed_frame=args.fixed_frame)

@@ -1,0 +1,97 @@
+"""Commands that draw pictures and videos."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bev_perception.cli.options import Commands, add_bag_options, add_checkpoint, add_version, data_version, open_bag
+
+if TYPE_CHECKING:
+    from bev_perception.visualization.show import ShowSettings, Source
+
+
+def add_commands(commands: Commands) -> None:
+    """Add `show boxes`, `show points` and `show occupancy`."""
+    show = commands.add_parser("show", help="draw pictures or a video").add_subparsers(required=True, metavar="COMMAND")
+    boxes = show.add_parser("boxes", help="a variant's boxes in the images and from above, beside nuScenes' own")
+    boxes.add_argument("--score-threshold", type=float, default=0.3, help="default: %(default)s")
+    boxes.add_argument("--max-boxes", type=int, help="draw only the best ones (default: the variant's limit)")
+    boxes.set_defaults(command=_show_boxes)
+
+    points = show.add_parser("points", help="where the queries of SparseBEV sample the images, stage by stage")
+    points.add_argument("--query", type=int, nargs="+", metavar="N", help="their numbers (default: the best --top)")
+    points.add_argument("--top", type=int, default=3, help="number of queries with the best scores (default: 3)")
+    points.add_argument("--frame", type=int, default=0, help="0: the current one; 1: the first of the past; ...")
+    points.set_defaults(command=_show_points)
+
+    occupancy = show.add_parser("occupancy", help="a variant's occupancy in 3D and from above; or a file of labels")
+    occupancy.add_argument("--file", type=Path, metavar="labels.npz", help="draw this file to --out, run nothing")
+    occupancy.add_argument(
+        "--labels", type=Path, metavar="DIR", help="draw these beside it; relative to ROOT or on its own"
+    )
+    occupancy.add_argument("--semantic", action="store_true", help="colours of classes where objects have their own")
+    occupancy.set_defaults(command=_show_occupancy)
+
+    for parser in (boxes, points, occupancy):
+        needed = parser is not occupancy  # which also draws a file of labels alone
+        parser.add_argument("--variant", required=needed, help="name or path of a YAML file")
+        add_checkpoint(parser)
+        source = parser.add_mutually_exclusive_group(required=needed)
+        source.add_argument("--data", type=Path, metavar="ROOT", help="a nuScenes dataroot")
+        source.add_argument("--bag", type=Path)
+        add_version(parser)
+        which = parser.add_mutually_exclusive_group()
+        which.add_argument("--scene", help="name of a nuScenes scene, e.g. scene-0103")
+        which.add_argument("--sample", metavar="TOKEN", help="the one key frame of nuScenes to show")
+        add_bag_options(parser)
+        parser.add_argument("--out", type=Path, required=True, help="directory to fill; with --file the picture")
+        parser.add_argument("--video", action="store_true", help="one mp4 in place of a picture a frame")
+        parser.add_argument("--device", default="auto")
+
+
+def _show_boxes(args: argparse.Namespace) -> int:
+    from bev_perception.visualization.show import show_boxes
+
+    settings, source = _show_what(args)
+    return _say_where(args, show_boxes(settings, source, args.score_threshold, args.max_boxes))
+
+
+def _show_points(args: argparse.Namespace) -> int:
+    from bev_perception.visualization.show import show_points
+
+    settings, source = _show_what(args)
+    return _say_where(args, show_points(settings, source, args.query, args.top, args.frame))
+
+
+def _show_occupancy(args: argparse.Namespace) -> int:
+    from bev_perception.config import OCC3D_CLASSES, load_variant
+    from bev_perception.visualization.show import show_labels, show_occupancy
+
+    objects = not args.semantic
+    if args.file is not None:
+        names = load_variant(args.variant).class_names if args.variant else OCC3D_CLASSES
+        show_labels(args.file, args.out, names, objects)
+        print(f"wrote {args.out}")
+        return 0
+    if not (args.variant and (args.data or args.bag)):
+        raise ValueError("name --variant and --data or --bag to run, or --file to draw a file alone")
+    settings, source = _show_what(args)
+    return _say_where(args, show_occupancy(settings, source, args.labels, objects))
+
+
+def _show_what(args: argparse.Namespace) -> tuple[ShowSettings, Source]:
+    from bev_perception.visualization.show import BagFrames, KeyFrames, ShowSettings
+
+    settings = ShowSettings(args.variant, args.checkpoint, args.out, args.device, args.video)
+    if args.bag is not None:
+        if args.scene or args.sample:
+            raise ValueError("--scene and --sample choose among the key frames of --data; a bag is shown whole")
+        return settings, BagFrames(*open_bag(args, args.bag))
+    return settings, KeyFrames(args.data, data_version(args), args.scene, args.sample)
+
+
+def _say_where(args: argparse.Namespace, count: int) -> int:
+    print(f"wrote {args.out}: {count} pictures{' as a video' if args.video else ''}")
+    return 0

@@ -1,0 +1,95 @@
+"""Scores of the weights that are shipped, recorded beside them, and measured again to see whether they still hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from bev_perception.config import SparseBEVHeadConfig, load_variant, weights_directory
+from bev_perception.evaluation.detection import DetectionScores
+from bev_perception.evaluation.errors import EvaluationError
+from bev_perception.evaluation.evaluate import EvalSettings, Scores, evaluate
+
+#: percent, that a score may be below the recorded one. On one machine scores repeat to the last digit; other versions
+#: and CPUs round sums differently, which moves boxes and voxels across thresholds and, of a few drives, a score by some
+#: tenths.
+TOLERANCE = 0.5
+#: m, of the boxes
+RANGE = 40.0
+
+#: variant -> score -> percent
+ScoresByVariant = dict[str, dict[str, float]]
+
+
+def scores_file() -> Path:
+    """Return where the scores of the shipped weights are recorded."""
+    return weights_directory() / "scores.yaml"
+
+
+def measure(variants: Sequence[str], data: Path, version: str, split: str, out: Path) -> ScoresByVariant:
+    """Return the scores of variants with their shipped weights on a split; on the CPU, as they were recorded.
+
+    out: gets a directory of results for each variant.
+    Raises the errors of evaluate, and EvaluationError for the split of which nobody has the truth.
+    """
+    measured = {}
+    for variant in variants:
+        settings = EvalSettings(variant, None, data, version, split, out / variant, device="cpu")
+        if isinstance(load_variant(variant).head, SparseBEVHeadConfig):
+            settings = replace(settings, max_range=RANGE)
+        found = evaluate(settings)
+        if found is None:
+            raise EvaluationError(f"there is no truth of the split {split!r}; measure on another one")
+        measured[variant] = _headline(found)
+    return measured
+
+
+def _headline(scores: Scores) -> dict[str, float]:
+    found = (
+        {"mAP": scores.mean_ap, "NDS": scores.nds}
+        if isinstance(scores, DetectionScores)
+        else {"RayIoU": scores.summary["RayIoU"]}
+    )
+    return {name: round(100 * value, 2) for name, value in found.items()}
+
+
+def write_scores(scores: ScoresByVariant, path: Path) -> None:
+    """Record scores."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = "# Percent, of the weights in this directory; `bev_perception eval-demo --record` writes them.\n"
+    path.write_text(head + yaml.safe_dump(scores, sort_keys=False))
+
+
+def read_scores(path: Path) -> ScoresByVariant:
+    """Return recorded scores.  Raises EvaluationError, naming cause and remedy, where there are none."""
+    remedy = "`bev_perception eval-demo --record` writes it"
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise EvaluationError(f"the recorded scores cannot be read from {path} ({error}); {remedy}") from error
+    by_variant = isinstance(values, dict) and all(isinstance(scores, dict) for scores in values.values())
+    if not by_variant or not all(isinstance(v, float | int) for scores in values.values() for v in scores.values()):
+        raise EvaluationError(f"{path} holds no numbers by variant and score; {remedy}")
+    recorded: ScoresByVariant = values
+    return recorded
+
+
+def compare(recorded: ScoresByVariant, measured: ScoresByVariant) -> tuple[str, list[str]]:
+    """Return a table of both, and a sentence for each score that is lower than recorded by more than TOLERANCE.
+
+    Raises EvaluationError for a score that is not recorded.
+    """
+    lines, worse = [f"{'percent':18}{'':8}{'recorded':>9}{'measured':>9}"], []
+    for variant, scores in measured.items():
+        for name, now in scores.items():
+            before = recorded.get(variant, {}).get(name, math.nan)
+            if math.isnan(before):
+                raise EvaluationError(f"no {name} of {variant} is recorded; record the scores anew (--record)")
+            lines.append(f"{variant:18}{name:8}{before:9.2f}{now:9.2f}")
+            if not now >= before - TOLERANCE:
+                worse.append(f"{name} of {variant} is {now:.2f}, recorded are {before:.2f}")
+    return "\n".join(lines), worse

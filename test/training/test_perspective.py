@@ -1,0 +1,177 @@
+"""What the perspective head should say: boxes planted before cameras of known places, and the losses."""
+
+import math
+
+import pytest
+import torch
+
+from bev_perception.models.perspective import NUM_CODES, PerspectiveHead, PerspectiveOutput
+from bev_perception.training.perspective import draw_heat, find_sightings, perspective_losses
+from bev_perception.training.samples import BoxTruth
+
+SIZE = (128, 256)  # height, width of the images
+CELLS = (16, 32)  # of 8 pixels
+FOCAL = 100.0
+
+
+def camera(yaw=0.0):
+    """A level camera at the origin that looks along `yaw`: reference frame to depth-scaled pixels, [4, 4]."""
+    c, s = math.cos(yaw), math.sin(yaw)
+    ahead, right, down = [c, s, 0.0], [s, -c, 0.0], [0.0, 0.0, -1.0]
+    middle = (SIZE[1] / 2, SIZE[0] / 2)
+    matrix = torch.eye(4)
+    matrix[0, :3] = torch.tensor([FOCAL * r + middle[0] * a for r, a in zip(right, ahead, strict=True)])
+    matrix[1, :3] = torch.tensor([FOCAL * d + middle[1] * a for d, a in zip(down, ahead, strict=True)])
+    matrix[2, :3] = torch.tensor(ahead)
+    return matrix
+
+
+def box(x, y, z=0.0, yaw=0.0):
+    """4 m long, 2 m wide, 1.5 m high."""
+    return [x, y, z, 4.0, 2.0, 1.5, yaw, 0.0, 0.0]
+
+
+def truth(*boxes, labels=None):
+    labels = range(len(boxes)) if labels is None else labels
+    return BoxTruth(torch.tensor(boxes).reshape(-1, 9), torch.tensor(list(labels), dtype=torch.int64))
+
+
+def find(known, *matrices, first=0):
+    return find_sightings(known, torch.stack(matrices), SIZE, CELLS, first)
+
+
+def test_a_box_ahead_is_seen_where_it_projects():
+    """10 m ahead, 2 m to the left, 1 m up: 20 pixels left of the middle and 10 above it, in cells of 8 pixels."""
+    seen = find(truth(box(10.0, 2.0, 1.0), labels=[3]), camera())
+    assert seen.image.tolist() == [0] and seen.label.tolist() == [3]
+    assert seen.cell[0].tolist() == pytest.approx([108 / 8, 54 / 8])
+    offset_x, offset_y, depth, length, width, height, front_x, front_y, front_z = seen.codes[0].tolist()
+    assert (offset_x, offset_y) == pytest.approx((13.5 - 13 - 0.5, 6.75 - 6 - 0.5))
+    assert [math.exp(v) for v in (depth, length, width, height)] == pytest.approx([10, 4, 2, 1.5])
+    # the face ahead is 2 m deeper, on the same ray's side: nothing of it lies across the camera's axis
+    assert front_z == pytest.approx(2.0)
+    assert (front_x, front_y) == pytest.approx(((128 - 108) * 2 / SIZE[1], (64 - 54) * 2 / SIZE[1]))
+
+
+def test_a_box_across_has_its_front_beside_its_middle():
+    seen = find(truth(box(10.0, 0.0, yaw=math.pi / 2)), camera())  # its front is to the left
+    assert seen.codes[0, 6:].tolist() == pytest.approx([-FOCAL * 2 / SIZE[1], 0, 0], abs=1e-6)
+
+
+def test_the_heat_spreads_with_the_height_in_the_image_within_limits():
+    seen = find(truth(box(2.0, 0.0), box(6.0, 0.0), box(50.0, 0.0)), camera())
+    heights = [FOCAL * 1.5 / d / 8 for d in (2, 6, 50)]  # cells
+    assert seen.spread.tolist() == pytest.approx([0.15 * heights[0], 0.5, 0.5])
+    assert find(truth(box(1.5, 0.0)), camera()).spread.tolist() == pytest.approx([0.15 * FOCAL / 8])
+
+
+@pytest.mark.parametrize("place", [(-10.0, 0.0), (0.5, 0.0), (10.0, 20.0), (10.0, -20.0), (10.0, 0.0, 9.0)])
+def test_boxes_behind_the_camera_and_outside_of_the_image_are_not_seen(place):
+    seen = find(truth(box(*place), box(10.0, 0.0), labels=[1, 2]), camera())
+    assert seen.label.tolist() == [2] and seen.codes.isfinite().all()
+
+
+def test_each_camera_sees_its_own_and_images_are_counted_from_the_first_of_the_sample():
+    ahead, left, behind = box(10.0, 0.0), box(0.0, 10.0), box(-10.0, 0.0)
+    between = box(10.0, 10.0)  # at 45 degrees: at the border of two images that are 52 degrees wide to either side
+    cameras = [camera(yaw) for yaw in (0.0, math.pi / 2, math.pi)]
+    seen = find(truth(ahead, left, behind, between), *cameras, first=6)
+    pairs = sorted(zip(seen.image.tolist(), seen.label.tolist(), strict=True))
+    assert pairs == [(6, 0), (6, 3), (7, 1), (7, 3), (8, 2)]
+
+
+def test_the_heat_is_one_at_its_cell_and_falls_around_it():
+    seen = find(truth(box(10.0, 2.0, 1.0), box(10.0, 1.2, 1.0), labels=[3, 3]), camera(), camera(math.pi))
+    heat = draw_heat(seen, torch.Size([2, 5, *CELLS]))
+    x, y = 13, 6
+    assert heat[0, 3, y, x] == 1 and heat[0, 3, y, 14] == 1
+    assert heat[0, 3, y, 12] == pytest.approx(math.exp(-1 / (2 * 0.5**2)))
+    assert heat[0, 3, y + 1, x] == heat[0, 3, y, 12] > heat[0, 3, y + 2, x]
+    assert heat[0, [0, 1, 2, 4]].sum() == 0 and heat[1].sum() == 0
+    assert heat.max() == 1
+
+
+def perfect(truths, matrices):
+    """What a head without a fault would say."""
+    cameras = len(matrices[0])
+    output = PerspectiveOutput(
+        torch.full((len(truths), cameras, 10, *CELLS), -20.0), torch.zeros(len(truths), cameras, NUM_CODES, *CELLS)
+    )
+    for b, known in enumerate(truths):
+        seen = find_sightings(known, matrices[b], SIZE, CELLS, 0)
+        for image, label, cell, codes in zip(seen.image, seen.label, seen.cell.long(), seen.codes, strict=True):
+            output.heat[b, image, label, cell[1], cell[0]] = 20.0
+            output.codes[b, image, :, cell[1], cell[0]] = codes
+    return output
+
+
+@pytest.fixture
+def two_samples():
+    matrices = torch.stack([torch.stack([camera(), camera(math.pi)]), torch.stack([camera(0.3), camera(-2.0)])])
+    return (truth(box(10.0, 2.0), box(-12.0, 1.0)), truth(box(8.0, 1.0), labels=[7])), matrices
+
+
+def test_a_perfect_answer_costs_nothing(two_samples):
+    truths, matrices = two_samples
+    losses = perspective_losses(perfect(truths, matrices), truths, matrices, SIZE)
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(
+        {"loss_heat": 0, "loss_codes": 0}, abs=1e-4
+    )
+    swapped = perspective_losses(perfect(truths, matrices), truths[::-1], matrices, SIZE)
+    assert swapped["loss_heat"] > 10 and swapped["loss_codes"] > 0.1
+
+
+def test_losses_are_averaged_over_the_objects_seen(two_samples):
+    """Two samples of one object each cost what the mean of the two costs."""
+    _, matrices = two_samples
+    truths = truth(box(10.0, 2.0)), truth(box(8.0, 1.0), labels=[7])
+    output = PerspectiveHead(8, 10)(torch.randn(2, 2, *CELLS, 8))
+    both = perspective_losses(output, truths, matrices, SIZE)
+    parts = [
+        perspective_losses(
+            PerspectiveOutput(output.heat[b : b + 1], output.codes[b : b + 1]),
+            truths[b : b + 1],
+            matrices[b : b + 1],
+            SIZE,
+        )
+        for b in range(2)
+    ]
+    for name, loss in both.items():
+        assert loss.item() == pytest.approx(sum(part[name].item() for part in parts) / 2, rel=1e-4)
+
+
+def test_a_batch_without_objects_has_finite_losses_and_gradients(two_samples):
+    _, matrices = two_samples
+    head = PerspectiveHead(8, 10)
+    losses = perspective_losses(head(torch.randn(2, 2, *CELLS, 8)), (truth(), truth()), matrices, SIZE)
+    assert losses["loss_codes"] == 0 and losses["loss_heat"] > 0
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+
+
+def test_the_head_learns_a_planted_box(two_samples):
+    truths, matrices = two_samples
+    torch.manual_seed(0)
+    head, features = PerspectiveHead(8, 10), torch.randn(2, 2, *CELLS, 8)
+    optimizer = torch.optim.Adam(head.parameters(), lr=3e-2)
+    found = []
+    for _ in range(40):
+        loss = sum(perspective_losses(head(features), truths, matrices, SIZE).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    assert found[-1] < 0.5 * found[0]
+    assert head(features).heat.shape == (2, 2, 10, *CELLS)
+
+
+def test_the_count_is_that_of_all_processes(two_samples, monkeypatch):
+    """Where another process has seen twice as many, each object here weighs less."""
+    truths, matrices = two_samples
+    output = PerspectiveHead(8, 10)(torch.randn(2, 2, *CELLS, 8))
+    alone = perspective_losses(output, truths, matrices, SIZE)
+    target = "bev_perception.training.perspective.average_count"
+    monkeypatch.setattr(target, lambda counts, device: 2 * torch.tensor(counts, dtype=torch.float32))
+    shared = perspective_losses(output, truths, matrices, SIZE)
+    for name in alone:
+        assert shared[name].item() == pytest.approx(alone[name].item() / 2, rel=1e-4)
