@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: Commands) -> None:
-    """Add `show boxes`, `show points` and `show occupancy`."""
+    """Add `show boxes`, `show points`, `show occupancy` and `show curves`."""
     show = commands.add_parser("show", help="draw pictures or a video").add_subparsers(required=True, metavar="COMMAND")
     boxes = show.add_parser("boxes", help="a variant's boxes in the images and from above, beside nuScenes' own")
     boxes.add_argument("--score-threshold", type=float, default=0.3, help="default: %(default)s")
@@ -34,6 +34,11 @@ def add_commands(commands: Commands) -> None:
     occupancy.add_argument("--semantic", action="store_true", help="colours of classes where objects have their own")
     occupancy.set_defaults(command=_show_occupancy)
 
+    curves = show.add_parser("curves", help="the losses of a training, as a table and a picture")
+    curves.add_argument("--log", type=Path, nargs="+", required=True, metavar="log.jsonl", help="several: one training")
+    curves.add_argument("--out", type=Path, required=True, metavar="NAME", help="writes NAME.csv and NAME.png")
+    curves.set_defaults(command=_show_curves)
+
     for parser in (boxes, points, occupancy):
         needed = parser is not occupancy  # which also draws a file of labels alone
         parser.add_argument("--variant", required=needed, help="name or path of a YAML file")
@@ -49,6 +54,14 @@ def add_commands(commands: Commands) -> None:
         parser.add_argument("--out", type=Path, required=True, help="directory to fill; with --file the picture")
         parser.add_argument("--video", action="store_true", help="one mp4 in place of a picture a frame")
         parser.add_argument("--device", default="auto")
+
+
+def _show_curves(args: argparse.Namespace) -> int:
+    from bev_perception.visualization.curves import draw_curves
+
+    rows = draw_curves(args.log, args.out)
+    print(f"wrote {args.out}.csv and .png: {rows} rows")
+    return 0
 
 
 def _show_boxes(args: argparse.Namespace) -> int:

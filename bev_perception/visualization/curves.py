@@ -1,0 +1,65 @@
+"""The losses that a training has logged, as a table and a picture."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+Rows = list[dict[str, float]]
+
+
+def draw_curves(logs: Sequence[Path], out: Path) -> int:
+    """Write out.csv and out.png of the log.jsonl of a training; return the number of rows.
+
+    logs: several are parts of one training, one after the other.  out: a path without suffix.
+    Raises ValueError for a file that is no such log.
+    """
+    rows = _read(logs)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _write_table(rows, out.parent / f"{out.name}.csv")
+    _draw(rows, out.parent / f"{out.name}.png", out.name)
+    return len(rows)
+
+
+def _read(logs: Sequence[Path]) -> Rows:
+    """Return what was logged, by step; what was done again after an interruption counts as it was the last time."""
+    rows: dict[int, dict[str, float]] = {}
+    before = 0
+    for log in logs:
+        try:
+            own = [json.loads(line) for line in log.read_text().splitlines()]
+            rows |= {before + row["step"]: row | {"step": before + row["step"]} for row in own}
+            before = max(rows)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{log} is no log.jsonl of a training ({error!r}); name the one in its --out") from error
+    return [rows[step] for step in sorted(rows)]
+
+
+def _write_table(rows: Rows, path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[-1]), restval="", extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: f"{value:.5g}" for key, value in row.items()} for row in rows)
+
+
+def _draw(rows: Rows, path: Path, title: str) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    steps = [row["step"] for row in rows]
+    left.plot(steps, [row["loss"] for row in rows], color="black")
+    left.set(title=f"{title}: sum of all losses", xlabel="step", yscale="log")
+    rates = left.twinx()
+    rates.plot(steps, [row["lr"] for row in rows], color="tab:gray", linestyle=":")
+    rates.set(ylabel="learning rate (dotted)")
+    for name in rows[-1]:
+        if name.startswith("loss_"):  # of the last pass or stage; "d0." and so on are of those before
+            right.plot(steps, [row.get(name, float("nan")) for row in rows], label=name)
+    right.set(title="its parts, of decoders' last passes", xlabel="step", yscale="log")
+    right.legend(fontsize=7, ncols=2)
+    canvas.print_png(str(path))

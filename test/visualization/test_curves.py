@@ -1,0 +1,38 @@
+"""Logs of a training as a table and a picture."""
+
+import csv
+import json
+
+import cv2
+import pytest
+
+from bev_perception import cli
+
+
+def write_log(path, steps, loss):
+    rows = [{"step": s, "epoch": 0, "lr": 1e-3, "loss_cls": loss / 2, "loss": loss} for s in steps]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_log_becomes_a_table_and_a_picture(tmp_path):
+    log = write_log(tmp_path / "log.jsonl", (50, 100, 50), 3.0)  # step 50 was done again
+    assert cli.main(["show", "curves", "--log", log, "--out", str(tmp_path / "docs" / "tiny")]) == 0
+    rows = list(csv.DictReader((tmp_path / "docs" / "tiny.csv").open()))
+    assert [(row["step"], row["loss"], row["loss_cls"]) for row in rows] == [("50", "3", "1.5"), ("100", "3", "1.5")]
+    picture = cv2.imread(str(tmp_path / "docs" / "tiny.png"))
+    assert picture.shape[1] > 1000 and picture.std() > 10
+
+
+def test_a_training_in_two_parts(tmp_path):
+    logs = [write_log(tmp_path / "a.jsonl", (50, 100), 3.0), write_log(tmp_path / "b.jsonl", (50,), 1.0)]
+    assert cli.main(["show", "curves", "--log", *logs, "--out", str(tmp_path / "tiny.v1")]) == 0
+    rows = list(csv.DictReader((tmp_path / "tiny.v1.csv").open()))
+    assert [(row["step"], row["loss"]) for row in rows] == [("50", "3"), ("100", "3"), ("150", "1")]
+
+
+@pytest.mark.parametrize("text", ["", "no json", "[1]\n", "{}\n"])
+def test_what_is_no_log_is_named(tmp_path, capsys, text):
+    (tmp_path / "log.jsonl").write_text(text)
+    assert cli.main(["show", "curves", "--log", str(tmp_path / "log.jsonl"), "--out", str(tmp_path / "tiny")]) == 1
+    assert "is no log.jsonl of a training" in capsys.readouterr().err
