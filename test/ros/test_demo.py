@@ -85,6 +85,7 @@ def check_pictures(out, frames):
     assert all(stage in table for stage in ("preprocess", "model", "decode", "publish", "total"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_bench_says_something_of_everything(tmp_path, capsys):
     from bev_perception.ros import bench
