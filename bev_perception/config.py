@@ -198,9 +198,13 @@ class NeckConfig:
 
 @dataclass(frozen=True)
 class SparseBEVHeadConfig:
-    """The query decoder of SparseBEV (Liu et al., ICCV 2023)."""
+    """The query decoder of SparseBEV (Liu et al., ICCV 2023).
+
+    num_query: learnt queries.  proposals: further ones that start where the perspective head sees objects; 0: none.
+    """
 
     num_query: int = 900
+    proposals: int = 0
     num_points: int = 4
     num_levels: int = 4
     embed_dims: int = 256

@@ -27,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from bev_perception.config import load_variant, shipped_weights
+from bev_perception.config import SparseBEVHeadConfig, load_variant, shipped_weights
 from bev_perception.data.drive import CAMERAS, DriveImage
 from bev_perception.data.synthetic import World, synthetic_drive
 from bev_perception.evaluation.detection import EvaluationError
@@ -232,10 +232,12 @@ def _peak_bytes(device: torch.device) -> int:
 
 def _by_stage(model: CameraModel) -> dict[str, int]:
     """Return the number of parameters of backbone, neck and head, which is all the rest that inference needs."""
+    head = model.config.head
+    proposals = head.proposals if isinstance(head, SparseBEVHeadConfig) else 0
     counts = dict.fromkeys([*map(_stage, ENCODER_PARTS), "head"], 0)
     for name, parameter in model.named_parameters():
         part = name.split(".")[0]
-        if part != "perspective_head":  # of training alone
+        if part != "perspective_head" or proposals:  # else it is of training alone
             counts[_stage(part) if part in ENCODER_PARTS else "head"] += parameter.numel()
     return counts
 

@@ -24,6 +24,12 @@ def decode_centers(relative: Tensor, pc_range: PcRange) -> Tensor:
     return torch.stack([x * (high - low) + low for x, low, high in axes], dim=-1)
 
 
+def encode_centers(centers: Tensor, pc_range: PcRange) -> Tensor:
+    """Invert decode_centers; what lies outside of the range is below 0 or above 1."""
+    axes = zip(centers.unbind(dim=-1), pc_range[:3], pc_range[3:], strict=True)
+    return torch.stack([(x - low) / (high - low) for x, low, high in axes], dim=-1)
+
+
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """Return the logit of x [...], kept finite: x is clamped to 0..1 and both parts of the odds to at least eps."""
     x = x.clamp(0, 1)

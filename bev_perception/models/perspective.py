@@ -1,8 +1,8 @@
 """A dense head on the image features: what is where in each image, seen from the camera alone.
 
-Supervising the images' features directly teaches a backbone long before the queries of a decoder can (perspective
-supervision, Yang et al., BEVFormer v2, CVPR 2023). The heat maps are those of CenterNet (Zhou et al., 2019). Only
-training runs this head.
+Supervising the images' features directly teaches a backbone long before the queries of a decoder can, and what the head
+sees is where queries may start (perspective supervision and two stages, Yang et al., BEVFormer v2, CVPR 2023). The heat
+maps are those of CenterNet (Zhou et al., 2019).
 """
 
 from __future__ import annotations
@@ -10,10 +10,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: values at an object's middle: its offset from the cell (2, cells), log depth, log sizes (3), front (3)
+#: values at an object's middle: its offset from the middle of the cell (x, y, cells), log depth, log sizes (3), and the
+#: way from the middle to the face ahead: the change of x and y in image widths times the depth, and of the depth (m)
 NUM_CODES = 9
+#: m, limits of the depth of what is lifted
+DEPTHS = (1.0, 100.0)
+#: log m, limits of its sizes
+LOG_SIZES = (-2.0, 3.5)
 
 
 @dataclass(frozen=True)
@@ -47,3 +54,38 @@ class PerspectiveHead(nn.Module):
         shared = self.shared(images)
         shape = features.shape[:2]
         return PerspectiveOutput(self.heat(shared).unflatten(0, shape), self.codes(shared).unflatten(0, shape))
+
+
+def lift(
+    seen: PerspectiveOutput, reference2image: Tensor, image_size: tuple[int, int], count: int
+) -> tuple[Tensor, Tensor]:
+    """Return the `count` likeliest objects of each sample, over all of its images; no gradient flows through them.
+
+    reference2image: [B, N, 4, 4], reference frame (m) to depth-scaled pixels; zeros for a camera that is missing.
+    image_size: (height, width) of the images, pixels.
+    Returns boxes [B, count, 8]: x, y, z (m), logarithms of length, width, height (m), sin and cos of the yaw; and
+    labels [B, count] int64. An object in several images comes several times.
+    """
+    heat, codes = seen.heat.detach(), seen.codes.detach()
+    batch, _, classes, height, width = heat.shape
+    missing = (reference2image == 0).all(dim=-1).all(dim=-1)  # [B, N]
+    peaks = heat == F.max_pool2d(heat.flatten(0, 1), 3, stride=1, padding=1).view_as(heat)
+    heat = heat.masked_fill(~peaks | missing[..., None, None, None], -torch.inf)
+    best = heat.flatten(1).topk(count, dim=1).indices  # [B, count]
+    cell = best % (height * width)
+    label = best // (height * width) % classes
+    camera = best // (height * width * classes)
+    sample = torch.arange(batch, device=best.device)[:, None]
+    x, y = cell % width, cell // width
+    code = codes[sample, camera, :, y, x]  # [B, count, NUM_CODES]
+
+    stride = image_size[1] / width
+    pixel = (torch.stack([x, y], dim=-1) + 0.5 + code[..., :2]) * stride
+    depth = code[..., 2:3].clamp(*map(math.log, DEPTHS)).exp()
+    scaled = torch.cat([pixel * depth, depth], dim=-1)  # [B, count, 3]
+    front = torch.cat([code[..., 6:8] * image_size[1] + pixel * code[..., 8:], code[..., 8:]], dim=-1)
+    eye = torch.eye(4, device=best.device, dtype=reference2image.dtype)
+    image2reference = torch.linalg.inv(torch.where(missing[..., None, None], eye, reference2image))[sample, camera]
+    center = (image2reference[..., :3, :3] @ scaled[..., None])[..., 0] + image2reference[..., :3, 3]
+    ahead = F.normalize((image2reference[..., :2, :3] @ front[..., None])[..., 0], dim=-1)  # cos, sin
+    return torch.cat([center, code[..., 3:6].clamp(*LOG_SIZES), ahead.flip(-1)], dim=-1), label

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,9 +24,10 @@ from bev_perception.models.layers import (
     SamplingPoints,
     ScaleAdaptiveSelfAttention,
     decode_centers,
+    encode_centers,
     inverse_sigmoid,
 )
-from bev_perception.models.perspective import PerspectiveHead
+from bev_perception.models.perspective import PerspectiveHead, PerspectiveOutput, lift
 from bev_perception.ops.sampling import LevelsByFrame, sample_features
 from bev_perception.types import ModelInput
 
@@ -41,10 +42,12 @@ class SparseBEVOutput:
     logits: [layers, B, Q, num_classes].
     boxes: [layers, B, Q, 10]: cx, cy (m), log d0, log d1, cz (m), log d2, sin yaw, cos yaw, vx, vy (m/s), in the
     model's reference frame.
+    seen: what the perspective head says of the current images, if it was asked.
     """
 
     logits: Tensor
     boxes: Tensor
+    seen: PerspectiveOutput | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,17 @@ class DenoisingQueries:
     boxes: Tensor
     labels: Tensor
     blocked: Tensor
+
+
+@dataclass(frozen=True)
+class ProposedQueries:
+    """Queries that start where objects are thought to be.
+
+    boxes: [B, K, 10] as queries hold them (see layers).  labels: [B, K] int64 class.
+    """
+
+    boxes: Tensor
+    labels: Tensor
 
 
 class SparseBEVDecoderLayer(nn.Module):
@@ -170,13 +184,18 @@ class SparseBEVHead(nn.Module):
         image_size: tuple[int, int],
         legacy: bool,
         denoising: DenoisingQueries | None = None,
+        proposed: ProposedQueries | None = None,
     ) -> SparseBEVOutput:
-        """Refine the queries; arguments as in SparseBEV.detect, legacy as in SamplingPoints."""
+        """Refine the queries, proposed ones after the learnt; legacy as in SamplingPoints, others as in SparseBEV."""
         batch = len(reference2image)
         boxes = self.init_query_bbox.weight.expand(batch, -1, -1)  # [B, Q, 10]
         unknown = self.label_enc.weight[-1]
         features = torch.cat([unknown, unknown.new_zeros(1)]).expand(*boxes.shape[:2], -1)  # 0: not a denoising query
         blocked = None
+        if proposed is not None:
+            boxes = torch.cat([boxes, proposed.boxes], dim=1)
+            classes = self.label_enc(proposed.labels)
+            features = torch.cat([features, torch.cat([classes, torch.zeros_like(classes[..., :1])], dim=-1)], dim=1)
         if denoising is not None:
             boxes = torch.cat([denoising.boxes, boxes], dim=1)
             features = torch.cat([self._label_features(denoising.labels), features], dim=1)
@@ -238,11 +257,24 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
         reference2image: [B, T, N, 4, 4], reference frame (m) to pixels of each image, depth-scaled; zeros for a camera
         that is missing.  time_differences: [B, T] s, current minus frame t.
         image_size: (height, width) of the encoded images with their padding, pixels.
-        denoising: P further queries of training, which stand before the learnt ones in the outputs.
+        denoising: P further queries of training, which stand before the learnt ones in the outputs; proposed ones stand
+        after them.
         """
-        return self.pts_bbox_head(
-            levels_by_frame, reference2image, time_differences, image_size, self.legacy_boxes, denoising
+        seen, proposed = None, None
+        count = self.config.detector.proposals
+        if self.perspective_head is not None and (self.training or count):
+            seen = self.perspective_head(levels_by_frame[0][0])
+        if seen is not None and count:
+            proposed = self._propose(*lift(seen, reference2image[:, 0], image_size, count))
+        output: SparseBEVOutput = self.pts_bbox_head(
+            levels_by_frame, reference2image, time_differences, image_size, self.legacy_boxes, denoising, proposed
         )
+        return replace(output, seen=seen)
+
+    def _propose(self, boxes: Tensor, labels: Tensor) -> ProposedQueries:
+        """Return lifted boxes [B, K, 8] as queries at rest."""
+        relative = encode_centers(boxes[..., :3], self.config.detector.pc_range).clamp(0, 1)
+        return ProposedQueries(torch.cat([relative, boxes[..., 3:], torch.zeros_like(boxes[..., :2])], dim=-1), labels)
 
     def predict(self, frames: Sequence[FrameFeatures], current: ModelInput) -> SparseBEVOutput:
         """Return the boxes for encoded frames, the first of which is `current`; the batch is 1."""
@@ -261,6 +293,7 @@ def _check(config: VariantConfig) -> None:
     side = math.isqrt(head.num_query)
     rules = (
         (side**2 == head.num_query, f"head.num_query ({head.num_query}) must be a square number, such as {side**2}"),
+        (config.perspective or not head.proposals, "head.proposals need perspective: true"),
         (head.code_size == len(CODE_WEIGHTS), f"head.code_size ({head.code_size}) must be {len(CODE_WEIGHTS)}"),
     )
     check_settings(config, rules)

@@ -28,8 +28,7 @@ class Sightings:
     """K objects as single cameras see them; an object may be in several images.
 
     image: [K], index among the B * N images.  label: [K].  cell: [K, 2], x and y of the middle, cells, not rounded.
-    spread: [K], of its heat, cells.  codes: [K, NUM_CODES], see NUM_CODES; front: from the middle to the face ahead, as
-    the change of x and y in image widths times the depth, and of the depth (m).
+    spread: [K], of its heat, cells.  codes: [K, NUM_CODES], see there.
     """
 
     image: Tensor

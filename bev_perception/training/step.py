@@ -157,7 +157,8 @@ class DetectionStep(TrainingStep[BoxTruth]):
             draw_denoising(len(truth.labels), self.recipe.denoising_groups, len(config.class_names), generator)
             for truth, generator in zip(batch.truths, generators, strict=True)
         ]
-        denoising = make_denoising(batch.truths, draws, config.detector.num_query, config.detector.pc_range)
+        queries = config.detector.num_query + config.detector.proposals
+        denoising = make_denoising(batch.truths, draws, queries, config.detector.pc_range)
         views = self.encode(batch, generators)
         output = self.model.detect(
             views.levels_by_frame,
@@ -167,9 +168,8 @@ class DetectionStep(TrainingStep[BoxTruth]):
             None if denoising is None else denoising.queries,
         )
         losses = detection_losses(output, batch.truths, denoising, self.model.pts_bbox_head.code_weights)
-        if self.model.perspective_head is not None:
-            seen = self.model.perspective_head(views.levels_by_frame[0][0])
-            dense = perspective_losses(seen, batch.truths, views.reference2image[:, 0], views.image_size)
+        if output.seen is not None:
+            dense = perspective_losses(output.seen, batch.truths, views.reference2image[:, 0], views.image_size)
             losses |= {name: self.recipe.perspective_weight * loss for name, loss in dense.items()}
         return losses
 

@@ -162,7 +162,7 @@ def show_points(
     Raises ConfigError for a variant of another family or with future frames, ValueError for numbers out of range.
     """
     config = load_variant(settings.variant)
-    numbers = config.detector.num_query
+    numbers = config.detector.num_query + config.detector.proposals
     if queries is not None and not all(0 <= query < numbers for query in queries):
         raise ValueError(f"{config.name} has the queries 0 to {numbers - 1}; asked for {list(queries)}")
     if top < 1:

@@ -26,7 +26,7 @@ def tiny():
         frames=FramesConfig(past=3),
         backbone=BackboneConfig("resnet", 18),
         neck=NeckConfig("fpn", 64, 4),
-        head=dataclasses.replace(config.head, num_levels=4, embed_dims=64, num_heads=8, num_query=100),
+        head=dataclasses.replace(config.head, num_levels=4, embed_dims=64, num_heads=8, num_query=100, proposals=0),
         perspective=False,
     )
 

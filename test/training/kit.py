@@ -35,7 +35,7 @@ def small_config(**training):
         image=ImageConfig(*SIZE),
         frames=FramesConfig(past=FRAMES - 1),
         **ENCODER,
-        head=dataclasses.replace(tiny.head, **DECODER, num_query=16, num_layers=2, dropout=0.0),
+        head=dataclasses.replace(tiny.head, **DECODER, num_query=16, proposals=0, num_layers=2, dropout=0.0),
         training=TrainingConfig(
             **{"epochs": 2, "resize": (1.0, 1.0), "batch": 2, "warmup_steps": 4, "denoising_groups": 2} | training
         ),

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bev_perception.models.perspective import NUM_CODES, PerspectiveHead, PerspectiveOutput
+from bev_perception.models.perspective import NUM_CODES, PerspectiveHead, PerspectiveOutput, lift
 from bev_perception.training.perspective import draw_heat, find_sightings, perspective_losses
 from bev_perception.training.samples import BoxTruth
 
@@ -175,3 +175,39 @@ def test_the_count_is_that_of_all_processes(two_samples, monkeypatch):
     shared = perspective_losses(output, truths, matrices, SIZE)
     for name in alone:
         assert shared[name].item() == pytest.approx(alone[name].item() / 2, rel=1e-4)
+
+
+def test_what_is_lifted_is_what_was_seen(two_samples):
+    """lift inverts find_sightings: known boxes come back in the reference frame, each with its class."""
+    truths, matrices = two_samples
+    boxes, labels = lift(perfect(truths, matrices), matrices, SIZE, 2)
+    assert boxes.shape == (2, 2, 8) and labels.shape == (2, 2)
+    for known, found, classes in zip(truths, boxes, labels, strict=True):
+        for box_, label in zip(known.boxes, known.labels, strict=True):
+            here = found[classes == label][0]
+            yaw = torch.atan2(here[6], here[7])
+            assert torch.cat([here[:3], here[3:6].exp(), yaw[None]]).tolist() == pytest.approx(
+                box_[:7].tolist(), abs=1e-3
+            )
+
+
+def test_only_peaks_of_cameras_that_are_there_are_lifted(two_samples):
+    truths, matrices = two_samples
+    seen = perfect(truths[:1], matrices[:1])
+    ahead = find(truths[0], matrices[0, 0])
+    x, y = ahead.cell[0].long().tolist()
+    seen.heat[0, 0, 0, y, x + 1] = 19.0  # beside the peak, and higher than all else
+    seen.heat[0, 0, 5, 2, 2] = 1.0
+    _, labels = lift(seen, matrices[:1], SIZE, 3)
+    assert labels[0].tolist() in ([0, 1, 5], [1, 0, 5])
+    blind = matrices[:1].clone()
+    blind[0, 1] = 0.0  # the camera that sees the second box is missing
+    boxes, labels = lift(seen, blind, SIZE, 2)
+    assert labels[0].tolist() == [0, 5] and boxes.isfinite().all()
+
+
+def test_wild_codes_are_lifted_to_boxes_in_reach(two_samples):
+    _, matrices = two_samples
+    wild = PerspectiveOutput(torch.randn(2, 2, 10, *CELLS), 1e4 * torch.randn(2, 2, NUM_CODES, *CELLS))
+    boxes, _ = lift(wild, matrices, SIZE, 20)
+    assert boxes.isfinite().all() and boxes[..., 3:6].abs().max() <= 3.5
