@@ -316,3 +316,49 @@ def test_the_future_is_sampled_where_moving_boxes_will_be(order, offsets):
     for t, offset in enumerate(offsets):
         moved = (points[:, t] - points[:, 0]).reshape(-1, 3)
         torch.testing.assert_close(moved, torch.tensor([2.0 * offset, 0, 0]).expand_as(moved), atol=1e-4, rtol=0)
+
+
+def proposing():
+    """The variant as it is: with queries that start where its perspective head sees objects."""
+    config = load_variant("sparsebev_tiny")
+    assert config.perspective and config.detector.proposals
+    torch.manual_seed(3)
+    model = build_model(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.03 * torch.randn_like(parameter)
+    return model
+
+
+@torch.no_grad()
+def test_proposals_are_queries_after_the_learnt_ones():
+    model = proposing()
+    outputs, _ = run(model, frame(0))
+    head = model.config.detector
+    assert outputs.boxes.shape[2] == head.num_query + head.proposals
+    assert outputs.seen.heat.shape[1] == 6 and outputs.boxes.isfinite().all()
+    # a head that sees other things lets other queries start; the learnt ones start where they did
+    placed = []
+    layer = model.pts_bbox_head.decoder_layer
+    hook = layer.register_forward_pre_hook(lambda _, inputs: placed.append(inputs[0]))
+    run(model, frame(0))
+    model.perspective_head.codes.bias[2] += 0.5  # further away
+    run(model, frame(0))
+    hook.remove()
+    before, after = placed[0], placed[model.config.detector.num_layers]
+    assert torch.equal(before[:, : head.num_query], after[:, : head.num_query])
+    assert not torch.allclose(before[:, head.num_query :, :3], after[:, head.num_query :, :3], atol=1e-3)
+
+
+@torch.no_grad()
+def test_missing_cameras_propose_nothing_wild():
+    model = proposing()
+    blind = frame(0)
+    blind = dataclasses.replace(blind, present=np.zeros_like(blind.present))
+    outputs, _ = run(model, blind)
+    assert outputs.boxes.isfinite().all() and outputs.logits.isfinite().all()
+
+
+def test_proposals_without_a_perspective_head_are_refused():
+    with pytest.raises(ConfigError, match="need perspective: true"):
+        build_model(dataclasses.replace(load_variant("sparsebev_tiny"), perspective=False))
