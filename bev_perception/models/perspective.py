@@ -17,7 +17,9 @@ from torch import Tensor, nn
 #: values at an object's middle: its offset from the middle of the cell (x, y, cells), log depth, log sizes (3), and the
 #: way from the middle to the face ahead: the change of x and y in image widths times the depth, and of the depth (m)
 NUM_CODES = 9
-#: m, limits of the depth of what is lifted
+#: values of a cell's ray: how fast it rises, and the logarithm of the depth at which it meets the ground
+NUM_RAY_CODES = 2
+#: m, limits of the depth of what is lifted, and of the ground
 DEPTHS = (1.0, 100.0)
 #: log m, limits of its sizes
 LOG_SIZES = (-2.0, 3.5)
@@ -36,24 +38,58 @@ class PerspectiveOutput:
 
 
 class PerspectiveHead(nn.Module):
-    """Two small branches over one pyramid level."""
+    """Two small branches over one pyramid level.
 
-    def __init__(self, dims: int, num_classes: int) -> None:
-        """Build the branches for features of `dims` channels."""
+    Convolutions do not know where in the image they are, nor how the camera is mounted; yet how far away a thing on
+    the ground is follows from that. So each cell is told of its ray (as Li et al., BEVDepth, AAAI 2023, tell the net
+    that estimates depth of the camera).
+    """
+
+    def __init__(self, dims: int, num_classes: int, ground: float) -> None:
+        """Build the branches for features of `dims` channels; ground: z of the ground in the reference frame, m."""
         super().__init__()
-        self.num_classes = num_classes
-        self.shared = nn.Sequential(nn.Conv2d(dims, dims, 3, padding=1), nn.ReLU(inplace=True))
+        self.ground = ground
+        self.shared = nn.Sequential(nn.Conv2d(dims + NUM_RAY_CODES, dims, 3, padding=1), nn.ReLU(inplace=True))
         self.heat = nn.Conv2d(dims, num_classes, 1)
         self.codes = nn.Conv2d(dims, NUM_CODES, 1)
         assert self.heat.bias is not None
         nn.init.constant_(self.heat.bias, -math.log(99))  # every class starts at a probability of 1 %
+        assert self.codes.bias is not None
+        nn.init.constant_(self.codes.bias[2:3], math.log(20))  # and every object 20 m away
 
-    def forward(self, features: Tensor) -> PerspectiveOutput:
-        """Return what is seen in features [B, N, h, w, C]."""
-        images = features.flatten(0, 1).permute(0, 3, 1, 2)
-        shared = self.shared(images)
+    def forward(self, features: Tensor, reference2image: Tensor, image_size: tuple[int, int]) -> PerspectiveOutput:
+        """Return what is seen in features [B, N, h, w, C].
+
+        reference2image: [B, N, 4, 4], reference frame (m) to depth-scaled pixels; zeros for a camera that is missing.
+        image_size: (height, width) of the images, pixels.
+        """
         shape = features.shape[:2]
+        cells = (features.shape[2], features.shape[3])
+        rays = ray_codes(invert_cameras(reference2image), image_size, cells, self.ground)
+        images = torch.cat([features, rays], dim=-1).flatten(0, 1).permute(0, 3, 1, 2)
+        shared = self.shared(images)
         return PerspectiveOutput(self.heat(shared).unflatten(0, shape), self.codes(shared).unflatten(0, shape))
+
+
+def invert_cameras(reference2image: Tensor) -> Tensor:
+    """Return [B, N, 4, 4], depth-scaled pixels to the reference frame (m); any for a camera that is missing."""
+    missing = (reference2image == 0).all(dim=-1).all(dim=-1)
+    eye = torch.eye(4, device=reference2image.device, dtype=reference2image.dtype)
+    return torch.linalg.inv(torch.where(missing[..., None, None], eye, reference2image))
+
+
+def ray_codes(image2reference: Tensor, image_size: tuple[int, int], cells: tuple[int, int], ground: float) -> Tensor:
+    """Return [B, N, h, w, NUM_RAY_CODES] of the rays through the middles of (h, w) cells, of order 1.
+
+    image2reference: [B, N, 4, 4] of invert_cameras.  ground: z in the reference frame, m.
+    """
+    stride, like = image_size[1] / cells[1], image2reference
+    v, u = ((torch.arange(n, device=like.device, dtype=like.dtype) + 0.5) * stride for n in cells)
+    a, b, c, start = image2reference[..., 2, :, None, None].unbind(dim=2)  # [B, N, 1, 1], of z
+    rise = a * u + b * v[:, None] + c  # [B, N, h, w], m a m of depth
+    nearest, furthest = DEPTHS
+    depth = torch.where(rise < 0, (ground - start) / rise, furthest).clamp(nearest, furthest)
+    return torch.stack([5 * rise.clamp(-1, 1), depth.log() / math.log(furthest)], dim=-1)
 
 
 def lift(
@@ -84,8 +120,7 @@ def lift(
     depth = code[..., 2:3].clamp(*map(math.log, DEPTHS)).exp()
     scaled = torch.cat([pixel * depth, depth], dim=-1)  # [B, count, 3]
     front = torch.cat([code[..., 6:8] * image_size[1] + pixel * code[..., 8:], code[..., 8:]], dim=-1)
-    eye = torch.eye(4, device=best.device, dtype=reference2image.dtype)
-    image2reference = torch.linalg.inv(torch.where(missing[..., None, None], eye, reference2image))[sample, camera]
+    image2reference = invert_cameras(reference2image)[sample, camera]
     center = (image2reference[..., :3, :3] @ scaled[..., None])[..., 0] + image2reference[..., :3, 3]
     ahead = F.normalize((image2reference[..., :2, :3] @ front[..., None])[..., 0], dim=-1)  # cos, sin
     return torch.cat([center, code[..., 3:6].clamp(*LOG_SIZES), ahead.flip(-1)], dim=-1), label

@@ -241,7 +241,8 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
         self.pts_bbox_head = SparseBEVHead(config.detector, len(config.class_names), frames)
         self.perspective_head: PerspectiveHead | None = None
         if config.perspective:
-            self.perspective_head = PerspectiveHead(config.neck.out_channels, len(config.class_names))
+            ground = -config.reference_frame.translation[2]
+            self.perspective_head = PerspectiveHead(config.neck.out_channels, len(config.class_names), ground)
 
     def detect(
         self,
@@ -263,7 +264,7 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
         seen, proposed = None, None
         count = self.config.detector.proposals
         if self.perspective_head is not None and (self.training or count):
-            seen = self.perspective_head(levels_by_frame[0][0])
+            seen = self.perspective_head(levels_by_frame[0][0], reference2image[:, 0], image_size)
         if seen is not None and count:
             proposed = self._propose(*lift(seen, reference2image[:, 0], image_size, count))
         output: SparseBEVOutput = self.pts_bbox_head(

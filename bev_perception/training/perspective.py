@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bev_perception.models.perspective import NUM_CODES, PerspectiveOutput
+from bev_perception.models.perspective import PerspectiveOutput
 from bev_perception.training.losses import COUNT_EPS, average_count
 from bev_perception.training.samples import BoxTruth
 
@@ -20,7 +20,9 @@ MIN_DEPTH = 1.0
 SPREAD, MIN_SPREAD, MAX_SPREAD = 0.15, 0.5, 2.5
 #: exponents of the focal loss (Zhou et al., Objects as Points, 2019, equation 1)
 ALPHA, BETA = 2, 4
-HEAT_WEIGHT, CODES_WEIGHT = 1.0, 0.5
+HEAT_WEIGHT = 1.0
+#: of each of the codes; the depth is what is hard to see and matters most
+CODE_WEIGHTS = (0.05, 0.05, 0.5, 0.1, 0.1, 0.1, 0.1, 0.1, 0.05)
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,10 @@ def perspective_losses(
     middles = torch.zeros_like(wanted, dtype=torch.bool)
     middles[image, label, y, x] = True
     told = output.codes.flatten(0, 1)[image, :, y, x]  # [K, NUM_CODES]
+    errors = (told - codes).abs() * codes.new_tensor(CODE_WEIGHTS)
     return {
         "loss_heat": HEAT_WEIGHT * _heat_loss(heat, wanted, middles) / count,
-        "loss_codes": CODES_WEIGHT * (told - codes).abs().sum() / NUM_CODES / count,
+        "loss_codes": errors.sum() / count,
     }
 
 

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from bev_perception.models.perspective import NUM_CODES, PerspectiveHead, PerspectiveOutput, lift
+from bev_perception.models.perspective import (
+    NUM_CODES,
+    PerspectiveHead,
+    PerspectiveOutput,
+    invert_cameras,
+    lift,
+    ray_codes,
+)
 from bev_perception.training.perspective import draw_heat, find_sightings, perspective_losses
 from bev_perception.training.samples import BoxTruth
 
@@ -125,7 +132,7 @@ def test_losses_are_averaged_over_the_objects_seen(two_samples):
     """Two samples of one object each cost what the mean of the two costs."""
     _, matrices = two_samples
     truths = truth(box(10.0, 2.0)), truth(box(8.0, 1.0), labels=[7])
-    output = PerspectiveHead(8, 10)(torch.randn(2, 2, *CELLS, 8))
+    output = PerspectiveHead(8, 10, -1.5)(torch.randn(2, 2, *CELLS, 8), matrices, SIZE)
     both = perspective_losses(output, truths, matrices, SIZE)
     parts = [
         perspective_losses(
@@ -142,8 +149,9 @@ def test_losses_are_averaged_over_the_objects_seen(two_samples):
 
 def test_a_batch_without_objects_has_finite_losses_and_gradients(two_samples):
     _, matrices = two_samples
-    head = PerspectiveHead(8, 10)
-    losses = perspective_losses(head(torch.randn(2, 2, *CELLS, 8)), (truth(), truth()), matrices, SIZE)
+    head = PerspectiveHead(8, 10, -1.5)
+    output = head(torch.randn(2, 2, *CELLS, 8), matrices, SIZE)
+    losses = perspective_losses(output, (truth(), truth()), matrices, SIZE)
     assert losses["loss_codes"] == 0 and losses["loss_heat"] > 0
     sum(losses.values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
@@ -152,29 +160,40 @@ def test_a_batch_without_objects_has_finite_losses_and_gradients(two_samples):
 def test_the_head_learns_a_planted_box(two_samples):
     truths, matrices = two_samples
     torch.manual_seed(0)
-    head, features = PerspectiveHead(8, 10), torch.randn(2, 2, *CELLS, 8)
+    head, features = PerspectiveHead(8, 10, -1.5), torch.randn(2, 2, *CELLS, 8)
     optimizer = torch.optim.Adam(head.parameters(), lr=3e-2)
     found = []
     for _ in range(40):
-        loss = sum(perspective_losses(head(features), truths, matrices, SIZE).values())
+        loss = sum(perspective_losses(head(features, matrices, SIZE), truths, matrices, SIZE).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         found.append(loss.item())
     assert found[-1] < 0.5 * found[0]
-    assert head(features).heat.shape == (2, 2, 10, *CELLS)
+    assert head(features, matrices, SIZE).heat.shape == (2, 2, 10, *CELLS)
 
 
 def test_the_count_is_that_of_all_processes(two_samples, monkeypatch):
     """Where another process has seen twice as many, each object here weighs less."""
     truths, matrices = two_samples
-    output = PerspectiveHead(8, 10)(torch.randn(2, 2, *CELLS, 8))
+    output = PerspectiveHead(8, 10, -1.5)(torch.randn(2, 2, *CELLS, 8), matrices, SIZE)
     alone = perspective_losses(output, truths, matrices, SIZE)
     target = "bev_perception.training.perspective.average_count"
     monkeypatch.setattr(target, lambda counts, device: 2 * torch.tensor(counts, dtype=torch.float32))
     shared = perspective_losses(output, truths, matrices, SIZE)
     for name in alone:
         assert shared[name].item() == pytest.approx(alone[name].item() / 2, rel=1e-4)
+
+
+def test_rays_meet_the_ground_where_it_is():
+    """A level camera 1.5 m up: 30 pixels below the middle the ground is 100 * 1.5 / 30 m away; above there is none."""
+    rays = ray_codes(invert_cameras(camera()[None, None]), SIZE, CELLS, ground=-1.5)[0, 0]  # [h, w, 2]
+    rows = (torch.arange(CELLS[0]) + 0.5) * 8 - 64  # pixels below the middle
+    assert torch.allclose(rays[..., 0], (-5 * rows / FOCAL)[:, None].expand(CELLS), atol=1e-5)
+    depth = (rays[..., 1] * math.log(100)).exp()
+    below = rows > 2
+    assert torch.allclose(depth[below], (FOCAL * 1.5 / rows[below])[:, None].expand(-1, CELLS[1]), rtol=1e-4)
+    assert torch.allclose(depth[rows < 0], torch.tensor(100.0))
 
 
 def test_what_is_lifted_is_what_was_seen(two_samples):
