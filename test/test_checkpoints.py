@@ -223,7 +223,7 @@ def test_another_variant_says_which_shapes_differ(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(tiny, path)
     message = str(caught.value)
-    assert "of another shape" in message and "instead of [144, 10]" in message
+    assert "of another shape" in message and "[400, 10] instead of [64, 10]" in message
     assert len(message.splitlines()) < 100
 
 

@@ -68,8 +68,9 @@ def test_boxes_are_in_base_link_and_sorted(pipeline, frames):
     assert len(boxes) == 20 and result.stamp == frames[0].stamp and result.history == 0
     assert (np.diff(boxes.scores) <= 0).all()
     assert np.abs(boxes.centers[:, :2]).max() < 75 and (boxes.sizes > 0).all()
-    # untrained queries lie at the floor of the range, 5 m below the roof-mounted lidar: 3.2 m below base_link
-    assert np.allclose(np.median(boxes.centers[:, 2]), -5 + 1.84, atol=1.0)
+    # untrained queries lie at the floor of the range, 5 m below the roof-mounted lidar: 3.2 m below base_link; others
+    # are where the perspective head happens to see something
+    assert np.isclose(boxes.centers[:, 2], -5 + 1.84, atol=0.5).mean() > 0.2
     assert set(result.timings) == {"preprocess", "model", "decode"}
 
 
@@ -164,9 +165,11 @@ def test_a_lower_precision_of_the_encoder_gives_nearly_the_same_boxes(pipeline, 
     for full, half in zip(*found, strict=True):
         assert not np.array_equal(full.centers, half.centers)
         assert np.abs(full.scores - half.scores).max() < 1e-3
-        # the order among nearly equal scores is another one: compare each box with the nearest
-        distances = np.abs(full.centers[:, None] - half.centers).max(axis=2).min(axis=1)
-        assert np.median(distances) < 0.03 and np.quantile(distances, 0.95) < 0.1
+        # the order among nearly equal scores is another one: compare each box with the nearest; and without training
+        # the perspective head's peaks are noise, so only learnt queries, at the floor of the range, start the same
+        learnt = full.centers[:, 2] < -2.5
+        distances = np.abs(full.centers[learnt, None] - half.centers).max(axis=2).min(axis=1)
+        assert len(distances) > 40 and np.median(distances) < 0.03 and np.quantile(distances, 0.95) < 0.1
 
 
 def test_a_precision_that_the_device_lacks_is_refused(untrained):

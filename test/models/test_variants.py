@@ -167,7 +167,9 @@ def test_one_step_at_reduced_size(name, frames):
 
 
 def assert_detection_outputs(config, outputs):
-    assert outputs.logits.shape == (2, 1, 16, len(config.class_names)) and outputs.boxes.shape == (2, 1, 16, 10)
+    queries = 16 + config.detector.proposals
+    assert outputs.logits.shape == (2, 1, queries, len(config.class_names))
+    assert outputs.boxes.shape == (2, 1, queries, 10)
     assert outputs.logits.isfinite().all() and outputs.boxes.isfinite().all()
     boxes = decode_boxes(outputs.logits[-1, 0], outputs.boxes[-1, 0], config.decode, config.class_names, False)
     assert (boxes.sizes > 0).all()

@@ -197,7 +197,7 @@ def test_recording_changes_nothing_and_ends(bag_frames, untrained):
         assert np.array_equal(a.boxes.centers, b.boxes.centers) and np.array_equal(a.boxes.scores, b.boxes.scores)
     head, past = CONFIG.detector, CONFIG.frames.past
     for trace, result in zip(traces, results, strict=True):
-        shape = (head.num_layers, past + 1, head.num_query, head.num_groups * head.num_points, 3)
+        shape = (head.num_layers, past + 1, head.num_query + head.proposals, head.num_groups * head.num_points, 3)
         assert trace.points.shape == shape and trace.image_size == IMAGE_SIZE
         best = trace.output.logits[-1, 0, trace.best(1)].max().sigmoid().item()
         assert best == pytest.approx(result.boxes.scores[0])
