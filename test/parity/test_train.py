@@ -178,9 +178,9 @@ def assigned(run, output):
     return found
 
 
-#: float32 in every mode, and float64, several times as slow, in the one that is the quickest; the others are slow tests
+#: float32 in every mode; float64, several times as slow, in slow tests
 RUNS = [(mode, torch.float32) for mode in MODES] + [
-    pytest.param(mode, torch.float64, marks=[pytest.mark.slow] if mode != "nodn" else []) for mode in MODES
+    pytest.param(mode, torch.float64, marks=pytest.mark.slow) for mode in MODES
 ]
 
 
