@@ -57,25 +57,34 @@ class PerspectiveHead(nn.Module):
         assert self.codes.bias is not None
         nn.init.constant_(self.codes.bias[2:3], math.log(20))  # and every object 20 m away
 
-    def forward(self, features: Tensor, reference2image: Tensor, image_size: tuple[int, int]) -> PerspectiveOutput:
+    def forward(self, features: Tensor, image2reference: Tensor, image_size: tuple[int, int]) -> PerspectiveOutput:
         """Return what is seen in features [B, N, h, w, C].
 
-        reference2image: [B, N, 4, 4], reference frame (m) to depth-scaled pixels; zeros for a camera that is missing.
-        image_size: (height, width) of the images, pixels.
+        image2reference: [B, N, 4, 4] of invert_cameras.  image_size: (height, width) of the images, pixels.
         """
         shape = features.shape[:2]
         cells = (features.shape[2], features.shape[3])
-        rays = ray_codes(invert_cameras(reference2image), image_size, cells, self.ground)
+        rays = ray_codes(image2reference, image_size, cells, self.ground)
         images = torch.cat([features, rays], dim=-1).flatten(0, 1).permute(0, 3, 1, 2)
         shared = self.shared(images)
         return PerspectiveOutput(self.heat(shared).unflatten(0, shape), self.codes(shared).unflatten(0, shape))
 
 
 def invert_cameras(reference2image: Tensor) -> Tensor:
-    """Return [B, N, 4, 4], depth-scaled pixels to the reference frame (m); any for a camera that is missing."""
-    missing = (reference2image == 0).all(dim=-1).all(dim=-1)
+    """Return [B, N, 4, 4], depth-scaled pixels to the reference frame (m), of the way there.
+
+    For a camera that is missing both are zeros.
+    """
+    missing = _missing(reference2image)[..., None, None]
     eye = torch.eye(4, device=reference2image.device, dtype=reference2image.dtype)
-    return torch.linalg.inv(torch.where(missing[..., None, None], eye, reference2image))
+    # inv would wait for the device, to see whether it went well
+    inverse, _ = torch.linalg.inv_ex(torch.where(missing, eye, reference2image))
+    return inverse.masked_fill(missing, 0.0)
+
+
+def _missing(matrices: Tensor) -> Tensor:
+    """Return [B, N] bool, whether the matrices [B, N, 4, 4] are of cameras that are missing."""
+    return (matrices == 0).all(dim=-1).all(dim=-1)
 
 
 def ray_codes(image2reference: Tensor, image_size: tuple[int, int], cells: tuple[int, int], ground: float) -> Tensor:
@@ -93,20 +102,18 @@ def ray_codes(image2reference: Tensor, image_size: tuple[int, int], cells: tuple
 
 
 def lift(
-    seen: PerspectiveOutput, reference2image: Tensor, image_size: tuple[int, int], count: int
+    seen: PerspectiveOutput, image2reference: Tensor, image_size: tuple[int, int], count: int
 ) -> tuple[Tensor, Tensor]:
     """Return the `count` likeliest objects of each sample, over all of its images; no gradient flows through them.
 
-    reference2image: [B, N, 4, 4], reference frame (m) to depth-scaled pixels; zeros for a camera that is missing.
-    image_size: (height, width) of the images, pixels.
+    image2reference: [B, N, 4, 4] of invert_cameras.  image_size: (height, width) of the images, pixels.
     Returns boxes [B, count, 8]: x, y, z (m), logarithms of length, width, height (m), sin and cos of the yaw; and
     labels [B, count] int64. An object in several images comes several times.
     """
     heat, codes = seen.heat.detach(), seen.codes.detach()
     batch, _, classes, height, width = heat.shape
-    missing = (reference2image == 0).all(dim=-1).all(dim=-1)  # [B, N]
     peaks = heat == F.max_pool2d(heat.flatten(0, 1), 3, stride=1, padding=1).view_as(heat)
-    heat = heat.masked_fill(~peaks | missing[..., None, None, None], -torch.inf)
+    heat = heat.masked_fill(~peaks | _missing(image2reference)[..., None, None, None], -torch.inf)
     best = heat.flatten(1).topk(count, dim=1).indices  # [B, count]
     cell = best % (height * width)
     label = best // (height * width) % classes
@@ -120,7 +127,7 @@ def lift(
     depth = code[..., 2:3].clamp(*map(math.log, DEPTHS)).exp()
     scaled = torch.cat([pixel * depth, depth], dim=-1)  # [B, count, 3]
     front = torch.cat([code[..., 6:8] * image_size[1] + pixel * code[..., 8:], code[..., 8:]], dim=-1)
-    image2reference = invert_cameras(reference2image)[sample, camera]
-    center = (image2reference[..., :3, :3] @ scaled[..., None])[..., 0] + image2reference[..., :3, 3]
-    ahead = F.normalize((image2reference[..., :2, :3] @ front[..., None])[..., 0], dim=-1)  # cos, sin
+    back = image2reference[sample, camera]  # [B, count, 4, 4]
+    center = (back[..., :3, :3] @ scaled[..., None])[..., 0] + back[..., :3, 3]
+    ahead = F.normalize((back[..., :2, :3] @ front[..., None])[..., 0], dim=-1)  # cos, sin
     return torch.cat([center, code[..., 3:6].clamp(*LOG_SIZES), ahead.flip(-1)], dim=-1), label

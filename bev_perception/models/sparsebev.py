@@ -27,7 +27,7 @@ from bev_perception.models.layers import (
     encode_centers,
     inverse_sigmoid,
 )
-from bev_perception.models.perspective import PerspectiveHead, PerspectiveOutput, lift
+from bev_perception.models.perspective import PerspectiveHead, PerspectiveOutput, invert_cameras, lift
 from bev_perception.ops.sampling import LevelsByFrame, sample_features
 from bev_perception.types import ModelInput
 
@@ -264,9 +264,10 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
         seen, proposed = None, None
         count = self.config.detector.proposals
         if self.perspective_head is not None and (self.training or count):
-            seen = self.perspective_head(levels_by_frame[0][0], reference2image[:, 0], image_size)
-        if seen is not None and count:
-            proposed = self._propose(*lift(seen, reference2image[:, 0], image_size, count))
+            image2reference = invert_cameras(reference2image[:, 0])
+            seen = self.perspective_head(levels_by_frame[0][0], image2reference, image_size)
+            if count:
+                proposed = self._propose(*lift(seen, image2reference, image_size, count))
         output: SparseBEVOutput = self.pts_bbox_head(
             levels_by_frame, reference2image, time_differences, image_size, self.legacy_boxes, denoising, proposed
         )

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bev_perception.data import nuscenes
 from bev_perception.geometry import make_transform, rotation_from_quaternion
 
 VERSION = "v1.0-synth"
@@ -19,7 +20,7 @@ KEY_RATE = 2
 CAMERA_RATES = (12, 2)
 #: of all scenes, every so manieth is one of the validation split, the first one too
 VAL_EVERY = 5
-SPLITS = ("synth_train", "synth_val")
+SPLITS = tuple(nuscenes.SPLITS[VERSION].values())
 #: the split of both
 EVERY_SCENE = "synth_all"
 

@@ -13,17 +13,7 @@ from bev_perception.synth.settings import CAMERAS, EVERY_SCENE, LIDAR, SPLITS, V
 
 Row = dict[str, Any]
 #: tables that each scene adds rows to; the others are the same for all
-SCENE_TABLES = (
-    "calibrated_sensor",
-    "ego_pose",
-    "instance",
-    "log",
-    "map",
-    "sample",
-    "sample_annotation",
-    "sample_data",
-    "scene",
-)
+SCENE_TABLES = tuple(name for name in TABLES if name not in ("attribute", "category", "sensor", "visibility"))
 CATEGORIES = (
     "human.pedestrian.adult",
     "human.pedestrian.child",

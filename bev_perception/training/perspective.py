@@ -20,8 +20,7 @@ MIN_DEPTH = 1.0
 SPREAD, MIN_SPREAD, MAX_SPREAD = 0.15, 0.5, 2.5
 #: exponents of the focal loss (Zhou et al., Objects as Points, 2019, equation 1)
 ALPHA, BETA = 2, 4
-HEAT_WEIGHT = 1.0
-#: of each of the codes; the depth is what is hard to see and matters most
+#: of the losses of the codes, where that of the heat is 1; the depth is what is hard to see and matters most
 CODE_WEIGHTS = (0.05, 0.05, 0.5, 0.1, 0.1, 0.1, 0.1, 0.1, 0.05)
 
 
@@ -103,7 +102,7 @@ def perspective_losses(
     told = output.codes.flatten(0, 1)[image, :, y, x]  # [K, NUM_CODES]
     errors = (told - codes).abs() * codes.new_tensor(CODE_WEIGHTS)
     return {
-        "loss_heat": HEAT_WEIGHT * _heat_loss(heat, wanted, middles) / count,
+        "loss_heat": _heat_loss(heat, wanted, middles) / count,
         "loss_codes": errors.sum() / count,
     }
 

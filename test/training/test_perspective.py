@@ -132,7 +132,7 @@ def test_losses_are_averaged_over_the_objects_seen(two_samples):
     """Two samples of one object each cost what the mean of the two costs."""
     _, matrices = two_samples
     truths = truth(box(10.0, 2.0)), truth(box(8.0, 1.0), labels=[7])
-    output = PerspectiveHead(8, 10, -1.5)(torch.randn(2, 2, *CELLS, 8), matrices, SIZE)
+    output = PerspectiveHead(8, 10, -1.5)(torch.randn(2, 2, *CELLS, 8), invert_cameras(matrices), SIZE)
     both = perspective_losses(output, truths, matrices, SIZE)
     parts = [
         perspective_losses(
@@ -150,7 +150,7 @@ def test_losses_are_averaged_over_the_objects_seen(two_samples):
 def test_a_batch_without_objects_has_finite_losses_and_gradients(two_samples):
     _, matrices = two_samples
     head = PerspectiveHead(8, 10, -1.5)
-    output = head(torch.randn(2, 2, *CELLS, 8), matrices, SIZE)
+    output = head(torch.randn(2, 2, *CELLS, 8), invert_cameras(matrices), SIZE)
     losses = perspective_losses(output, (truth(), truth()), matrices, SIZE)
     assert losses["loss_codes"] == 0 and losses["loss_heat"] > 0
     sum(losses.values()).backward()
@@ -164,19 +164,19 @@ def test_the_head_learns_a_planted_box(two_samples):
     optimizer = torch.optim.Adam(head.parameters(), lr=3e-2)
     found = []
     for _ in range(40):
-        loss = sum(perspective_losses(head(features, matrices, SIZE), truths, matrices, SIZE).values())
+        loss = sum(perspective_losses(head(features, invert_cameras(matrices), SIZE), truths, matrices, SIZE).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         found.append(loss.item())
     assert found[-1] < 0.5 * found[0]
-    assert head(features, matrices, SIZE).heat.shape == (2, 2, 10, *CELLS)
+    assert head(features, invert_cameras(matrices), SIZE).heat.shape == (2, 2, 10, *CELLS)
 
 
 def test_the_count_is_that_of_all_processes(two_samples, monkeypatch):
     """Where another process has seen twice as many, each object here weighs less."""
     truths, matrices = two_samples
-    output = PerspectiveHead(8, 10, -1.5)(torch.randn(2, 2, *CELLS, 8), matrices, SIZE)
+    output = PerspectiveHead(8, 10, -1.5)(torch.randn(2, 2, *CELLS, 8), invert_cameras(matrices), SIZE)
     alone = perspective_losses(output, truths, matrices, SIZE)
     target = "bev_perception.training.perspective.average_count"
     monkeypatch.setattr(target, lambda counts, device: 2 * torch.tensor(counts, dtype=torch.float32))
@@ -199,7 +199,7 @@ def test_rays_meet_the_ground_where_it_is():
 def test_what_is_lifted_is_what_was_seen(two_samples):
     """lift inverts find_sightings: known boxes come back in the reference frame, each with its class."""
     truths, matrices = two_samples
-    boxes, labels = lift(perfect(truths, matrices), matrices, SIZE, 2)
+    boxes, labels = lift(perfect(truths, matrices), invert_cameras(matrices), SIZE, 2)
     assert boxes.shape == (2, 2, 8) and labels.shape == (2, 2)
     for known, found, classes in zip(truths, boxes, labels, strict=True):
         for box_, label in zip(known.boxes, known.labels, strict=True):
@@ -217,16 +217,16 @@ def test_only_peaks_of_cameras_that_are_there_are_lifted(two_samples):
     x, y = ahead.cell[0].long().tolist()
     seen.heat[0, 0, 0, y, x + 1] = 19.0  # beside the peak, and higher than all else
     seen.heat[0, 0, 5, 2, 2] = 1.0
-    _, labels = lift(seen, matrices[:1], SIZE, 3)
+    _, labels = lift(seen, invert_cameras(matrices[:1]), SIZE, 3)
     assert labels[0].tolist() in ([0, 1, 5], [1, 0, 5])
     blind = matrices[:1].clone()
     blind[0, 1] = 0.0  # the camera that sees the second box is missing
-    boxes, labels = lift(seen, blind, SIZE, 2)
+    boxes, labels = lift(seen, invert_cameras(blind), SIZE, 2)
     assert labels[0].tolist() == [0, 5] and boxes.isfinite().all()
 
 
 def test_wild_codes_are_lifted_to_boxes_in_reach(two_samples):
     _, matrices = two_samples
     wild = PerspectiveOutput(torch.randn(2, 2, 10, *CELLS), 1e4 * torch.randn(2, 2, NUM_CODES, *CELLS))
-    boxes, _ = lift(wild, matrices, SIZE, 20)
+    boxes, _ = lift(wild, invert_cameras(matrices), SIZE, 20)
     assert boxes.isfinite().all() and boxes[..., 3:6].abs().max() <= 3.5

@@ -86,8 +86,8 @@ class ResNet(FixedNormModule):
 
     depth: 10, 18, 50 or 101 (ConfigError otherwise).  width: of the stem and the first stage, channels; every later
     stage has twice as many.  first_level: the stage, of 0 to 3, whose output is the first that is given.
-    patches: whether the stem takes the image apart into patches of 4x4, which costs a tenth of overlapping 7x7 windows
-    and a max pool (Liu et al., A ConvNet for the 2020s, CVPR 2022, section 2.2).
+    patches: whether the stem takes the image apart into patches of 4x4, which costs less than overlapping 7x7
+    windows and a max pool (Liu et al., A ConvNet for the 2020s, CVPR 2022, section 2.2).
     out_channels: of the outputs.
     Batch norm uses its stored statistics in evaluation and in training, unless learns_statistics; its weights and
     biases can be trained.
