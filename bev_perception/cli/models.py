@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from bev_perception.cli.options import (
@@ -105,6 +106,11 @@ def _add_train(commands: Commands) -> None:
     train.add_argument("--pretrained", type=Path, help="file to fill the backbone from")
     train.add_argument("--init", type=Path, help="checkpoint of this variant to start from")
     train.add_argument("--resume", action="store_true", help="go on from the state in --out")
+    train.add_argument(
+        "--encoder-only",
+        action="store_true",
+        help="train the perspective head and what is below it on single frames; a start for --init",
+    )
     train.add_argument("--epochs", type=int, help="default: the variant's")
     train.add_argument("--lr", type=float, help="default: the variant's")
     train.add_argument("--batch", type=int, help="samples a process (default: the variant's, divided among all)")
@@ -117,7 +123,7 @@ def _add_train(commands: Commands) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from bev_perception.config import load_variant
+    from bev_perception.config import FramesConfig, load_variant
     from bev_perception.data.nuscenes import default_split
     from bev_perception.data.records import open_split
     from bev_perception.training.dataset import NuScenesTraining
@@ -126,12 +132,14 @@ def _train(args: argparse.Namespace) -> int:
     config = load_variant(args.variant)
     version = data_version(args)
     split = args.split or default_split(version, "train")
-    data = NuScenesTraining(config, open_split(args.data, version, split), args.labels)
+    read = replace(config, frames=FramesConfig(past=0)) if args.encoder_only else config
+    data = NuScenesTraining(read, open_split(args.data, version, split), args.labels)
     settings = TrainSettings(
         out=args.out,
         pretrained=args.pretrained,
         init=args.init,
         resume=args.resume,
+        encoder_only=args.encoder_only,
         epochs=args.epochs,
         lr=args.lr,
         batch=args.batch,

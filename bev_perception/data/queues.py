@@ -74,7 +74,7 @@ def training_queue(records: Records, i: int, frames: FramesConfig, rng: np.rando
         future = select_sets(next_sets(records, i), current, frames.future, interval)
         return _in_order(current, select_sets(past, current, frames.past, interval), future, frames)
     interval = 1
-    if len(past) > frames.past:
+    if 0 < frames.past < len(past):
         wide = min(len(past) // frames.past, wide)
         interval = int(rng.integers(min(wide, narrow), wide + 1))
     return _in_order(current, select_sets(past, current, frames.past, interval), [], frames)

@@ -17,6 +17,7 @@ from bev_perception.data.augment import distort_colors, draw_grid_mask, draw_pho
 from bev_perception.models.camera_model import CameraModel
 from bev_perception.models.layers import EncodedViews
 from bev_perception.models.mask_decoder import MaskDecoderLayer, RandomVoxels
+from bev_perception.models.perspective import PerspectiveOutput, invert_cameras
 from bev_perception.models.sparsebev import SparseBEV
 from bev_perception.models.sparseocc import SparseOcc
 from bev_perception.models.voxel_decoder import CUBE_SIDES, VoxelDecoderLayer
@@ -169,9 +170,34 @@ class DetectionStep(TrainingStep[BoxTruth]):
         )
         losses = detection_losses(output, batch.truths, denoising, self.model.pts_bbox_head.code_weights)
         if output.seen is not None:
-            dense = perspective_losses(output.seen, batch.truths, views.reference2image[:, 0], views.image_size)
-            losses |= {name: self.recipe.perspective_weight * loss for name, loss in dense.items()}
+            losses |= _weighted_perspective_losses(output.seen, batch, views, self.recipe)
         return losses
+
+
+class PerspectiveStep(TrainingStep[BoxTruth]):
+    """Of a SparseBEV's encoder and perspective head alone, from the newest frame: perspective_losses."""
+
+    model: SparseBEV
+    loss_names = PERSPECTIVE_LOSSES
+
+    def decoder_passes(self) -> Iterable[nn.Module]:
+        """Return nothing: the decoder takes no part."""
+        return ()
+
+    def forward(self, batch: Batch[BoxTruth]) -> dict[str, Tensor]:
+        """Return perspective_losses of the batch."""
+        views = self.encode(batch, _generators(batch))
+        assert self.model.perspective_head is not None
+        back = invert_cameras(views.reference2image[:, 0])
+        seen = self.model.perspective_head(views.levels_by_frame[0][0], back, views.image_size)
+        return _weighted_perspective_losses(seen, batch, views, self.recipe)
+
+
+def _weighted_perspective_losses(
+    seen: PerspectiveOutput, batch: Batch[BoxTruth], views: EncodedViews, recipe: TrainingConfig
+) -> dict[str, Tensor]:
+    losses = perspective_losses(seen, batch.truths, views.reference2image[:, 0], views.image_size)
+    return {name: recipe.perspective_weight * loss for name, loss in losses.items()}
 
 
 class OccupancyStep(TrainingStep[OccupancyTruth]):
@@ -208,8 +234,13 @@ class OccupancyStep(TrainingStep[OccupancyTruth]):
 _STEPS: dict[str, type[TrainingStep]] = {"sparsebev": DetectionStep, "sparseocc": OccupancyStep}
 
 
-def build_step(model: Any, recipe: TrainingConfig, precision: str) -> TrainingStep:
-    """Return the training step of a model of build_model; `precision` must be a key of PRECISIONS."""
+def build_step(model: Any, recipe: TrainingConfig, precision: str, encoder_only: bool = False) -> TrainingStep:
+    """Return the training step of a model of build_model, or that of its encoder and perspective head alone.
+
+    precision: a key of PRECISIONS.
+    """
+    if encoder_only:
+        return PerspectiveStep(model, recipe, precision)
     return _STEPS[model.config.family](model, recipe, precision)
 
 

@@ -39,6 +39,8 @@ class TrainSettings:
     out: directory for the weights, the state and the logs.  pretrained: file to fill the backbone from, and the neck
     if both are frozen.
     init: checkpoint of this very variant to start from.  resume: go on from the state in out.
+    encoder_only: train backbone, neck and perspective head and leave the decoder as it is; the data need only have the
+    newest frame.
     epochs, lr: other ones than the variant's.  batch: samples a step and process; unless given, the variant's batch is
     divided among the processes.  device: "auto", "cpu" or "cuda".
     precision: of the backbone and neck, "fp32", "bf16" or "fp16"; the decoder computes in float32.
@@ -50,6 +52,7 @@ class TrainSettings:
     pretrained: Path | None = None
     init: Path | None = None
     resume: bool = False
+    encoder_only: bool = False
     epochs: int | None = None
     lr: float | None = None
     batch: int | None = None
@@ -95,9 +98,8 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
         batch = settings.batch or _share(recipe.batch, processes.count)
         steps_per_epoch = -(-len(data) // (batch * processes.count))
         total_steps = epochs * steps_per_epoch
-        identity = Identity(
-            config.name, settings.seed, len(data), batch * processes.count, epochs, lr, settings.precision
-        )
+        part = f"{config.name}, its encoder" if settings.encoder_only else config.name
+        identity = Identity(part, settings.seed, len(data), batch * processes.count, epochs, lr, settings.precision)
 
         torch.manual_seed(settings.seed)
         model = build_model(config)
@@ -107,7 +109,9 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
         if settings.init is not None:
             load_checkpoint(model, settings.init)
         freeze(model, recipe.encoder)
-        training_step = build_step(model, recipe, settings.precision).to(device).train()
+        if settings.encoder_only:
+            model.pts_bbox_head.requires_grad_(False)
+        training_step = build_step(model, recipe, settings.precision, settings.encoder_only).to(device).train()
         if settings.recompute:
             training_step.compute_twice()
         optimizer = torch.optim.AdamW(parameter_groups(model, recipe, lr), weight_decay=recipe.weight_decay)
@@ -202,6 +206,8 @@ def _check(config: VariantConfig, settings: TrainSettings) -> TrainingConfig:
         raise TrainingError("resume goes on with the weights that are there; leave out init and pretrained")
     if not settings.resume and (settings.out / STATE).exists():
         raise TrainingError(f"{settings.out} holds a training already; resume it, or choose another directory")
+    if settings.encoder_only and (not config.perspective or config.training.encoder == "frozen"):
+        raise TrainingError(f"{config.name} has no perspective head, or its encoder is frozen; leave out encoder_only")
     if config.training.encoder == "frozen" and not (settings.resume or settings.init or settings.pretrained):
         raise TrainingError(f"{config.name} keeps backbone and neck as pretrained; give the file with pretrained")
     return config.training

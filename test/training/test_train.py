@@ -134,6 +134,23 @@ def test_a_perspective_head_is_trained_beside_the_decoder(tmp_path):
     assert not torch.equal(weights["one"][key], weights["none"][key])
 
 
+def test_the_encoder_alone_learns_and_the_decoder_stays(tmp_path):
+    config = dataclasses.replace(small_config(epochs=2, encoder="scratch"), perspective=True)
+    data = MadeUpData(2)
+    train(config, data, settings(tmp_path / "encoder", encoder_only=True))
+    first, last = log(tmp_path / "encoder")
+    assert last["loss"] == pytest.approx(last["loss_heat"] + last["loss_codes"], rel=1e-5)
+    assert last["loss"] < first["loss"]
+    torch.manual_seed(settings(tmp_path).seed)
+    before, after = build_model(config).state_dict(), load_file(tmp_path / "encoder" / WEIGHTS)
+    stayed = {key for key, value in before.items() if torch.equal(value, after[key])}
+    assert {key for key in before if key.startswith("pts_bbox_head")} <= stayed
+    assert "perspective_head.heat.weight" not in stayed and "img_neck.lateral_convs.0.conv.weight" not in stayed
+    train(config, data, settings(tmp_path / "whole", init=tmp_path / "encoder" / WEIGHTS))
+    with pytest.raises(TrainingError, match="perspective"):
+        train(small_config(), data, settings(tmp_path / "no", encoder_only=True))
+
+
 def test_a_training_that_was_interrupted_goes_on_to_the_same_weights(tmp_path):
     config, data = small_config(), MadeUpData(samples=12)
     arguments = "-m", KIT, str(tmp_path / "cut"), "sparsebev", str(tmp_path / "marker")
