@@ -123,7 +123,12 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
             device_ids = [device.index] if device.type == "cuda" else None
             # statistics that norms learn are those of the first process, which are saved
             own = recipe.encoder != "scratch"
-            losses_of = DistributedDataParallel(losses_of, device_ids=device_ids, broadcast_buffers=not own)
+            losses_of = DistributedDataParallel(
+                losses_of,
+                device_ids=device_ids,
+                broadcast_buffers=not own,
+                find_unused_parameters=settings.encoder_only,  # the neck's levels that the perspective head leaves out
+            )
 
         def save() -> None:
             if processes.rank == 0:
