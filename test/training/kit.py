@@ -1,6 +1,7 @@
 """Models small enough to be trained in a test, made-up data for them, and a program that trains them."""
 
 import dataclasses
+import functools
 import sys
 import time
 from pathlib import Path
@@ -110,7 +111,14 @@ class MadeUpOccupancy(MadeUpData):
         return OccupancyTruth(*map(torch.from_numpy, (semantics, places, class_ids)))
 
 
+def encoder_config(**training):
+    """small_config with a perspective head."""
+    return dataclasses.replace(small_config(**training), perspective=True)
+
+
 FAMILIES = {"sparsebev": (small_config, MadeUpData), "sparseocc": (small_occupancy_config, MadeUpOccupancy)}
+# so many boxes that each process sees some: a mean of less than one counts as one
+TRAININGS = FAMILIES | {"encoder": (encoder_config, functools.partial(MadeUpData, boxes=20))}
 
 
 class SlowData(MadeUpData):
@@ -134,10 +142,11 @@ def settings(out, **changes):
     )
 
 
-if __name__ == "__main__":  # OUT FAMILY [MARKER]: train; under torchrun without a marker
-    out, family, *marker = sys.argv[1:]
-    make_config, data = FAMILIES[family]
+if __name__ == "__main__":  # OUT TRAINING [MARKER]: train; under torchrun without a marker
+    out, name, *marker = sys.argv[1:]
+    make_config, data = TRAININGS[name]
     if marker:
         train(make_config(), SlowData(Path(marker[0]), samples=12), settings(out, workers=1))
     else:
-        train(make_config(epochs=1, color_augmentation=False, grid_mask=False), data(), settings(out))
+        config = make_config(epochs=1, color_augmentation=False, grid_mask=False)
+        train(config, data(), settings(out, encoder_only=name == "encoder"))

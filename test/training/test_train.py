@@ -28,8 +28,10 @@ from bev_perception.training.train import TrainResult, parameter_groups, schedul
 from .kit import (
     FAMILIES,
     GRID,
+    TRAININGS,
     MadeUpData,
     MadeUpOccupancy,
+    encoder_config,
     settings,
     small_config,
     small_occupancy_config,
@@ -135,8 +137,7 @@ def test_a_perspective_head_is_trained_beside_the_decoder(tmp_path):
 
 
 def test_the_encoder_alone_learns_and_the_decoder_stays(tmp_path):
-    config = dataclasses.replace(small_config(epochs=2, encoder="scratch"), perspective=True)
-    data = MadeUpData(2)
+    config, data = encoder_config(epochs=2, encoder="scratch"), MadeUpData(2)
     train(config, data, settings(tmp_path / "encoder", encoder_only=True))
     first, last = log(tmp_path / "encoder")
     assert last["loss"] == pytest.approx(last["loss_heat"] + last["loss_codes"], rel=1e-5)
@@ -170,19 +171,20 @@ def test_a_training_that_was_interrupted_goes_on_to_the_same_weights(tmp_path):
     assert whole == cut and [line["step"] for line in cut] == list(range(1, 13))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_two_processes_train_as_one_with_the_same_batch(tmp_path, family):
+@pytest.mark.parametrize("name", TRAININGS)
+def test_two_processes_train_as_one_with_the_same_batch(tmp_path, name):
     alone, two = tmp_path / "alone", tmp_path / "two"
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    process = run_kit(*torchrun, "-m", KIT, str(two), family)
-    make_config, data = FAMILIES[family]
-    train(make_config(epochs=1, color_augmentation=False, grid_mask=False), data(), settings(alone))
+    process = run_kit(*torchrun, "-m", KIT, str(two), name)
+    make_config, data = TRAININGS[name]
+    config = make_config(epochs=1, color_augmentation=False, grid_mask=False)
+    train(config, data(), settings(alone, encoder_only=name == "encoder"))
     assert process.wait(200) == 0
     one, both = log(alone), log(two)
     assert [line["step"] for line in both] == list(range(1, 5))
     for a, b in zip(one, both, strict=True):
         assert a.keys() == b.keys()
-        if family == "sparsebev" or a["step"] == 1:
+        if name != "sparseocc" or a["step"] == 1:
             assert b == pytest.approx(a, rel=1e-4, abs=1e-6)
         else:  # weights now differ in their last bits, which is enough for queries to look at other voxels
             assert b["loss"] == pytest.approx(a["loss"], rel=0.1)
