@@ -14,11 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: values at an object's middle: its offset from the middle of the cell (x, y, cells), log depth, log sizes (3), and the
-#: way from the middle to the face ahead: the change of x and y in image widths times the depth, and of the depth (m)
-NUM_CODES = 9
-#: values of a cell's ray: how fast it rises, and the logarithm of the depth at which it meets the ground
+#: values at an object's middle: its offset from the middle of the cell (x, y, cells), the logarithm of what a pixel
+#: spans there (m), log sizes (3), and cos and sin of its heading against the way it lies in, seen from above.
+#: What a pixel spans is the depth over the focal length: how large a thing looks tells that, whereas the same depth
+#: looks different to every lens (as with the virtual depth of Brazil et al., Omni3D, CVPR 2023); and what is turned
+#: alike against the line of sight looks alike, wherever in the image it is.
+NUM_CODES = 8
+#: values of a cell's ray: how fast it rises, and the logarithm of what a pixel spans where it meets the ground
 NUM_RAY_CODES = 2
+#: m, of a pixel, where every object is at first: 20 m away at a focal length of 400 pixels
+FIRST_SPAN = 0.05
 #: m, limits of the depth of what is lifted, and of the ground
 DEPTHS = (1.0, 100.0)
 #: log m, limits of its sizes
@@ -55,7 +60,7 @@ class PerspectiveHead(nn.Module):
         assert self.heat.bias is not None
         nn.init.constant_(self.heat.bias, -math.log(99))  # every class starts at a probability of 1 %
         assert self.codes.bias is not None
-        nn.init.constant_(self.codes.bias[2:3], math.log(20))  # and every object 20 m away
+        nn.init.constant_(self.codes.bias[2:3], math.log(FIRST_SPAN))
 
     def forward(self, features: Tensor, image2reference: Tensor, image_size: tuple[int, int]) -> PerspectiveOutput:
         """Return what is seen in features [B, N, h, w, C].
@@ -87,6 +92,27 @@ def _missing(matrices: Tensor) -> Tensor:
     return (matrices == 0).all(dim=-1).all(dim=-1)
 
 
+def pixel_spans(image2reference: Tensor) -> Tensor:
+    """Return [...], what a pixel spans at a depth of 1 m (m): one over the focal length; nearly 0 for a missing camera.
+
+    image2reference: [..., 4, 4] of invert_cameras.
+    """
+    return image2reference[..., :3, 0].norm(dim=-1).clamp(min=1e-6)
+
+
+def bearings(centers: Tensor, image2reference: Tensor) -> Tensor:
+    """Return [K], the angle about z at which points [K, 3] lie, seen from the cameras of [K, 4, 4] matrices."""
+    away = centers[..., :2] - image2reference[..., :2, 3]
+    return torch.atan2(away[..., 1], away[..., 0])
+
+
+def mirrors(image2reference: Tensor) -> Tensor:
+    """Return [K], -1 where an image shows the world mirrored, as training may have it, else 1."""
+    rows = image2reference[..., :3, :3]
+    # a triple product, as det would wait for the device
+    return torch.where((torch.linalg.cross(rows[..., 0], rows[..., 1]) * rows[..., 2]).sum(dim=-1) < 0, -1.0, 1.0)
+
+
 def ray_codes(image2reference: Tensor, image_size: tuple[int, int], cells: tuple[int, int], ground: float) -> Tensor:
     """Return [B, N, h, w, NUM_RAY_CODES] of the rays through the middles of (h, w) cells, of order 1.
 
@@ -98,7 +124,8 @@ def ray_codes(image2reference: Tensor, image_size: tuple[int, int], cells: tuple
     rise = a * u + b * v[:, None] + c  # [B, N, h, w], m a m of depth
     nearest, furthest = DEPTHS
     depth = torch.where(rise < 0, (ground - start) / rise, furthest).clamp(nearest, furthest)
-    return torch.stack([5 * rise.clamp(-1, 1), depth.log() / math.log(furthest)], dim=-1)
+    span = depth * pixel_spans(image2reference)[..., None, None]
+    return torch.stack([5 * rise.clamp(-1, 1), span.log() / 4], dim=-1)
 
 
 def lift(
@@ -124,10 +151,10 @@ def lift(
 
     stride = image_size[1] / width
     pixel = (torch.stack([x, y], dim=-1) + 0.5 + code[..., :2]) * stride
-    depth = code[..., 2:3].clamp(*map(math.log, DEPTHS)).exp()
-    scaled = torch.cat([pixel * depth, depth], dim=-1)  # [B, count, 3]
-    front = torch.cat([code[..., 6:8] * image_size[1] + pixel * code[..., 8:], code[..., 8:]], dim=-1)
     back = image2reference[sample, camera]  # [B, count, 4, 4]
+    depth = (code[..., 2:3] - pixel_spans(back)[..., None].log()).clamp(*map(math.log, DEPTHS)).exp()
+    scaled = torch.cat([pixel * depth, depth], dim=-1)  # [B, count, 3]
     center = (back[..., :3, :3] @ scaled[..., None])[..., 0] + back[..., :3, 3]
-    ahead = F.normalize((back[..., :2, :3] @ front[..., None])[..., 0], dim=-1)  # cos, sin
-    return torch.cat([center, code[..., 3:6].clamp(*LOG_SIZES), ahead.flip(-1)], dim=-1), label
+    yaw = bearings(center, back) + torch.atan2(mirrors(back) * code[..., 7], code[..., 6])
+    turned = torch.stack([yaw.sin(), yaw.cos()], dim=-1)
+    return torch.cat([center, code[..., 3:6].clamp(*LOG_SIZES), turned], dim=-1), label

@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bev_perception.models.perspective import NUM_CODES, PerspectiveOutput
+from bev_perception.models.perspective import (
+    NUM_CODES,
+    PerspectiveOutput,
+    bearings,
+    invert_cameras,
+    mirrors,
+    pixel_spans,
+)
 from bev_perception.training.losses import COUNT_EPS, average_count
 from bev_perception.training.samples import BoxTruth
 
@@ -21,7 +28,7 @@ SPREAD, MIN_SPREAD, MAX_SPREAD = 0.15, 0.5, 2.5
 #: exponents of the focal loss (Zhou et al., Objects as Points, 2019, equation 1)
 ALPHA, BETA = 2, 4
 #: of the losses of the codes, where that of the heat is 1; the depth is what is hard to see and matters most
-CODE_WEIGHTS = (0.1, 0.1, 2.0, 0.3, 0.3, 0.3, 0.2, 0.2, 0.1)
+CODE_WEIGHTS = (0.1, 0.1, 2.0, 0.3, 0.3, 0.3, 0.3, 0.3)
 #: cells that are told of an object, around that of its middle
 AROUND = tuple((dx, dy) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
 
@@ -59,19 +66,18 @@ def find_sightings(
     camera, k = ((depth > MIN_DEPTH) & ((pixel >= 0) & (pixel < limits)).all(dim=-1)).nonzero(as_tuple=True)
 
     pixel, depth = pixel[camera, k], depth[camera, k]
-    length, height, yaw = boxes[k, 3], boxes[k, 5], boxes[k, 6]
-    ahead = torch.stack([yaw.cos(), yaw.sin(), torch.zeros_like(yaw)], dim=-1) * (length / 2)[:, None]
-    front = (turn[camera] @ ahead[..., None])[..., 0]
-    up = turn[camera, :, 2] * height[:, None]
+    up = turn[camera, :, 2] * boxes[k, 5, None]
     rise = (up[:, 1] - pixel[:, 1] * up[:, 2]).abs() / depth  # pixels
     cell = pixel / stride
+    back = invert_cameras(reference2image[None])[0, camera]  # [K, 4, 4]
+    heading = boxes[k, 6] - bearings(boxes[k, :3], back)
     codes = torch.cat(
         [
             cell - cell.floor() - 0.5,
-            depth.log()[:, None],
+            (pixel_spans(back) * depth).log()[:, None],
             boxes[k, 3:6].log(),
-            (front[:, :2] - pixel * front[:, 2:]) / image_size[1],
-            front[:, 2:],
+            heading.cos()[:, None],
+            (mirrors(back) * heading.sin())[:, None],
         ],
         dim=1,
     )

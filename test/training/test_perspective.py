@@ -52,17 +52,36 @@ def test_a_box_ahead_is_seen_where_it_projects():
     seen = find(truth(box(10.0, 2.0, 1.0), labels=[3]), camera())
     assert seen.image.tolist() == [0] and seen.label.tolist() == [3]
     assert seen.cell[0].tolist() == pytest.approx([108 / 8, 54 / 8])
-    offset_x, offset_y, depth, length, width, height, front_x, front_y, front_z = seen.codes[0].tolist()
+    offset_x, offset_y, span, length, width, height, cos, sin = seen.codes[0].tolist()
     assert (offset_x, offset_y) == pytest.approx((13.5 - 13 - 0.5, 6.75 - 6 - 0.5))
-    assert [math.exp(v) for v in (depth, length, width, height)] == pytest.approx([10, 4, 2, 1.5])
-    # the face ahead is 2 m deeper, on the same ray's side: nothing of it lies across the camera's axis
-    assert front_z == pytest.approx(2.0)
-    assert (front_x, front_y) == pytest.approx(((128 - 108) * 2 / SIZE[1], (64 - 54) * 2 / SIZE[1]))
+    assert [math.exp(v) for v in (span, length, width, height)] == pytest.approx([10 / FOCAL, 4, 2, 1.5])
+    assert math.atan2(sin, cos) == pytest.approx(-math.atan2(2, 10))  # it heads to the right of its own ray
 
 
-def test_a_box_across_has_its_front_beside_its_middle():
-    seen = find(truth(box(10.0, 0.0, yaw=math.pi / 2)), camera())  # its front is to the left
-    assert seen.codes[0, 6:].tolist() == pytest.approx([-FOCAL * 2 / SIZE[1], 0, 0], abs=1e-6)
+def test_what_is_turned_alike_against_its_ray_has_the_same_heading():
+    """Seen from above, whichever way the camera looks and the ray goes."""
+    boxes = [box(10 * math.cos(a), 10 * math.sin(a), yaw=a + math.pi / 3) for a in (0.0, 0.4, -0.5)]
+    seen = find(truth(*boxes), camera(), camera(0.1))
+    assert len(seen.image) == 6
+    expected = torch.tensor([math.cos(math.pi / 3), math.sin(math.pi / 3)]).expand(6, 2)
+    assert torch.allclose(seen.codes[:, 6:], expected, atol=1e-5)
+
+
+def mirrored(matrix):
+    """The camera of an image that is flipped."""
+    flip = torch.eye(4)
+    flip[0, 0], flip[0, 2] = -1, SIZE[1]
+    return flip @ matrix
+
+
+def test_a_mirrored_image_mirrors_the_heading_and_lift_knows():
+    known = truth(box(10.0, 1.0, 0.2, yaw=1.0))
+    plain, flipped = (find(known, m).codes[0] for m in (camera(), mirrored(camera())))
+    assert flipped[[2, 3, 4, 5, 6]].tolist() == pytest.approx(plain[[2, 3, 4, 5, 6]].tolist(), abs=1e-6)
+    assert flipped[7].item() == pytest.approx(-plain[7].item()) and plain[7] > 0.5
+    matrices = mirrored(camera())[None, None]
+    boxes, _ = lift(perfect((known,), matrices), invert_cameras(matrices), SIZE, 1)
+    assert torch.atan2(boxes[0, 0, 6], boxes[0, 0, 7]).item() == pytest.approx(1.0, abs=1e-4)
 
 
 def test_the_heat_spreads_with_the_height_in_the_image_within_limits():
@@ -218,7 +237,7 @@ def test_rays_meet_the_ground_where_it_is():
     rays = ray_codes(invert_cameras(camera()[None, None]), SIZE, CELLS, ground=-1.5)[0, 0]  # [h, w, 2]
     rows = (torch.arange(CELLS[0]) + 0.5) * 8 - 64  # pixels below the middle
     assert torch.allclose(rays[..., 0], (-5 * rows / FOCAL)[:, None].expand(CELLS), atol=1e-5)
-    depth = (rays[..., 1] * math.log(100)).exp()
+    depth = FOCAL * (4 * rays[..., 1]).exp()
     below = rows > 2
     assert torch.allclose(depth[below], (FOCAL * 1.5 / rows[below])[:, None].expand(-1, CELLS[1]), rtol=1e-4)
     assert torch.allclose(depth[rows < 0], torch.tensor(100.0))
