@@ -43,7 +43,7 @@ class PerspectiveOutput:
 
 
 class PerspectiveHead(nn.Module):
-    """Two small branches over one pyramid level.
+    """Two small branches over one pyramid level, which share nothing: what and where are learnt long before how far.
 
     Convolutions do not know where in the image they are, nor how the camera is mounted; yet how far away a thing on
     the ground is follows from that. So each cell is told of its ray (as Li et al., BEVDepth, AAAI 2023, tell the net
@@ -54,13 +54,10 @@ class PerspectiveHead(nn.Module):
         """Build the branches for features of `dims` channels; ground: z of the ground in the reference frame, m."""
         super().__init__()
         self.ground = ground
-        self.shared = nn.Sequential(nn.Conv2d(dims + NUM_RAY_CODES, dims, 3, padding=1), nn.ReLU(inplace=True))
-        self.heat = nn.Conv2d(dims, num_classes, 1)
-        self.codes = nn.Conv2d(dims, NUM_CODES, 1)
-        assert self.heat.bias is not None
-        nn.init.constant_(self.heat.bias, -math.log(99))  # every class starts at a probability of 1 %
-        assert self.codes.bias is not None
-        nn.init.constant_(self.codes.bias[2:3], math.log(FIRST_SPAN))
+        heat_bias = torch.full((num_classes,), -math.log(99))  # every class starts at a probability of 1 %
+        code_bias = torch.zeros(NUM_CODES)
+        code_bias[2] = math.log(FIRST_SPAN)
+        self.heat, self.codes = _branch(dims, heat_bias), _branch(dims, code_bias)
 
     def forward(self, features: Tensor, image2reference: Tensor, image_size: tuple[int, int]) -> PerspectiveOutput:
         """Return what is seen in features [B, N, h, w, C].
@@ -71,8 +68,14 @@ class PerspectiveHead(nn.Module):
         cells = (features.shape[2], features.shape[3])
         rays = ray_codes(image2reference, image_size, cells, self.ground)
         images = torch.cat([features, rays], dim=-1).flatten(0, 1).permute(0, 3, 1, 2)
-        shared = self.shared(images)
-        return PerspectiveOutput(self.heat(shared).unflatten(0, shape), self.codes(shared).unflatten(0, shape))
+        return PerspectiveOutput(self.heat(images).unflatten(0, shape), self.codes(images).unflatten(0, shape))
+
+
+def _branch(dims: int, bias: Tensor) -> nn.Sequential:
+    """Return a branch over features of `dims` channels with rays; bias: what it starts at, one for each output."""
+    last = nn.Conv2d(dims, len(bias), 1)
+    last.bias = nn.Parameter(bias)
+    return nn.Sequential(nn.Conv2d(dims + NUM_RAY_CODES, dims, 3, padding=1), nn.ReLU(inplace=True), last)
 
 
 def invert_cameras(reference2image: Tensor) -> Tensor:

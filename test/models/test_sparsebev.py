@@ -342,7 +342,7 @@ def test_proposals_are_queries_after_the_learnt_ones():
     layer = model.pts_bbox_head.decoder_layer
     hook = layer.register_forward_pre_hook(lambda _, inputs: placed.append(inputs[0]))
     run(model, frame(0))
-    model.perspective_head.codes.bias[2] += 0.5  # further away
+    model.perspective_head.codes[2].bias[2] += 0.5  # further away
     run(model, frame(0))
     hook.remove()
     before, after = placed[0], placed[model.config.detector.num_layers]

@@ -146,7 +146,7 @@ def test_the_encoder_alone_learns_and_the_decoder_stays(tmp_path):
     before, after = build_model(config).state_dict(), load_file(tmp_path / "encoder" / WEIGHTS)
     stayed = {key for key, value in before.items() if torch.equal(value, after[key])}
     assert {key for key in before if key.startswith("pts_bbox_head")} <= stayed
-    assert "perspective_head.heat.weight" not in stayed and "img_neck.lateral_convs.0.conv.weight" not in stayed
+    assert "perspective_head.heat.2.weight" not in stayed and "img_neck.lateral_convs.0.conv.weight" not in stayed
     train(config, data, settings(tmp_path / "whole", init=tmp_path / "encoder" / WEIGHTS))
     with pytest.raises(TrainingError, match="perspective"):
         train(small_config(), data, settings(tmp_path / "no", encoder_only=True))
