@@ -111,6 +111,15 @@ class MadeUpOccupancy(MadeUpData):
         return OccupancyTruth(*map(torch.from_numpy, (semantics, places, class_ids)))
 
 
+def augmented(config):
+    """The variant with a recipe that changes images and world as published ones do."""
+    wild = {"resize": (0.20, 0.26), "image_flip": True}
+    world = (
+        BevAugmentationConfig(scale=(1.0, 1.0), flip=True) if config.family == "sparseocc" else BevAugmentationConfig()
+    )
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, **wild, bev=world))
+
+
 def encoder_config(**training):
     """small_config with a perspective head."""
     return dataclasses.replace(small_config(**training), perspective=True)

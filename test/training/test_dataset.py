@@ -17,9 +17,9 @@ from bev_perception.training import dataset
 from bev_perception.training.dataset import NuScenesTraining
 from bev_perception.training.train import train
 
-from .kit import settings, small_config
+from .kit import augmented, settings, small_config
 
-CONFIG = load_variant("sparsebev_tiny")
+CONFIG = augmented(load_variant("sparsebev_tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,9 @@ from bev_perception.training.occupancy_targets import mask_targets
 from bev_perception.training.samples import NO_INSTANCE, UNKNOWN_LABEL
 from bev_perception.training.train import train
 
-from .kit import settings, small_occupancy_config
+from .kit import augmented, settings, small_occupancy_config
 
-CONFIG = load_variant("sparseocc_tiny")
+CONFIG = augmented(load_variant("sparseocc_tiny"))
 FREE = OCC3D_CLASSES.index("free")
 
 
