@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 import rclpy
+from kit import new_domain
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rosbags.rosbag2 import StoragePlugin, Writer
@@ -20,7 +21,7 @@ from bev_perception.data.messages import stamp_ns
 from bev_perception.data.rosbag import BagReader, ImageEvent, image_topic, write_bag
 from bev_perception.data.synthetic import synthetic_drive
 from bev_perception.ros.interfaces import ensure_interfaces
-from bev_perception.ros.process import NodeProcess, dds_environment, new_domain, wait_until
+from bev_perception.ros.process import NodeProcess, dds_environment, wait_until
 
 ensure_interfaces()
 from tf2_msgs.msg import TFMessage  # noqa: E402
