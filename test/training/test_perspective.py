@@ -13,7 +13,7 @@ from bev_perception.models.perspective import (
     lift,
     ray_codes,
 )
-from bev_perception.training.perspective import AROUND, draw_heat, find_sightings, perspective_losses
+from bev_perception.training.perspective import AROUND, CODE_WEIGHTS, draw_heat, find_sightings, perspective_losses
 from bev_perception.training.samples import BoxTruth
 
 SIZE = (128, 256)  # height, width of the images
@@ -165,14 +165,11 @@ def test_cells_outside_of_the_image_learn_nothing():
     corner = truth(box(10.0, 12.5, 6.2))
     seen = find(corner, camera())
     assert seen.cell.floor().tolist() == [[0, 0]]
-    head = PerspectiveHead(8, 10, -1.5)
-    losses = perspective_losses(
-        head(torch.randn(1, 1, *CELLS, 8), invert_cameras(camera()[None, None]), SIZE),
-        (corner,),
-        camera()[None, None],
-        SIZE,
-    )
-    assert losses["loss_codes"].isfinite()
+    codes = torch.ones(1, 1, NUM_CODES, *CELLS, requires_grad=True)
+    output = PerspectiveOutput(torch.zeros(1, 1, 10, *CELLS), codes)
+    perspective_losses(output, (corner,), camera()[None, None], SIZE)["loss_codes"].backward()
+    assert codes.grad[0, 0, 2].nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert codes.grad[0, 0, 2].abs().sum().item() == pytest.approx(CODE_WEIGHTS[2])
 
 
 def test_losses_are_averaged_over_the_objects_seen(two_samples):

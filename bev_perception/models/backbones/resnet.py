@@ -127,8 +127,8 @@ class ResNet(FixedNormModule):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        # what all blocks together add may multiply the variance by e at most: fixed statistics could not tame more. (To
-        # start at zero, as Goyal et al., 2017, is no better way: with Adam it takes a thousand steps to leave it.)
+        # what all blocks together add may multiply the variance by e at most: fixed statistics could not tame more.
+        # Zero (Goyal et al., 2017) is no place to start from: Adam leaves it in small steps, however steep the loss.
         share = len(self.blocks()) ** -0.5
         for module in self.modules():
             if isinstance(module, Bottleneck):
