@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bev_perception.cli.options import (
     LABELS_HELP,
     Commands,
     add_bag_options,
     add_checkpoint,
-    add_data,
     add_precision,
-    data_version,
+    add_version,
     open_bag,
 )
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
+
+if TYPE_CHECKING:
+    from bev_perception.config import VariantConfig
+    from bev_perception.training.dataset import NuScenesTraining
 
 
 def add_commands(commands: Commands) -> None:
@@ -99,8 +103,11 @@ def _run(args: argparse.Namespace) -> int:
 def _add_train(commands: Commands) -> None:
     train = commands.add_parser("train", help="train a variant on nuScenes; under torchrun on several GPUs")
     train.add_argument("--variant", required=True)
-    add_data(train)
-    train.add_argument("--split", help="default: the one for training of that version")
+    train.add_argument(
+        "--data", type=Path, nargs="+", required=True, metavar="ROOT", help="nuScenes dataroots, trained on together"
+    )
+    add_version(train)
+    train.add_argument("--split", help="default: the one for training of each root's version")
     train.add_argument("--labels", default=LABELS_FOLDER, help=LABELS_HELP)
     train.add_argument("--out", type=Path, required=True, help="directory for weights, state and logs")
     train.add_argument("--pretrained", type=Path, help="file to fill the backbone from")
@@ -124,16 +131,12 @@ def _add_train(commands: Commands) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     from bev_perception.config import FramesConfig, load_variant
-    from bev_perception.data.nuscenes import default_split
-    from bev_perception.data.records import open_split
-    from bev_perception.training.dataset import NuScenesTraining
+    from bev_perception.training.dataset import JoinedData
     from bev_perception.training.train import TrainSettings, train
 
     config = load_variant(args.variant)
-    version = data_version(args)
-    split = args.split or default_split(version, "train")
     read = replace(config, frames=FramesConfig(past=0)) if args.encoder_only else config
-    data = NuScenesTraining(read, open_split(args.data, version, split), args.labels)
+    data = JoinedData([_training_data(args, read, root) for root in args.data])
     settings = TrainSettings(
         out=args.out,
         pretrained=args.pretrained,
@@ -152,6 +155,16 @@ def _train(args: argparse.Namespace) -> int:
     result = train(config, data, settings)
     print(f"{'done' if result.finished else 'stopped; go on with --resume'}: {result.steps} steps, in {args.out}")
     return 0
+
+
+def _training_data(args: argparse.Namespace, config: VariantConfig, root: Path) -> NuScenesTraining:
+    from bev_perception.data.nuscenes import default_split, only_version
+    from bev_perception.data.records import open_split
+    from bev_perception.training.dataset import NuScenesTraining
+
+    version = args.version or only_version(root)
+    split = args.split or default_split(version, "train")
+    return NuScenesTraining(config, open_split(root, version, split), args.labels)
 
 
 def _add_bench(commands: Commands) -> None:

@@ -17,7 +17,7 @@ from bev_perception.data.records import Records
 from bev_perception.geometry import invert_transform
 from bev_perception.images import ImageError, decode_image
 from bev_perception.preprocess import ImageTransform, resample_image
-from bev_perception.training.samples import TrainingSample
+from bev_perception.training.samples import TrainingData, TrainingSample
 from bev_perception.training.truths import open_truths
 
 LOG = logging.getLogger(__name__)
@@ -115,3 +115,22 @@ class NuScenesTraining:
                     [resample_image(decode_image(view.image), transform) for view in frame.views if view is not None]
                 )
         return np.stack([read[tuple(image_set.tolist())] for image_set in queue])
+
+
+class JoinedData:
+    """Several data sets as one, in the order given."""
+
+    def __init__(self, parts: Sequence[TrainingData]) -> None:
+        """Keep the parts; there must be one at least."""
+        self._parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        """Return the number of samples of all parts."""
+        return int(self._ends[-1])
+
+    def sample(self, index: int, rng: np.random.Generator) -> TrainingSample:
+        """Return sample `index` of all, or the one of its part that replaces it."""
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        before = self._ends[part - 1] if part else 0
+        return self._parts[part].sample(index - int(before), rng)

@@ -6,15 +6,17 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from nuscenes_root import VERSION
 
+from bev_perception import cli
 from bev_perception.config import ConfigError, load_variant
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.queues import training_boxes
 from bev_perception.data.records import open_split
 from bev_perception.geometry import project
 from bev_perception.training import dataset
-from bev_perception.training.dataset import NuScenesTraining
+from bev_perception.training.dataset import JoinedData, NuScenesTraining
 from bev_perception.training.train import train
 
 from .kit import augmented, settings, small_config
@@ -101,8 +103,32 @@ def test_a_variant_without_a_recipe_is_refused(records):
         NuScenesTraining(dataclasses.replace(CONFIG, training=None), records)
 
 
+def test_data_sets_are_joined_one_after_the_other(records):
+    whole = NuScenesTraining(CONFIG, records)
+    few = NuScenesTraining(CONFIG, records.of_scenes(records.scenes[-1:]))
+    joined = JoinedData([few, whole, few])
+    assert len(joined) == len(whole) + 2 * len(few)
+    ends = np.cumsum([0, len(few), len(whole), len(few)])
+    for part, data in enumerate((few, whole, few)):
+        for index, place in ((0, ends[part]), (len(data) - 1, ends[part + 1] - 1)):
+            wanted, sample = data.sample(index, rng(part)), joined.sample(int(place), rng(part))
+            assert np.array_equal(wanted.images, sample.images)
+            assert np.array_equal(wanted.truth.boxes, sample.truth.boxes)
+
+
 def test_a_model_trains_on_it(records, tmp_path):
     config = small_config(epochs=1, resize=(0.04, 0.05))
     assert train(config, NuScenesTraining(config, records), settings(tmp_path, precision="bf16")).steps == 5
     losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert len(losses) == 5 and np.isfinite(losses).all()
+
+
+def test_the_command_takes_several_roots(records, tmp_path, capsys):
+    """The one step of an epoch is as large as both roots together."""
+    options = ["--variant", "sparsebev_tiny", "--version", VERSION, "--split", "mini_val", "--out", tmp_path / "out"]
+    options += ["--device", "cpu", "--workers", 0, "--encoder-only", "--epochs", 1, "--batch", 2 * len(records)]
+    command = ["train", "--data", records.root, records.root, *options]
+    assert cli.main([str(part) for part in command]) == 0
+    assert "done: 1 steps" in capsys.readouterr().out
+    state = torch.load(tmp_path / "out" / "state.pt", weights_only=True)
+    assert state["identity"]["samples"] == 2 * len(records)
