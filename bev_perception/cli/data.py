@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from bev_perception.cli.options import LABELS_HELP, Commands, add_data, data_version
+from bev_perception.cli.options import LABELS_HELP, Commands, add_data, add_version, data_version
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
 
 
@@ -23,7 +23,7 @@ def _add_bag(commands: Commands) -> None:
     source = create.add_mutually_exclusive_group(required=True)
     source.add_argument("--nuscenes", type=Path, metavar="ROOT", help="a nuScenes dataroot")
     source.add_argument("--synthetic", type=float, metavar="SECONDS", help="a made-up drive of this length")
-    create.add_argument("--version", default="v1.0-mini", help="of the nuScenes tables (default: %(default)s)")
+    add_version(create)
     create.add_argument("--scene", help="name of the nuScenes scene, e.g. scene-0103")
     create.add_argument("--seed", type=int, default=0, help="of the made-up drive")
     create.add_argument("out", type=Path, help="directory to make")
@@ -31,14 +31,14 @@ def _add_bag(commands: Commands) -> None:
 
 
 def _bag_create(args: argparse.Namespace) -> int:
-    from bev_perception.data.nuscenes import open_scene
+    from bev_perception.data.nuscenes import only_version, open_scene
     from bev_perception.data.rosbag import write_bag
     from bev_perception.data.synthetic import synthetic_drive
 
     if args.nuscenes is not None:
         if not args.scene:
             raise ValueError("--nuscenes needs --scene NAME, e.g. --scene scene-0103")
-        drive = open_scene(args.nuscenes, args.version, args.scene)
+        drive = open_scene(args.nuscenes, args.version or only_version(args.nuscenes), args.scene)
     else:
         drive = synthetic_drive(args.synthetic, args.seed)
     write_bag(drive, args.out)

@@ -14,8 +14,8 @@ from bev_perception.evaluation.detection import DetectionScores
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.evaluate import EvalSettings, Scores, evaluate
 
-#: percent, that a score may be below the recorded one: other versions and CPUs round sums differently, which moves
-#: boxes and voxels across thresholds. How much that is has not been measured yet.
+#: percentage points, that a score may be below the recorded one: other versions and CPUs round sums differently, which
+#: moves boxes and voxels across thresholds. How much that is has not been measured yet.
 TOLERANCE = 0.5
 #: m, of the boxes
 RANGE = 40.0

@@ -16,18 +16,22 @@ from bev_perception.synth.traffic import WARM_UP, Agent
 #: of the ego car, m: size, from the nose back to the rear axle (its origin), and to the axles
 EGO_SIZE = (4.08, 1.73, 1.56)
 EGO_NOSE, EGO_AXLES = 3.40, (0.0, 2.59)
+#: share of the scenes in which it leaves the main street, where one is short enough for that
+TURNING = 0.3
 
 
 class Spawner:
     """Puts agents on ways where there is room.
 
     agents: everybody who moves, the ego car first.  things: their shapes; a lorry's trailer is one more.
+    turn: the stop line at which the ego car is to turn, and when (s) it gets there if nothing holds it up.
     """
 
     def __init__(self, rng: np.random.Generator, streets: StreetMap, seconds: float) -> None:
         """Start with empty streets."""
         self.agents: list[Agent] = []
         self.things: list[Thing] = []
+        self.turn: tuple[Stop, float] | None = None
         self._rng, self._streets = rng, streets
         self._seconds = seconds
         self._pace = rng.uniform(7.0, 13.0)  # m/s, what most drivers want
@@ -35,21 +39,39 @@ class Spawner:
 
     def put_ego(self) -> None:
         """Start the ego car so that its drive fits on its way."""
-        rng, _streets = self._rng, self._streets
+        rng = self._rng
         direction = int(rng.choice([-1, 1]))
-        needed = self._pace * (self._seconds + WARM_UP) + 30
-        way = self._ego_way(direction, needed)
-        s = float(np.clip(rng.uniform(40, 60), 0, max(way.length - needed, 10)))
+        turning = self._turning_drive(direction) if rng.random() < TURNING else None
+        way, s = turning or self._main_drive(direction)
         self.agents.append(Agent(way, s, self._pace * rng.uniform(0.9, 1.1), EGO_SIZE[0], EGO_SIZE[1]))
         self._take(way, s, EGO_SIZE[0])
 
-    def _ego_way(self, direction: int, needed: float) -> Way:
+    @property
+    def _ego_distance(self) -> float:
+        """M that the ego car may go, with some to spare."""
+        return self._pace * (self._seconds + WARM_UP) + 30
+
+    def _turning_drive(self, direction: int) -> tuple[Way, float] | None:
+        """Return a way that leaves the main street, and where to start to turn in the course of the scene."""
+        rng, streets = self._rng, self._streets
+        for number in rng.permutation(len(streets.junctions)):
+            way = turning_way(streets, int(number), direction, int(rng.choice([-1, 1])), onto_main=False)
+            if way is None:
+                continue
+            stop, time = way.stops[-1], rng.uniform(0.2, 0.7) * self._seconds
+            s = min(stop.s - self._pace * (WARM_UP + time), way.length - self._ego_distance)
+            if s > 10:
+                self.turn = (stop, (stop.s - s) / self._pace - WARM_UP)
+                return way, s
+        return None
+
+    def _main_drive(self, direction: int) -> tuple[Way, float]:
+        """Return a way along the main street, perhaps with a change of lanes, and where to start."""
+        way = self._main_way(direction)
+        return way, float(np.clip(self._rng.uniform(40, 60), 0, max(way.length - self._ego_distance, 10)))
+
+    def _main_way(self, direction: int) -> Way:
         rng, main = self._rng, self._streets.main
-        if rng.random() < 0.3:
-            for number in rng.permutation(len(self._streets.junctions)):
-                way = turning_way(self._streets, int(number), direction, int(rng.choice([-1, 1])), onto_main=False)
-                if way is not None and way.length > needed + 40:
-                    return way
         lane = int(rng.integers(main.lanes))
         if main.lanes > 1 and rng.random() < 0.5:
             other = lane + (1 if lane == 0 else -1)

@@ -18,7 +18,7 @@ from bev_perception.synth.settings import CAMERAS, KEY_RATE, SynthError, SynthSe
 from bev_perception.synth.tables import write_json, write_tables
 
 #: of what a scene of given settings looks like; to be raised with every change of it
-FORMAT = 2
+FORMAT = 3
 #: where the rows of complete scenes are kept until all are there, and for another call that wants more scenes
 PROGRESS = ".synth"
 _ticks: Any = None

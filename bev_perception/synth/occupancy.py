@@ -16,7 +16,7 @@ from bev_perception.geometry import invert_transform
 from bev_perception.synth.compiled import hot, kernel
 from bev_perception.synth.ground import Ground, kind_at
 from bev_perception.synth.polygons import Poses, turned
-from bev_perception.synth.solids import Solids
+from bev_perception.synth.solids import MAX_FACES, Solids
 from bev_perception.types import OCC3D_GRID
 
 FREE = len(OCC3D_CLASSES) - 1
@@ -27,7 +27,6 @@ _CELL = OCC3D_GRID.resolution
 _SHAPE = OCC3D_GRID.shape
 #: pixels of 1600x900 between the rays that say what a camera sees
 _PIXELS = 7
-_MAX_FACES = 128
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def fill(
     """Return the classes uint8 and the objects int16 (-1: none) of all voxels."""
     semantics = np.full(_SHAPE, FREE, np.uint8)
     owners = np.full(_SHAPE, -1, np.int16)
-    planes = np.empty((_MAX_FACES, 5))
+    planes = np.empty((MAX_FACES, 5))
     _fill_ground(semantics, ground, ego2global)
     # scenery first: where both reach into a voxel, the thing is what matters
     for things in (False, True):
@@ -149,7 +148,7 @@ def _fill_part(
 ) -> None:
     """Fill the voxels that a hull's surface reaches into; free those wholly within it.
 
-    planes: [_MAX_FACES, 5], to be written over.
+    planes: [MAX_FACES, 5], to be written over.
 
     A cube is apart from a hull if it lies beyond one of the hull's planes; near sharp edges the test is generous.
     """

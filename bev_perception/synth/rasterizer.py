@@ -16,9 +16,8 @@ from bev_perception.synth.polygons import Camera, Poses, outside_view, project_p
 from bev_perception.synth.roads import KERB
 from bev_perception.synth.shading import Light, ground_color, is_hole, mixed, sky_at, surface_color
 from bev_perception.synth.shapes import Material
-from bev_perception.synth.solids import Solids
+from bev_perception.synth.solids import MAX_CORNERS, MAX_VERTICES, Solids
 
-_MAX_CORNERS, _MAX_VERTICES = 32, 128
 _NOTHING, _PIERCED = -1, int(Material.LEAVES)
 #: sine of the elevation at which the ground gives way to the skyline
 _HORIZON = 0.0015
@@ -99,8 +98,8 @@ def draw_objects(
 ) -> None:
     """Draw objects in the given order, from near to far.  with_extent: fill in marks and extent too."""
     height, width = canvas.depths.shape
-    rotation, shift, points = np.empty((3, 3)), np.empty(3), np.empty((_MAX_VERTICES, 3))
-    polygon, pixels = np.empty((_MAX_CORNERS, 3)), np.empty((2 * _MAX_CORNERS, 2))
+    rotation, shift, points = np.empty((3, 3)), np.empty(3), np.empty((MAX_VERTICES, 3))
+    polygon, pixels = np.empty((MAX_CORNERS, 3)), np.empty((2 * MAX_CORNERS, 2))
     for o in order:
         for p in range(solids.object_parts[o], solids.object_parts[o + 1]):
             if not part_in_view(solids, poses, p, camera, rotation, shift, width, height):
@@ -275,7 +274,7 @@ def draw_shadows(
 ) -> None:
     """Darken Canvas.shadows where objects keep the sun off the ground.  sun_depth: by how much, 0..255."""
     height, width = canvas.depths.shape
-    polygon, pixels = np.empty((_MAX_CORNERS, 3)), np.empty((2 * _MAX_CORNERS, 2))
+    polygon, pixels = np.empty((MAX_CORNERS, 3)), np.empty((2 * MAX_CORNERS, 2))
     eye, turn, dark = camera.position, camera.rotation, 255 - sun_depth
     for o in order:
         for p in range(solids.object_parts[o], solids.object_parts[o + 1]):
@@ -309,7 +308,7 @@ def draw_contacts(
 ) -> None:
     """Darken Canvas.shadows where objects keep the sky's light off the ground beneath them."""
     height, width = canvas.depths.shape
-    polygon, pixels = np.empty((_MAX_CORNERS, 3)), np.empty((2 * _MAX_CORNERS, 2))
+    polygon, pixels = np.empty((MAX_CORNERS, 3)), np.empty((2 * MAX_CORNERS, 2))
     eye, turn = camera.position, camera.rotation
     for o in order:
         p = solids.object_parts[o]

@@ -243,7 +243,7 @@ def main_way(streets: StreetMap, lane: int, direction: int, change: tuple[float,
 def crossing_way(streets: StreetMap, number: int, lane: int, direction: int) -> Way:
     """Return the way through a crossing street; one that ends here is followed away from the main street alone."""
     street = streets.junctions[number].street
-    line = -street.start * 1.0 if direction > 0 else street.end
+    line = -street.start if direction > 0 else street.end
     stop = Stop(line - (streets.main.half_width + STOP_LINE[1] + 0.4), number, 2)
     return way_along(street, street.lane_at(lane, direction), direction, (stop,))
 

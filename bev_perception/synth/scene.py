@@ -45,7 +45,7 @@ from bev_perception.synth.world import World, make_world
 
 #: us, of the first scene's start (September 2020), and from one scene to the next
 EPOCH, BETWEEN = 1_600_000_000_000_000, 3_600_000_000
-#: m from the car within which boxes are given, and pixels that must show of what no lidar ray met
+#: m from the car within which boxes are given, and pixels of 1600x900 that must show of what no lidar ray met
 BOX_REACH, BOX_PIXELS = 85.0, 30
 MAP_RESOLUTION = 0.1  # m
 
@@ -201,7 +201,8 @@ class _SceneMaker:
 
     def _noticed(self, sights: list[_Sight]) -> np.ndarray:
         """Return [S, n] bool: a thing has a box from the first key frame on which it shows to the last."""
-        shows = np.array([((v.hits > 0) | (v.seen >= BOX_PIXELS)) & (v.distance < BOX_REACH) for v in sights])
+        enough = BOX_PIXELS * (self._settings.image_size[0] / 1600) ** 2
+        shows = np.array([((v.hits > 0) | (v.seen >= enough)) & (v.distance < BOX_REACH) for v in sights])
         begun, to_come = np.logical_or.accumulate(shows), np.logical_or.accumulate(shows[::-1])[::-1]
         return begun & to_come
 

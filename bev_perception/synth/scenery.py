@@ -133,21 +133,33 @@ class Scenery:
         for number, junction in enumerate(self._streets.junctions):
             cross = junction.street
             for direction in (-1, 1):
-                side = -direction * main.hand
-                x, y, heading = main.at(
-                    junction.s + direction * (cross.half_width + 3.5), side * (main.half_width + 0.8)
-                )
+                side, back = -direction * main.hand, math.pi if direction > 0 else 0.0
+                x, y, heading = self._beyond(main, junction.s, cross.half_width + 3.5, side, direction)
                 lights.append((len(self.things), number, 0))
-                self.put(street.signal_post(), x, y, heading + (math.pi if direction > 0 else 0.0))
+                self.put(street.signal_post(), x, y, heading + back)
                 if junction.tee and direction > 0:
-                    continue
-                x, y, heading = cross.at(
-                    direction * (main.half_width + 3.5) if not junction.tee else 0.0, side * (cross.half_width + 0.8)
+                    continue  # nobody comes from there
+                # where the street ends, on the far pavement of the main one
+                x, y, heading = self._beyond(
+                    cross, 0.0, main.half_width + (0.5 if junction.tee else 3.5), side, direction
                 )
-                if edge_distance(self._ground, x, y) > 0:
-                    lights.append((len(self.things), number, 2))
-                    self.put(street.signal_post(), x, y, heading + (math.pi if direction > 0 else 0.0))
+                lights.append((len(self.things), number, 2))
+                self.put(street.signal_post(), x, y, heading + back)
         return lights
+
+    def _beyond(self, road: Street, s: float, onward: float, side: int, direction: int) -> list[float]:
+        """Return the first place (x, y, heading) off the roads at a street's kerb, or its prolongation, beyond s.
+
+        onward: m, how far beyond at least.
+        """
+        for further in np.arange(0.0, 20.0, 0.25):  # corners are round, and not all streets meet at right angles
+            at = s + direction * (onward + further)
+            inside = min(max(at, road.start), road.end)
+            x, y, heading = road.at(inside, side * (road.half_width + 0.8)).tolist()
+            x, y = x + (at - inside) * math.cos(heading), y + (at - inside) * math.sin(heading)
+            if edge_distance(self._ground, x, y) > 0.3:
+                break
+        return [x, y, heading]
 
     def work_site(self, around: float) -> tuple[float, float, int]:
         """Set up a building site at the kerb or beside the road near s = around; return first and last s and side."""

@@ -151,7 +151,8 @@ def key_frames(settings: SynthSettings) -> int:
 def make_schedule(settings: SynthSettings, start: int, rng: np.random.Generator) -> Schedule:
     """Return the times of a scene that starts at `start` us: real offsets with the real jitter."""
     keys = key_frames(settings)
-    # the key frames follow the lidar, 20 Hz; the images theirs, 12 Hz, and the sixth is nearest to a key frame
+    # the key frames follow the lidar (which sweeps at 20 Hz, and is kept at key frames alone); the images their own
+    # 12 Hz, and the sixth is nearest to a key frame
     key_stamps = start + np.rint(np.arange(keys) * 1e6 / KEY_RATE + rng.normal(0, 500, keys)).astype(np.int64)
     per_key = settings.camera_rate // KEY_RATE
     shots = []

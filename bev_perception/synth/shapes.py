@@ -18,7 +18,7 @@ Color = tuple[float, float, float]  # blue, green, red, 0..1
 
 
 class Material(IntEnum):
-    """How a face is shaded; see shading.shade."""
+    """How a face is shaded; see shading.surface_color."""
 
     MATTE = 0
     PAINT = 1

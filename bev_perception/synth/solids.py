@@ -9,14 +9,17 @@ from typing import NamedTuple
 import numpy as np
 
 from bev_perception.synth.compiled import hot, kernel
-from bev_perception.synth.shapes import Part, Shape
+from bev_perception.synth.shapes import Hull, Part, Shape
+
+#: of a hull, what compiled code has room for: corners of a face, with those that clipping adds; vertices; faces
+MAX_CORNERS, MAX_VERTICES, MAX_FACES = 32, 128, 128
 
 
 class Solids(NamedTuple):
     """All hulls; a hull's vertices and planes are in the frame of its object.
 
     V vertices [V, 3] float64.  P parts: part_vertices, part_faces [P + 1] where each part's begin, part_object [P],
-    part_middle [P, 3], part_radius [P], part_swings [P] (-1: rigid; else a number of Swings).
+    part_middle [P, 3], part_radius [P].
     F faces: face_corners [F + 1] where each face's begin in corners (numbers of vertices), planes [F, 4] outward normal
     and offset (n * x <= offset inside), texture_axes [F, 2, 4] (u, v in m = axis * x - offset), texture_size [F, 2] m,
     materials [F], colors [F, 6] and reflectances [F] float32.
@@ -54,9 +57,13 @@ class Swings(NamedTuple):
 
 
 def flatten(shapes: Sequence[Shape]) -> tuple[Solids, Swings]:
-    """Return the hulls of objects, one shape each, and the parts among them that swing."""
+    """Return the hulls of objects, one shape each, and the parts among them that swing.
+
+    Raises ValueError for a hull that is too complex.
+    """
     parts = [part for shape in shapes for part in shape.parts]
     hulls = [part.hull for part in parts]
+    _check(hulls)
     faces = [face for hull in hulls for face in hull.faces]
     surfaces = [surface for hull in hulls for surface in hull.surfaces]
     vertex_start = _starts([len(hull.vertices) for hull in hulls])
@@ -89,6 +96,15 @@ def flatten(shapes: Sequence[Shape]) -> tuple[Solids, Swings]:
         classes=np.array([shape.occupancy for shape in shapes], np.uint8),
     )
     return solids, _swings(parts)
+
+
+def _check(hulls: Sequence[Hull]) -> None:
+    limits = {"vertices": MAX_VERTICES, "faces": MAX_FACES, "corners of a face": MAX_CORNERS - 4}
+    for hull in hulls:
+        counts = len(hull.vertices), len(hull.faces), max(len(face) for face in hull.faces)
+        for (what, limit), count in zip(limits.items(), counts, strict=True):
+            if count > limit:
+                raise ValueError(f"a hull has {count} {what}, at most {limit} are possible; make it of simpler parts")
 
 
 def _starts(counts: Sequence[int]) -> np.ndarray:

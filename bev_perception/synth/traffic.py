@@ -6,13 +6,13 @@ Car following: the Intelligent Driver Model (Treiber, Hennecke and Helbing, Phys
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from bev_perception.synth.compiled import hot, kernel
-from bev_perception.synth.roads import EXIT, WAY_STEP, Way
+from bev_perception.synth.roads import EXIT, WAY_STEP, Stop, Way
 
 #: s, step of the simulation; s that run before the scene starts
 STEP, WARM_UP = 0.05, 8.0
@@ -43,6 +43,19 @@ class Signals:
         """Whether a group may go at a time (s)."""
         at = (time + self.phase - self.starts[group]) % self.cycle
         return bool(at < self.greens[group])
+
+    def green_from(self, group: int, time: float) -> Signals:
+        """Return the same timing, shifted so that a group may go from a time (s) on."""
+        return replace(self, phase=float(self.starts[group] - time))
+
+
+def make_all_signals(rng: np.random.Generator, junctions: int, turn: tuple[Stop, float] | None) -> list[Signals]:
+    """Draw the timing of all junctions; who is to turn at a stop line at a time (s) finds it green."""
+    signals = [make_signals(rng) for _ in range(junctions)]
+    if turn is not None:
+        stop, time = turn
+        signals[stop.junction] = signals[stop.junction].green_from(stop.group, time - 1.0)
+    return signals
 
 
 def make_signals(rng: np.random.Generator) -> Signals:

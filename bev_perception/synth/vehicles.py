@@ -234,13 +234,13 @@ def trailer(rng: np.random.Generator) -> Shape:
     return _shape(hulls, "trailer", (-half + 2.2, half - 1.3))
 
 
-def bus(rng: np.random.Generator, rear_section: bool = False, front_section: bool = False) -> Shape:
-    """Return a bus, or a section of an articulated one."""
+def bus(rng: np.random.Generator, front_section: bool = False) -> Shape:
+    """Return a bus, or the front section of an articulated one."""
     length, width, height = np.array([11.4, 2.85, 3.3]) * rng.uniform((0.92, 0.98, 0.95), (1.08, 1.03, 1.06))
-    if rear_section or front_section:
-        length = 9.5 if front_section else 8.0
+    if front_section:
+        length = 9.5
     color, accent = _livery(rng)
-    return bus_in(color, accent, (length, width, height), not rear_section)
+    return bus_in(color, accent, (length, width, height))
 
 
 def bus_in(color: Color, accent: Color, size: tuple[float, float, float], with_front: bool = True) -> Shape:

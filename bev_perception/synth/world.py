@@ -19,7 +19,7 @@ from bev_perception.synth.shading import Light, make_light
 from bev_perception.synth.shapes import Material, Part, Shape, Surface, block
 from bev_perception.synth.solids import Solids, Swings, flatten
 from bev_perception.synth.things import Thing
-from bev_perception.synth.traffic import Fleet, Signals, make_signals, places_on, simulate
+from bev_perception.synth.traffic import Fleet, Signals, make_all_signals, places_on, simulate
 
 #: rad of pitch and roll per m/s^2 of acceleration
 _TILT = 0.006
@@ -43,8 +43,7 @@ class World:
     """A scene.  Times are s from its start.
 
     things: all objects but the ego car, in the order of Solids' objects; the ego car is Solids' last object and is
-    there for its shadow.  lamps: [n, 4] face, junction, group, colour (0 green, 1 amber, 2 red) of traffic lights.
-    weather: its name.
+    there for its shadow.  weather: its name.
     """
 
     streets: StreetMap
@@ -58,7 +57,7 @@ class World:
     _movers: _Movers
     _at_rest: np.ndarray
     _swings: Swings
-    _lamps: np.ndarray
+    _lamps: np.ndarray  # [n, 4] face, junction, group, colour (0 green, 1 amber, 2 red) of traffic lights
 
     def ego2global(self, time: float) -> np.ndarray:
         """Return the pose [4, 4] of the car's rear axle on the ground; it dives and rolls a little."""
@@ -149,7 +148,7 @@ def make_world(seed: tuple[int, ...], seconds: float) -> World:
     spawner.put_ego()
     spawner.put_vehicles(float(rng.uniform(0.5, 2.2)))
     spawner.put_walkers(crowd, weather == "rain")
-    signals = [make_signals(rng) for _ in streets.junctions]
+    signals = make_all_signals(rng, len(streets.junctions), spawner.turn)
     fleet = simulate(spawner.agents, signals, seconds)
 
     things = [*scenery.things, *spawner.things]

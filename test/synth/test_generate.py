@@ -91,11 +91,38 @@ def test_the_files_do_not_depend_on_how_they_were_made(tmp_path, monkeypatch):
     assert digests(one) == wanted
     assert all(os.stat(path).st_mtime_ns == stamp for path, stamp in stamps.items())
 
+    check_images_between_key_frames(one)
     monkeypatch.setattr("bev_perception.synth.generate.make_scene", None)  # would fail if it were called
     assert generate(one, settings, scenes=1) == 0
     assert len(open_records(one, VERSION)) == 2
     counts = [len(list((one / folder).rglob("*.jpg"))) for folder in ("samples", "sweeps")]
     assert counts == [2 * 2 * 6, 2 * 5 * 6]
+
+
+def check_images_between_key_frames(root):
+    """Those of the devkit are linked in the order of time, and belong to the key frame that they lead to."""
+    from nuscenes.nuscenes import NuScenes
+
+    devkit = NuScenes(VERSION, str(root), verbose=False)
+    for scene in devkit.scene:
+        row = devkit.get("sample_data", devkit.get("sample", scene["first_sample_token"])["data"]["CAM_FRONT"])
+        chain = [row]
+        while row["next"]:
+            row = devkit.get("sample_data", row["next"])
+            assert row["prev"] == chain[-1]["token"]
+            chain.append(row)
+        assert [row["is_key_frame"] for row in chain] == [True] + 5 * [False] + [True]
+        assert (np.diff([row["timestamp"] for row in chain]) > 0).all()
+        for row in chain[1:]:
+            assert row["sample_token"] == scene["last_sample_token"]
+        # boxes of an image between two key frames lie between theirs
+        boxes = [{b.token: b.center for b in devkit.get_boxes(chain[k]["token"])} for k in (0, 3, 6)]
+        names = [{devkit.get("sample_annotation", t)["instance_token"]: c for t, c in b.items()} for b in boxes]
+        both = names[0].keys() & names[1].keys() & names[2].keys()
+        assert both
+        for name in both:
+            before, between, after = (centers[name] for centers in names)
+            assert np.abs(between - (before + after) / 2).max() < 0.05 + 0.2 * np.abs(after - before).max()
 
 
 def test_other_settings_are_refused(dataroot):

@@ -5,7 +5,7 @@ import pytest
 
 from bev_perception.config import OCC3D_CLASSES
 from bev_perception.synth import people, street, vehicles
-from bev_perception.synth.shapes import Material, Surface, ball, bar, block, dome
+from bev_perception.synth.shapes import Material, Part, Shape, Surface, ball, bar, block, dome
 from bev_perception.synth.solids import flatten
 from bev_perception.synth.things import Thing
 
@@ -96,6 +96,12 @@ def test_turned_and_shifted_hulls():
         check_hull(hull)
     turned = block((0, 0, 0), (2, 1, 1), grey).moved((0, 0, 0), pitch=0.5)
     assert turned.vertices[turned.vertices[:, 0] > 0.5, 2].mean() < 0, "a positive pitch lowers the nose"
+
+
+def test_a_hull_that_compiled_code_has_no_room_for_is_refused():
+    hull = ball((0, 0, 0), (1, 1, 1), Surface(Material.MATTE, (1, 1, 1)), 20, 9)
+    with pytest.raises(ValueError, match=r"a hull has \d+ vertices, at most 128"):
+        flatten([Shape((Part(hull),), 0)])
 
 
 def test_flat_arrays_agree_with_the_hulls():
