@@ -17,7 +17,7 @@ from bev_perception.checkpoints import load_checkpoint
 from bev_perception.config import NUSCENES_CLASSES, ConfigError, load_variant, shipped_weights
 from bev_perception.data.drive import CAMERAS, Drive
 from bev_perception.data.messages import stamp_ns
-from bev_perception.data.nuscenes import only_version, open_scene
+from bev_perception.data.nuscenes import open_scene
 from bev_perception.data.records import open_records
 from bev_perception.data.rosbag import BagReader, write_bag
 from bev_perception.data.synthetic import synthetic_drive
@@ -62,14 +62,14 @@ DRAWN_RATE = 4.0
 class DemoSettings:
     """out: directory to fill.  nuscenes: a dataroot for real images, else a made-up drive of `seconds` is used.
 
-    version: of its tables; None: the only ones.  scene: its name.
+    version: of its tables.  scene: its name.
     checkpoint: of the variant, which then runs alone; None takes the shipped weights, and where there are none makes
     untrained ones.
     """
 
     out: Path
     nuscenes: Path | None
-    version: str | None
+    version: str
     scene: str
     seconds: float
     variant: str
@@ -148,8 +148,7 @@ def _record(settings: DemoSettings, trained: bool) -> _Recording:
     """Write the drive as a bag: of nuScenes, of the made-up world, or a quick sketch where nothing can be detected."""
     truth, rate = None, 12.0
     if settings.nuscenes is not None:
-        version = settings.version or only_version(settings.nuscenes)
-        drive = open_scene(settings.nuscenes, version, settings.scene)
+        drive = open_scene(settings.nuscenes, settings.version, settings.scene)
         rate = 2.0
     elif trained:
         root = settings.out / f"synth_{settings.seconds:g}s"
