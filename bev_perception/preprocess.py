@@ -182,6 +182,11 @@ def _bicubic_kernel(scale: float) -> np.ndarray:
     return (kernel / kernel.sum()).astype(np.float32)
 
 
+def padded_size(config: ImageConfig, height: int, width: int) -> tuple[int, int]:
+    """Return height and width (pixels) with their padding: multiples of config.pad."""
+    return (-(-height // config.pad) * config.pad, -(-width // config.pad) * config.pad)
+
+
 def normalize_images(pixels: torch.Tensor, config: ImageConfig) -> torch.Tensor:
     """Return images [N, 3, H, W] float32 of pixels [N, h, w, 3] BGR (uint8, or float 0..255), on the same device.
 
@@ -189,8 +194,7 @@ def normalize_images(pixels: torch.Tensor, config: ImageConfig) -> torch.Tensor:
     multiples of config.pad.
     """
     n, height, width, _ = pixels.shape
-    padded = (-(-height // config.pad) * config.pad, -(-width // config.pad) * config.pad)
-    images = torch.zeros((n, 3, *padded), dtype=torch.float32, device=pixels.device)
+    images = torch.zeros((n, 3, *padded_size(config, height, width)), dtype=torch.float32, device=pixels.device)
     for channel, source in enumerate(CHANNELS[config.channel_order]):
         plane = images[:, channel, :height, :width]
         plane.copy_(pixels[..., source]).sub_(config.mean[channel]).div_(config.std[channel])

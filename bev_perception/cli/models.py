@@ -113,10 +113,16 @@ def _add_train(commands: Commands) -> None:
     train.add_argument("--pretrained", type=Path, help="file to fill the backbone from")
     train.add_argument("--init", type=Path, help="checkpoint of this variant to start from")
     train.add_argument("--resume", action="store_true", help="go on from the state in --out")
-    train.add_argument(
+    only = train.add_mutually_exclusive_group()
+    only.add_argument(
         "--encoder-only",
         action="store_true",
         help="train the perspective head and what is below it on single frames; a start for --init",
+    )
+    only.add_argument(
+        "--decoder-only",
+        action="store_true",
+        help="train what is above it, on features that are made once and kept in --out until the end",
     )
     train.add_argument("--epochs", type=int, help="default: the variant's")
     train.add_argument("--lr", type=float, help="default: the variant's")
@@ -143,6 +149,7 @@ def _train(args: argparse.Namespace) -> int:
         init=args.init,
         resume=args.resume,
         encoder_only=args.encoder_only,
+        decoder_only=args.decoder_only,
         epochs=args.epochs,
         lr=args.lr,
         batch=args.batch,

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from bev_perception.config import ConfigError, TrainingConfig, VariantConfig
 from bev_perception.data.augment import augment_matrices, draw_bev, draw_image_transform
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
-from bev_perception.data.queues import read_frame, reference2image, training_queue
+from bev_perception.data.queues import evaluation_queue, read_frame, reference2image, training_queue
 from bev_perception.data.records import Records
 from bev_perception.geometry import invert_transform
 from bev_perception.images import ImageError, decode_image
-from bev_perception.preprocess import ImageTransform, resample_image
-from bev_perception.training.samples import TrainingData, TrainingSample
+from bev_perception.preprocess import ImageTransform, image_transform, resample_image
+from bev_perception.training.samples import EncodableData, Encode, TrainingSample
 from bev_perception.training.truths import open_truths
 
 LOG = logging.getLogger(__name__)
@@ -44,12 +45,19 @@ class NuScenesTraining:
             raise ConfigError(f"{config.name} says nothing of its training; add the entry 'training' to its file")
         self._config = config
         self._recipe: TrainingConfig = config.training
-        self._records = records
+        self._records, self._labels = records, labels
         self._truths = open_truths(config, config.training, records, labels)
 
     def __len__(self) -> int:
         """Return the number of key frames."""
         return len(self._records)
+
+    def encoded(self, encode: Encode, folder: Path, part: int, parts: int) -> EncodedTraining:
+        """See EncodableData."""
+        folder.mkdir(parents=True, exist_ok=True)
+        data = EncodedTraining(self._config, self._records, self._labels, folder, part, parts)
+        data.write(encode)
+        return data
 
     def sample(self, index: int, rng: np.random.Generator) -> TrainingSample:
         """Return key frame `index`, augmented, or the one that replaces it.
@@ -73,19 +81,11 @@ class NuScenesTraining:
         )
 
     def _read(self, index: int, rng: np.random.Generator) -> TrainingSample | None:
-        records, recipe = self._records, self._recipe
-        queue = training_queue(records, index, self._config.frames, rng)
+        records = self._records
+        queue = self._queue(index, rng)
         calibration = records.images(queue[0])[0].calibration
-        ratio = NUSCENES_WIDTH / calibration.width
-        low, high = recipe.resize
-        transform = draw_image_transform(
-            rng,
-            (calibration.height, calibration.width),
-            self._config.image,
-            (low * ratio, high * ratio),
-            recipe.image_flip,
-        )
-        world = draw_bev(rng, recipe.bev)
+        transform = self._transform((calibration.height, calibration.width), rng)
+        world = draw_bev(rng, self._recipe.bev)
         truth = self._truths.read(index, world)
         if truth is None:
             return None
@@ -97,6 +97,17 @@ class NuScenesTraining:
             truth=truth,
         )
 
+    def _queue(self, index: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """Return the image sets [6] of the model's frames, see queues."""
+        return training_queue(self._records, index, self._config.frames, rng)
+
+    def _transform(self, source_hw: tuple[int, int], rng: np.random.Generator) -> ImageTransform:
+        """Return how all images of a sample are resized and cropped."""
+        ratio = NUSCENES_WIDTH / source_hw[1]
+        low, high = self._recipe.resize
+        ratios = (low * ratio, high * ratio)
+        return draw_image_transform(rng, source_hw, self._config.image, ratios, self._recipe.image_flip)
+
     def _matrices(self, index: int, queue: Sequence[np.ndarray]) -> np.ndarray:
         """Return [T, 6, 4, 4], the variant's reference frame to the depth-scaled pixels of every image as stored."""
         lidar2image = reference2image(self._records, index, queue)
@@ -104,7 +115,13 @@ class NuScenesTraining:
             return lidar2image
         return lidar2image @ invert_transform(self._records.lidar2ego(index))
 
-    def _images(self, index: int, queue: Sequence[np.ndarray], transform: ImageTransform) -> np.ndarray:
+    def _images(
+        self, index: int, queue: Sequence[np.ndarray], transform: ImageTransform
+    ) -> np.ndarray | tuple[np.ndarray, ...]:
+        """Return TrainingSample.images of the frames of a queue."""
+        return self._pixels(index, queue, transform)
+
+    def _pixels(self, index: int, queue: Sequence[np.ndarray], transform: ImageTransform) -> np.ndarray:
         """Return [T, 6, h, w, 3] uint8 BGR; where frames repeat, their images are read once."""
         read: dict[tuple[int, ...], np.ndarray] = {}
         for image_set in queue:
@@ -117,10 +134,73 @@ class NuScenesTraining:
         return np.stack([read[tuple(image_set.tolist())] for image_set in queue])
 
 
+class EncodedTraining(NuScenesTraining):
+    """Key frames with what an encoder that stays as it is has made of their images, as in inference.
+
+    The features lie in files of a folder, float16, one a level and process.
+    """
+
+    def __init__(
+        self, config: VariantConfig, records: Records, labels: str | Path, folder: Path, part: int, parts: int
+    ) -> None:
+        """Plan the files; `write` makes those of process `part` of `parts`."""
+        super().__init__(config, records, labels)
+        self._folder, self._part, self._parts = folder, part, parts
+        self._place: dict[tuple[int, ...], tuple[int, int]] = {}  # image set -> its number, a key frame that has it
+        for index in range(len(records)):
+            for image_set in self._queue(index):
+                self._place.setdefault(tuple(image_set.tolist()), (len(self._place), index))
+
+    def write(self, encode: Encode) -> None:
+        """Encode this process's share of the images; what cannot be read is left out, which a warning names."""
+        mine = list(self._place.items())[self._part :: self._parts]
+        usable, levels = np.zeros(len(mine), bool), list[np.memmap]()
+        for row, (image_set, (_, index)) in enumerate(tqdm(mine, desc="encode", unit="frame", disable=self._part > 0)):
+            calibration = self._records.images(np.array(image_set))[0].calibration
+            transform = self._transform((calibration.height, calibration.width))
+            try:
+                pixels = self._pixels(index, [np.array(image_set)], transform)[0]
+            except (OSError, ImageError, NuScenesError) as error:
+                LOG.warning("%s; its key frame takes no part", error)
+                continue
+            features = encode(pixels)
+            levels = levels or [
+                np.lib.format.open_memmap(self._file(k, self._part), "w+", np.float16, (len(mine), *level.shape))
+                for k, level in enumerate(features)
+            ]
+            for level, values in zip(levels, features, strict=True):
+                level[row] = values.half().cpu().numpy()
+            usable[row] = True
+        for level in levels:
+            level.flush()
+        np.save(self._folder / f"usable-{self._part}.npy", usable)
+
+    def _file(self, level: int, part: int) -> Path:
+        return self._folder / f"level{level}-{part}.npy"
+
+    def _queue(self, index: int, rng: np.random.Generator | None = None) -> list[np.ndarray]:
+        return evaluation_queue(self._records, index, self._config.frames)
+
+    def _transform(self, source_hw: tuple[int, int], rng: np.random.Generator | None = None) -> ImageTransform:
+        return image_transform(source_hw, self._config.image)
+
+    def _images(
+        self, index: int, queue: Sequence[np.ndarray], transform: ImageTransform
+    ) -> np.ndarray | tuple[np.ndarray, ...]:
+        frames = []
+        for image_set in queue:
+            row, part = divmod(self._place[tuple(image_set.tolist())][0], self._parts)
+            if not np.load(self._folder / f"usable-{part}.npy")[row]:
+                raise NuScenesError(f"an image of key frame {self._records.tokens[index]} could not be read")
+            files = (self._file(level, part) for level in range(self._config.neck.num_outs))
+            frames.append([np.load(file, mmap_mode="r")[row] for file in files])
+        return tuple(np.stack(level) for level in zip(*frames, strict=True))
+
+
 class JoinedData:
     """Several data sets as one, in the order given."""
 
-    def __init__(self, parts: Sequence[TrainingData]) -> None:
+    def __init__(self, parts: Sequence[EncodableData]) -> None:
         """Keep the parts; there must be one at least."""
         self._parts = parts
         self._ends = np.cumsum([len(part) for part in parts])
@@ -134,3 +214,8 @@ class JoinedData:
         part = int(np.searchsorted(self._ends, index, side="right"))
         before = self._ends[part - 1] if part else 0
         return self._parts[part].sample(index - int(before), rng)
+
+    def encoded(self, encode: Encode, folder: Path, part: int, parts: int) -> JoinedData:
+        """See EncodableData."""
+        folders = [folder / str(k) for k in range(len(self._parts))]
+        return JoinedData([d.encoded(encode, f, part, parts) for d, f in zip(self._parts, folders, strict=True)])

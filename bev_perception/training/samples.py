@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -65,12 +66,13 @@ Truth = TypeVar("Truth", BoxTruth, OccupancyTruth)
 class TrainingSample(Generic[Truth]):
     """One annotated moment: T frames of N cameras, the current frame first, in the model's order.
 
-    images: [T, N, h, w, 3] uint8 BGR, resized, cropped and flipped, not yet normalised or padded.
+    images: [T, N, h, w, 3] uint8 BGR, resized, cropped and flipped, not yet normalised or padded; or what a frozen
+    encoder has made of them, for each level [T, N, h, w, C] float16.
     reference2image: [T, N, 4, 4], the current reference frame (m) to depth-scaled pixels of each image; every
     augmentation is already in it, as in the truth.  time_differences: [T] s, current minus frame t.
     """
 
-    images: np.ndarray
+    images: np.ndarray | tuple[np.ndarray, ...]
     reference2image: np.ndarray
     time_differences: np.ndarray
     truth: Truth
@@ -89,15 +91,32 @@ class TrainingData(Protocol[Truth]):
         """Return sample `index`, augmented by draws from rng."""
 
 
+#: pixels [N, h, w, 3] uint8 BGR of the model's size to the levels of its pyramid, each [N, h, w, C]
+Encode = Callable[[np.ndarray], Sequence[Tensor]]
+
+
+@runtime_checkable
+class EncodableData(TrainingData[Truth], Protocol):
+    """A data set whose images can be encoded beforehand."""
+
+    def encoded(self, encode: Encode, folder: Path, part: int, parts: int) -> EncodableData[Truth]:
+        """Return the data set with features in the place of images; only the world of its samples is augmented.
+
+        Every image is encoded once. Of `parts` processes each does its share and leaves it in the folder, an empty
+        one, for all; none may take a sample before all have done theirs.
+        """
+
+
 @dataclass(frozen=True)
 class Batch(Generic[Truth]):
     """B samples.
 
-    images: [B, T, N, h, w, 3] uint8.  reference2image: [B, T, N, 4, 4] float32.  time_differences: [B, T] float32.
+    images: [B, T, N, h, w, 3] uint8, or for each level [B, T, N, h, w, C] float16.
+    reference2image: [B, T, N, 4, 4] float32.  time_differences: [B, T] float32.
     truths: of each sample.  seeds: one a sample, for what is drawn on the device.
     """
 
-    images: Tensor
+    images: Tensor | tuple[Tensor, ...]
     reference2image: Tensor
     time_differences: Tensor
     truths: tuple[Truth, ...]
@@ -105,8 +124,12 @@ class Batch(Generic[Truth]):
 
     def to(self, device: torch.device) -> Batch[Truth]:
         """Return the batch on `device`."""
+        if isinstance(self.images, tuple):
+            images: Tensor | tuple[Tensor, ...] = tuple(i.to(device, non_blocking=True) for i in self.images)
+        else:
+            images = self.images.to(device, non_blocking=True)
         return Batch(
-            self.images.to(device, non_blocking=True),
+            images,
             self.reference2image.to(device, non_blocking=True),
             self.time_differences.to(device, non_blocking=True),
             tuple(truth.to(device) for truth in self.truths),
@@ -118,12 +141,18 @@ def collate(samples: Sequence[tuple[TrainingSample[Truth], int]]) -> Batch[Truth
     """Stack samples, each with its seed."""
     first = [sample for sample, _ in samples]
     return Batch(
-        images=torch.from_numpy(np.stack([s.images for s in first])),
+        images=_stack_images([s.images for s in first]),
         reference2image=torch.from_numpy(np.stack([s.reference2image for s in first]).astype(np.float32)),
         time_differences=torch.from_numpy(np.stack([s.time_differences for s in first]).astype(np.float32)),
         truths=tuple(s.truth for s in first),
         seeds=tuple(seed for _, seed in samples),
     )
+
+
+def _stack_images(images: Sequence[np.ndarray | tuple[np.ndarray, ...]]) -> Tensor | tuple[Tensor, ...]:
+    if isinstance(images[0], tuple):
+        return tuple(torch.from_numpy(np.stack(level)) for level in zip(*images, strict=True))
+    return torch.from_numpy(np.stack(images))
 
 
 def epoch_order(samples: int, batch: int, seed: int, epoch: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any, Generic
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -22,7 +23,7 @@ from bev_perception.models.sparsebev import SparseBEV
 from bev_perception.models.sparseocc import SparseOcc
 from bev_perception.models.voxel_decoder import CUBE_SIDES, VoxelDecoderLayer
 from bev_perception.precision import PRECISIONS
-from bev_perception.preprocess import normalize_images
+from bev_perception.preprocess import normalize_images, padded_size
 from bev_perception.training.losses import detection_losses, loss_names
 from bev_perception.training.occupancy_losses import class_weights, occupancy_loss_names, occupancy_losses
 from bev_perception.training.perspective import LOSS_NAMES as PERSPECTIVE_LOSSES
@@ -100,11 +101,28 @@ class TrainingStep(nn.Module, Generic[Truth]):
 
     def encode(self, batch: Batch, generators: list[torch.Generator]) -> EncodedViews:
         """Return the batch's images augmented and encoded, in float32; the generators are one a sample."""
+        if isinstance(batch.images, tuple):
+            return self._encoded(batch.images, batch.reference2image)
         images = self._prepare_images(batch.images, generators)
         with self._autocast(images.device):
             levels_by_frame = encode_frames(self.model, images, self.recipe.frames_with_gradient)
         levels = [[level.float() for level in levels] for levels in levels_by_frame]
         return EncodedViews(levels, batch.reference2image, (images.shape[-2], images.shape[-1]))
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: np.ndarray) -> tuple[Tensor, ...]:
+        """Return the pyramid, each level [N, h, w, C], of pixels [N, h, w, 3] uint8 BGR of the model's size."""
+        device = next(self.model.parameters()).device
+        images = normalize_images(torch.from_numpy(pixels).to(device), self.model.config.image)
+        with self._autocast(device):
+            return self.model.encode(images)
+
+    def _encoded(self, features: tuple[Tensor, ...], reference2image: Tensor) -> EncodedViews:
+        """Return views of features [B, T, N, h, w, C] that were made beforehand."""
+        frames = reference2image.shape[1]
+        levels = [[level[:, t].float().contiguous() for level in features] for t in range(frames)]
+        image = self.model.config.image
+        return EncodedViews(levels, reference2image, padded_size(image, image.height, image.width))
 
     def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
         if self.dtype is None:
@@ -143,7 +161,9 @@ class DetectionStep(TrainingStep[BoxTruth]):
         """Keep the model; `precision` must be a key of PRECISIONS."""
         super().__init__(model, recipe, precision)
         self.loss_names = loss_names(model.config.detector.num_layers, denoising=recipe.denoising_groups > 0)
-        if model.perspective_head is not None:
+        head = model.perspective_head
+        self._supervised = head is not None and any(p.requires_grad for p in head.parameters())
+        if self._supervised:
             self.loss_names += PERSPECTIVE_LOSSES
 
     def decoder_passes(self) -> Iterable[nn.Module]:
@@ -151,7 +171,7 @@ class DetectionStep(TrainingStep[BoxTruth]):
         return (self.model.pts_bbox_head.decoder_layer,)
 
     def forward(self, batch: Batch[BoxTruth]) -> dict[str, Tensor]:
-        """Return detection_losses of the batch, and perspective_losses of a model with such a head."""
+        """Return detection_losses of the batch, and perspective_losses of a model with such a head that learns."""
         config = self.model.config
         generators = _generators(batch)
         draws = [
@@ -169,7 +189,7 @@ class DetectionStep(TrainingStep[BoxTruth]):
             None if denoising is None else denoising.queries,
         )
         losses = detection_losses(output, batch.truths, denoising, self.model.pts_bbox_head.code_weights)
-        if output.seen is not None:
+        if self._supervised and output.seen is not None:
             losses |= _weighted_perspective_losses(output.seen, batch, views, self.recipe)
         return losses
 

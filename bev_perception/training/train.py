@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -24,10 +25,12 @@ from bev_perception.models import build_model
 from bev_perception.models.camera_model import ENCODER_PARTS
 from bev_perception.precision import PRECISIONS
 from bev_perception.training.progress import Progress
-from bev_perception.training.samples import TrainingData, epoch_order, load_epoch
+from bev_perception.training.samples import EncodableData, TrainingData, epoch_order, load_epoch
 from bev_perception.training.state import STATE, Identity, TrainingError, load_state, save_state
-from bev_perception.training.step import build_step, freeze
+from bev_perception.training.step import TrainingStep, build_step, freeze
 
+#: directory of a training that keeps the features of a frozen encoder while it runs
+FEATURES = "features"
 #: of the gradients in fp16, at the start; GradScaler adapts it
 FP16_SCALE = 512.0
 
@@ -40,7 +43,7 @@ class TrainSettings:
     if both are frozen.
     init: checkpoint of this very variant to start from.  resume: go on from the state in out.
     encoder_only: train backbone, neck and perspective head and leave the decoder as it is; the data need only have the
-    newest frame.
+    newest frame.  decoder_only: leave them as they are and train the rest, on EncodableData.
     epochs, lr: other ones than the variant's.  batch: samples a step and process; unless given, the variant's batch is
     divided among the processes.  device: "auto", "cpu" or "cuda".
     precision: of the backbone and neck, "fp32", "bf16" or "fp16"; the decoder computes in float32.
@@ -53,6 +56,7 @@ class TrainSettings:
     init: Path | None = None
     resume: bool = False
     encoder_only: bool = False
+    decoder_only: bool = False
     epochs: int | None = None
     lr: float | None = None
     batch: int | None = None
@@ -93,12 +97,13 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
     recipe = _check(config, settings)
     epochs, lr = settings.epochs or recipe.epochs, settings.lr or recipe.lr
     settings.out.mkdir(parents=True, exist_ok=True)
-    with _join_processes(settings.device) as processes, _StopOnSignal() as stop:
+    with _join_processes(settings.device) as processes, _StopOnSignal() as stop, contextlib.ExitStack() as stack:
         device = processes.device
         batch = settings.batch or _share(recipe.batch, processes.count)
         steps_per_epoch = -(-len(data) // (batch * processes.count))
         total_steps = epochs * steps_per_epoch
-        part = f"{config.name}, its encoder" if settings.encoder_only else config.name
+        only = ", its encoder" if settings.encoder_only else ", its decoder" if settings.decoder_only else ""
+        part = config.name + only
         identity = Identity(part, settings.seed, len(data), batch * processes.count, epochs, lr, settings.precision)
 
         torch.manual_seed(settings.seed)
@@ -111,9 +116,14 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
         freeze(model, recipe.encoder)
         if settings.encoder_only:
             model.pts_bbox_head.requires_grad_(False)
+        perspective_head = getattr(model, "perspective_head", None)
+        if settings.decoder_only and perspective_head is not None:
+            perspective_head.requires_grad_(False)
         training_step = build_step(model, recipe, settings.precision, settings.encoder_only).to(device).train()
         if settings.recompute:
             training_step.compute_twice()
+        if settings.decoder_only:
+            data = stack.enter_context(_encoded_once(data, training_step, settings.out / FEATURES, processes))
         optimizer = torch.optim.AdamW(parameter_groups(model, recipe, lr), weight_decay=recipe.weight_decay)
         scaler = torch.amp.GradScaler(device.type, init_scale=FP16_SCALE, enabled=settings.precision == "fp16")
         done = load_state(settings.out, identity, model, optimizer, scaler) if settings.resume else 0
@@ -213,9 +223,12 @@ def _check(config: VariantConfig, settings: TrainSettings) -> TrainingConfig:
         raise TrainingError(f"{settings.out} holds a training already; resume it, or choose another directory")
     if settings.encoder_only and (not config.perspective or config.training.encoder == "frozen"):
         raise TrainingError(f"{config.name} has no perspective head, or its encoder is frozen; leave out encoder_only")
-    if config.training.encoder == "frozen" and not (settings.resume or settings.init or settings.pretrained):
-        raise TrainingError(f"{config.name} keeps backbone and neck as pretrained; give the file with pretrained")
-    return config.training
+    if settings.encoder_only and settings.decoder_only:
+        raise TrainingError("nothing is left to train with both encoder_only and decoder_only; leave out one of them")
+    recipe = replace(config.training, encoder="frozen") if settings.decoder_only else config.training
+    if recipe.encoder == "frozen" and not (settings.resume or settings.init or settings.pretrained):
+        raise TrainingError("backbone and neck stay as they are; give weights that hold them with init or pretrained")
+    return recipe
 
 
 def _share(batch: int, processes: int) -> int:
@@ -225,6 +238,23 @@ def _share(batch: int, processes: int) -> int:
             "use a number of processes that divides it, or set batch"
         )
     return batch // processes
+
+
+@contextlib.contextmanager
+def _encoded_once(data: TrainingData, step: TrainingStep, folder: Path, processes: Processes) -> Iterator[TrainingData]:
+    """Yield the data with features in the place of images; the folder that holds them is deleted in the end."""
+    if not isinstance(data, EncodableData):
+        raise TrainingError("the images of this data set cannot be encoded beforehand; leave out decoder_only")
+    step.eval()  # as in inference
+    encoded = data.encoded(step.encode_pixels, folder, processes.rank, processes.count)
+    step.train()
+    if processes.count > 1:
+        dist.barrier()
+    yield encoded
+    if processes.count > 1:
+        dist.barrier()
+    if processes.rank == 0:
+        shutil.rmtree(folder)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -18,6 +18,7 @@ from bev_perception.config import (
     TrainingConfig,
     load_variant,
 )
+from bev_perception.models import build_model
 from bev_perception.training.occupancy_targets import mask_targets
 from bev_perception.training.samples import BoxTruth, OccupancyTruth, TrainingSample
 from bev_perception.training.train import TrainSettings, train
@@ -94,6 +95,28 @@ class MadeUpData:
         return BoxTruth(torch.from_numpy(boxes).float(), torch.from_numpy(rng.integers(10, size=self.boxes)))
 
 
+class EncodableMadeUpData(MadeUpData):
+    """The same images in every epoch; encoded where they are asked for."""
+
+    def __init__(self, samples=8, boxes=20, encode=None):
+        super().__init__(samples, boxes)
+        self.encode = encode
+
+    def sample(self, index, rng):
+        sample = super().sample(index, np.random.default_rng(index))
+        if self.encode is None:
+            return sample
+        frames = [self.encode(pixels) for pixels in sample.images]
+        levels = tuple(
+            np.stack([level.numpy().astype(np.float16) for level in frame]) for frame in zip(*frames, strict=True)
+        )
+        return dataclasses.replace(sample, images=levels)
+
+    def encoded(self, encode, folder, part, parts):
+        folder.mkdir(exist_ok=True)
+        return EncodableMadeUpData(self.samples, self.boxes, encode)
+
+
 class MadeUpOccupancy(MadeUpData):
     """As many blocks of random classes over a road, everything else free; at the border nothing is known."""
 
@@ -127,7 +150,10 @@ def encoder_config(**training):
 
 FAMILIES = {"sparsebev": (small_config, MadeUpData), "sparseocc": (small_occupancy_config, MadeUpOccupancy)}
 # so many boxes that each process sees some: a mean of less than one counts as one
-TRAININGS = FAMILIES | {"encoder": (encoder_config, functools.partial(MadeUpData, boxes=20))}
+TRAININGS = FAMILIES | {
+    "encoder": (encoder_config, functools.partial(MadeUpData, boxes=20)),
+    "decoder": (encoder_config, EncodableMadeUpData),
+}
 
 
 class SlowData(MadeUpData):
@@ -151,6 +177,17 @@ def settings(out, **changes):
     )
 
 
+def only(name, out):
+    """Return the settings of a part that is trained alone; a decoder starts from weights beside `out`."""
+    if name != "decoder":
+        return {"encoder_only": name == "encoder"}
+    init = Path(out).parent / "init.pth"
+    if not init.exists():
+        torch.manual_seed(3)
+        torch.save(build_model(encoder_config()).state_dict(), init)
+    return {"decoder_only": True, "init": init}
+
+
 if __name__ == "__main__":  # OUT TRAINING [MARKER]: train; under torchrun without a marker
     out, name, *marker = sys.argv[1:]
     make_config, data = TRAININGS[name]
@@ -158,4 +195,4 @@ if __name__ == "__main__":  # OUT TRAINING [MARKER]: train; under torchrun witho
         train(make_config(), SlowData(Path(marker[0]), samples=12), settings(out, workers=1))
     else:
         config = make_config(epochs=1, color_augmentation=False, grid_mask=False)
-        train(config, data(), settings(out, encoder_only=name == "encoder"))
+        train(config, data(), settings(out, **only(name, out)))

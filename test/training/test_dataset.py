@@ -10,13 +10,18 @@ import torch
 from nuscenes_root import VERSION
 
 from bev_perception import cli
-from bev_perception.config import ConfigError, load_variant
+from bev_perception.config import ConfigError, FramesConfig, load_variant
 from bev_perception.data.nuscenes import NuScenesError
-from bev_perception.data.queues import training_boxes
+from bev_perception.data.queues import evaluation_queue, read_frame, training_boxes
 from bev_perception.data.records import open_split
 from bev_perception.geometry import project
+from bev_perception.models import build_model
+from bev_perception.pipeline import write_initial_weights
+from bev_perception.preprocess import Preprocessor
 from bev_perception.training import dataset
 from bev_perception.training.dataset import JoinedData, NuScenesTraining
+from bev_perception.training.samples import collate
+from bev_perception.training.step import build_step
 from bev_perception.training.train import train
 
 from .kit import augmented, settings, small_config
@@ -121,6 +126,61 @@ def test_a_model_trains_on_it(records, tmp_path):
     assert train(config, NuScenesTraining(config, records), settings(tmp_path, precision="bf16")).steps == 5
     losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert len(losses) == 5 and np.isfinite(losses).all()
+
+
+def test_features_made_beforehand_are_those_of_inference(records, tmp_path):
+    """By two processes; what differs from sample to sample is the world alone."""
+    config = dataclasses.replace(CONFIG, frames=FramesConfig(past=2))
+    torch.manual_seed(0)
+    model = build_model(config).eval()
+    step = build_step(model, config.training, "fp32")
+    first, second = (JoinedData([NuScenesTraining(config, records)] * 2).encoded for _ in range(2))
+    data = first(step.encode_pixels, tmp_path, 0, 2)
+    second(step.encode_pixels, tmp_path, 1, 2)
+    assert len(data) == 2 * len(records)
+    preprocess = Preprocessor(config, "cpu")
+    for index in (0, len(records) - 1):
+        sample, again = data.sample(index, rng(1)), data.sample(len(records) + index, rng(2))
+        queue = evaluation_queue(records, index, config.frames)
+        for t, image_set in enumerate(queue):
+            inputs, _ = preprocess(read_frame(records, index, image_set))
+            with torch.no_grad():
+                levels = model.encode_frame(inputs).levels
+            for level, kept in zip(levels, sample.images, strict=True):
+                assert kept.dtype == np.float16
+                np.testing.assert_allclose(kept[t], level.numpy(), rtol=2e-3, atol=1e-4)
+        for one, other in zip(sample.images, again.images, strict=True):
+            assert np.array_equal(one, other)
+        assert not np.allclose(sample.reference2image, again.reference2image)
+        batch = collate([(sample, 0), (again, 1)])
+        views = step.encode(batch, [])
+        assert len(views.levels_by_frame) == 3 and views.image_size == (128, 352)
+        assert torch.equal(views.levels_by_frame[1][0][0], torch.from_numpy(sample.images[0][1]).float())
+    preprocess.close()
+
+
+def test_an_image_that_cannot_be_encoded_costs_its_key_frame_alone(records, synthetic_nuscenes, tmp_path, caplog):
+    root = tmp_path / "root"
+    shutil.copytree(synthetic_nuscenes, root)
+    broken = open_split(root, VERSION, "mini_val")
+    (root / broken.paths(broken.cameras(9))[2]).write_bytes(b"")
+    config = dataclasses.replace(CONFIG, frames=FramesConfig(past=0))
+    encode = lambda pixels: [torch.from_numpy(pixels[:, :2, :2]).float()] * 3  # noqa: E731
+    data = NuScenesTraining(config, broken).encoded(encode, tmp_path / "features", 0, 1)
+    assert "its key frame takes no part" in caplog.text
+    assert data.sample(9, rng()).images[0].shape == (1, 6, 2, 2, 3)
+    assert "could not be read; another key frame takes its place" in caplog.text
+
+
+def test_the_command_trains_a_decoder_alone(records, tmp_path, capsys):
+    options = ["--data", records.root, "--version", VERSION, "--split", "mini_val", "--device", "cpu", "--workers", 1]
+    options += ["--variant", "sparsebev_tiny", "--epochs", 1, "--batch", len(records), "--decoder-only"]
+    write_initial_weights("sparsebev_tiny", tmp_path / "init.safetensors", seed=0)
+    command = ["train", *options, "--out", tmp_path / "out"]
+    assert cli.main([str(part) for part in command]) == 1
+    assert "give weights that hold them with init" in capsys.readouterr().err
+    assert cli.main([str(part) for part in [*command, "--init", tmp_path / "init.safetensors"]]) == 0
+    assert "done: 1 steps" in capsys.readouterr().out
 
 
 def test_the_command_takes_several_roots(records, tmp_path, capsys):

@@ -23,15 +23,17 @@ from bev_perception.training.occupancy_targets import mask_targets
 from bev_perception.training.samples import OccupancyTruth, epoch_order
 from bev_perception.training.state import STATE, WEIGHTS, TrainingError
 from bev_perception.training.step import freeze
-from bev_perception.training.train import TrainResult, parameter_groups, schedule, train
+from bev_perception.training.train import FEATURES, TrainResult, parameter_groups, schedule, train
 
 from .kit import (
     FAMILIES,
     GRID,
     TRAININGS,
+    EncodableMadeUpData,
     MadeUpData,
     MadeUpOccupancy,
     encoder_config,
+    only,
     settings,
     small_config,
     small_occupancy_config,
@@ -101,7 +103,9 @@ def test_an_encoder_from_scratch_moves_as_a_whole_with_the_statistics_of_its_nor
 def test_a_frozen_encoder_is_loaded_with_its_neck_and_stays(tmp_path, family):
     make_config, data = FAMILIES[family]
     config = make_config(epochs=1, encoder="frozen")
-    with pytest.raises(TrainingError, match="keeps backbone and neck as pretrained; give the file with pretrained"):
+    with pytest.raises(
+        TrainingError, match="backbone and neck stay as they are; give weights that hold them with init or pretrained"
+    ):
         train(config, data(2), settings(tmp_path / "none"))
     torch.manual_seed(5)
     source = build_model(small_config()).state_dict()  # of another family for one of the two
@@ -152,6 +156,25 @@ def test_the_encoder_alone_learns_and_the_decoder_stays(tmp_path):
         train(small_config(), data, settings(tmp_path / "no", encoder_only=True))
 
 
+def test_the_decoder_alone_learns_on_features_that_are_made_once(tmp_path):
+    config, data = encoder_config(epochs=8, encoder="scratch"), EncodableMadeUpData(2)
+    changes = only("decoder", tmp_path / "out")
+    train(config, data, settings(tmp_path / "out", **changes))
+    first, *_, last = log(tmp_path / "out")
+    assert last["loss"] < first["loss"] and "loss_heat" not in last
+    before, after = torch.load(changes["init"], weights_only=True), load_file(tmp_path / "out" / WEIGHTS)
+    stayed = {key for key, value in before.items() if torch.equal(value, after[key])}
+    assert {key for key in before if not key.startswith("pts_bbox_head")} <= stayed
+    assert "pts_bbox_head.init_query_bbox.weight" not in stayed
+    assert not (tmp_path / "out" / FEATURES).exists()
+    with pytest.raises(TrainingError, match="nothing is left to train"):
+        train(config, data, settings(tmp_path / "no", encoder_only=True, **changes))
+    with pytest.raises(TrainingError, match="give weights that hold them with init"):
+        train(config, data, settings(tmp_path / "no", decoder_only=True))
+    with pytest.raises(TrainingError, match="cannot be encoded beforehand"):
+        train(config, MadeUpData(2), settings(tmp_path / "no", **changes))
+
+
 def test_a_training_that_was_interrupted_goes_on_to_the_same_weights(tmp_path):
     config, data = small_config(), MadeUpData(samples=12)
     arguments = "-m", KIT, str(tmp_path / "cut"), "sparsebev", str(tmp_path / "marker")
@@ -174,11 +197,12 @@ def test_a_training_that_was_interrupted_goes_on_to_the_same_weights(tmp_path):
 @pytest.mark.parametrize("name", TRAININGS)
 def test_two_processes_train_as_one_with_the_same_batch(tmp_path, name):
     alone, two = tmp_path / "alone", tmp_path / "two"
+    changes = only(name, alone)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     process = run_kit(*torchrun, "-m", KIT, str(two), name)
     make_config, data = TRAININGS[name]
     config = make_config(epochs=1, color_augmentation=False, grid_mask=False)
-    train(config, data(), settings(alone, encoder_only=name == "encoder"))
+    train(config, data(), settings(alone, **changes))
     assert process.wait(200) == 0
     one, both = log(alone), log(two)
     assert [line["step"] for line in both] == list(range(1, 5))
