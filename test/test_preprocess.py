@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -123,12 +123,14 @@ def whole_resize_and_crop(bgr, t):
     crop=st.tuples(st.integers(-60, 300), st.integers(-60, 300)),
     size=st.tuples(st.integers(1, 200), st.integers(1, 200)),
 )
+@example(source=(195, 112), resized=(130, 39), crop=(0, 0), size=(2, 27))
 @settings(max_examples=300, deadline=None)
 def test_resize_of_the_needed_part_equals_resize_of_the_whole(source, resized, crop, size):
-    bgr = np.random.default_rng(1).integers(0, 256, (source[1], source[0], 3), dtype=np.uint8)
+    """On noise that cannot overshoot: Pillow keeps 8 bits between its two passes, and clips what lies beyond."""
+    bgr = np.random.default_rng(1).integers(64, 192, (source[1], source[0], 3), dtype=np.uint8)
     t = ImageTransform(source, resized[0] / source[0], resized, crop, size)
     # Pillow computes the kernel's place in floating point, where ties of the two 8-bit passes may round differently
-    np.testing.assert_allclose(resample_image(bgr, t).astype(int), whole_resize_and_crop(bgr, t), atol=4)
+    np.testing.assert_allclose(resample_image(bgr, t).astype(int), whole_resize_and_crop(bgr, t), atol=3)
 
 
 @pytest.mark.parametrize("source_hw", [(900, 1600), (1080, 1920), (480, 640), (1024, 1280), (450, 800)])
