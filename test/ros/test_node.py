@@ -178,8 +178,10 @@ def test_a_failing_activation_leaves_the_node_whole(start):
     for _ in range(2):
         assert peer.transition("cleanup") and peer.transition("configure")
         assert not peer.transition("activate")
-    assert peer.node.count_subscribers("/tf") == 1
-    assert peer.node.count_subscribers(f"{NODE}/input/cam_front/image/compressed") == 0
+    # what ends is known to the others a little later
+    wait_until(lambda: peer.node.count_subscribers("/tf") == 1, 10, "one subscription of /tf")
+    images = f"{NODE}/input/cam_front/image/compressed"
+    wait_until(lambda: peer.node.count_subscribers(images) == 0, 10, "the end of the images' subscriptions")
     assert node.interrupt() == 0
 
 
