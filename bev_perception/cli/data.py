@@ -31,14 +31,14 @@ def _add_bag(commands: Commands) -> None:
 
 
 def _bag_create(args: argparse.Namespace) -> int:
-    from bev_perception.data.nuscenes import only_version, open_scene
+    from bev_perception.data.nuscenes import open_scene
     from bev_perception.data.rosbag import write_bag
     from bev_perception.data.synthetic import synthetic_drive
 
     if args.nuscenes is not None:
         if not args.scene:
             raise ValueError("--nuscenes needs --scene NAME, e.g. --scene scene-0103")
-        drive = open_scene(args.nuscenes, args.version or only_version(args.nuscenes), args.scene)
+        drive = open_scene(args.nuscenes, data_version(args, args.nuscenes), args.scene)
     else:
         drive = synthetic_drive(args.synthetic, args.seed)
     write_bag(drive, args.out)
@@ -93,7 +93,7 @@ def _prepare_panoptic(args: argparse.Namespace) -> int:
     from bev_perception.data.panoptic import prepare_panoptic
     from bev_perception.data.records import open_records, open_split
 
-    version = data_version(args)
+    version = data_version(args, args.data)
     records = open_split(args.data, version, args.split) if args.split else open_records(args.data, version)
     written = prepare_panoptic(records, args.labels, args.out, args.threads)
     print(f"wrote {written} files of labels to {args.out}; name it with --labels in training")

@@ -29,7 +29,7 @@ def add_commands(commands: Commands) -> None:
     demo = commands.add_parser(
         "eval-demo", help="score the shipped weights on drives that no training saw, and compare with what is recorded"
     )
-    demo.add_argument("--out", type=Path, default=Path("output/eval-demo"), help="for drives and results")
+    demo.add_argument("--out", type=Path, default=Path("output/eval-demo"), help="for results")
     demo.add_argument("--record", action="store_true", help="write the scores beside the weights, compare nothing")
     demo.set_defaults(command=_eval_demo)
 
@@ -125,7 +125,7 @@ def _data_split(args: argparse.Namespace) -> tuple[str, str]:
     """Return version and split, those that the dataroot suggests unless they are given."""
     from bev_perception.data.nuscenes import default_split
 
-    version = data_version(args)
+    version = data_version(args, args.data)
     return version, args.split or default_split(version, "val")
 
 
@@ -140,7 +140,7 @@ def _eval_bags(args: argparse.Namespace) -> int:
 
     if not args.variant:
         raise ValueError("--bag needs --variant")
-    version = data_version(args) if args.data else ""
+    version = data_version(args, args.data) if args.data else ""
     replay = Replay(open_records(args.data, version) if args.data else None, args.labels)
     pipeline = load_pipeline(args.variant, args.checkpoint, args.device, PipelineSettings(precision=args.precision))
     occupancy = isinstance(pipeline.variants[0].config.head, SparseOccHeadConfig)

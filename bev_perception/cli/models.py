@@ -14,6 +14,7 @@ from bev_perception.cli.options import (
     add_checkpoint,
     add_precision,
     add_version,
+    data_version,
     open_bag,
 )
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
@@ -165,11 +166,11 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _training_data(args: argparse.Namespace, config: VariantConfig, root: Path) -> NuScenesTraining:
-    from bev_perception.data.nuscenes import default_split, only_version
+    from bev_perception.data.nuscenes import default_split
     from bev_perception.data.records import open_split
     from bev_perception.training.dataset import NuScenesTraining
 
-    version = args.version or only_version(root)
+    version = data_version(args, root)
     split = args.split or default_split(version, "train")
     return NuScenesTraining(config, open_split(root, version, split), args.labels)
 

@@ -32,11 +32,11 @@ def add_version(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", help="of nuScenes' tables (default: that of the only tables in ROOT)")
 
 
-def data_version(args: argparse.Namespace) -> str:
-    """Return --version, or that of the only tables in the dataroot."""
+def data_version(args: argparse.Namespace, root: Path) -> str:
+    """Return --version, or that of the only tables in a dataroot."""
     from bev_perception.data.nuscenes import only_version
 
-    return args.version or only_version(args.data)
+    return args.version or only_version(root)
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:

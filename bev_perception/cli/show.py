@@ -102,7 +102,7 @@ def _show_what(args: argparse.Namespace) -> tuple[ShowSettings, Source]:
         if args.scene or args.sample:
             raise ValueError("--scene and --sample choose among the key frames of --data; a bag is shown whole")
         return settings, BagFrames(*open_bag(args, args.bag))
-    return settings, KeyFrames(args.data, data_version(args), args.scene, args.sample)
+    return settings, KeyFrames(args.data, data_version(args, args.data), args.scene, args.sample)
 
 
 def _say_where(args: argparse.Namespace, count: int) -> int:

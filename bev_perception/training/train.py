@@ -225,6 +225,8 @@ def _check(config: VariantConfig, settings: TrainSettings) -> TrainingConfig:
         raise TrainingError(f"{config.name} has no perspective head, or its encoder is frozen; leave out encoder_only")
     if settings.encoder_only and settings.decoder_only:
         raise TrainingError("nothing is left to train with both encoder_only and decoder_only; leave out one of them")
+    if settings.decoder_only and config.perspective and settings.pretrained:
+        raise TrainingError(f"the perspective head of {config.name} stays as it is, too; give whole weights with init")
     recipe = replace(config.training, encoder="frozen") if settings.decoder_only else config.training
     if recipe.encoder == "frozen" and not (settings.resume or settings.init or settings.pretrained):
         raise TrainingError("backbone and neck stay as they are; give weights that hold them with init or pretrained")

@@ -171,6 +171,8 @@ def test_the_decoder_alone_learns_on_features_that_are_made_once(tmp_path):
         train(config, data, settings(tmp_path / "no", encoder_only=True, **changes))
     with pytest.raises(TrainingError, match="give weights that hold them with init"):
         train(config, data, settings(tmp_path / "no", decoder_only=True))
+    with pytest.raises(TrainingError, match="give whole weights with init"):
+        train(config, data, settings(tmp_path / "no", decoder_only=True, pretrained=changes["init"]))
     with pytest.raises(TrainingError, match="cannot be encoded beforehand"):
         train(config, MadeUpData(2), settings(tmp_path / "no", **changes))
 
