@@ -322,6 +322,8 @@ class TrainingConfig:
     image_flip: whether the images are mirrored half of the time.  color_augmentation: whether their colours are
     distorted.  grid_mask: whether squares of them are blanked.  bev: what happens to the world; see data.augment.
     denoising_groups: for boxes, noisy copies of every known one that are queries beside the learnt ones; 0: none.
+    moving_weight: of the velocity of a box that moves, where that of one that stands is 1. Where most stand, the least
+    absolute error of what is not sure is that of "it stands", which is what a detector then says of everything.
     camera_mask: for occupancy, masks are compared only where the cameras see.
     """
 
@@ -346,6 +348,7 @@ class TrainingConfig:
     grid_mask: bool = True
     bev: BevAugmentationConfig = field(default_factory=BevAugmentationConfig)
     denoising_groups: int = 10
+    moving_weight: float = 1.0
     camera_mask: bool = False
 
     def __post_init__(self) -> None:
@@ -354,8 +357,8 @@ class TrainingConfig:
             raise ConfigError(f"training.encoder is {self.encoder!r}; it must be 'finetune', 'scratch' or 'frozen'")
         if min(self.epochs, self.batch, *self.lr_drop_epochs) < 1:
             raise ConfigError("training: epochs, batch and lr_drop_epochs must be positive")
-        if min(self.lr, self.lr_drop, self.clip_norm, *self.resize) <= 0:
-            raise ConfigError("training: lr, lr_drop, clip_norm and resize must be positive")
+        if min(self.lr, self.lr_drop, self.clip_norm, self.moving_weight, *self.resize) <= 0:
+            raise ConfigError("training: lr, lr_drop, clip_norm, moving_weight and resize must be positive")
         if min(self.warmup_steps, self.denoising_groups, self.frames_with_gradient) < 0:
             raise ConfigError("training: warmup_steps, denoising_groups and frames_with_gradient must not be negative")
 

@@ -23,6 +23,8 @@ from bev_perception.training.targets import (
 
 #: the reference divides by the number of boxes plus this (the smallest step of float32 at 1)
 COUNT_EPS = 1.1920928955078125e-07
+#: m/s, from which on a box moves
+MOVING = 0.5
 
 
 def focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -37,19 +39,30 @@ def focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return (weight * F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")).sum()
 
 
-def box_loss(boxes: Tensor, targets: Tensor, code_weights: Tensor) -> Tensor:
-    """Return the sum of the weighted absolute errors of boxes [n, 10]; rows whose target is not finite do not count."""
+def box_loss(boxes: Tensor, targets: Tensor, code_weights: Tensor, moving_weight: float = 1.0) -> Tensor:
+    """Return the sum of the weighted absolute errors of boxes [n, 10]; rows whose target is not finite do not count.
+
+    moving_weight: see TrainingConfig.
+    """
     finite = targets.isfinite().all(dim=1)
-    return ((boxes[finite] - targets[finite]).abs() * code_weights).sum()
+    boxes, targets = boxes[finite], targets[finite]
+    errors = (boxes - targets).abs() * code_weights
+    moving = targets[:, 8:].norm(dim=1, keepdim=True) > MOVING
+    velocities = errors[:, 8:] * torch.where(moving, moving_weight, 1.0)
+    return errors[:, :8].sum() + velocities.sum()
 
 
 def detection_losses(
-    output: SparseBEVOutput, truths: Sequence[BoxTruth], denoising: Denoising | None, code_weights: Tensor
+    output: SparseBEVOutput,
+    truths: Sequence[BoxTruth],
+    denoising: Denoising | None,
+    code_weights: Tensor,
+    moving_weight: float = 1.0,
 ) -> dict[str, Tensor]:
     """Return every loss by its name; training minimises their sum.
 
     output: of the denoising queries, if there are any, and the learnt ones.  truths: of each sample.
-    code_weights: [10], of the codes of a box.
+    code_weights: [10], of the codes of a box.  moving_weight: see TrainingConfig.
 
     "loss_cls" and "loss_bbox" are of the last pass, "d0." and on before a name is an earlier one; "_dn" is of the
     denoising queries. All are divided by numbers of boxes that are averaged over the processes, so that the average
@@ -65,8 +78,11 @@ def detection_losses(
         if denoising is not None and dn_targets is not None:
             rows = denoising.sample, denoising.place
             losses[f"{prefix}loss_cls_dn"] = CLASS_WEIGHT * focal_loss(logits[rows], denoising.labels) / dn_count
-            losses[f"{prefix}loss_bbox_dn"] = BOX_WEIGHT * box_loss(boxes[rows], dn_targets, code_weights) / dn_count
-        cls, bbox = _matching_losses(logits[:, places:], boxes[:, places:], truths, targets, code_weights)
+            bbox = box_loss(boxes[rows], dn_targets, code_weights, moving_weight)
+            losses[f"{prefix}loss_bbox_dn"] = BOX_WEIGHT * bbox / dn_count
+        cls, bbox = _matching_losses(
+            logits[:, places:], boxes[:, places:], truths, targets, code_weights, moving_weight
+        )
         losses[f"{prefix}loss_cls"] = CLASS_WEIGHT * cls / count
         losses[f"{prefix}loss_bbox"] = BOX_WEIGHT * bbox / count
     return losses
@@ -82,7 +98,12 @@ def loss_names(layers: int, denoising: bool) -> tuple[str, ...]:
 
 
 def _matching_losses(
-    logits: Tensor, boxes: Tensor, truths: Sequence[BoxTruth], targets: Sequence[Tensor], code_weights: Tensor
+    logits: Tensor,
+    boxes: Tensor,
+    truths: Sequence[BoxTruth],
+    targets: Sequence[Tensor],
+    code_weights: Tensor,
+    moving_weight: float,
 ) -> tuple[Tensor, Tensor]:
     """Return the sums of both losses of logits [B, Q, classes] and boxes [B, Q, 10] after their assignment."""
     wanted = torch.full(logits.shape[:2], logits.shape[2], device=logits.device)  # no class
@@ -90,7 +111,7 @@ def _matching_losses(
     for b, (truth, target) in enumerate(zip(truths, targets, strict=True)):
         queries, known = assign(logits[b], boxes[b], truth.labels, target, code_weights)
         wanted[b, queries] = truth.labels[known]
-        bbox = bbox + box_loss(boxes[b, queries], target[known], code_weights)
+        bbox = bbox + box_loss(boxes[b, queries], target[known], code_weights, moving_weight)
     return focal_loss(logits.flatten(0, 1), wanted.flatten()), bbox
 
 

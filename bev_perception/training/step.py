@@ -188,7 +188,8 @@ class DetectionStep(TrainingStep[BoxTruth]):
             views.image_size,
             None if denoising is None else denoising.queries,
         )
-        losses = detection_losses(output, batch.truths, denoising, self.model.pts_bbox_head.code_weights)
+        weights = self.model.pts_bbox_head.code_weights
+        losses = detection_losses(output, batch.truths, denoising, weights, self.recipe.moving_weight)
         if self._supervised and output.seen is not None:
             losses |= _weighted_perspective_losses(output.seen, batch, views, self.recipe)
         return losses

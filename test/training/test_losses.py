@@ -38,6 +38,15 @@ def test_boxes_with_a_target_that_is_not_finite_do_not_count():
     assert loss.item() == 20.0 and (boxes.grad[1] == 0).all()
 
 
+def test_the_velocity_of_what_moves_may_count_more():
+    boxes = torch.zeros(2, 10)
+    targets = torch.zeros(2, 10)
+    targets[0, 0], targets[0, 8] = 3.0, 2.0  # moves
+    targets[1, 9] = 0.25  # stands, but for noise
+    assert box_loss(boxes, targets, torch.ones(10)).item() == 3 + 2 + 0.25
+    assert box_loss(boxes, targets, torch.ones(10), moving_weight=4.0).item() == 3 + 4 * 2 + 0.25
+
+
 def test_a_perfect_prediction_costs_next_to_nothing_and_the_divisor_is_the_number_of_boxes():
     truths = [
         BoxTruth(torch.rand(3, 9) + 0.5, torch.tensor([1, 2, 3])),
