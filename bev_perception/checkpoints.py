@@ -75,10 +75,11 @@ def derived_keys(model: nn.Module) -> set[str]:
 
 
 def load_pretrained(model: nn.Module, path: str | Path, part: str) -> None:
-    """Fill what training starts from: all of the model's `part`, such as "img_backbone", and what else is found.
+    """Fill what training starts from: all of the model's `part`, such as "img_backbone", and nothing else.
 
-    The file may be of a detector, of a part alone or of a classifier: names count with and without a leading
-    "backbone." or the part's own name, whichever finds the most. Weights that are not the model's are left out.
+    The file may be of another model, of a part alone or of a classifier: names count with and without a leading
+    "backbone." or the part's own name, whichever finds the most. Weights that are not the part's are left out: those
+    of another model's decoder may fit by chance.
 
     Raises CheckpointError for a file that cannot be read, as load_checkpoint does, and for one that lacks weights of
     the part. The model is then as it was.
@@ -95,9 +96,10 @@ def load_pretrained(model: nn.Module, path: str | Path, part: str) -> None:
             if key.startswith("backbone.")
         },
     )
-    fitting = [{k: v for k, v in named.items() if k in own and own[k].shape == v.shape} for named in renamed]
+    of_part = {key: value for key, value in own.items() if key.startswith(f"{part}.")}
+    fitting = [{k: v for k, v in named.items() if k in of_part and own[k].shape == v.shape} for named in renamed]
     found = max(fitting, key=len)
-    wanted = [key for key in own if key.startswith(f"{part}.") and not key.endswith("num_batches_tracked")]
+    wanted = [key for key in of_part if not key.endswith("num_batches_tracked")]
     missing = [key for key in wanted if key not in found]
     if missing:
         raise CheckpointError(

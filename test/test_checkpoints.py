@@ -238,7 +238,8 @@ def test_a_part_starts_from_pretraining_under_whichever_names(model, tmp_path, p
         for key, value in source.items()
         if key.startswith("norm.") and not key.endswith("num_batches_tracked")  # old files lack it
     }
-    state |= {"fc.weight": torch.zeros(2), "roi_head.bias": torch.zeros(2)}
+    others = next(key for key in source if not key.startswith("norm."))  # fits, but is none of the part's
+    state |= {"fc.weight": torch.zeros(2), "roi_head.bias": torch.zeros(2), others: source[others]}
     path = tmp_path / "pretrained.pth"
     torch.save(state if entry is None else {entry: state, "meta": {"epoch": 3}}, path)
     load_pretrained(model, path, "norm")

@@ -111,7 +111,7 @@ def _add_train(commands: Commands) -> None:
     train.add_argument("--split", help="default: the one for training of each root's version")
     train.add_argument("--labels", default=LABELS_FOLDER, help=LABELS_HELP)
     train.add_argument("--out", type=Path, required=True, help="directory for weights, state and logs")
-    train.add_argument("--pretrained", type=Path, help="file to fill the backbone from")
+    train.add_argument("--pretrained", type=Path, help="file to fill the backbone from, after --init")
     train.add_argument("--init", type=Path, help="checkpoint of this variant to start from")
     train.add_argument("--resume", action="store_true", help="go on from the state in --out")
     only = train.add_mutually_exclusive_group()

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 #: what runs unless something else is asked for
 DETECTOR, OCCUPANCY = "sparsebev_tiny", "sparseocc_tiny"
 #: of the made-up world; no training used it
-SEED = 77
+SEED = 78
 #: width and height of the pictures taken there: what is drawn is smaller still
 IMAGE_SIZE = (800, 450)
 #: m from the car, within which boxes are scored

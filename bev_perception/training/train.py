@@ -39,9 +39,9 @@ FP16_SCALE = 512.0
 class TrainSettings:
     """Where and how to train; what belongs to the variant is in its TrainingConfig.
 
-    out: directory for the weights, the state and the logs.  pretrained: file to fill the backbone from, and the neck
-    if both are frozen.
-    init: checkpoint of this very variant to start from.  resume: go on from the state in out.
+    out: directory for the weights, the state and the logs.  init: checkpoint of this very variant to start from.
+    pretrained: file to fill the backbone from, and the neck if both are frozen; it comes after init.
+    resume: go on from the state in out.
     encoder_only: train backbone, neck and perspective head and leave the decoder as it is; the data need only have the
     newest frame.  decoder_only: leave them as they are and train the rest, on EncodableData.
     epochs, lr: other ones than the variant's.  batch: samples a step and process; unless given, the variant's batch is
@@ -108,11 +108,11 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
 
         torch.manual_seed(settings.seed)
         model = build_model(config)
+        if settings.init is not None:
+            load_checkpoint(model, settings.init)
         if settings.pretrained is not None:
             for part in ENCODER_PARTS if recipe.encoder == "frozen" else ENCODER_PARTS[:1]:
                 load_pretrained(model, settings.pretrained, part)
-        if settings.init is not None:
-            load_checkpoint(model, settings.init)
         freeze(model, recipe.encoder)
         if settings.encoder_only:
             model.pts_bbox_head.requires_grad_(False)

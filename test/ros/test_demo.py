@@ -65,7 +65,7 @@ def test_demo_with_shipped_weights_drives_in_the_made_up_world(tmp_path, capsys,
     out = tmp_path / "demo"
     assert cli.main(["demo", "--out", str(out), "--seconds", "1"]) == 0
     *_, coverage, scores, last = capsys.readouterr().out.strip().splitlines()
-    assert coverage == "scored on 2 of the 2 key frames of synth-077-0000"
+    assert coverage == "scored on 2 of the 2 key frames of synth-078-0000"
     assert scores.startswith("boxes within 40 m: mAP ") and "; occupancy: RayIoU " in scores
     assert "UNTRAINED" not in last and scores in (out / "latency.txt").read_text()
     detections = json.loads((out / "detections.json").read_text())

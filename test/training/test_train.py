@@ -329,6 +329,24 @@ def test_training_starts_from_a_checkpoint_or_a_pretrained_backbone(tmp_path):
         torch.testing.assert_close(weights[key], source.state_dict()[key], atol=1e-6, rtol=0)
 
 
+def test_of_both_the_pretraining_gives_the_backbone_alone(tmp_path):
+    """A decoder that was trained moves to another encoder."""
+    sources = {}
+    for seed, name in enumerate(("init", "pretrained")):
+        torch.manual_seed(5 + seed)
+        sources[name] = build_model(small_config()).state_dict()
+        torch.save(sources[name], tmp_path / f"{name}.pth")
+    files = {name: tmp_path / f"{name}.pth" for name in sources}
+    train(small_config(epochs=1, lr=1e-9), MadeUpData(2), settings(tmp_path / "out", **files))
+    weights = load_file(tmp_path / "out" / WEIGHTS)
+    for key, source in (
+        ("img_backbone.layer4.0.conv1.weight", "pretrained"),
+        ("img_neck.lateral_convs.0.conv.weight", "init"),
+        ("pts_bbox_head.label_enc.weight", "init"),
+    ):
+        torch.testing.assert_close(weights[key], sources[source][key], atol=1e-6, rtol=0)
+
+
 def test_gradients_that_are_not_finite_end_the_training(tmp_path):
     class Broken(MadeUpData):
         def sample(self, index, rng):
