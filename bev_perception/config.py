@@ -325,6 +325,9 @@ class TrainingConfig:
     moving_weight: of the velocity of a box that moves, where that of one that stands is 1. Where most stand, the least
     absolute error of what is not sure is that of "it stands", which is what a detector then says of everything.
     camera_mask: for occupancy, masks are compared only where the cameras see.
+    seen_only: for occupancy, what neither the cameras nor the lidar see counts as free, as it does in labels that come
+    of lidar points. Where labels know the far sides of things, most of what is filled is hidden, and to find it uses up
+    the few voxels that a small model keeps.
     """
 
     epochs: int
@@ -350,6 +353,7 @@ class TrainingConfig:
     denoising_groups: int = 10
     moving_weight: float = 1.0
     camera_mask: bool = False
+    seen_only: bool = False
 
     def __post_init__(self) -> None:
         """Check the values that a type cannot."""

@@ -50,7 +50,8 @@ class OccupancyTruths:
         if recipe.bev.scale != (1.0, 1.0):
             raise ConfigError(f"{config.name}: labels of voxels cannot be scaled; let training.bev.scale be [1, 1]")
         self._classes, self._panoptic = config.class_names, config.occupancy.panoptic
-        self._camera_mask, self._records, self._folder = recipe.camera_mask, records, folder
+        self._camera_mask, self._seen_only = recipe.camera_mask, recipe.seen_only
+        self._records, self._folder = records, folder
 
     def read(self, index: int, world: BevDraw) -> OccupancyTruth:
         """Return the labels of key frame `index`; what its file lacks of the variant's needs is an error."""
@@ -68,9 +69,15 @@ class OccupancyTruths:
         if self._camera_mask:
             seen = self._required(labels.mask_camera, path, "mask_camera; train without training.camera_mask")
             visible = torch.from_numpy(augment_grid(seen, world, outside=False))
-        places, class_ids = mask_targets(labels.semantics, instances, self._classes)
+        semantics = labels.semantics
+        if self._seen_only:
+            remedy = "train without training.seen_only"
+            by_cameras = self._required(labels.mask_camera, path, f"mask_camera; {remedy}")
+            by_lidar = self._required(labels.mask_lidar, path, f"mask_lidar; {remedy}")
+            semantics = np.where(by_cameras | by_lidar, semantics, np.uint8(len(self._classes) - 1))
+        places, class_ids = mask_targets(semantics, instances, self._classes)
         return OccupancyTruth(
-            semantics=torch.from_numpy(augment_grid(labels.semantics, world, UNKNOWN_LABEL)),
+            semantics=torch.from_numpy(augment_grid(semantics, world, UNKNOWN_LABEL)),
             instances=torch.from_numpy(augment_grid(places, world, NO_INSTANCE)),
             class_ids=torch.from_numpy(class_ids),
             visible=visible,

@@ -22,6 +22,7 @@ from bev_perception.training.dataset import NuScenesTraining
 from bev_perception.training.occupancy_targets import mask_targets
 from bev_perception.training.samples import NO_INSTANCE, UNKNOWN_LABEL
 from bev_perception.training.train import train
+from bev_perception.types import OCC3D_GRID
 
 from .kit import augmented, settings, small_occupancy_config
 
@@ -101,6 +102,26 @@ def test_masks_can_be_limited_to_what_cameras_see(records, labels, tmp_path):
     write_labels(labels_path(tmp_path, records.scenes[1], records.tokens[1], ""), bare)
     with pytest.raises(ConfigError, match="holds no mask_camera; train without training.camera_mask"):
         NuScenesTraining(config_with(camera_mask=True), records, tmp_path).sample(1, rng())
+
+
+def test_what_nothing_sees_may_count_as_free(records, tmp_path):
+    lidar = np.zeros(OCC3D_GRID.shape, bool)
+    lidar[:, :, :3] = True  # all of the ground, but of things little
+    known = dataclasses.replace(make_labels(records, 1), mask_lidar=lidar)
+    write_labels(labels_path(tmp_path, records.scenes[1], records.tokens[1], ""), known)
+    sample, _, world = sample_and_draws(NuScenesTraining(config_with(seen_only=True), records, tmp_path), 1, 0)
+    free = len(OCC3D_CLASSES) - 1
+    hidden = ~(known.mask_camera | known.mask_lidar)
+    assert (known.semantics[hidden] != free).any() and (known.semantics[~hidden] != free).any()
+    semantics = np.where(hidden, free, known.semantics).astype(np.uint8)
+    np.testing.assert_array_equal(sample.truth.semantics, augment_grid(semantics, world, UNKNOWN_LABEL))
+    places, _ = mask_targets(semantics, None, OCC3D_CLASSES)
+    np.testing.assert_array_equal(sample.truth.instances, augment_grid(places, world, NO_INSTANCE))
+    for name in ("mask_camera", "mask_lidar"):
+        path = labels_path(tmp_path / name, records.scenes[1], records.tokens[1], "")
+        write_labels(path, dataclasses.replace(known, **{name: None}))
+        with pytest.raises(ConfigError, match=f"holds no {name}; train without training.seen_only"):
+            NuScenesTraining(config_with(seen_only=True), records, tmp_path / name).sample(1, rng())
 
 
 def test_labels_of_other_classes_are_refused(records, labels):
