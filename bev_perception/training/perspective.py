@@ -27,8 +27,9 @@ MIN_DEPTH = 1.0
 SPREAD, MIN_SPREAD, MAX_SPREAD = 0.15, 0.5, 2.5
 #: exponents of the focal loss (Zhou et al., Objects as Points, 2019, equation 1)
 ALPHA, BETA = 2, 4
-#: of the losses of the codes, where that of the heat is 1; the depth is what is hard to see and matters most
-CODE_WEIGHTS = (0.1, 0.1, 2.0, 0.3, 0.3, 0.3, 0.3, 0.3)
+#: of the losses of the codes, where that of the heat is 1; the depth is what is hard to see and matters most. The depth
+#: of what stands on the ground follows from where within a cell its middle is, which features tell only if they must
+CODE_WEIGHTS = (1.0, 1.0, 2.0, 0.3, 0.3, 0.3, 0.3, 0.3)
 #: cells that are told of an object, around that of its middle
 AROUND = tuple((dx, dy) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
 
