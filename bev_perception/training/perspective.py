@@ -26,9 +26,9 @@ MIN_DEPTH = 1.0
 SPREAD, MIN_SPREAD, MAX_SPREAD = 0.15, 0.5, 2.5
 #: exponents of the focal loss (Zhou et al., Objects as Points, 2019, equation 1)
 ALPHA, BETA = 2, 4
-#: of the losses of the codes, where that of the heat is 1. Depth matters most. That of what stands on the ground follows
-#: from where within a cell its middle is, which is not learnt by the way: with weights of 0.1, and the cells around the
-#: middle taught beside it, it stayed a guess
+#: of the losses of the codes, where that of the heat is 1. Depth matters most. That of what stands on the ground
+#: follows from where within a cell its middle is, which is not learnt by the way: with weights of 0.1, and the cells
+#: around the middle taught beside it, it stayed a guess
 CODE_WEIGHTS = (1.0, 1.0, 2.0, 0.3, 0.3, 0.3, 0.3, 0.3)
 
 
