@@ -23,6 +23,12 @@ NUSCENES_CLASSES = (
     "pedestrian",
     "traffic_cone",
 )
+#: (width, height) of its images, pixels
+NUSCENES_IMAGE_SIZE = (1600, 900)
+#: the variants that come with weights: one that detects, one that gives occupancy on the same encoder
+TINY_DETECTOR, TINY_OCCUPANCY = "sparsebev_tiny", "sparseocc_tiny"
+#: m from the car, within which boxes of the first are scored
+TINY_RANGE = 40.0
 #: of Occ3D-nuScenes (Tian et al., NeurIPS 2023); the last is free space
 OCC3D_CLASSES = (
     "others",

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from bev_perception.cli.options import LABELS_HELP, Commands, add_data, add_version, data_version
+from bev_perception.config import NUSCENES_IMAGE_SIZE
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
 
 
@@ -56,7 +57,7 @@ def _add_synth(commands: Commands) -> None:
     synth.add_argument(
         "--image-width",
         type=int,
-        default=1600,
+        default=NUSCENES_IMAGE_SIZE[0],
         metavar="PIXELS",
         help="of the images, which are 9/16 of it high (default: %(default)s)",
     )

@@ -17,6 +17,7 @@ from bev_perception.cli.options import (
     data_version,
     open_bag,
 )
+from bev_perception.config import TINY_DETECTOR, TINY_OCCUPANCY
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def _eval_demo(args: argparse.Namespace) -> int:
     recorded = {} if args.record else read_scores(scores_file())
     args.out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="drives_", dir=args.out) as folder:
-        measured = measure(("sparsebev_tiny", "sparseocc_tiny"), *_held_out(Path(folder)), args.out)
+        measured = measure((TINY_DETECTOR, TINY_OCCUPANCY), *_held_out(Path(folder)), args.out)
     if args.record:
         write_scores(measured, scores_file())
         print(f"wrote {scores_file()}: {measured}")

@@ -17,6 +17,7 @@ from bev_perception.cli.options import (
     data_version,
     open_bag,
 )
+from bev_perception.config import TINY_DETECTOR, TINY_OCCUPANCY
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
 
 if TYPE_CHECKING:
@@ -215,11 +216,11 @@ def _add_demo(commands: Commands) -> None:
     demo.add_argument("--version", default="v1.0-mini")
     demo.add_argument("--scene", default="scene-0103")
     demo.add_argument("--seconds", type=float, default=10.0, help="length of the made-up drive (default: %(default)s)")
-    demo.add_argument("--variant", default="sparsebev_tiny", help="one that detects (default: %(default)s)")
+    demo.add_argument("--variant", default=TINY_DETECTOR, help="one that detects (default: %(default)s)")
     demo.add_argument(
         "--checkpoint",
         type=Path,
-        help="weights (default: those that are shipped, beside those of sparseocc_tiny; or untrained ones)",
+        help=f"weights (default: those that are shipped, beside those of {TINY_OCCUPANCY}; or untrained ones)",
     )
     demo.set_defaults(command=_demo)
 

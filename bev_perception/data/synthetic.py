@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-from bev_perception.config import NUSCENES_CLASSES
+from bev_perception.config import NUSCENES_CLASSES, NUSCENES_IMAGE_SIZE
 from bev_perception.data.drive import CAMERAS, CameraRig, Drive, DriveEvent, DriveImage, DrivePose
 from bev_perception.data.rendering import Painter, Scenery, paint_ground
 from bev_perception.geometry import (
@@ -118,20 +118,21 @@ def _place(
     return labels, np.full(n, radius), angles, np.full(n, direction), np.full(n, speed)
 
 
-def synthetic_rig(image_size: tuple[int, int] = (1600, 900)) -> tuple[CameraRig, ...]:
+def synthetic_rig(image_size: tuple[int, int] = NUSCENES_IMAGE_SIZE) -> tuple[CameraRig, ...]:
     """Return the six cameras for images of (width, height) pixels, in the order of CAMERAS."""
     width, height = image_size
     rig = []
     for name in CAMERAS:
         (focal, cx, cy), translation, quaternion, _ = _RIG[name]
-        k = np.diag([width / 1600, height / 900, 1.0]) @ np.array([[focal, 0, cx], [0, focal, cy], [0, 0, 1.0]])
+        full = np.array([[focal, 0, cx], [0, focal, cy], [0, 0, 1.0]])
+        k = np.diag([*np.divide(image_size, NUSCENES_IMAGE_SIZE), 1.0]) @ full
         sensor2ego = make_transform(rotation_from_quaternion(*quaternion), np.array(translation))
         rig.append(CameraRig(name, Calibration(k, width, height), sensor2ego))
     return tuple(rig)
 
 
 def synthetic_drive(
-    seconds: float, seed: int = 0, image_size: tuple[int, int] = (1600, 900), rate: float = 12.0
+    seconds: float, seed: int = 0, image_size: tuple[int, int] = NUSCENES_IMAGE_SIZE, rate: float = 12.0
 ) -> Drive:
     """Return a drive of `seconds` s with six images of (width, height) pixels at `rate` Hz, each with its pose.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from bev_perception.config import SparseBEVHeadConfig, load_variant, weights_directory
+from bev_perception.config import TINY_RANGE, SparseBEVHeadConfig, load_variant, weights_directory
 from bev_perception.evaluation.detection import DetectionScores
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.evaluate import EvalSettings, Scores, evaluate
@@ -17,8 +17,6 @@ from bev_perception.evaluation.evaluate import EvalSettings, Scores, evaluate
 #: percentage points, that a score may be below the recorded one: other versions and CPUs round sums differently, which
 #: moves boxes and voxels across thresholds. How much that is has not been measured yet.
 TOLERANCE = 0.5
-#: m, of the boxes
-RANGE = 40.0
 
 #: variant -> score -> percent
 ScoresByVariant = dict[str, dict[str, float]]
@@ -39,7 +37,7 @@ def measure(variants: Sequence[str], data: Path, version: str, split: str, out: 
     for variant in variants:
         settings = EvalSettings(variant, None, data, version, split, out / variant, device="cpu")
         if isinstance(load_variant(variant).head, SparseBEVHeadConfig):
-            settings = replace(settings, max_range=RANGE)
+            settings = replace(settings, max_range=TINY_RANGE)
         found = evaluate(settings)
         if found is None:
             raise EvaluationError(f"there is no truth of the split {split!r}; measure on another one")

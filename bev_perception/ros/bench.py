@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from bev_perception.config import NUSCENES_IMAGE_SIZE, TINY_DETECTOR, TINY_OCCUPANCY
 from bev_perception.data.drive import CameraRig, DriveImage
 from bev_perception.data.synthetic import synthetic_drive
 from bev_perception.evaluation.lidar_rays import measure_casting
@@ -24,7 +25,7 @@ from bev_perception.ros.process import NodeProcess, new_domain
 if TYPE_CHECKING:
     from bev_perception.ros.peer import RigPeer
 
-FULL, SMALL, OCCUPANCY = "r50_nuimg_704x256", "sparsebev_tiny", "sparseocc_tiny"
+FULL = "r50_nuimg_704x256"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def run_bench(out: Path, counts: Counts) -> str:
     out.mkdir(parents=True, exist_ok=True)
     from bev_perception.ros.occupancy_bench import measure_occupancy  # needs the messages
 
-    wanted = {FULL: counts.full_frames, SMALL: counts.small_frames, OCCUPANCY: counts.small_frames}
+    wanted = {FULL: counts.full_frames, TINY_DETECTOR: counts.small_frames, TINY_OCCUPANCY: counts.small_frames}
     timings = [
         time_variant(TimingSettings(variant, frames=frames, warm_up=counts.warm_up))
         for variant, frames in wanted.items()
@@ -68,8 +69,8 @@ def run_bench(out: Path, counts: Counts) -> str:
     figures["RayIoU, 8 origins, prediction and truth"] = {"samples/s on one core": round(rate, 1)}
     for name, figure in measure_occupancy().items():
         figures[f"occupancy messages, {name}"] = figure
-    checkpoint = out / f"{SMALL}.safetensors"
-    write_initial_weights(SMALL, checkpoint, seed=0)
+    checkpoint = out / f"{TINY_DETECTOR}.safetensors"
+    write_initial_weights(TINY_DETECTOR, checkpoint, seed=0)
     for transport in ("compressed", "raw"):
         figures[f"latency, {transport}"] = _time_latency(out, checkpoint, transport, counts.latency_sets)
         figures[f"12 Hz, {transport}"] = _count_losses(out, checkpoint, transport, counts.stream_sets)
@@ -88,7 +89,7 @@ def _node_and_rig(
     rigs, images = _first_images(size, transport == "raw")
     domain = new_domain()
     parameters = {
-        "variant": SMALL,
+        "variant": TINY_DETECTOR,
         "checkpoint": checkpoint,
         "image_transport": transport,
         "score_threshold": 0.0,
@@ -119,7 +120,7 @@ def _first_images(size: tuple[int, int], raw: bool) -> tuple[tuple[CameraRig, ..
 
 def _time_latency(out: Path, checkpoint: Path, transport: str, sets: int) -> dict[str, Any]:
     """Time from the last image's publication to the arrival of its detections, beside the model's own time."""
-    with _node_and_rig(out, checkpoint, transport, (1600, 900), f"latency_{transport}") as (_, rig):
+    with _node_and_rig(out, checkpoint, transport, NUSCENES_IMAGE_SIZE, f"latency_{transport}") as (_, rig):
         whole = []
         for _ in range(sets):
             stamp = rig.send_set()
@@ -140,7 +141,7 @@ def _time_latency(out: Path, checkpoint: Path, transport: str, sets: int) -> dic
 
 def _count_losses(out: Path, checkpoint: Path, transport: str, sets: int) -> dict[str, Any]:
     """Publish at 12 Hz in real time; count the sets that did not come together in the node."""
-    with _node_and_rig(out, checkpoint, transport, (1600, 900), f"stream_{transport}") as (node, rig):
+    with _node_and_rig(out, checkpoint, transport, NUSCENES_IMAGE_SIZE, f"stream_{transport}") as (node, rig):
         time.sleep(1.0)  # whatever the start left over is counted
         before = rig.values()
         start = time.perf_counter()

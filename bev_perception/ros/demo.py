@@ -14,7 +14,15 @@ import numpy as np
 from tqdm import tqdm
 
 from bev_perception.checkpoints import load_checkpoint
-from bev_perception.config import NUSCENES_CLASSES, ConfigError, load_variant, shipped_weights
+from bev_perception.config import (
+    NUSCENES_CLASSES,
+    TINY_DETECTOR,
+    TINY_OCCUPANCY,
+    TINY_RANGE,
+    ConfigError,
+    load_variant,
+    shipped_weights,
+)
 from bev_perception.data.drive import CAMERAS, Drive
 from bev_perception.data.messages import stamp_ns
 from bev_perception.data.nuscenes import open_scene
@@ -43,14 +51,10 @@ if TYPE_CHECKING:
     from bev_perception.msg import Object3DArray
     from bev_perception.ros.peer import Listener
 
-#: what runs unless something else is asked for
-DETECTOR, OCCUPANCY = "sparsebev_tiny", "sparseocc_tiny"
 #: of the made-up world; no training used it
 SEED = 78
 #: width and height of the pictures taken there: what is drawn is smaller still
 IMAGE_SIZE = (800, 450)
-#: m from the car, within which boxes are scored
-RANGE = 40.0
 #: boxes that a picture shows: those of a trained model from this score on, and so many of an untrained one, which is
 #: sure of nothing
 SHOWN_SCORE, SHOWN = 0.3, 40
@@ -135,10 +139,10 @@ def _choose_models(settings: DemoSettings) -> _Models:
         raise ConfigError(f"the demo needs a variant that detects; {config.name} gives occupancy, see `show occupancy`")
     trained = load_checkpoint(build_model(config), checkpoint).trained
     parameters: dict[str, object] = {"variant": settings.variant, "checkpoint": checkpoint}
-    second = shipped_weights(OCCUPANCY)
-    both = settings.checkpoint is None and settings.variant == DETECTOR and trained and second is not None
+    second = shipped_weights(TINY_OCCUPANCY)
+    both = settings.checkpoint is None and settings.variant == TINY_DETECTOR and trained and second is not None
     if both:
-        parameters |= {"occupancy_variant": OCCUPANCY, "occupancy_checkpoint": second}
+        parameters |= {"occupancy_variant": TINY_OCCUPANCY, "occupancy_checkpoint": second}
     # what is published is scored too: everything that the variant itself would give; untrained ones reach no score
     parameters["score_threshold"] = config.decode.score_threshold if trained else 0.0
     return _Models(parameters, trained, both)
@@ -247,8 +251,8 @@ def _score(out: Path, recording: _Recording, root: Path, version: str, heard: _H
         if frame.stamp in heard.boxes:
             result = Result(frame.stamp, heard.boxes[frame.stamp], heard.occupancies.get(frame.stamp), {}, None, {}, 0)
             replay.add(frame, result)
-    boxes = replay.score(version, out / "scores", RANGE)
-    found = f"boxes within {RANGE:g} m: mAP {100 * boxes.mean_ap:.1f} %, NDS {100 * boxes.nds:.1f} %"
+    boxes = replay.score(version, out / "scores", TINY_RANGE)
+    found = f"boxes within {TINY_RANGE:g} m: mAP {100 * boxes.mean_ap:.1f} %, NDS {100 * boxes.nds:.1f} %"
     if heard.occupancies:
         occupancy = replay.score_occupancy(version, out / "scores")
         found += f"; occupancy: RayIoU {100 * occupancy.summary['RayIoU']:.1f} %"

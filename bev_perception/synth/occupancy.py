@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bev_perception.config import OCC3D_CLASSES
+from bev_perception.config import NUSCENES_IMAGE_SIZE, OCC3D_CLASSES
 from bev_perception.geometry import invert_transform
 from bev_perception.synth.compiled import hot, kernel
 from bev_perception.synth.ground import Ground, kind_at
@@ -76,7 +76,7 @@ def label(
 def camera_rays(camera_matrix: np.ndarray, image_size: tuple[int, int], rotation: np.ndarray) -> np.ndarray:
     """Return [n, 3] directions of rays all over a picture.  rotation: [3, 3] of the camera to the frame wanted."""
     width, height = image_size
-    step = max(1.0, _PIXELS * width / 1600)
+    step = max(1.0, _PIXELS * width / NUSCENES_IMAGE_SIZE[0])
     u, v = np.meshgrid(np.arange(0, width, step), np.arange(0, height, step))
     pixels = np.stack([u.ravel(), v.ravel(), np.ones(u.size)], axis=1)
     rays = pixels @ (rotation @ np.linalg.inv(camera_matrix)).T

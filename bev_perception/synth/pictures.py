@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from bev_perception.config import NUSCENES_IMAGE_SIZE
 from bev_perception.geometry import invert_transform
 from bev_perception.synth.compiled import kernel
 from bev_perception.synth.polygons import Camera, Poses
@@ -92,7 +93,7 @@ class Photographer:
 
     def _develop(self, channel: str, time: float) -> np.ndarray:
         """Return the picture as it comes out of the camera."""
-        image = cv2.GaussianBlur(self._canvas.colors, (3, 3), 0.55 * self._size[0] / 1600 + 0.05)
+        image = cv2.GaussianBlur(self._canvas.colors, (3, 3), 0.55 * self._size[0] / NUSCENES_IMAGE_SIZE[0] + 0.05)
         for x, y, radius in self._drops[channel]:
             _blur_drop(image, x, y, radius)
         if channel in self._bonnet:

@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from bev_perception.config import NUSCENES_IMAGE_SIZE
 from bev_perception.geometry import (
     invert_transform,
     quaternion_from_rotation,
@@ -201,7 +202,7 @@ class _SceneMaker:
 
     def _noticed(self, sights: list[_Sight]) -> np.ndarray:
         """Return [S, n] bool: a thing has a box from the first key frame on which it shows to the last."""
-        enough = BOX_PIXELS * (self._settings.image_size[0] / 1600) ** 2
+        enough = BOX_PIXELS * (self._settings.image_size[0] / NUSCENES_IMAGE_SIZE[0]) ** 2
         shows = np.array([((v.hits > 0) | (v.seen >= enough)) & (v.distance < BOX_REACH) for v in sights])
         begun, to_come = np.logical_or.accumulate(shows), np.logical_or.accumulate(shows[::-1])[::-1]
         return begun & to_come

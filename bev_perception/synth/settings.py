@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bev_perception.config import NUSCENES_IMAGE_SIZE
 from bev_perception.data import nuscenes
 from bev_perception.geometry import make_transform, rotation_from_quaternion
 
@@ -42,7 +43,7 @@ class SynthSettings:
     seconds: float = 20.0
     seed: int = 0
     camera_rate: int = 12
-    image_size: tuple[int, int] = (1600, 900)
+    image_size: tuple[int, int] = NUSCENES_IMAGE_SIZE
     jpeg_quality: int = 84
 
     def __post_init__(self) -> None:
@@ -77,8 +78,8 @@ class Mount(NamedTuple):
         """Return the [3, 3] intrinsics for images of (width, height)."""
         assert self.intrinsics is not None, "a lidar has no camera matrix"
         focal, cx, cy = self.intrinsics
-        width, height = image_size
-        return np.diag([width / 1600, height / 900, 1.0]) @ np.array([[focal, 0, cx], [0, focal, cy], [0, 0, 1.0]])
+        scale = np.divide(image_size, NUSCENES_IMAGE_SIZE)
+        return np.diag([*scale, 1.0]) @ np.array([[focal, 0, cx], [0, focal, cy], [0, 0, 1.0]])
 
 
 #: three cars of nuScenes

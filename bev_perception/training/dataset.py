@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from bev_perception.config import ConfigError, TrainingConfig, VariantConfig
+from bev_perception.config import NUSCENES_IMAGE_SIZE, ConfigError, TrainingConfig, VariantConfig
 from bev_perception.data.augment import augment_matrices, draw_bev, draw_image_transform
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
@@ -23,8 +23,6 @@ from bev_perception.training.truths import open_truths
 
 LOG = logging.getLogger(__name__)
 
-#: pixels, of the images that recipes of training are written for
-NUSCENES_WIDTH = 1600
 #: samples tried in the place of one that cannot be used, before that is an error
 MAX_REPLACEMENTS = 20
 
@@ -103,7 +101,7 @@ class NuScenesTraining:
 
     def _transform(self, source_hw: tuple[int, int], rng: np.random.Generator) -> ImageTransform:
         """Return how all images of a sample are resized and cropped."""
-        ratio = NUSCENES_WIDTH / source_hw[1]
+        ratio = NUSCENES_IMAGE_SIZE[0] / source_hw[1]  # recipes are written for such images
         low, high = self._recipe.resize
         ratios = (low * ratio, high * ratio)
         return draw_image_transform(rng, source_hw, self._config.image, ratios, self._recipe.image_flip)

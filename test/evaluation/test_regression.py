@@ -41,7 +41,10 @@ def test_scores_may_fall_by_the_tolerance_and_no_more():
 
 @pytest.fixture
 def drives(synthetic_nuscenes, shipped, tmp_path, monkeypatch):
-    """What stands for the held-out drives and for trained weights: those that find something by chance."""
+    """What stands for the held-out drives and for trained weights: those that find something by chance.
+
+    Returns the dataroot and the folders in which drives were to be made up.
+    """
     pytest.importorskip("nuscenes")
     root = tmp_path / "root"
     root.mkdir()
@@ -53,8 +56,16 @@ def drives(synthetic_nuscenes, shipped, tmp_path, monkeypatch):
     shipped.unlink()
     save_file(state, shipped, {"trained": "true"})
     write_initial_weights("sparseocc_tiny", shipped.with_name("sparseocc_tiny.safetensors"), seed=0)
-    monkeypatch.setattr(evaluation, "_held_out", lambda out: (root, "v1.0-mini", "mini_val"))
-    return root
+    folders = []
+
+    def held_out(folder):
+        assert folder.is_dir() and not any(folder.iterdir())  # drives of older code would be scored as they are
+        (folder / "of_this_run").touch()
+        folders.append(folder)
+        return root, "v1.0-mini", "mini_val"
+
+    monkeypatch.setattr(evaluation, "_held_out", held_out)
+    return root, folders
 
 
 def test_the_command_records_and_compares(drives, curves, tmp_path, capsys, monkeypatch):
@@ -75,9 +86,11 @@ def test_the_command_records_and_compares(drives, curves, tmp_path, capsys, monk
     write_scores(recorded, scores_file())
     assert cli.main(command) == 1
     assert "RayIoU of sparseocc_tiny is " in (said := capsys.readouterr().out) and "Mend what has changed" in said
+    _, folders = drives
+    assert len(folders) == 3 and not any(folder.exists() for folder in folders)
 
 
 def test_drives_without_truth_cannot_be_measured_on(drives, monkeypatch, tmp_path):
     monkeypatch.setattr("bev_perception.evaluation.regression.evaluate", lambda settings: None)
     with pytest.raises(EvaluationError, match="no truth of the split 'test'"):
-        measure(["sparsebev_tiny"], drives, "v1.0-mini", "test", tmp_path)
+        measure(["sparsebev_tiny"], drives[0], "v1.0-mini", "test", tmp_path)

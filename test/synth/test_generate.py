@@ -1,5 +1,6 @@
 """A whole data set: nuscenes-devkit takes it, it does not depend on how it was made, and it is made once."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -97,6 +98,19 @@ def test_the_files_do_not_depend_on_how_they_were_made(tmp_path, monkeypatch):
     assert len(open_records(one, VERSION)) == 2
     counts = [len(list((one / folder).rglob("*.jpg"))) for folder in ("samples", "sweeps")]
     assert counts == [2 * 2 * 6, 2 * 5 * 6]
+
+
+def test_what_has_a_box_does_not_depend_on_the_width_of_the_pictures(dataroot, tmp_path):
+    generate(tmp_path, dataclasses.replace(SETTINGS, image_size=(1200, 675)), scenes=1)
+    narrow, wide = (boxes_of_the_first_scene(root) for root in (dataroot, tmp_path))
+    assert len(narrow) > 100 and len(narrow ^ wide) < 0.06 * len(narrow | wide)
+
+
+def boxes_of_the_first_scene(root):
+    """Stamps of key frames and centres of boxes."""
+    records = open_records(root, VERSION)
+    rows = [i for i, scene in enumerate(records.scenes) if scene == records.scenes[0]]
+    return {(i, *box[:3].round(2)) for i in rows for box in records.annotations(i).boxes}
 
 
 def check_images_between_key_frames(root):
