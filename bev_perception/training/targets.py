@@ -102,9 +102,15 @@ class Denoising:
 
 
 def make_denoising(
-    truths: Sequence[BoxTruth], draws: Sequence[DenoisingDraws], num_query: int, pc_range: PcRange
+    truths: Sequence[BoxTruth],
+    draws: Sequence[DenoisingDraws],
+    num_query: int,
+    pc_range: PcRange,
+    at_rest: bool = False,
 ) -> Denoising | None:
     """Make noisy copies of all samples' boxes; None if there is no box or no group.
+
+    at_rest: whether they start without their velocities, see TrainingConfig.denoising_at_rest.
 
     Group k of a sample takes the places k * m and on, where m is the most boxes that any sample has; what a sample
     with fewer leaves unused is a box and a feature of zeros, which its own group sees.
@@ -121,6 +127,8 @@ def make_denoising(
         boxes[b, :, :n] = _noisy_boxes(truth.boxes, drawn.center.to(truth.boxes), pc_range)
         flipped = drawn.flip.to(device) < LABEL_NOISE
         labels[b, :, :n] = torch.where(flipped, drawn.label.to(device), truth.labels)
+    if at_rest:
+        boxes[..., 8:] = 0.0
     sample, _, known = (labels >= 0).nonzero(as_tuple=True)
     place = (labels >= 0).flatten(1).nonzero(as_tuple=True)[1]
     starts = torch.tensor([0, *(len(truth.labels) for truth in truths)], device=device).cumsum(0)

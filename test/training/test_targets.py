@@ -85,6 +85,14 @@ def test_noise_stays_in_the_box_and_the_rest_is_clean():
     assert (queries.labels[~unused] >= 0).all() and len(denoising.labels) == groups * 6
 
 
+def test_noisy_copies_may_start_at_rest():
+    truths = [truth_of(4, seed=0), truth_of(2, seed=5)]
+    moving, resting = (make_denoising(truths, draws_of(truths), 7, PC_RANGE, at_rest=rest) for rest in (False, True))
+    assert (moving.queries.boxes[..., 8:] != 0).any() and (resting.queries.boxes[..., 8:] == 0).all()
+    assert torch.equal(resting.queries.boxes[..., :8], moving.queries.boxes[..., :8])
+    assert torch.equal(resting.boxes, moving.boxes)  # which they should become
+
+
 def test_who_sees_whom():
     truths = [truth_of(2)]
     blocked = make_denoising(truths, draws_of(truths, groups=2), 3, PC_RANGE).queries.blocked
