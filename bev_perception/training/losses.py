@@ -39,7 +39,7 @@ def focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return (weight * F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")).sum()
 
 
-def box_loss(boxes: Tensor, targets: Tensor, code_weights: Tensor, moving_weight: float = 1.0) -> Tensor:
+def box_loss(boxes: Tensor, targets: Tensor, code_weights: Tensor, moving_weight: float) -> Tensor:
     """Return the sum of the weighted absolute errors of boxes [n, 10]; rows whose target is not finite do not count.
 
     moving_weight: see TrainingConfig.
@@ -57,7 +57,7 @@ def detection_losses(
     truths: Sequence[BoxTruth],
     denoising: Denoising | None,
     code_weights: Tensor,
-    moving_weight: float = 1.0,
+    moving_weight: float,
 ) -> dict[str, Tensor]:
     """Return every loss by its name; training minimises their sum.
 

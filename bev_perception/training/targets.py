@@ -106,7 +106,7 @@ def make_denoising(
     draws: Sequence[DenoisingDraws],
     num_query: int,
     pc_range: PcRange,
-    at_rest: bool = False,
+    at_rest: bool,
 ) -> Denoising | None:
     """Make noisy copies of all samples' boxes; None if there is no box or no group.
 

@@ -60,7 +60,7 @@ class Run:
             for b in range(batch)
         ]
         self.denoising = make_denoising(
-            self.truths, self.draws(), case.config["num_query"], tuple(case.config["pc_range"])
+            self.truths, self.draws(), case.config["num_query"], tuple(case.config["pc_range"]), at_rest=False
         )
 
     def draws(self):
@@ -94,7 +94,8 @@ class Run:
             None if denoising is None else denoising.queries,
         )
         handle.remove()
-        losses = detection_losses(output, self.truths, denoising, self.model.pts_bbox_head.code_weights)
+        code_weights = self.model.pts_bbox_head.code_weights
+        losses = detection_losses(output, self.truths, denoising, code_weights, moving_weight=1.0)
         sum(losses.values()).backward()
         return output, {name: loss.item() for name, loss in losses.items()}, seen[0]
 

@@ -33,7 +33,7 @@ def test_boxes_with_a_target_that_is_not_finite_do_not_count():
     boxes = torch.zeros((2, 10), requires_grad=True)
     targets = torch.ones(2, 10)
     targets[1, 3] = -torch.inf
-    loss = box_loss(boxes, targets, torch.full((10,), 2.0))
+    loss = box_loss(boxes, targets, torch.full((10,), 2.0), moving_weight=1.0)
     loss.backward()
     assert loss.item() == 20.0 and (boxes.grad[1] == 0).all()
 
@@ -43,7 +43,7 @@ def test_the_velocity_of_what_moves_may_count_more():
     targets = torch.zeros(2, 10)
     targets[0, 0], targets[0, 8] = 3.0, 2.0  # moves
     targets[1, 9] = 0.25  # stands, but for noise
-    assert box_loss(boxes, targets, torch.ones(10)).item() == 3 + 2 + 0.25
+    assert box_loss(boxes, targets, torch.ones(10), moving_weight=1.0).item() == 3 + 2 + 0.25
     assert box_loss(boxes, targets, torch.ones(10), moving_weight=4.0).item() == 3 + 4 * 2 + 0.25
 
 
@@ -56,10 +56,10 @@ def test_a_perfect_prediction_costs_next_to_nothing_and_the_divisor_is_the_numbe
     boxes[:, 0, 1:4] = encode_boxes(truths[0].boxes)
     logits = torch.full((2, 2, 5, 10), -20.0)
     logits[:, 0, torch.arange(1, 4), truths[0].labels] = 20.0
-    losses = detection_losses(SparseBEVOutput(logits, boxes), truths, None, torch.ones(10))
+    losses = detection_losses(SparseBEVOutput(logits, boxes), truths, None, torch.ones(10), moving_weight=1.0)
     assert set(losses) == set(loss_names(2, denoising=False))
     assert max(loss.item() for loss in losses.values()) < 1e-6
-    off = detection_losses(SparseBEVOutput(logits, boxes + 1), truths, None, torch.ones(10))
+    off = detection_losses(SparseBEVOutput(logits, boxes + 1), truths, None, torch.ones(10), moving_weight=1.0)
     assert off["loss_bbox"].item() == pytest.approx(0.25 * 10, rel=1e-5)
 
 

@@ -69,7 +69,7 @@ def test_values_that_are_not_finite_are_the_worst_partners(value):
 def test_noise_stays_in_the_box_and_the_rest_is_clean():
     truths = [truth_of(4, seed=0), truth_of(2, seed=5), truth_of(0)]
     groups = 200
-    denoising = make_denoising(truths, draws_of(truths, groups), 7, PC_RANGE)
+    denoising = make_denoising(truths, draws_of(truths, groups), 7, PC_RANGE, at_rest=False)
     queries = denoising.queries
     assert queries.boxes.shape == (3, groups * 4, 10) and queries.labels.shape == (3, groups * 4)
     used = queries.boxes[denoising.sample, denoising.place]
@@ -95,7 +95,7 @@ def test_noisy_copies_may_start_at_rest():
 
 def test_who_sees_whom():
     truths = [truth_of(2)]
-    blocked = make_denoising(truths, draws_of(truths, groups=2), 3, PC_RANGE).queries.blocked
+    blocked = make_denoising(truths, draws_of(truths, groups=2), 3, PC_RANGE, at_rest=False).queries.blocked
     expected = np.ones((7, 7), bool)
     expected[:2, :2] = expected[2:4, 2:4] = expected[:, 4:] = False
     assert np.array_equal(blocked, expected)
@@ -104,12 +104,12 @@ def test_who_sees_whom():
 def test_a_sample_is_denoised_alike_in_any_batch():
     truths = [truth_of(3, seed=0), truth_of(3, seed=5)]
     draws = draws_of(truths)
-    both = make_denoising(truths, draws, 7, PC_RANGE).queries
+    both = make_denoising(truths, draws, 7, PC_RANGE, at_rest=False).queries
     for i in range(2):
-        alone = make_denoising(truths[i : i + 1], draws[i : i + 1], 7, PC_RANGE).queries
+        alone = make_denoising(truths[i : i + 1], draws[i : i + 1], 7, PC_RANGE, at_rest=False).queries
         assert torch.equal(both.boxes[i], alone.boxes[0]) and torch.equal(both.labels[i], alone.labels[0])
 
 
 def test_nothing_to_denoise():
-    assert make_denoising([truth_of(0)], draws_of([truth_of(0)]), 7, PC_RANGE) is None
-    assert make_denoising([truth_of(2)], draws_of([truth_of(2)], groups=0), 7, PC_RANGE) is None
+    assert make_denoising([truth_of(0)], draws_of([truth_of(0)]), 7, PC_RANGE, at_rest=False) is None
+    assert make_denoising([truth_of(2)], draws_of([truth_of(2)], groups=0), 7, PC_RANGE, at_rest=False) is None
