@@ -207,10 +207,13 @@ class SparseBEVHeadConfig:
     """The query decoder of SparseBEV (Liu et al., ICCV 2023).
 
     num_query: learnt queries.  proposals: further ones that start where the perspective head sees objects; 0: none.
+    correct_velocity: let each pass correct the velocity that it looked along, as Sparse4D does (Lin et al., 2022), in
+    the place of telling it anew: what has gone on meanwhile is then seen as it is, wherever the query looked.
     """
 
     num_query: int = 900
     proposals: int = 0
+    correct_velocity: bool = False
     num_points: int = 4
     num_levels: int = 4
     embed_dims: int = 256

@@ -82,6 +82,7 @@ class SparseBEVDecoderLayer(nn.Module):
         super().__init__()
         dims = head.embed_dims
         self.pc_range = head.pc_range
+        self.correct_velocity = head.correct_velocity
         self.position_encoder = PositionEncoding(dims)
         self.self_attn = ScaleAdaptiveSelfAttention(dims, head.num_heads, head.dropout)
         self.sampling = SamplingPoints(dims, head.num_groups, head.num_points, head.num_levels, head.pc_range)
@@ -129,14 +130,18 @@ class SparseBEVDecoderLayer(nn.Module):
         refined = self._refine(boxes, self.reg_branch(features), time_differences)
         return refined, features, self.cls_branch(features)
 
-    @staticmethod
-    def _refine(boxes: Tensor, regression: Tensor, time_differences: Tensor) -> Tensor:
-        """Centres are corrected, the other codes are replaced; the motion is learnt as a shift until frame 1."""
+    def _refine(self, boxes: Tensor, regression: Tensor, time_differences: Tensor) -> Tensor:
+        """Centres are corrected, the other codes are replaced; the motion is learnt as a shift until frame 1.
+
+        So is a correction of it, see SparseBEVHeadConfig.correct_velocity.
+        """
         centers = (regression[..., :3] + inverse_sigmoid(boxes[..., :3])).sigmoid()
         velocities = regression[..., 8:]
         if time_differences.shape[1] > 1:
             since = time_differences[:, 1, None, None]  # [B, 1, 1]; 0 where there is no history, future frames negative
             velocities = velocities / torch.where(since < 1e-5, torch.ones_like(since), since)
+        if self.correct_velocity:
+            velocities = boxes[..., 8:] + velocities
         return torch.cat([centers, regression[..., 3:8], velocities], dim=-1)
 
 

@@ -318,6 +318,26 @@ def test_the_future_is_sampled_where_moving_boxes_will_be(order, offsets):
         torch.testing.assert_close(moved, torch.tensor([2.0 * offset, 0, 0]).expand_as(moved), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("correct", [False, True])
+@torch.no_grad()
+def test_each_pass_tells_the_velocity_anew_or_corrects_the_one_before(correct):
+    config = small(tiny(), correct_velocity=correct)
+    torch.manual_seed(0)
+    model = build_model(config).eval()
+    head = model.pts_bbox_head
+    head.init_query_bbox.weight[:, 8:] = torch.tensor([4.0, -1.0])  # m/s
+    last = head.decoder_layer.reg_branch[-1]
+    last.weight.zero_()
+    last.bias[8:] = torch.tensor([0.3, 0.6])  # m until frame 1
+    memory = run(model, frame(0))[1]
+    outputs, _ = run(model, frame(1), memory)
+    told = torch.tensor([0.6, 1.2])  # m/s, as frame 1 is half a second old
+    passes = torch.arange(1, config.detector.num_layers + 1)[:, None]
+    expected = torch.tensor([4.0, -1.0]) + passes * told if correct else told.expand(len(passes), 2)
+    velocities = outputs.boxes[:, 0, :, 8:]  # [layers, Q, 2]
+    torch.testing.assert_close(velocities, expected[:, None].expand_as(velocities), atol=1e-4, rtol=0)
+
+
 def proposing():
     """The variant as it is: with queries that start where its perspective head sees objects."""
     config = load_variant("sparsebev_tiny")
