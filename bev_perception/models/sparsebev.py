@@ -27,12 +27,15 @@ from bev_perception.models.layers import (
     encode_centers,
     inverse_sigmoid,
 )
-from bev_perception.models.perspective import PerspectiveHead, PerspectiveOutput, invert_cameras, lift
+from bev_perception.models.perspective import PerspectiveHead, PerspectiveOutput, follow, invert_cameras, lift
 from bev_perception.ops.sampling import LevelsByFrame, sample_features
 from bev_perception.types import ModelInput
 
 #: weights of the ten box codes in the training loss; the official checkpoints carry them
 CODE_WEIGHTS = (2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+
+#: m/s that a query is told as 1
+SPEED_UNIT = 5.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,10 @@ class SparseBEVDecoderLayer(nn.Module):
         self.pc_range = head.pc_range
         self.correct_velocity = head.correct_velocity
         self.position_encoder = PositionEncoding(dims)
+        if head.correct_velocity:
+            self.velocity_encoder = nn.Linear(2, dims)
+            nn.init.zeros_(self.velocity_encoder.weight)
+            nn.init.zeros_(self.velocity_encoder.bias)
         self.self_attn = ScaleAdaptiveSelfAttention(dims, head.num_heads, head.dropout)
         self.sampling = SamplingPoints(dims, head.num_groups, head.num_points, head.num_levels, head.pc_range)
         self.mixing = AdaptiveMixing(dims, head.num_groups, frames * head.num_points, head.mixing_out_points)
@@ -122,6 +129,8 @@ class SparseBEVDecoderLayer(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return refined boxes [B, Q, 10], features [B, Q, C] and logits [B, Q, classes]; see SparseBEVHead."""
         features = features + self.position_encoder(boxes[..., :3])
+        if self.correct_velocity:
+            features = features + self.velocity_encoder(boxes[..., 8:] / SPEED_UNIT)
         features = self.norm1(self.self_attn(features, decode_centers(boxes[..., :3], self.pc_range), blocked))
         points, level_weights = self.sampling(features, boxes, time_differences, legacy)
         sampled = sample_features(levels_by_frame, points, reference2image, level_weights, image_size)
@@ -272,16 +281,36 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
             image2reference = invert_cameras(reference2image[:, 0])
             seen = self.perspective_head(levels_by_frame[0][0], image2reference, image_size)
             if count:
-                proposed = self._propose(*lift(seen, image2reference, image_size, count))
+                boxes, labels = lift(seen, image2reference, image_size, count)
+                velocities = self._motion(boxes, labels, levels_by_frame, reference2image, time_differences, image_size)
+                proposed = self._propose(boxes, labels, velocities)
         output: SparseBEVOutput = self.pts_bbox_head(
             levels_by_frame, reference2image, time_differences, image_size, self.legacy_boxes, denoising, proposed
         )
         return replace(output, seen=seen)
 
-    def _propose(self, boxes: Tensor, labels: Tensor) -> ProposedQueries:
-        """Return lifted boxes [B, K, 8] as queries at rest."""
+    @torch.no_grad()
+    def _motion(
+        self,
+        boxes: Tensor,
+        labels: Tensor,
+        levels_by_frame: LevelsByFrame,
+        reference2image: Tensor,
+        time_differences: Tensor,
+        image_size: tuple[int, int],
+    ) -> Tensor:
+        """Return how lifted boxes [B, K, 8] have moved since frame 1, [B, K, 2] m/s; 0 without such a frame."""
+        if len(levels_by_frame) == 1 or self.perspective_head is None:
+            return torch.zeros_like(boxes[..., :2])
+        image2reference = invert_cameras(reference2image[:, 1])
+        seen = self.perspective_head(levels_by_frame[1][0], image2reference, image_size)
+        older = lift(seen, image2reference, image_size, boxes.shape[1])
+        return follow(boxes, labels, *older, time_differences[:, 1])
+
+    def _propose(self, boxes: Tensor, labels: Tensor, velocities: Tensor) -> ProposedQueries:
+        """Return lifted boxes [B, K, 8] that move with velocities [B, K, 2] as queries."""
         relative = encode_centers(boxes[..., :3], self.config.detector.pc_range).clamp(0, 1)
-        return ProposedQueries(torch.cat([relative, boxes[..., 3:], torch.zeros_like(boxes[..., :2])], dim=-1), labels)
+        return ProposedQueries(torch.cat([relative, boxes[..., 3:], velocities], dim=-1), labels)
 
     def predict(self, frames: Sequence[FrameFeatures], current: ModelInput) -> SparseBEVOutput:
         """Return the boxes for encoded frames, the first of which is `current`; the batch is 1."""

@@ -14,6 +14,7 @@ from bev_perception.memory import FeatureQueue, FrameFeatures
 from bev_perception.models import build_model
 from bev_perception.models.camera_model import reference2image
 from bev_perception.models.layers import level_weights_by_frame
+from bev_perception.models.perspective import MAX_SPEED, follow
 from bev_perception.models.sparsebev import time_differences
 from bev_perception.types import ModelInput
 
@@ -368,6 +369,51 @@ def test_proposals_are_queries_after_the_learnt_ones():
     before, after = placed[0], placed[model.config.detector.num_layers]
     assert torch.equal(before[:, : head.num_query], after[:, : head.num_query])
     assert not torch.allclose(before[:, head.num_query :, :3], after[:, head.num_query :, :3], atol=1e-3)
+
+
+def lifted(*places, yaw=0.0):
+    """Lifted objects [1, K, 8] of a car's size at (x, y)."""
+    boxes = torch.zeros(1, len(places), 8)
+    boxes[0, :, :2] = torch.tensor(places)
+    boxes[0, :, 3:6] = torch.tensor([4.5, 1.9, 1.6]).log()
+    boxes[0, :, 6], boxes[0, :, 7] = np.sin(yaw), np.cos(yaw)
+    return boxes
+
+
+@pytest.mark.parametrize("since", [0.5, -0.5])
+def test_an_object_is_followed_along_its_heading(since):
+    cars = torch.zeros(1, 3, dtype=torch.int64)
+    now = lifted((10.0, 0.0), (30.0, 5.0), (-20.0, 5.0))
+    older = lifted((30.0, 5.0), (10.0 - 8 * since, 0.2), (10.0, 3.5))  # one stands, one drives, one is another's lane
+    velocities = follow(now, cars, older, cars, torch.tensor([since]))
+    torch.testing.assert_close(velocities, torch.tensor([[[8.0, -0.2 / since], [0, 0], [0, 0]]]))
+
+
+def test_whom_nobody_can_have_been_is_at_rest():
+    labels = torch.tensor([[0, 8, 0]])
+    now, older = lifted((10.0, 0.0), (20.0, 0.0), (30.0, 0.0)), lifted((9.0, 0.0), (19.0, 0.0), (19.0, 0.0))
+    moved = follow(now, labels, older, torch.tensor([[0, 0, 0]]), torch.tensor([0.5]))
+    torch.testing.assert_close(moved, torch.tensor([[[2.0, 0], [0, 0], [0, 0]]]))  # another class; too far away
+    assert not follow(now, labels, older, labels, torch.zeros(1)).any()  # memory wiped: no time has passed
+    twins = follow(
+        lifted((10.0, 0.0), (12.0, 0.0)), labels[:, :1].expand(1, 2), older[:, :1], labels[:, :1], torch.ones(1)
+    )
+    torch.testing.assert_close(twins, torch.tensor([[[1.0, 0], [0, 0]]]))  # only one of them can have been there
+
+
+@torch.no_grad()
+def test_proposals_start_with_the_motion_since_the_frame_before():
+    model = proposing()
+    placed = []
+    layer = model.pts_bbox_head.decoder_layer
+    layer.register_forward_pre_hook(lambda _, inputs: placed.append(inputs[0]))
+    memory = run(model, frame(0))[1]
+    run(model, frame(1), memory)
+    head = model.config.detector
+    first, second = placed[0], placed[head.num_layers]
+    assert not first[:, head.num_query :, 8:].any()
+    speeds = second[:, head.num_query :, 8:].norm(dim=-1)
+    assert speeds.isfinite().all() and speeds.any() and (speeds < MAX_SPEED).all()
 
 
 @torch.no_grad()
