@@ -332,8 +332,9 @@ class TrainingConfig:
     image_flip: whether the images are mirrored half of the time.  color_augmentation: whether their colours are
     distorted.  grid_mask: whether squares of them are blanked.  bev: what happens to the world; see data.augment.
     denoising_groups: for boxes, noisy copies of every known one that are queries beside the learnt ones; 0: none.
-    denoising_at_rest: whether those start at rest, as learnt queries do. With their true velocities, as SparseBEV has
-    it, they look at every frame where the object was then, and cannot see how fast it is.
+    denoising_velocity: m/s, noise of the velocities that those start with (standard deviation); half of them start with
+    it alone. 0: with their true ones, as SparseBEV has it; they then look at every frame where the object was, and
+    cannot see how fast it is.
     moving_weight: of the velocity of a box that moves, where that of one that stands is 1. Where most stand, the least
     absolute error of what is not sure is that of "it stands", which is what a detector then says of everything.
     camera_mask: for occupancy, masks are compared only where the cameras see.
@@ -363,7 +364,7 @@ class TrainingConfig:
     grid_mask: bool = True
     bev: BevAugmentationConfig = field(default_factory=BevAugmentationConfig)
     denoising_groups: int = 10
-    denoising_at_rest: bool = False
+    denoising_velocity: float = 0.0
     moving_weight: float = 1.0
     camera_mask: bool = False
     seen_only: bool = False

@@ -32,6 +32,9 @@ LOG_SIZES = (-2.0, 3.5)
 MAX_SPEED = 20.0
 #: of being the same object: m that a metre across the heading counts as, and a difference of 1 of a log size
 ACROSS, RESIZED = 1.5, 2.0
+#: errors of where a resting object is seen twice, to the side and along the line of sight: m, and a share of the
+#: distance; what has not moved by so many of them is at rest
+SIDE_ERROR, DEPTH_ERROR, SIGNIFICANT = (0.2, 0.015), (0.2, 0.05), 2.0
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,8 @@ def follow(boxes: Tensor, labels: Tensor, older: Tensor, older_labels: Tensor, t
     frame.  time_differences: [B] s, current minus older.
 
     Two objects are the same if each is the likeliest one for the other: of one class and alike in size, near, above all
-    across the heading, and not further away than MAX_SPEED allows. What has no such partner is at rest.
+    across the heading, and not further away than MAX_SPEED allows. What has no such partner is at rest, and so is what
+    has moved no further than errors of depth may explain, seen from the frame's origin.
     """
     moved = boxes[:, :, None, :2] - older[:, None, :, :2]  # [B, K, J, 2]
     sin, cos = boxes[:, :, None, 6], boxes[:, :, None, 7]
@@ -189,4 +193,14 @@ def follow(boxes: Tensor, labels: Tensor, older: Tensor, older_labels: Tensor, t
     mutual = cost.argmin(dim=1).gather(1, partner) == torch.arange(boxes.shape[1], device=boxes.device)
     known = (mutual & possible.any(dim=2))[..., None]
     shift = moved.gather(2, partner[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]
+    known &= _errors(shift, boxes[..., :2])[..., None] > SIGNIFICANT
     return torch.where(known, shift, 0.0) / torch.where(since.abs() < 1e-5, 1.0, since)
+
+
+def _errors(shift: Tensor, place: Tensor) -> Tensor:
+    """Return by how many errors shifts [..., 2] differ from none, of objects at places [..., 2], m from the viewer."""
+    distance = place.norm(dim=-1).clamp(min=1e-3)
+    x, y = (place / distance[..., None]).unbind(dim=-1)
+    depth, side = shift[..., 0] * x + shift[..., 1] * y, shift[..., 1] * x - shift[..., 0] * y
+    (side_least, side_share), (depth_least, depth_share) = SIDE_ERROR, DEPTH_ERROR
+    return torch.hypot(side / (side_least + side_share * distance), depth / (depth_least + depth_share * distance))

@@ -179,8 +179,8 @@ class DetectionStep(TrainingStep[BoxTruth]):
             for truth, generator in zip(batch.truths, generators, strict=True)
         ]
         queries = config.detector.num_query + config.detector.proposals
-        at_rest = self.recipe.denoising_at_rest
-        denoising = make_denoising(batch.truths, draws, queries, config.detector.pc_range, at_rest)
+        noise = self.recipe.denoising_velocity
+        denoising = make_denoising(batch.truths, draws, queries, config.detector.pc_range, noise)
         views = self.encode(batch, generators)
         output = self.model.detect(
             views.levels_by_frame,

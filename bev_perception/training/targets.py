@@ -25,6 +25,8 @@ COST_EPS = 1e-12
 WORST_COST = 100.0
 #: how far a noisy centre may lie from the true one, in half sizes; the probability of a random label
 BOX_NOISE, LABEL_NOISE = 0.5, 0.5
+#: the probability that a noisy copy has nothing of its velocity, where velocities are noisy
+STOPPED = 0.5
 
 
 def encode_boxes(boxes: Tensor) -> Tensor:
@@ -70,11 +72,14 @@ class DenoisingDraws:
     """The chance in one sample's n known boxes, in `groups` copies.
 
     center: [groups, n, 3] in 0..1.  flip: [groups, n] in 0..1.  label: [groups, n] int64 class.
+    stop: [groups, n] in 0..1.  push: [groups, n, 2], normal.
     """
 
     center: Tensor
     flip: Tensor
     label: Tensor
+    stop: Tensor
+    push: Tensor
 
 
 def draw_denoising(n: int, groups: int, num_classes: int, generator: torch.Generator) -> DenoisingDraws:
@@ -83,6 +88,8 @@ def draw_denoising(n: int, groups: int, num_classes: int, generator: torch.Gener
         torch.rand((groups, n, 3), generator=generator),
         torch.rand((groups, n), generator=generator),
         torch.randint(num_classes, (groups, n), generator=generator),
+        torch.rand((groups, n), generator=generator),
+        torch.randn((groups, n, 2), generator=generator),
     )
 
 
@@ -106,11 +113,11 @@ def make_denoising(
     draws: Sequence[DenoisingDraws],
     num_query: int,
     pc_range: PcRange,
-    at_rest: bool,
+    velocity_noise: float,
 ) -> Denoising | None:
     """Make noisy copies of all samples' boxes; None if there is no box or no group.
 
-    at_rest: whether they start without their velocities, see TrainingConfig.denoising_at_rest.
+    velocity_noise: m/s, see TrainingConfig.denoising_velocity.
 
     Group k of a sample takes the places k * m and on, where m is the most boxes that any sample has; what a sample
     with fewer leaves unused is a box and a feature of zeros, which its own group sees.
@@ -125,10 +132,11 @@ def make_denoising(
     for b, (truth, drawn) in enumerate(zip(truths, draws, strict=True)):
         n = len(truth.labels)
         boxes[b, :, :n] = _noisy_boxes(truth.boxes, drawn.center.to(truth.boxes), pc_range)
+        if velocity_noise:
+            boxes[b, :, :n, 8:] *= (drawn.stop.to(device) >= STOPPED)[..., None]
+            boxes[b, :, :n, 8:] += velocity_noise * drawn.push.to(truth.boxes)
         flipped = drawn.flip.to(device) < LABEL_NOISE
         labels[b, :, :n] = torch.where(flipped, drawn.label.to(device), truth.labels)
-    if at_rest:
-        boxes[..., 8:] = 0.0
     sample, _, known = (labels >= 0).nonzero(as_tuple=True)
     place = (labels >= 0).flatten(1).nonzero(as_tuple=True)[1]
     starts = torch.tensor([0, *(len(truth.labels) for truth in truths)], device=device).cumsum(0)

@@ -391,14 +391,28 @@ def test_an_object_is_followed_along_its_heading(since):
 
 def test_whom_nobody_can_have_been_is_at_rest():
     labels = torch.tensor([[0, 8, 0]])
-    now, older = lifted((10.0, 0.0), (20.0, 0.0), (30.0, 0.0)), lifted((9.0, 0.0), (19.0, 0.0), (19.0, 0.0))
+    now, older = lifted((10.0, 0.0), (20.0, 0.0), (30.0, 0.0)), lifted((8.0, 0.0), (19.0, 0.0), (19.0, 0.0))
     moved = follow(now, labels, older, torch.tensor([[0, 0, 0]]), torch.tensor([0.5]))
-    torch.testing.assert_close(moved, torch.tensor([[[2.0, 0], [0, 0], [0, 0]]]))  # another class; too far away
+    torch.testing.assert_close(moved, torch.tensor([[[4.0, 0], [0, 0], [0, 0]]]))  # another class; too far away
     assert not follow(now, labels, older, labels, torch.zeros(1)).any()  # memory wiped: no time has passed
-    twins = follow(
-        lifted((10.0, 0.0), (12.0, 0.0)), labels[:, :1].expand(1, 2), older[:, :1], labels[:, :1], torch.ones(1)
-    )
-    torch.testing.assert_close(twins, torch.tensor([[[1.0, 0], [0, 0]]]))  # only one of them can have been there
+    twins, one = torch.zeros(1, 2, dtype=torch.int64), older[:, :1]
+    moved = follow(lifted((10.0, 0.0), (12.0, 0.0)), twins, one, twins[:, :1], torch.ones(1))
+    torch.testing.assert_close(moved, torch.tensor([[[2.0, 0], [0, 0]]]))  # only one of them can have been there
+
+
+@pytest.mark.parametrize("place", [(20.0, 0.0), (0.0, 20.0), (-12.0, 16.0)])
+def test_what_errors_of_depth_explain_is_no_motion(place):
+    car = torch.zeros(1, 1, dtype=torch.int64)
+    away = torch.tensor(place) / 20
+    aside = torch.stack([-away[1], away[0]])
+
+    def moved(shift):
+        now = lifted(place)
+        now[..., :2] += shift
+        return follow(now, car, lifted(place), car, torch.tensor([0.5])).any()
+
+    assert not moved(2.0 * away) and moved(3.0 * away)
+    assert not moved(0.9 * aside) and moved(1.3 * aside)
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ class Run:
             for b in range(batch)
         ]
         self.denoising = make_denoising(
-            self.truths, self.draws(), case.config["num_query"], tuple(case.config["pc_range"]), at_rest=False
+            self.truths, self.draws(), case.config["num_query"], tuple(case.config["pc_range"]), velocity_noise=0.0
         )
 
     def draws(self):
@@ -72,7 +72,7 @@ class Run:
         ]
         sizes = [len(truth.labels) for truth in self.truths]
         return [
-            DenoisingDraws(rand[..., :3], flip, label)
+            DenoisingDraws(rand[..., :3], flip, label, torch.zeros_like(flip), torch.zeros_like(rand[..., :2]))
             for rand, flip, label in zip(*(value.split(sizes, dim=1) for value in values), strict=True)
         ]
 

@@ -69,7 +69,7 @@ def test_values_that_are_not_finite_are_the_worst_partners(value):
 def test_noise_stays_in_the_box_and_the_rest_is_clean():
     truths = [truth_of(4, seed=0), truth_of(2, seed=5), truth_of(0)]
     groups = 200
-    denoising = make_denoising(truths, draws_of(truths, groups), 7, PC_RANGE, at_rest=False)
+    denoising = make_denoising(truths, draws_of(truths, groups), 7, PC_RANGE, velocity_noise=0.0)
     queries = denoising.queries
     assert queries.boxes.shape == (3, groups * 4, 10) and queries.labels.shape == (3, groups * 4)
     used = queries.boxes[denoising.sample, denoising.place]
@@ -85,17 +85,24 @@ def test_noise_stays_in_the_box_and_the_rest_is_clean():
     assert (queries.labels[~unused] >= 0).all() and len(denoising.labels) == groups * 6
 
 
-def test_noisy_copies_may_start_at_rest():
-    truths = [truth_of(4, seed=0), truth_of(2, seed=5)]
-    moving, resting = (make_denoising(truths, draws_of(truths), 7, PC_RANGE, at_rest=rest) for rest in (False, True))
-    assert (moving.queries.boxes[..., 8:] != 0).any() and (resting.queries.boxes[..., 8:] == 0).all()
-    assert torch.equal(resting.queries.boxes[..., :8], moving.queries.boxes[..., :8])
-    assert torch.equal(resting.boxes, moving.boxes)  # which they should become
+def test_noisy_copies_may_start_with_noisy_velocities():
+    truths = [truth_of(40, seed=0), truth_of(20, seed=5)]
+    true, noisy = (make_denoising(truths, draws_of(truths), 7, PC_RANGE, velocity_noise=v) for v in (0.0, 1.5))
+    assert torch.equal(noisy.queries.boxes[..., :8], true.queries.boxes[..., :8])
+    assert torch.equal(noisy.boxes, true.boxes)  # which they should become
+    rows = noisy.sample, noisy.place
+    told, known = noisy.queries.boxes[rows][:, 8:], noisy.boxes[:, 7:]
+    assert torch.equal(true.queries.boxes[rows][:, 8:], known)
+    # around half of them only noise is left; that of two draws in three lies within a standard deviation
+    stopped = torch.cat([drawn.stop.flatten() < 0.5 for drawn in draws_of(truths)])
+    noise = told - torch.where(stopped[:, None], 0.0, known)
+    assert 0.4 < stopped.float().mean() < 0.6 and 0.55 < (noise.abs() < 1.5).float().mean() < 0.8
+    assert (noisy.queries.boxes[..., 8:][noisy.queries.labels < 0] == 0).all()
 
 
 def test_who_sees_whom():
     truths = [truth_of(2)]
-    blocked = make_denoising(truths, draws_of(truths, groups=2), 3, PC_RANGE, at_rest=False).queries.blocked
+    blocked = make_denoising(truths, draws_of(truths, groups=2), 3, PC_RANGE, velocity_noise=0.0).queries.blocked
     expected = np.ones((7, 7), bool)
     expected[:2, :2] = expected[2:4, 2:4] = expected[:, 4:] = False
     assert np.array_equal(blocked, expected)
@@ -104,12 +111,12 @@ def test_who_sees_whom():
 def test_a_sample_is_denoised_alike_in_any_batch():
     truths = [truth_of(3, seed=0), truth_of(3, seed=5)]
     draws = draws_of(truths)
-    both = make_denoising(truths, draws, 7, PC_RANGE, at_rest=False).queries
+    both = make_denoising(truths, draws, 7, PC_RANGE, velocity_noise=0.0).queries
     for i in range(2):
-        alone = make_denoising(truths[i : i + 1], draws[i : i + 1], 7, PC_RANGE, at_rest=False).queries
+        alone = make_denoising(truths[i : i + 1], draws[i : i + 1], 7, PC_RANGE, velocity_noise=0.0).queries
         assert torch.equal(both.boxes[i], alone.boxes[0]) and torch.equal(both.labels[i], alone.labels[0])
 
 
 def test_nothing_to_denoise():
-    assert make_denoising([truth_of(0)], draws_of([truth_of(0)]), 7, PC_RANGE, at_rest=False) is None
-    assert make_denoising([truth_of(2)], draws_of([truth_of(2)], groups=0), 7, PC_RANGE, at_rest=False) is None
+    assert make_denoising([truth_of(0)], draws_of([truth_of(0)]), 7, PC_RANGE, velocity_noise=0.0) is None
+    assert make_denoising([truth_of(2)], draws_of([truth_of(2)], groups=0), 7, PC_RANGE, velocity_noise=0.0) is None
