@@ -69,8 +69,8 @@ def test_boxes_are_in_base_link_and_sorted(pipeline, frames):
     assert (np.diff(boxes.scores) <= 0).all()
     assert np.abs(boxes.centers[:, :2]).max() < 75 and (boxes.sizes > 0).all()
     # untrained queries lie at the floor of the range, 5 m below the roof-mounted lidar: 3.2 m below base_link; others
-    # are where the perspective head happens to see something
-    assert np.isclose(boxes.centers[:, 2], -5 + 1.84, atol=0.5).mean() > 0.2
+    # are above it, where the perspective head happens to see something
+    np.testing.assert_allclose(boxes.centers[:, 2].min(), -5 + 1.84, atol=0.1)
     assert set(result.timings) == {"preprocess", "model", "decode"}
 
 
