@@ -206,10 +206,9 @@ class NeckConfig:
 class SparseBEVHeadConfig:
     """The query decoder of SparseBEV (Liu et al., ICCV 2023).
 
-    num_query: learnt queries.  proposals: further ones that start where the perspective head sees objects, with the
-    motion that it has seen since the frame before; 0: none.
-    correct_velocity: let each pass know the velocity that it looks along and correct it, as Sparse4D does (Lin et al.,
-    2022), in the place of telling it anew.
+    num_query: learnt queries.  proposals: further ones that start where the perspective head sees objects, and move as
+    it has seen them move since the frame before; 0: none.  correct_velocity: let each pass know the velocity that it
+    looks along and correct it, as Sparse4D does (Lin et al., 2022), in the place of telling it anew.
     """
 
     num_query: int = 900
@@ -332,9 +331,8 @@ class TrainingConfig:
     image_flip: whether the images are mirrored half of the time.  color_augmentation: whether their colours are
     distorted.  grid_mask: whether squares of them are blanked.  bev: what happens to the world; see data.augment.
     denoising_groups: for boxes, noisy copies of every known one that are queries beside the learnt ones; 0: none.
-    denoising_velocity: m/s, noise of the velocities that those start with (standard deviation); half of them start with
-    it alone. 0: with their true ones, as SparseBEV has it; they then look at every frame where the object was, and
-    cannot see how fast it is.
+    denoising_velocity: m/s, noise of the velocities that those start with (standard deviation); half have nothing else.
+    0: none, as in SparseBEV; they then look at every frame where the object was, and cannot see how fast it is.
     moving_weight: of the velocity of a box that moves, where that of one that stands is 1. Where most stand, the least
     absolute error of what is not sure is that of "it stands", which is what a detector then says of everything.
     camera_mask: for occupancy, masks are compared only where the cameras see.

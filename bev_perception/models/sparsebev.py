@@ -300,8 +300,9 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
         image_size: tuple[int, int],
     ) -> Tensor:
         """Return how lifted boxes [B, K, 8] have moved since frame 1, [B, K, 2] m/s; 0 without such a frame."""
-        if len(levels_by_frame) == 1 or self.perspective_head is None:
+        if len(levels_by_frame) == 1:
             return torch.zeros_like(boxes[..., :2])
+        assert self.perspective_head is not None  # it has lifted the boxes
         image2reference = invert_cameras(reference2image[:, 1])
         seen = self.perspective_head(levels_by_frame[1][0], image2reference, image_size)
         older = lift(seen, image2reference, image_size, boxes.shape[1])

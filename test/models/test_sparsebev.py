@@ -389,6 +389,13 @@ def test_an_object_is_followed_along_its_heading(since):
     torch.testing.assert_close(velocities, torch.tensor([[[8.0, -0.2 / since], [0, 0], [0, 0]]]))
 
 
+def test_a_turned_car_is_followed_along_its_own_heading():
+    car = torch.zeros(1, 1, dtype=torch.int64)
+    older = lifted((6.5, 0.0), (10.0, -4.0), yaw=np.pi / 2)  # the nearer one would have moved sideways
+    moved = follow(lifted((10.0, 0.0), yaw=np.pi / 2), car, older, torch.zeros(1, 2), torch.tensor([0.5]))
+    torch.testing.assert_close(moved, torch.tensor([[[0.0, 8.0]]]))
+
+
 def test_whom_nobody_can_have_been_is_at_rest():
     labels = torch.tensor([[0, 8, 0]])
     now, older = lifted((10.0, 0.0), (20.0, 0.0), (30.0, 0.0)), lifted((8.0, 0.0), (19.0, 0.0), (19.0, 0.0))
