@@ -57,7 +57,7 @@ def variant(tmp_path_factory):
     path = tmp_path_factory.mktemp("variant") / "tiny_low.yaml"
     text = (variants_directory() / "sparsebev_tiny.yaml").read_text()
     text = text.replace("name: sparsebev_tiny", "name: tiny_low")
-    text = text.replace("image: {height: 128, width: 352}", "image: {height: 64, width: 176}")
+    text = text.replace("image: {height: 256, width: 704}", "image: {height: 64, width: 176}")
     path.write_text(text + "\ndecode: {max_num: 50, score_threshold: 0.0}\n")
     assert dataclasses.replace(load_variant(path), name=CONFIG.name) == CONFIG
     return path
