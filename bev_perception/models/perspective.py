@@ -28,13 +28,6 @@ FIRST_SPAN = 0.05
 DEPTHS = (1.0, 100.0)
 #: log m, limits of its sizes
 LOG_SIZES = (-2.0, 3.5)
-#: m/s, of what moves
-MAX_SPEED = 20.0
-#: of being the same object: m that a metre across the heading counts as, and a difference of 1 of a log size
-ACROSS, RESIZED = 1.5, 2.0
-#: errors of where a resting object is seen twice, to the side and along the line of sight: m, and a share of the
-#: distance; what has not moved by so many of them is at rest
-SIDE_ERROR, DEPTH_ERROR, SIGNIFICANT = (0.2, 0.015), (0.2, 0.05), 2.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +58,10 @@ class PerspectiveHead(nn.Module):
         code_bias = torch.zeros(NUM_CODES)
         code_bias[2] = math.log(FIRST_SPAN)
         self.heat, self.codes = _branch(dims, heat_bias), _branch(dims, code_bias)
+
+    def wide_layers(self) -> tuple[nn.Module, ...]:
+        """Return the layers that nearly all of the computing is in; none of them gives a value that is said."""
+        return self.heat[0], self.codes[0]
 
     def forward(self, features: Tensor, image2reference: Tensor, image_size: tuple[int, int]) -> PerspectiveOutput:
         """Return what is seen in features [B, N, h, w, C].
@@ -168,39 +165,3 @@ def lift(
     yaw = bearings(center, back) + torch.atan2(mirrors(back) * code[..., 7], code[..., 6])
     turned = torch.stack([yaw.sin(), yaw.cos()], dim=-1)
     return torch.cat([center, code[..., 3:6].clamp(*LOG_SIZES), turned], dim=-1), label
-
-
-def follow(boxes: Tensor, labels: Tensor, older: Tensor, older_labels: Tensor, time_differences: Tensor) -> Tensor:
-    """Return the velocities [B, K, 2], m/s, of lifted objects since an older frame.
-
-    boxes: [B, K, 8] and labels [B, K] of lift; older, older_labels: likewise of the older frame, in the same reference
-    frame.  time_differences: [B] s, current minus older.
-
-    Two objects are the same if each is the likeliest one for the other: of one class and alike in size, near, above all
-    across the heading, and not further away than MAX_SPEED allows. What has no such partner is at rest, and so is what
-    has moved no further than errors of depth may explain, seen from the frame's origin.
-    """
-    moved = boxes[:, :, None, :2] - older[:, None, :, :2]  # [B, K, J, 2]
-    sin, cos = boxes[:, :, None, 6], boxes[:, :, None, 7]
-    along = moved[..., 0] * cos + moved[..., 1] * sin
-    across = moved[..., 1] * cos - moved[..., 0] * sin
-    resized = (boxes[:, :, None, 3:6] - older[:, None, :, 3:6]).abs().sum(dim=-1)
-    cost = along.abs() + ACROSS * across.abs() + RESIZED * resized
-    since = time_differences[:, None, None]
-    possible = (labels[:, :, None] == older_labels[:, None]) & (moved.norm(dim=-1) < MAX_SPEED * since.abs())
-    cost = cost.masked_fill(~possible, torch.inf)
-    partner = cost.argmin(dim=2)  # [B, K]
-    mutual = cost.argmin(dim=1).gather(1, partner) == torch.arange(boxes.shape[1], device=boxes.device)
-    known = (mutual & possible.any(dim=2))[..., None]
-    shift = moved.gather(2, partner[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]
-    known &= _errors(shift, boxes[..., :2])[..., None] > SIGNIFICANT
-    return torch.where(known, shift, 0.0) / torch.where(since.abs() < 1e-5, 1.0, since)
-
-
-def _errors(shift: Tensor, place: Tensor) -> Tensor:
-    """Return by how many errors shifts [..., 2] differ from none, of objects at places [..., 2], m from the viewer."""
-    distance = place.norm(dim=-1).clamp(min=1e-3)
-    x, y = (place / distance[..., None]).unbind(dim=-1)
-    depth, side = shift[..., 0] * x + shift[..., 1] * y, shift[..., 1] * x - shift[..., 0] * y
-    (side_least, side_share), (depth_least, depth_share) = SIDE_ERROR, DEPTH_ERROR
-    return torch.hypot(side / (side_least + side_share * distance), depth / (depth_least + depth_share * distance))

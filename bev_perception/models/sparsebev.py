@@ -27,7 +27,8 @@ from bev_perception.models.layers import (
     encode_centers,
     inverse_sigmoid,
 )
-from bev_perception.models.perspective import PerspectiveHead, PerspectiveOutput, follow, invert_cameras, lift
+from bev_perception.models.motion import follow, max_speeds
+from bev_perception.models.perspective import PerspectiveHead, PerspectiveOutput, invert_cameras, lift
 from bev_perception.ops.sampling import LevelsByFrame, sample_features
 from bev_perception.types import ModelInput
 
@@ -299,14 +300,17 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
         time_differences: Tensor,
         image_size: tuple[int, int],
     ) -> Tensor:
-        """Return how lifted boxes [B, K, 8] have moved since frame 1, [B, K, 2] m/s; 0 without such a frame."""
+        """Return how lifted boxes [B, K, 8] move, [B, K, 2] m/s, as the other frames have it; 0 without any."""
         if len(levels_by_frame) == 1:
             return torch.zeros_like(boxes[..., :2])
         assert self.perspective_head is not None  # it has lifted the boxes
-        image2reference = invert_cameras(reference2image[:, 1])
-        seen = self.perspective_head(levels_by_frame[1][0], image2reference, image_size)
-        older = lift(seen, image2reference, image_size, boxes.shape[1])
-        return follow(boxes, labels, *older, time_differences[:, 1])
+        others = []
+        for t in range(1, len(levels_by_frame)):
+            image2reference = invert_cameras(reference2image[:, t])
+            seen = self.perspective_head(levels_by_frame[t][0], image2reference, image_size)
+            others.append(lift(seen, image2reference, image_size, boxes.shape[1]))
+        limits = max_speeds(self.config.class_names).to(boxes)
+        return follow(boxes, labels, others, time_differences[:, 1:], limits)
 
     def _propose(self, boxes: Tensor, labels: Tensor, velocities: Tensor) -> ProposedQueries:
         """Return lifted boxes [B, K, 8] that move with velocities [B, K, 2] as queries."""

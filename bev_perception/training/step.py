@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic
 
 import numpy as np
@@ -85,6 +85,19 @@ class TrainingStep(nn.Module, Generic[Truth]):
         self.model = model
         self.recipe = recipe
         self.dtype = PRECISIONS[precision]
+
+        head = getattr(model, "perspective_head", None)
+        if self.dtype is not None and head is not None:
+            self._lower(head.wide_layers())
+
+    def _lower(self, layers: Iterable[nn.Module]) -> None:
+        """Let layers compute in the encoder's precision; what they take and give stays float32."""
+        for layer in layers:
+            layer.forward = functools.partial(self._in_precision, layer.forward)
+
+    def _in_precision(self, forward: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+        with self._autocast(values.device):
+            return forward(values).float()
 
     @abstractmethod
     def forward(self, batch: Batch[Truth]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from bev_perception.memory import FeatureQueue, FrameFeatures
 from bev_perception.models import build_model
 from bev_perception.models.camera_model import reference2image
 from bev_perception.models.layers import level_weights_by_frame
-from bev_perception.models.perspective import MAX_SPEED, follow
+from bev_perception.models.motion import MAX_SPEED
 from bev_perception.models.sparsebev import time_differences
 from bev_perception.types import ModelInput
 
@@ -369,57 +369,6 @@ def test_proposals_are_queries_after_the_learnt_ones():
     before, after = placed[0], placed[model.config.detector.num_layers]
     assert torch.equal(before[:, : head.num_query], after[:, : head.num_query])
     assert not torch.allclose(before[:, head.num_query :, :3], after[:, head.num_query :, :3], atol=1e-3)
-
-
-def lifted(*places, yaw=0.0):
-    """Lifted objects [1, K, 8] of a car's size at (x, y)."""
-    boxes = torch.zeros(1, len(places), 8)
-    boxes[0, :, :2] = torch.tensor(places)
-    boxes[0, :, 3:6] = torch.tensor([4.5, 1.9, 1.6]).log()
-    boxes[0, :, 6], boxes[0, :, 7] = np.sin(yaw), np.cos(yaw)
-    return boxes
-
-
-@pytest.mark.parametrize("since", [0.5, -0.5])
-def test_an_object_is_followed_along_its_heading(since):
-    cars = torch.zeros(1, 3, dtype=torch.int64)
-    now = lifted((10.0, 0.0), (30.0, 5.0), (-20.0, 5.0))
-    older = lifted((30.0, 5.0), (10.0 - 8 * since, 0.2), (10.0, 3.5))  # one stands, one drives, one is another's lane
-    velocities = follow(now, cars, older, cars, torch.tensor([since]))
-    torch.testing.assert_close(velocities, torch.tensor([[[8.0, -0.2 / since], [0, 0], [0, 0]]]))
-
-
-def test_a_turned_car_is_followed_along_its_own_heading():
-    car = torch.zeros(1, 1, dtype=torch.int64)
-    older = lifted((6.5, 0.0), (10.0, -4.0), yaw=np.pi / 2)  # the nearer one would have moved sideways
-    moved = follow(lifted((10.0, 0.0), yaw=np.pi / 2), car, older, torch.zeros(1, 2), torch.tensor([0.5]))
-    torch.testing.assert_close(moved, torch.tensor([[[0.0, 8.0]]]))
-
-
-def test_whom_nobody_can_have_been_is_at_rest():
-    labels = torch.tensor([[0, 8, 0]])
-    now, older = lifted((10.0, 0.0), (20.0, 0.0), (30.0, 0.0)), lifted((8.0, 0.0), (19.0, 0.0), (19.0, 0.0))
-    moved = follow(now, labels, older, torch.tensor([[0, 0, 0]]), torch.tensor([0.5]))
-    torch.testing.assert_close(moved, torch.tensor([[[4.0, 0], [0, 0], [0, 0]]]))  # another class; too far away
-    assert not follow(now, labels, older, labels, torch.zeros(1)).any()  # memory wiped: no time has passed
-    twins, one = torch.zeros(1, 2, dtype=torch.int64), older[:, :1]
-    moved = follow(lifted((10.0, 0.0), (12.0, 0.0)), twins, one, twins[:, :1], torch.ones(1))
-    torch.testing.assert_close(moved, torch.tensor([[[2.0, 0], [0, 0]]]))  # only one of them can have been there
-
-
-@pytest.mark.parametrize("place", [(20.0, 0.0), (0.0, 20.0), (-12.0, 16.0)])
-def test_what_errors_of_depth_explain_is_no_motion(place):
-    car = torch.zeros(1, 1, dtype=torch.int64)
-    away = torch.tensor(place) / 20
-    aside = torch.stack([-away[1], away[0]])
-
-    def moved(shift):
-        now = lifted(place)
-        now[..., :2] += shift
-        return follow(now, car, lifted(place), car, torch.tensor([0.5])).any()
-
-    assert not moved(2.0 * away) and moved(3.0 * away)
-    assert not moved(0.9 * aside) and moved(1.3 * aside)
 
 
 @torch.no_grad()

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from bev_perception.config import load_variant
+from bev_perception.models import build_model
 from bev_perception.models.perspective import (
     NUM_CODES,
     PerspectiveHead,
@@ -15,6 +17,7 @@ from bev_perception.models.perspective import (
 )
 from bev_perception.training.perspective import CODE_WEIGHTS, draw_heat, find_sightings, perspective_losses
 from bev_perception.training.samples import BoxTruth
+from bev_perception.training.step import build_step
 
 SIZE = (128, 256)  # height, width of the images
 CELLS = (16, 32)  # of 8 pixels
@@ -260,3 +263,26 @@ def test_wild_codes_are_lifted_to_boxes_in_reach(two_samples):
     wild = PerspectiveOutput(torch.randn(2, 2, 10, *CELLS), 1e4 * torch.randn(2, 2, NUM_CODES, *CELLS))
     boxes, _ = lift(wild, invert_cameras(matrices), SIZE, 20)
     assert boxes.isfinite().all() and boxes[..., 3:6].abs().max() <= 3.5
+
+
+def test_in_bf16_its_wide_layers_are_lowered_and_what_it_says_is_float32():
+    config = load_variant("sparsebev_tiny")
+    torch.manual_seed(0)
+    features = torch.randn(1, 1, 4, 8, config.neck.out_channels)
+    back = invert_cameras(camera()[None, None])
+    taken, said = [], []
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(1)
+        model = build_model(config)
+        build_step(model, config.training, precision, encoder_only=True)
+        head = model.perspective_head
+        with torch.no_grad():
+            for branch in (head.heat, head.codes):
+                branch[2].weight *= 10  # untrained, it says much the same everywhere
+        head.heat[1].register_forward_hook(lambda _, values, __: taken.append(values[0]))
+        said.append(head(features, back, SIZE))
+    assert taken[0].dtype == taken[1].dtype == torch.float32
+    assert torch.equal(taken[1], taken[1].bfloat16().float()) and not torch.equal(taken[0], taken[0].bfloat16().float())
+    assert said[1].heat.dtype == said[1].codes.dtype == torch.float32
+    torch.testing.assert_close(said[1].heat, said[0].heat, atol=0.05, rtol=0.02)
+    torch.testing.assert_close(said[1].codes, said[0].codes, atol=0.05, rtol=0.02)
