@@ -41,8 +41,8 @@ def rng(seed=0):
 def test_a_sample_is_what_the_model_takes_and_the_same_for_the_same_chance(records):
     data = NuScenesTraining(CONFIG, records)
     sample, again, other = (data.sample(3, rng(seed)) for seed in (0, 0, 1))
-    assert sample.images.shape == (2, 6, 256, 704, 3) and sample.images.dtype == np.uint8
-    assert sample.reference2image.shape == (2, 6, 4, 4)
+    assert sample.images.shape == (4, 6, 256, 704, 3) and sample.images.dtype == np.uint8
+    assert sample.reference2image.shape == (4, 6, 4, 4)
     assert sample.time_differences[0] == 0 and (np.diff(sample.time_differences) > 0).all()
     assert len(sample.truth.boxes) == len(sample.truth.labels) > 0 and sample.truth.boxes.shape[1] == 9
     one, two, three = ({**vars(s), **vars(s.truth)} for s in (sample, again, other))
@@ -95,7 +95,7 @@ def test_a_damaged_file_costs_its_key_frame_alone(records, synthetic_nuscenes, t
     path = root / broken.paths(broken.cameras(9))[2]
     path.write_bytes(path.read_bytes()[:100])
     sample = NuScenesTraining(CONFIG, broken).sample(9, rng())
-    assert sample.images.shape == (2, 6, 256, 704, 3)
+    assert sample.images.shape == (4, 6, 256, 704, 3)
     assert "another key frame takes its place" in caplog.text and "CAM_FRONT_LEFT" in caplog.text.upper()
     for file in root.rglob("*.jpg"):
         file.unlink()

@@ -124,7 +124,7 @@ def test_one_sample_is_drawn_as_within_its_scene(scene, settings, synthetic_nusc
 
 def test_a_variant_with_future_frames_gets_whole_queues(synthetic_nuscenes, tmp_path, drawn, bag_source):
     text = (variants_directory() / "sparsebev_tiny.yaml").read_text()
-    text = text.replace("name: sparsebev_tiny", "name: tiny_future").replace("past: 1,", "past: 1, future: 1,")
+    text = text.replace("name: sparsebev_tiny", "name: tiny_future").replace("past: 3,", "past: 1, future: 1,")
     variant = tmp_path / "tiny_future.yaml"
     variant.write_text(text)
     weights = tmp_path / "weights.safetensors"
