@@ -20,7 +20,7 @@ SIDE_ERROR, DEPTH_ERROR = (0.2, 0.015), (0.2, 0.05)
 #: errors that count at most for a frame, in which the object may not have been seen
 LOST = 3.0
 #: errors that moving at all must explain, and moving by 1 m/s across the heading
-MOTION, ACROSS = 3.0, 0.5
+MOTION, ACROSS = 4.0, 0.5
 #: s; frames nearer to each other than that are the same one, given again
 SAME = 1e-3
 
