@@ -70,10 +70,14 @@ def test_boxes_are_in_base_link_and_sorted(pipeline, frames):
     assert len(boxes) == 20 and result.stamp == frames[0].stamp and result.history == 0
     assert (np.diff(boxes.scores) <= 0).all()
     assert np.abs(boxes.centers[:, :2]).max() < 75 and (boxes.sizes > 0).all()
-    # untrained queries lie at the floor of the range, 5 m below the roof-mounted lidar: 3.2 m below base_link; others
-    # are above it, where the perspective head happens to see something
-    np.testing.assert_allclose(boxes.centers[:, 2].min(), -5 + 1.84, atol=0.1)
     assert set(result.timings) == {"preprocess", "model", "decode"}
+
+
+def test_learnt_queries_start_at_the_floor_of_the_range(untrained, frames):
+    """It is 5 m below the roof-mounted lidar, 3.2 m below base_link; proposals are above, where things are seen."""
+    pipeline = load_pipeline(TINY_DETECTOR, untrained, "cpu", PipelineSettings(score_threshold=0.0))
+    np.testing.assert_allclose(pipeline.step(frames[0]).boxes.centers[:, 2].min(), -5 + 1.84, atol=0.1)
+    pipeline.close()
 
 
 def test_memory_is_committed_at_the_interval_not_at_the_camera_rate(pipeline, frames):
@@ -166,7 +170,7 @@ def test_a_lower_precision_of_the_encoder_gives_nearly_the_same_boxes(pipeline, 
         other.close()
     for full, half in zip(*found, strict=True):
         assert not np.array_equal(full.centers, half.centers)
-        assert np.abs(full.scores - half.scores).max() < 1e-3
+        assert np.abs(full.scores - half.scores).max() < 3e-3
         # the order among nearly equal scores is another one: compare each box with the nearest; and without training
         # the perspective head's peaks are noise, so only learnt queries, at the floor of the range, start the same
         learnt = full.centers[:, 2] < -2.5

@@ -124,7 +124,7 @@ def test_without_memory_each_frame_is_as_the_first(records, untrained):
     assert [result.history for result in forgotten] == [0, 0, 0]
     for found, wanted in zip(forgotten, alone, strict=True):
         check_same(found.boxes, wanted.boxes)
-    future = dataclasses.replace(CONFIG, frames=FramesConfig(past=0, future=1))
+    future = dataclasses.replace(CONFIG, frames=FramesConfig(past=0, future=CONFIG.frames.past))
     with pytest.raises(EvaluationError, match="sparsebev_tiny looks ahead: its frames are read, not remembered"):
         next(run_rows(future, untrained, CPU, records, [0], memory=False))
 

@@ -75,7 +75,7 @@ def test_the_command_records_and_compares(drives, curves, tmp_path, capsys, monk
     assert cli.main([*command, "--record"]) == 0
     recorded = read_scores(scores_file())
     assert recorded.keys() == {"sparsebev_tiny", "sparseocc_tiny"}
-    assert recorded["sparsebev_tiny"].keys() == {"mAP", "NDS"} and recorded["sparsebev_tiny"]["NDS"] > 0
+    assert recorded["sparsebev_tiny"].keys() == {"mAP", "NDS"} and recorded["sparseocc_tiny"].keys() == {"RayIoU"}
     capsys.readouterr()
     measured = dict(recorded, sparseocc_tiny=dict(recorded["sparseocc_tiny"]))  # to measure again takes long
     monkeypatch.setattr("bev_perception.evaluation.regression.measure", lambda *_: measured)
