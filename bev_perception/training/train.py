@@ -247,16 +247,18 @@ def _encoded_once(data: TrainingData, step: TrainingStep, folder: Path, processe
     """Yield the data with features in the place of images; the folder that holds them is deleted in the end."""
     if not isinstance(data, EncodableData):
         raise TrainingError("the images of this data set cannot be encoded beforehand; leave out decoder_only")
-    step.eval()  # as in inference
-    encoded = data.encoded(step.encode_pixels, folder, processes.rank, processes.count)
-    step.train()
-    if processes.count > 1:
-        dist.barrier()
-    yield encoded
-    if processes.count > 1:
-        dist.barrier()
-    if processes.rank == 0:
-        shutil.rmtree(folder)
+    try:
+        step.eval()  # as in inference
+        encoded = data.encoded(step.encode_pixels, folder, processes.rank, processes.count)
+        step.train()
+        if processes.count > 1:
+            dist.barrier()
+        yield encoded
+        if processes.count > 1:
+            dist.barrier()
+    finally:  # of an error, too: they are gigabytes, and the next start makes them again
+        if processes.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

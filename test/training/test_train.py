@@ -177,6 +177,20 @@ def test_the_decoder_alone_learns_on_features_that_are_made_once(tmp_path):
         train(config, MadeUpData(2), settings(tmp_path / "no", **changes))
 
 
+def test_a_training_that_fails_leaves_no_features_behind(tmp_path, monkeypatch):
+    config, data = encoder_config(epochs=1, encoder="scratch"), EncodableMadeUpData(2)
+    made = []
+
+    def fail(*_):
+        made.append((tmp_path / "out" / FEATURES).exists())
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr("bev_perception.training.train.load_epoch", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        train(config, data, settings(tmp_path / "out", **only("decoder", tmp_path / "out")))
+    assert made == [True] and not (tmp_path / "out" / FEATURES).exists()
+
+
 def test_a_training_that_was_interrupted_goes_on_to_the_same_weights(tmp_path):
     config, data = small_config(), MadeUpData(samples=12)
     arguments = "-m", KIT, str(tmp_path / "cut"), "sparsebev", str(tmp_path / "marker")
