@@ -207,7 +207,7 @@ class SparseBEVHeadConfig:
     """The query decoder of SparseBEV (Liu et al., ICCV 2023).
 
     num_query: learnt queries.  proposals: further ones that start where the perspective head sees objects, and move as
-    it has seen them move since the frame before; 0: none.  correct_velocity: let each pass know the velocity that it
+    the frames that it looks at agree on; 0: none.  correct_velocity: let each pass know the velocity that it
     looks along and correct it, as Sparse4D does (Lin et al., 2022), in the place of telling it anew.
     """
 

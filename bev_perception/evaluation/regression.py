@@ -15,7 +15,7 @@ from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.evaluate import EvalSettings, Scores, evaluate
 
 #: percentage points, that a score may be below the recorded one: other versions and CPUs round sums differently, which
-#: moves boxes and voxels across thresholds. How much that is has not been measured yet.
+#: moves boxes and voxels across thresholds. With the kernels of another CPU it was 0.01 once, see docs/weights.md.
 TOLERANCE = 0.5
 
 #: variant -> score -> percent

@@ -247,6 +247,8 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
     load_checkpoint sets it, sampling and decode_boxes need it.
     """
 
+    max_speeds: Tensor
+
     def __init__(self, config: VariantConfig) -> None:
         """Build the model with fresh weights; raise ConfigError for settings that do not fit together."""
         _check(config)
@@ -258,6 +260,7 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
         if config.perspective:
             ground = -config.reference_frame.translation[2]
             self.perspective_head = PerspectiveHead(config.neck.out_channels, len(config.class_names), ground)
+        self.register_buffer("max_speeds", max_speeds(config.class_names), persistent=False)
 
     def detect(
         self,
@@ -309,8 +312,7 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
             image2reference = invert_cameras(reference2image[:, t])
             seen = self.perspective_head(levels_by_frame[t][0], image2reference, image_size)
             others.append(lift(seen, image2reference, image_size, boxes.shape[1]))
-        limits = max_speeds(self.config.class_names).to(boxes)
-        return follow(boxes, labels, others, time_differences[:, 1:], limits)
+        return follow(boxes, labels, others, time_differences[:, 1:], self.max_speeds)
 
     def _propose(self, boxes: Tensor, labels: Tensor, velocities: Tensor) -> ProposedQueries:
         """Return lifted boxes [B, K, 8] that move with velocities [B, K, 2] as queries."""
