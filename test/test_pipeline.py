@@ -1,12 +1,11 @@
 import dataclasses
-import re
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bev_perception.config import TINY_DETECTOR, TINY_OCCUPANCY, ConfigError, ImageConfig, variants_directory
+from bev_perception.config import ConfigError, ImageConfig
 from bev_perception.data.drive import CAMERAS
 from bev_perception.data.rosbag import BagReader, write_bag
 from bev_perception.geometry import make_transform
@@ -19,7 +18,6 @@ from bev_perception.synchronizer import SynchronizerSettings
 
 SECOND = 1_000_000_000
 CPU = torch.device("cpu")
-NAMES = (TINY_DETECTOR, TINY_OCCUPANCY)
 
 
 @pytest.fixture(scope="module")
@@ -225,16 +223,6 @@ def occupancy_weights(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def twin(tmp_path_factory):
-    """sparseocc_tiny with the pictures of sparsebev_tiny, as a file."""
-    occupancy, boxes = ((variants_directory() / f"{name}.yaml").read_text() for name in NAMES[::-1])
-    (image,) = (line for line in boxes.splitlines() if line.startswith("image: "))
-    path = tmp_path_factory.mktemp("variant") / "twin.yaml"
-    path.write_text(re.sub("^image: .*$", image, occupancy, flags=re.M).replace(f"name: {NAMES[1]}", "name: twin"))
-    return path
-
-
-@pytest.fixture(scope="module")
 def twin_weights(untrained, occupancy_weights, tmp_path_factory):
     """Weights of sparseocc_tiny that encode images as those of sparsebev_tiny do."""
     state, encoder = load_file(occupancy_weights), load_file(untrained)
@@ -261,16 +249,17 @@ def test_occupancy_alone(occupancy_weights, frames):
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_detection_and_occupancy_together_say_what_each_says_alone(
-    untrained, occupancy_weights, twin, twin_weights, frames, shared, monkeypatch
+    untrained, occupancy_weights, twin_weights, frames, shared, monkeypatch
 ):
-    second = (twin, twin_weights) if shared else (NAMES[1], occupancy_weights)
-    alone = run_all(frames[:3], NAMES[0], untrained)[1], run_all(frames[:3], *second)[1]
+    weights = twin_weights if shared else occupancy_weights
+    alone = run_all(frames[:3], "sparsebev_tiny", untrained)[1], run_all(frames[:3], "sparseocc_tiny", weights)[1]
     encoded = []
     encode = CameraModel.encode
     monkeypatch.setattr(CameraModel, "encode", lambda model, images: encoded.append(1) or encode(model, images))
-    pipeline, results = run_all(frames[:3], NAMES[0], untrained, second=second)
+    pipeline, results = run_all(frames[:3], "sparsebev_tiny", untrained, second=("sparseocc_tiny", weights))
     assert len(encoded) == (3 if shared else 6)
-    assert pipeline.encoders == (((NAMES[0], "twin"),) if shared else tuple((name,) for name in NAMES))
+    names = ("sparsebev_tiny", "sparseocc_tiny")
+    assert pipeline.encoders == ((names,) if shared else tuple((name,) for name in names))
     for together, boxes, occupancy in zip(results, *alone, strict=True):
         assert same(together.boxes, boxes.boxes)
         assert np.array_equal(together.occupancy.semantics, occupancy.occupancy.semantics)

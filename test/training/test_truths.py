@@ -66,7 +66,7 @@ def sample_and_draws(data, index, seed):
 def test_labels_and_matrices_of_a_sample_are_in_the_same_changed_ego_frame(records, labels, seed):
     sample, transform, world = sample_and_draws(NuScenesTraining(config_with(), records, labels), 3, seed)
     assert 0 < abs(world.rotation) <= np.pi / 8 and world.scale == 1
-    assert sample.images.shape == (2, 6, 128, 352, 3)
+    assert sample.images.shape == (2, 6, 256, 704, 3)
     for camera, image in enumerate(records.images(records.cameras(3))):
         ego2camera = invert_transform(image.sensor2global) @ records.ego2global(3)
         wanted = augment_matrices(transform.ida @ intrinsics_4x4(image.calibration.intrinsics) @ ego2camera, world)
