@@ -43,6 +43,19 @@ def encoder_precision(precision: str, device: torch.device) -> AbstractContextMa
 
 
 @contextmanager
+def tiny_is_zero() -> Iterator[None]:
+    """Take numbers below float32's normal range (1e-38) for zero; the CPU computes with them many times more slowly.
+
+    What attention hardly looks at has many such gradients. Where the CPU cannot do so, nothing changes.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@contextmanager
 def _tf32(allowed: bool) -> Iterator[None]:
     """Let float32 convolutions and matrix products inside use TF32 or not; leave PyTorch's flags as they were."""
     convolution, product = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bev_perception.config import ConfigError
-from bev_perception.precision import check_precision, encoder_precision
+from bev_perception.precision import check_precision, encoder_precision, tiny_is_zero
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
@@ -68,3 +68,10 @@ def test_convolutions_compute_in_it(precision, dtype):
     with encoder_precision(precision, CPU):
         assert convolution(image).dtype == dtype
     assert convolution(image).dtype == torch.float32
+
+
+def test_tiny_numbers_are_zero_while_asked_for():
+    numbers = torch.tensor([1e-39, 1e-37])
+    with tiny_is_zero():
+        assert (numbers * 0.5).tolist() == [0.0, pytest.approx(5e-38)]
+    assert (numbers * 0.5 > 0).all()

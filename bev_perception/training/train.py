@@ -23,7 +23,7 @@ from bev_perception.checkpoints import load_checkpoint, load_pretrained
 from bev_perception.config import TrainingConfig, VariantConfig
 from bev_perception.models import build_model
 from bev_perception.models.camera_model import ENCODER_PARTS
-from bev_perception.precision import PRECISIONS
+from bev_perception.precision import PRECISIONS, tiny_is_zero
 from bev_perception.training.progress import Progress
 from bev_perception.training.samples import EncodableData, TrainingData, epoch_order, load_epoch
 from bev_perception.training.state import STATE, Identity, TrainingError, load_state, save_state
@@ -98,6 +98,7 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
     epochs, lr = settings.epochs or recipe.epochs, settings.lr or recipe.lr
     settings.out.mkdir(parents=True, exist_ok=True)
     with _join_processes(settings.device) as processes, _StopOnSignal() as stop, contextlib.ExitStack() as stack:
+        stack.enter_context(tiny_is_zero())
         device = processes.device
         batch = settings.batch or _share(recipe.batch, processes.count)
         steps_per_epoch = -(-len(data) // (batch * processes.count))
