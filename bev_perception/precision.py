@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import numpy as np
 import torch
 
 from bev_perception.config import ConfigError
@@ -48,6 +49,8 @@ def tiny_is_zero() -> Iterator[None]:
 
     What attention hardly looks at has many such gradients. Where the CPU cannot do so, nothing changes.
     """
+    for kind in (np.float32, np.float64):
+        np.finfo(kind)  # NumPy looks at the range only once, and would warn if it then found no such numbers
     torch.set_flush_denormal(True)
     try:
         yield
