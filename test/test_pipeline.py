@@ -73,7 +73,7 @@ def test_boxes_are_in_base_link_and_sorted(pipeline, frames):
 
 def test_learnt_queries_start_at_the_floor_of_the_range(untrained, frames):
     """It is 5 m below the roof-mounted lidar, 3.2 m below base_link; proposals are above, where things are seen."""
-    pipeline = load_pipeline(TINY_DETECTOR, untrained, "cpu", PipelineSettings(score_threshold=0.0))
+    pipeline = load_pipeline("sparsebev_tiny", untrained, "cpu", PipelineSettings(score_threshold=0.0))
     np.testing.assert_allclose(pipeline.step(frames[0]).boxes.centers[:, 2].min(), -5 + 1.84, atol=0.1)
     pipeline.close()
 
