@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bev_perception.checkpoints import save_checkpoint
+from bev_perception.config import Provenance, VariantConfig
 from bev_perception.models.camera_model import CameraModel
 
 STATE, WEIGHTS = "state.pt", "weights.safetensors"
@@ -21,15 +23,24 @@ class TrainingError(ValueError):
 
 @dataclass(frozen=True)
 class Identity:
-    """What must be the same for a training to go on where another stopped."""
+    """What must be the same for a training to go on where another stopped.
 
-    variant: str
+    part: the variant's name, and what of it is trained.  config: its digest.
+    """
+
+    part: str
+    config: str
     seed: int
     samples: int
     batch: int
     epochs: int
     lr: float
     precision: str
+
+
+def digest(config: VariantConfig) -> str:
+    """Return what tells a variant from one with other settings, its recipe included."""
+    return hashlib.sha256(repr(replace(config, provenance=Provenance())).encode()).hexdigest()[:12]
 
 
 def save_state(
@@ -58,7 +69,7 @@ def save_state(
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, out / STATE)
-    save_checkpoint(model, out / WEIGHTS, {"variant": identity.variant, "steps": str(step)})
+    save_checkpoint(model, out / WEIGHTS, {"variant": model.config.name, "steps": str(step)})
 
 
 def load_state(

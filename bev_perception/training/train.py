@@ -26,7 +26,7 @@ from bev_perception.models.camera_model import ENCODER_PARTS
 from bev_perception.precision import PRECISIONS, tiny_is_zero
 from bev_perception.training.progress import Progress
 from bev_perception.training.samples import EncodableData, TrainingData, epoch_order, load_epoch
-from bev_perception.training.state import STATE, Identity, TrainingError, load_state, save_state
+from bev_perception.training.state import STATE, Identity, TrainingError, digest, load_state, save_state
 from bev_perception.training.step import TrainingStep, build_step, freeze
 
 #: directory of a training that keeps the features of a frozen encoder while it runs
@@ -46,7 +46,8 @@ class TrainSettings:
     newest frame.  decoder_only: leave them as they are and train the rest, on EncodableData.
     epochs, lr: other ones than the variant's.  batch: samples a step and process; unless given, the variant's batch is
     divided among the processes.  device: "auto", "cpu" or "cuda".
-    precision: of the backbone and neck, "fp32", "bf16" or "fp16"; the decoder computes in float32.
+    precision: of the backbone, the neck and the perspective head's wide layers, "fp32", "bf16" or "fp16"; all else
+    computes in float32.
     recompute: save memory by computing activations twice.  workers: processes that read ahead, for each of training.
     log_every, save_every: steps; the state is saved at the end of every epoch besides.
     """
@@ -91,21 +92,25 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
 
     SIGTERM or SIGINT ends training after the current step; what is saved then can be resumed, and the result is that
     of a training without the interruption (to the last bit on the CPU). Chance follows from seed, step and rank alone.
+    While images are encoded for decoder_only, the signal is a TrainingError: there is nothing to save yet.
 
     Raises TrainingError, ConfigError or CheckpointError for settings and files that do not fit.
     """
     recipe = _check(config, settings)
-    epochs, lr = settings.epochs or recipe.epochs, settings.lr or recipe.lr
+    epochs = recipe.epochs if settings.epochs is None else settings.epochs
+    lr = recipe.lr if settings.lr is None else settings.lr
     settings.out.mkdir(parents=True, exist_ok=True)
     with _join_processes(settings.device) as processes, _StopOnSignal() as stop, contextlib.ExitStack() as stack:
         stack.enter_context(tiny_is_zero())
         device = processes.device
-        batch = settings.batch or _share(recipe.batch, processes.count)
+        batch = _share(recipe.batch, processes.count) if settings.batch is None else settings.batch
         steps_per_epoch = -(-len(data) // (batch * processes.count))
         total_steps = epochs * steps_per_epoch
         only = ", its encoder" if settings.encoder_only else ", its decoder" if settings.decoder_only else ""
-        part = config.name + only
-        identity = Identity(part, settings.seed, len(data), batch * processes.count, epochs, lr, settings.precision)
+        identity = Identity(
+            *(config.name + only, digest(config), settings.seed, len(data)),
+            *(batch * processes.count, epochs, lr, settings.precision),
+        )
 
         torch.manual_seed(settings.seed)
         model = build_model(config)
@@ -123,11 +128,11 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
         training_step = build_step(model, recipe, settings.precision, settings.encoder_only).to(device).train()
         if settings.recompute:
             training_step.compute_twice()
-        if settings.decoder_only:
-            data = stack.enter_context(_encoded_once(data, training_step, settings.out / FEATURES, processes))
         optimizer = torch.optim.AdamW(parameter_groups(model, recipe, lr), weight_decay=recipe.weight_decay)
         scaler = torch.amp.GradScaler(device.type, init_scale=FP16_SCALE, enabled=settings.precision == "fp16")
         done = load_state(settings.out, identity, model, optimizer, scaler) if settings.resume else 0
+        if settings.decoder_only:
+            data = stack.enter_context(_encoded_once(data, training_step, settings.out / FEATURES, processes, stop))
 
         losses_of: nn.Module = training_step
         if processes.count > 1:
@@ -218,6 +223,8 @@ def _check(config: VariantConfig, settings: TrainSettings) -> TrainingConfig:
         raise TrainingError(f"{config.name} says nothing of its training; add the entry 'training' to its file")
     if settings.precision not in PRECISIONS:
         raise TrainingError(f"precision is {settings.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    if min(1 if x is None else x for x in (settings.epochs, settings.lr, settings.batch)) <= 0:
+        raise TrainingError("epochs, lr and batch must be positive; leave out those that the variant is to say")
     if settings.resume and (settings.init or settings.pretrained):
         raise TrainingError("resume goes on with the weights that are there; leave out init and pretrained")
     if not settings.resume and (settings.out / STATE).exists():
@@ -244,13 +251,21 @@ def _share(batch: int, processes: int) -> int:
 
 
 @contextlib.contextmanager
-def _encoded_once(data: TrainingData, step: TrainingStep, folder: Path, processes: Processes) -> Iterator[TrainingData]:
+def _encoded_once(
+    data: TrainingData, step: TrainingStep, folder: Path, processes: Processes, stop: _StopOnSignal
+) -> Iterator[TrainingData]:
     """Yield the data with features in the place of images; the folder that holds them is deleted in the end."""
+
+    def encode(pixels: np.ndarray) -> tuple[Tensor, ...]:
+        if stop.requested:
+            raise TrainingError("a signal stopped training while images were encoded; start it again in the same way")
+        return step.encode_pixels(pixels)
+
     if not isinstance(data, EncodableData):
         raise TrainingError("the images of this data set cannot be encoded beforehand; leave out decoder_only")
     try:
         step.eval()  # as in inference
-        encoded = data.encoded(step.encode_pixels, folder, processes.rank, processes.count)
+        encoded = data.encoded(encode, folder, processes.rank, processes.count)
         step.train()
         if processes.count > 1:
             dist.barrier()

@@ -96,25 +96,24 @@ class MadeUpData:
 
 
 class EncodableMadeUpData(MadeUpData):
-    """The same images in every epoch; encoded where they are asked for."""
+    """The same images in every epoch, or what an encoder has made of them."""
 
-    def __init__(self, samples=8, boxes=20, encode=None):
+    def __init__(self, samples=8, boxes=20, features=()):
         super().__init__(samples, boxes)
-        self.encode = encode
+        self.features = features
 
     def sample(self, index, rng):
         sample = super().sample(index, np.random.default_rng(index))
-        if self.encode is None:
-            return sample
-        frames = [self.encode(pixels) for pixels in sample.images]
-        levels = tuple(
-            np.stack([level.numpy().astype(np.float16) for level in frame]) for frame in zip(*frames, strict=True)
-        )
-        return dataclasses.replace(sample, images=levels)
+        return dataclasses.replace(sample, images=self.features[index]) if self.features else sample
 
     def encoded(self, encode, folder, part, parts):
         folder.mkdir(exist_ok=True)
-        return EncodableMadeUpData(self.samples, self.boxes, encode)
+        features = []
+        for index in range(self.samples):
+            frames = [encode(pixels) for pixels in self.sample(index, None).images]
+            levels = zip(*frames, strict=True)
+            features.append(tuple(np.stack([level.numpy().astype(np.float16) for level in frame]) for frame in levels))
+        return EncodableMadeUpData(self.samples, self.boxes, features)
 
 
 class MadeUpOccupancy(MadeUpData):

@@ -1,6 +1,7 @@
 """The loop: resuming after signals, several processes, precision, schedule, errors."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -191,6 +192,47 @@ def test_a_training_that_fails_leaves_no_features_behind(tmp_path, monkeypatch):
     assert made == [True] and not (tmp_path / "out" / FEATURES).exists()
 
 
+class StoppingEncodable(EncodableMadeUpData):
+    """Asks the training to stop when the fifth sample with features is read."""
+
+    def encoded(self, *arguments):
+        data = super().encoded(*arguments)
+        sample, reads = data.sample, itertools.count(1)
+
+        def stopping(index, rng):
+            if next(reads) == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return sample(index, rng)
+
+        data.sample = stopping
+        return data
+
+
+def test_a_decoder_that_was_interrupted_goes_on_with_the_features_of_its_own_encoder(tmp_path):
+    config = encoder_config(epochs=2, encoder="scratch")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    changes = only("decoder", whole)
+    assert train(config, EncodableMadeUpData(8), settings(whole, **changes)) == TrainResult(8, True)
+    assert train(config, StoppingEncodable(8), settings(cut, **changes)) == TrainResult(3, False)
+    again = settings(cut, resume=True, decoder_only=True)
+    assert train(config, EncodableMadeUpData(8), again) == TrainResult(8, True)
+    assert_same_weights(whole, cut)
+
+
+def test_a_signal_while_images_are_encoded_ends_the_training(tmp_path):
+    config, data = encoder_config(epochs=1, encoder="scratch"), EncodableMadeUpData(2)
+    sample = data.sample
+
+    def signalled(index, rng):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return sample(index, rng)
+
+    data.sample = signalled
+    with pytest.raises(TrainingError, match="while images were encoded; start it again"):
+        train(config, data, settings(tmp_path / "out", **only("decoder", tmp_path / "out")))
+    assert not (tmp_path / "out" / FEATURES).exists()
+
+
 def test_a_training_that_was_interrupted_goes_on_to_the_same_weights(tmp_path):
     config, data = small_config(), MadeUpData(samples=12)
     arguments = "-m", KIT, str(tmp_path / "cut"), "sparsebev", str(tmp_path / "marker")
@@ -313,6 +355,11 @@ def test_mistakes_are_named(tmp_path):
         train(config, data, settings(tmp_path, resume=True, init=tmp_path / WEIGHTS))
     with pytest.raises(TrainingError, match=r"seed 0, now 1; resume with the same settings"):
         train(config, data, settings(tmp_path, resume=True, seed=1))
+    with pytest.raises(TrainingError, match=r"config '\w+', now '\w+'; resume"):
+        train(small_config(epochs=1, moving_weight=3.0), data, settings(tmp_path, resume=True))
+    for changes in ({"epochs": 0}, {"lr": 0.0}, {"batch": -1}):
+        with pytest.raises(TrainingError, match="epochs, lr and batch must be positive"):
+            train(config, data, settings(tmp_path / "new", **changes))
     (tmp_path / STATE).write_bytes(b"PK garbage")
     with pytest.raises(TrainingError, match="cannot be read"):
         train(config, data, settings(tmp_path, resume=True))
