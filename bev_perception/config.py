@@ -375,8 +375,9 @@ class TrainingConfig:
             raise ConfigError("training: epochs, batch and lr_drop_epochs must be positive")
         if min(self.lr, self.lr_drop, self.clip_norm, self.moving_weight, *self.resize) <= 0:
             raise ConfigError("training: lr, lr_drop, clip_norm, moving_weight and resize must be positive")
-        if min(self.warmup_steps, self.denoising_groups, self.frames_with_gradient) < 0:
-            raise ConfigError("training: warmup_steps, denoising_groups and frames_with_gradient must not be negative")
+        names = ("warmup_steps", "denoising_groups", "denoising_velocity", "frames_with_gradient", "perspective_weight")
+        if negative := [name for name in names if getattr(self, name) < 0]:
+            raise ConfigError(f"training.{negative[0]} must not be negative")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""The number formats that a model's encoder, its backbone and neck, can compute in; all else computes in float32."""
+"""The number formats that a model's encoder, its backbone and neck, can compute in; all else computes in float32.
+
+In training the wide layers of a perspective head compute as the encoder does, see training.step.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,8 @@ def encoder_precision(precision: str, device: torch.device) -> AbstractContextMa
 def tiny_is_zero() -> Iterator[None]:
     """Take numbers below float32's normal range (1e-38) for zero; the CPU computes with them many times more slowly.
 
-    What attention hardly looks at has many such gradients. Where the CPU cannot do so, nothing changes.
+    What attention hardly looks at has many such gradients. Where the CPU cannot do so, nothing changes. It holds for
+    this thread and for those that PyTorch starts inside, which keep to it; nothing depends on what such numbers are.
     """
     for kind in (np.float32, np.float64):
         np.finfo(kind)  # NumPy looks at the range only once, and would warn if it then found no such numbers

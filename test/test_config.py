@@ -61,6 +61,7 @@ def variant_file(tmp_path, change, name="mine"):
             lambda v: v["training"].update(encoder="thawed"),
             "training.encoder is 'thawed'; it must be 'finetune', 'scra",
         ),
+        (lambda v: v["training"].update(denoising_velocity=-1), "training.denoising_velocity must not be negative"),
         (lambda v: v["backbone"]["eva02"].update(window=8), "eva02 has no meaning for a backbone of type 'resnet'"),
         (lambda v: v["backbone"]["eva02"].update(window=0), "sizes must be positive"),
         (lambda v: v["backbone"]["eva02"].update(num_heads=7), "a multiple of 4"),

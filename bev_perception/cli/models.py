@@ -212,8 +212,8 @@ def _bench(args: argparse.Namespace) -> int:
 def _add_demo(commands: Commands) -> None:
     demo = commands.add_parser("demo", help="a short drive through the real node over DDS, with pictures at the end")
     demo.add_argument("--out", type=Path, default=Path("output/demo"))
-    demo.add_argument("--nuscenes", type=Path, metavar="ROOT", help="real keyframes instead of a made-up drive")
-    demo.add_argument("--version", default="v1.0-mini")
+    demo.add_argument("--nuscenes", type=Path, metavar="ROOT", help="a real scene instead of a made-up drive")
+    demo.add_argument("--version", default="v1.0-mini", help="of ROOT's tables (default: %(default)s)")
     demo.add_argument("--scene", default="scene-0103")
     demo.add_argument("--seconds", type=float, default=10.0, help="length of the made-up drive (default: %(default)s)")
     demo.add_argument("--variant", default=TINY_DETECTOR, help="one that detects (default: %(default)s)")

@@ -337,6 +337,8 @@ def _check(config: VariantConfig) -> None:
     rules = (
         (side**2 == head.num_query, f"head.num_query ({head.num_query}) must be a square number, such as {side**2}"),
         (config.perspective or not head.proposals, "head.proposals need perspective: true"),
+        (head.proposals >= 0, f"head.proposals ({head.proposals}) must not be negative"),
+        (head.num_layers >= 1, f"head.num_layers ({head.num_layers}) must be positive"),
         (head.code_size == len(CODE_WEIGHTS), f"head.code_size ({head.code_size}) must be {len(CODE_WEIGHTS)}"),
     )
     check_settings(config, rules)

@@ -91,10 +91,9 @@ class _Models:
 
 @dataclass(frozen=True)
 class _Recording:
-    """A drive as a bag.  truth: dataroot and version of what is known of it, if it can be scored.  rate: Hz."""
+    """A drive as a bag.  truth: dataroot and version of what is known of it, if it can be scored."""
 
     bag: Path
-    rate: float
     truth: tuple[Path, str] | None = None
 
 
@@ -116,7 +115,7 @@ def run_demo(settings: DemoSettings) -> str:
     heard = _drive_through_node(settings.out, models, recording)
     frames = list(collect_frames(BagReader(recording.bag).events(), SynchronizerSettings(CAMERAS), Health()))
     answered = heard.boxes.keys() & heard.occupancies.keys() if models.occupancy else heard.boxes.keys()
-    pictures = _draw(settings.out, [f for f in frames if f.stamp in answered], heard, recording, models)
+    pictures = _draw(settings.out, [f for f in frames if f.stamp in answered], heard, models)
     table = _table(heard.values)
     if recording.truth is not None:
         table += "\n" + _score(settings.out, recording, *recording.truth, heard)
@@ -150,10 +149,9 @@ def _choose_models(settings: DemoSettings) -> _Models:
 
 def _record(settings: DemoSettings, trained: bool) -> _Recording:
     """Write the drive as a bag: of nuScenes, of the made-up world, or a quick sketch where nothing can be detected."""
-    truth, rate = None, 12.0
+    truth = None
     if settings.nuscenes is not None:
         drive = open_scene(settings.nuscenes, settings.version, settings.scene)
-        rate = 2.0
     elif trained:
         root = settings.out / f"synth_{settings.seconds:g}s"
         generate(root, SynthSettings(settings.seconds, SEED, image_size=IMAGE_SIZE), scenes=1)
@@ -161,7 +159,7 @@ def _record(settings: DemoSettings, trained: bool) -> _Recording:
         truth = (root, VERSION)
     else:
         drive = synthetic_drive(settings.seconds)
-    return _Recording(_make_bag(settings.out / "drive", drive), rate, truth)
+    return _Recording(_make_bag(settings.out / "drive", drive), truth)
 
 
 def _make_bag(bag: Path, drive: Drive) -> Path:
@@ -259,9 +257,10 @@ def _score(out: Path, recording: _Recording, root: Path, version: str, heard: _H
     return f"{replay.coverage()}\n{found}"
 
 
-def _draw(out: Path, frames: list[Frame], heard: _Heard, recording: _Recording, models: _Models) -> int:
+def _draw(out: Path, frames: list[Frame], heard: _Heard, models: _Models) -> int:
     """Write demo.mp4 and demo.png, the picture in its middle; return the number of pictures."""
-    step = max(1, round(recording.rate / DRAWN_RATE)) if models.trained else 1
+    rate = 1e9 / float(np.median(np.diff([frame.stamp for frame in frames]))) if len(frames) > 1 else DRAWN_RATE  # Hz
+    step = max(1, round(rate / DRAWN_RATE)) if models.trained else 1
     shown = frames[::step]
     note = "" if models.trained else "weights: UNTRAINED, the boxes mean nothing"
 
@@ -274,7 +273,7 @@ def _draw(out: Path, frames: list[Frame], heard: _Heard, recording: _Recording, 
                 write_png(out / "demo.png", picture)
             yield picture
 
-    return write_video(out / "demo.mp4", pictures(), recording.rate / step)
+    return write_video(out / "demo.mp4", pictures(), rate / step)
 
 
 def _worth_showing(boxes: Boxes3D, models: _Models) -> Boxes3D:

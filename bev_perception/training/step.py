@@ -6,6 +6,7 @@ import contextlib
 import functools
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Generic
 
 import numpy as np
@@ -220,8 +221,10 @@ class PerspectiveStep(TrainingStep[BoxTruth]):
         return ()
 
     def forward(self, batch: Batch[BoxTruth]) -> dict[str, Tensor]:
-        """Return perspective_losses of the batch."""
-        views = self.encode(batch, _generators(batch))
+        """Return perspective_losses of the batch's newest frames."""
+        assert isinstance(batch.images, Tensor)
+        newest = replace(batch, images=batch.images[:, :1], reference2image=batch.reference2image[:, :1])
+        views = self.encode(newest, _generators(batch))
         assert self.model.perspective_head is not None
         back = invert_cameras(views.reference2image[:, 0])
         seen = self.model.perspective_head(views.levels_by_frame[0][0], back, views.image_size)

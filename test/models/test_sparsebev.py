@@ -274,6 +274,8 @@ def test_capacity_of_the_memory(model):
         (lambda c: small(c, num_levels=5), "num_outs"),
         (lambda c: small(c, embed_dims=256), "out_channels"),
         (lambda c: small(c, num_groups=3), "num_groups"),
+        (lambda c: small(c, num_layers=0), r"num_layers \(0\) must be positive"),
+        (lambda c: dataclasses.replace(small(c, proposals=-1), perspective=True), "must not be negative"),
         (lambda c: small(c, num_heads=7), "num_heads"),
         (lambda c: small(c, code_size=8), "code_size"),
         (
