@@ -357,6 +357,12 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def give_back_device_memory() -> None:
+    """Give back what PyTorch keeps of a GPU's memory for itself although nothing uses it any more."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def load_weights(config: VariantConfig, checkpoint: str | Path | None, device: torch.device) -> LoadedVariant:
     """Build a variant on `device` and load its weights strictly; those that are shipped if checkpoint is None.
 

@@ -37,7 +37,7 @@ class EvalSettings:
     """What is evaluated on what.
 
     variant: name, or path of a YAML file.  checkpoint: its weights; None: those that are shipped.
-    data: a nuScenes dataroot.  split: an official one of `version`.
+    data: a nuScenes dataroot.  split: of `version`, an official one or one of splits.json beside its tables.
     out: directory for results and scores: results_nusc.json, metrics_summary.json and plots of a variant that
     detects, occupancy_metrics.json of one that gives occupancy.
     device: "auto", "cpu", "cuda" or "cuda:N"; under torchrun each process takes its own GPU unless it says "cpu".
@@ -51,8 +51,8 @@ class EvalSettings:
     variant: str
     checkpoint: Path | None
     data: Path
-    version: str = "v1.0-trainval"
-    split: str = "val"
+    version: str
+    split: str
     out: Path = Path("output/eval")
     device: str = "auto"
     precision: str = PipelineSettings.precision

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import rclpy
-import torch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock
@@ -33,7 +32,7 @@ from bev_perception.config import ConfigError
 from bev_perception.costmap import CostmapSettings
 from bev_perception.data.messages import calibration, camera_image, transform
 from bev_perception.health import Health
-from bev_perception.pipeline import Pipeline, load_pipeline
+from bev_perception.pipeline import Pipeline, give_back_device_memory, load_pipeline
 from bev_perception.ros import messages
 from bev_perception.ros.outputs import Outputs
 from bev_perception.ros.parameters import (
@@ -142,8 +141,7 @@ class PerceptionNode(LifecycleNode):
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the model."""
         self._free()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # else PyTorch keeps the memory for itself
+        give_back_device_memory()
         self._lifecycle = "unconfigured"
         return TransitionCallbackReturn.SUCCESS
 
