@@ -206,9 +206,8 @@ class NeckConfig:
 class SparseBEVHeadConfig:
     """The query decoder of SparseBEV (Liu et al., ICCV 2023).
 
-    num_query: learnt queries.  proposals: further ones that start where the perspective head sees objects, and move as
-    the frames that it looks at agree on; 0: none.  correct_velocity: let each pass know the velocity that it
-    looks along and correct it, as Sparse4D does (Lin et al., 2022), in the place of telling it anew.
+    num_query: learnt queries.  proposals: further ones, which start where the perspective head sees objects; 0: none.
+    correct_velocity: let each pass correct the velocity that it looks along, as Sparse4D does (Lin et al., 2022).
     """
 
     num_query: int = 900

@@ -108,8 +108,14 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
         total_steps = epochs * steps_per_epoch
         only = ", its encoder" if settings.encoder_only else ", its decoder" if settings.decoder_only else ""
         identity = Identity(
-            *(config.name + only, digest(config), settings.seed, len(data)),
-            *(batch * processes.count, epochs, lr, settings.precision),
+            part=config.name + only,
+            config=digest(config),
+            seed=settings.seed,
+            samples=len(data),
+            batch=batch * processes.count,
+            epochs=epochs,
+            lr=lr,
+            precision=settings.precision,
         )
 
         torch.manual_seed(settings.seed)

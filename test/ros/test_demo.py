@@ -32,7 +32,7 @@ def test_demo_on_a_made_up_drive(tmp_path, capsys, nothing_shipped):
     assert cli.main(["demo", "--out", str(out), "--seconds", "0.6"]) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert str(out) in last and "UNTRAINED" in last
-    check_pictures(out, frames=7)
+    check_pictures(out, frames=7, rate=12)
     assert cli.main(["demo", "--out", str(out), "--seconds", "0.3"]) == 0  # once more over the old one
 
 
@@ -40,7 +40,7 @@ def test_demo_on_a_made_up_drive(tmp_path, capsys, nothing_shipped):
 def test_demo_on_real_keyframes(tmp_path, nuscenes_root, nothing_shipped):
     out = tmp_path / "demo"
     assert cli.main(["demo", "--out", str(out), "--nuscenes", str(nuscenes_root)]) == 0
-    check_pictures(out, frames=5)
+    check_pictures(out, frames=5, rate=2)
 
 
 @pytest.fixture
@@ -82,13 +82,14 @@ def test_the_demo_needs_boxes(tmp_path, both_shipped, capsys):
     assert "the demo needs a variant that detects" in capsys.readouterr().err
 
 
-def check_pictures(out, frames):
+def check_pictures(out, frames, rate):
     detections = json.loads((out / "detections.json").read_text())
     assert len(detections) == frames and all(len(d["boxes"]) == 300 for d in detections)
     picture = cv2.imread(str(out / "demo.png"))
     assert picture.shape[1] > 2000 and np.std(picture) > 20
     video = cv2.VideoCapture(str(out / "demo.mp4"))
     assert int(video.get(cv2.CAP_PROP_FRAME_COUNT)) == frames
+    assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(rate, rel=0.02)
     table = (out / "latency.txt").read_text()
     assert all(stage in table for stage in ("preprocess", "model", "decode", "publish", "total"))
 
