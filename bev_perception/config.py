@@ -2,54 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from bev_perception.strict import ConfigError, from_dict
-
-NUSCENES_CLASSES = (
-    "car",
-    "truck",
-    "construction_vehicle",
-    "bus",
-    "trailer",
-    "barrier",
-    "motorcycle",
-    "bicycle",
-    "pedestrian",
-    "traffic_cone",
-)
-#: (width, height) of its images, pixels
-NUSCENES_IMAGE_SIZE = (1600, 900)
-#: the variants that come with weights: one that detects, one that gives occupancy on the same encoder
-TINY_DETECTOR, TINY_OCCUPANCY = "sparsebev_tiny", "sparseocc_tiny"
-#: m from the car, within which boxes of the first are scored
-TINY_RANGE = 40.0
-#: of Occ3D-nuScenes (Tian et al., NeurIPS 2023); the last is free space
-OCC3D_CLASSES = (
-    "others",
-    "barrier",
-    "bicycle",
-    "bus",
-    "car",
-    "construction_vehicle",
-    "motorcycle",
-    "pedestrian",
-    "traffic_cone",
-    "trailer",
-    "truck",
-    "driveable_surface",
-    "other_flat",
-    "sidewalk",
-    "terrain",
-    "manmade",
-    "vegetation",
-    "free",
-)
+from bev_perception.strict import ConfigError
 
 
 @dataclass(frozen=True)
@@ -203,98 +159,6 @@ class NeckConfig:
 
 
 @dataclass(frozen=True)
-class SparseBEVHeadConfig:
-    """The query decoder of SparseBEV (Liu et al., ICCV 2023).
-
-    num_query: learnt queries.  proposals: further ones, which start where the perspective head sees objects; 0: none.
-    correct_velocity: let each pass correct the velocity that it looks along, as Sparse4D does (Lin et al., 2022).
-    """
-
-    num_query: int = 900
-    proposals: int = 0
-    correct_velocity: bool = False
-    num_points: int = 4
-    num_levels: int = 4
-    embed_dims: int = 256
-    num_layers: int = 6
-    num_groups: int = 4
-    num_heads: int = 8
-    ffn_dim: int = 512
-    mixing_out_points: int = 128
-    code_size: int = 10
-    dropout: float = 0.1
-    pc_range: tuple[float, float, float, float, float, float] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
-
-
-@dataclass(frozen=True)
-class SparseOccHeadConfig:
-    """The voxel decoder and the mask transformer of SparseOcc (Liu et al., ECCV 2024).
-
-    kept_training, kept_testing: voxels that each of the three stages keeps, in training and otherwise.
-    num_query: masks.  mask_layers: passes of the one mask layer.  panoptic: whether objects are told apart.
-    score_threshold: of a mask's class.  overlap_threshold: share of a mask that must not be taken by better ones.
-    occ_range: x, y, z low, then high, m.  occ_size: number of voxels along x, y, z.
-    """
-
-    num_query: int = 100
-    num_points: int = 4
-    num_levels: int = 4
-    embed_dims: int = 256
-    mask_layers: int = 2
-    num_groups: int = 4
-    num_heads: int = 8
-    ffn_dim: int = 512
-    mixing_out_points: int = 128
-    dropout: float = 0.1
-    kept_training: tuple[int, int, int] = (4000, 16000, 64000)
-    kept_testing: tuple[int, int, int] = (2000, 8000, 32000)
-    panoptic: bool = False
-    score_threshold: float = 0.3
-    overlap_threshold: float = 0.8
-    occ_range: tuple[float, float, float, float, float, float] = (-40.0, -40.0, -1.0, 40.0, 40.0, 5.4)
-    occ_size: tuple[int, int, int] = (200, 200, 16)
-
-    def __post_init__(self) -> None:
-        """Check the values that a type cannot."""
-        edges = [
-            (high - low) / size if size > 0 else 0.0
-            for low, high, size in zip(self.occ_range[:3], self.occ_range[3:], self.occ_size, strict=True)
-        ]
-        if min(edges) <= 0 or max(edges) - min(edges) > 1e-6 * max(edges):
-            raise ConfigError(
-                f"head: occ_range {self.occ_range} in occ_size {self.occ_size} voxels gives voxels of "
-                f"{' x '.join(f'{edge:g}' for edge in edges)} m; they must be cubes"
-            )
-        if not (0 <= self.score_threshold <= 1 and 0 <= self.overlap_threshold <= 1):
-            raise ConfigError("head: score_threshold and overlap_threshold must lie in 0..1")
-        if min(self.kept_training + self.kept_testing) < 1 or self.mask_layers < 0:
-            raise ConfigError("head: the stages must keep at least one voxel each, mask_layers must not be negative")
-
-    @property
-    def resolution(self) -> float:
-        """Length of a voxel's edge, m."""
-        return (self.occ_range[3] - self.occ_range[0]) / self.occ_size[0]
-
-
-HeadConfig = SparseBEVHeadConfig | SparseOccHeadConfig
-
-#: family -> the settings of its head, and the classes that it tells apart unless a variant names others
-FAMILIES: dict[str, tuple[type[HeadConfig], tuple[str, ...]]] = {
-    "sparsebev": (SparseBEVHeadConfig, NUSCENES_CLASSES),
-    "sparseocc": (SparseOccHeadConfig, OCC3D_CLASSES),
-}
-
-
-@dataclass(frozen=True)
-class DecodeConfig:
-    """From raw outputs to boxes: at most max_num above score_threshold with centres inside post_center_range (m)."""
-
-    max_num: int = 300
-    score_threshold: float = 0.05
-    post_center_range: tuple[float, float, float, float, float, float] = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
-
-
-@dataclass(frozen=True)
 class BevAugmentationConfig:
     """How the world of a training sample is changed about the reference frame; the defaults are SparseBEV's.
 
@@ -406,95 +270,12 @@ class VariantConfig:
     family: str
     image: ImageConfig
     frames: FramesConfig
-    head: HeadConfig
+    head: Any
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     neck: NeckConfig = field(default_factory=NeckConfig)
-    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    decode: Any = None
     reference_frame: ReferenceFrameConfig = field(default_factory=ReferenceFrameConfig)
-    class_names: tuple[str, ...] = NUSCENES_CLASSES
+    class_names: tuple[str, ...] = ()
     perspective: bool = False
     training: TrainingConfig | None = None
     provenance: Provenance = field(default_factory=Provenance)
-
-    @property
-    def detector(self) -> SparseBEVHeadConfig:
-        """The head of a variant that detects boxes; raises ConfigError for another."""
-        if not isinstance(self.head, SparseBEVHeadConfig):
-            raise ConfigError(f"{self.name} is a variant of {self.family}, which detects no boxes; choose another")
-        return self.head
-
-    @property
-    def occupancy(self) -> SparseOccHeadConfig:
-        """The head of a variant that gives occupancy; raises ConfigError for another."""
-        if not isinstance(self.head, SparseOccHeadConfig):
-            raise ConfigError(f"{self.name} is a variant of {self.family}, which gives no occupancy; choose another")
-        return self.head
-
-
-def variants_directory() -> Path:
-    """Return the directory of the variants' YAML files.
-
-    It lies beside the package in a source tree and an editable install, in share/bev_perception of a ROS 2
-    workspace, and inside the package in a wheel.
-    """
-    package = Path(__file__).resolve().parent
-    candidates = [package.parent / "config" / "models", package / "config" / "models"]
-    candidates += [up / "share" / "bev_perception" / "config" / "models" for up in package.parents]
-    for directory in candidates:
-        if directory.is_dir():
-            return directory
-    raise ConfigError(f"no config/models beside {package}; the installation is incomplete, install the package again")
-
-
-def weights_directory() -> Path:
-    """Return where the weights are that come with the package; it need not exist."""
-    return variants_directory().parent / "weights"
-
-
-def shipped_weights(name: str) -> Path | None:
-    """Return the file of weights that comes with the package for the variant `name`, or None if there is none."""
-    path = weights_directory() / f"{name}.safetensors"
-    return path if path.is_file() else None
-
-
-def list_variants() -> list[str]:
-    """Return the names of all variants that come with the package."""
-    return sorted(path.stem for path in variants_directory().glob("*.yaml"))
-
-
-def load_variant(name: str | Path) -> VariantConfig:
-    """Load a variant by its name, or from the path of a YAML file of your own.
-
-    Raises ConfigError for a name that does not exist (naming the nearest) and for any mistake in the file.
-    """
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        path = variants_directory() / f"{name}.yaml"
-        if not path.is_file():
-            known = list_variants()
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.3)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ConfigError(f"unknown variant {str(name)!r}; {hint}known: {', '.join(known)}")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the variant file {path}: {error}") from error
-    config = _variant_from(values, path.name)
-    if config.name != path.stem:
-        raise ConfigError(f"{path.name}: name is {config.name!r}; it must equal the file's name")
-    return config
-
-
-def _variant_from(values: Any, where: str) -> VariantConfig:
-    """Build the variant from plain values; its family decides what its head is made of."""
-    family = values.get("family") if isinstance(values, dict) else None
-    if family is None:
-        return from_dict(VariantConfig, values, where)  # raises: it is missing
-    if family not in FAMILIES:
-        raise ConfigError(f"{where}: unknown family {family!r}; known: {', '.join(FAMILIES)}")
-    head, classes = FAMILIES[family]
-    values = {"class_names": classes, **values}
-    if "head" in values:
-        values["head"] = from_dict(head, values["head"], f"{where}.head")
-    config: VariantConfig = from_dict(VariantConfig, values, where)
-    return config

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
 import math
-from collections import deque
 
 import numpy as np
 
@@ -134,87 +132,3 @@ def interpolate_transform(a: np.ndarray, b: np.ndarray, weight: float) -> np.nda
         q = (math.sin((1 - weight) * angle) * qa + math.sin(weight * angle) * qb) / math.sin(angle)
     translation = (1 - weight) * a[:3, 3] + weight * b[:3, 3]
     return make_transform(rotation_from_quaternion(*q), translation)
-
-
-class PoseNotYetError(LookupError):
-    """The pose asked for is newer than the newest one known: wait, it may come."""
-
-
-class PoseTooOldError(LookupError):
-    """The pose asked for is older than the history kept, or lies in a hole of it: it will not come."""
-
-
-class PoseBuffer:
-    """A bounded history of one moving frame's pose, interpolated between stamps.
-
-    horizon: ns of history to keep.  max_gap: ns; between two neighbours further apart nothing is interpolated.
-    backstep: ns; a pose that much older than the newest is held back, and when JUMP_PROOF of them come with nothing
-    newer in between, time itself has jumped back (a bag that loops): they replace the history.
-    """
-
-    JUMP_PROOF = 3
-
-    def __init__(
-        self, horizon: int = 20_000_000_000, max_gap: int = 2_000_000_000, backstep: int = 1_000_000_000
-    ) -> None:
-        """Start empty."""
-        self.horizon = horizon
-        self.max_gap = max_gap
-        self.backstep = backstep
-        self._stamps: deque[int] = deque()
-        self._poses: deque[np.ndarray] = deque()
-        self._held_back: list[tuple[int, np.ndarray]] = []
-
-    def __len__(self) -> int:
-        """Return the number of poses held."""
-        return len(self._stamps)
-
-    @property
-    def newest(self) -> int | None:
-        """The newest stamp held, or None."""
-        return self._stamps[-1] if self._stamps else None
-
-    def add(self, stamp: int, pose: np.ndarray) -> None:
-        """Insert a pose [4, 4]; order does not matter within `backstep`, an equal stamp replaces."""
-        if self._stamps and stamp < self._stamps[-1] - self.backstep:
-            self._held_back.append((stamp, pose))
-            if len(self._held_back) < self.JUMP_PROOF:
-                return
-            self._stamps.clear()
-            self._poses.clear()
-            earlier = self._held_back[:-1]
-            self._held_back = []
-            for held_stamp, held_pose in earlier:
-                self.add(held_stamp, held_pose)
-        self._held_back.clear()
-        at = bisect.bisect_left(self._stamps, stamp)
-        if at < len(self._stamps) and self._stamps[at] == stamp:
-            self._poses[at] = pose
-            return
-        self._stamps.insert(at, stamp)
-        self._poses.insert(at, pose)
-        while self._stamps[-1] - self._stamps[0] > self.horizon:
-            self._stamps.popleft()
-            self._poses.popleft()
-
-    def lookup(self, stamp: int) -> np.ndarray:
-        """Return the pose [4, 4] at `stamp`.
-
-        Raises PoseNotYetError when `stamp` is newer than everything held, PoseTooOldError when it is older or
-        falls between two poses more than `max_gap` apart.
-        """
-        if not self._stamps or stamp > self._stamps[-1]:
-            raise PoseNotYetError("no pose yet" if self._stamps else "no pose at all yet")
-        at = bisect.bisect_left(self._stamps, stamp)
-        if self._stamps[at] == stamp:
-            return self._poses[at]
-        if at == 0 and self._held_back:
-            raise PoseNotYetError("poses have begun to come from the past; time may have jumped back")
-        if at == 0:
-            behind = (self._stamps[0] - stamp) / 1e9
-            raise PoseTooOldError(f"{behind:.3f} s older than the oldest pose kept")
-        before, after = self._stamps[at - 1], self._stamps[at]
-        if after - before > self.max_gap:
-            raise PoseTooOldError(f"falls into a hole of {(after - before) / 1e9:.3f} s between two poses")
-        weight = (stamp - before) / (after - before)
-        return interpolate_transform(self._poses[at - 1], self._poses[at], weight)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory):
     """A safetensors file of untrained weights of sparsebev_tiny."""
-    from bev_perception.pipeline import write_initial_weights
+    from bev_perception.pipeline.loading import write_initial_weights
 
     path = tmp_path_factory.mktemp("weights") / "sparsebev_tiny.safetensors"
     write_initial_weights("sparsebev_tiny", path, seed=0)
@@ -22,14 +22,14 @@ def untrained(tmp_path_factory):
 @pytest.fixture
 def shipped(untrained, tmp_path, monkeypatch):
     """An installation that ships weights of sparsebev_tiny alone, untrained ones; the file."""
-    from bev_perception import config
+    from bev_perception.families import variants
 
     (tmp_path / "config" / "weights").mkdir(parents=True)
     models = tmp_path / "config" / "models"
-    models.symlink_to(config.variants_directory())
+    models.symlink_to(variants.variants_directory())
     path = tmp_path / "config" / "weights" / "sparsebev_tiny.safetensors"
     path.symlink_to(untrained)
-    monkeypatch.setattr(config, "variants_directory", lambda: models)
+    monkeypatch.setattr(variants, "variants_directory", lambda: models)
     return path
 
 

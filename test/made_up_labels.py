@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bev_perception.config import OCC3D_CLASSES
+from bev_perception.classes import OCC3D_CLASSES
 from bev_perception.data.occupancy_labels import OccupancyLabels, labels_path, write_labels
 from bev_perception.geometry import invert_transform, transform_points
 from bev_perception.types import OCC3D_GRID

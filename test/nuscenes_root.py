@@ -5,7 +5,7 @@ import json
 import cv2
 import numpy as np
 
-from bev_perception.config import NUSCENES_CLASSES
+from bev_perception.classes import NUSCENES_CLASSES
 from bev_perception.data.drive import CAMERAS, DriveImage
 from bev_perception.data.synthetic import START, World, synthetic_drive
 from bev_perception.geometry import make_transform, quaternion_from_rotation, rotation_from_yaw

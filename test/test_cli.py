@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from bev_perception import cli
-from bev_perception.config import list_variants
 from bev_perception.data import rosbag
+from bev_perception.families.variants import list_variants
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,10 @@ import dataclasses
 import pytest
 import yaml
 
-from bev_perception import config
-from bev_perception.config import (
-    ConfigError,
-    SparseOccHeadConfig,
-    list_variants,
-    load_variant,
-)
+from bev_perception.config import ConfigError
+from bev_perception.families import variants
+from bev_perception.families.sparseocc.config import SparseOccHeadConfig
+from bev_perception.families.variants import list_variants, load_variant
 
 
 @pytest.mark.parametrize("name", list_variants())
@@ -112,14 +109,14 @@ def test_unreadable_files_are_named(tmp_path):
 
 
 def test_shipped_weights_lie_beside_the_variants(shipped):
-    assert config.shipped_weights("sparsebev_tiny") == shipped
-    assert config.shipped_weights("sparseocc_tiny") is None
+    assert variants.shipped_weights("sparsebev_tiny") == shipped
+    assert variants.shipped_weights("sparseocc_tiny") is None
 
 
 def test_an_incomplete_installation_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(config, "__file__", str(tmp_path / "a" / "b" / "config.py"))
+    monkeypatch.setattr(variants, "__file__", str(tmp_path / "a" / "b" / "c" / "variants.py"))
     with pytest.raises(ConfigError, match="installation is incomplete"):
-        config.variants_directory()
+        variants.variants_directory()
     share = tmp_path / "share" / "bev_perception" / "config" / "models"
     share.mkdir(parents=True)
-    assert config.variants_directory() == share
+    assert variants.variants_directory() == share

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from bev_perception import geometry
-from bev_perception.geometry import PoseBuffer, PoseNotYetError, PoseTooOldError
+from bev_perception.sensing.poses import PoseBuffer, PoseNotYetError, PoseTooOldError
 
 SECOND = 1_000_000_000
 quaternions = st.tuples(*[st.floats(-1, 1)] * 4).filter(lambda q: np.linalg.norm(q) > 0.05)

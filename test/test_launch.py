@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bev_perception.config import load_variant
 from bev_perception.data.drive import CAMERAS
+from bev_perception.families.variants import load_variant
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "config"

@@ -9,20 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_occupancy_codec import message_of
+from results.test_occupancy_codec import message_of
 
 from bev_perception import cli
-from bev_perception.config import OCC3D_CLASSES, list_variants
+from bev_perception.classes import OCC3D_CLASSES
+from bev_perception.families.variants import list_variants
 from bev_perception.types import OCC3D_GRID, Occupancy
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 OFFLINE, IN_PYTHON = "bev_perception variants", "from bev_perception.data.drive"
-SUBSCRIBER = "from bev_perception.occupancy_codec"
+SUBSCRIBER = "from bev_perception.results.occupancy_codec"
 #: how the blocks that are run here begin
 RUN = (OFFLINE, IN_PYTHON, SUBSCRIBER)
 #: how the others begin -> why they are not
 NOT_RUN = {
-    "make demo": "makes the virtual environment; test/ros/test_demo.py runs the demo",
+    "make demo": "makes the virtual environment; test/ros/tools/test_demo.py runs the demo",
     "cd ~/ws/src": "needs a ROS 2 distribution with rosdep and colcon",
     "bag_player --ros-args": "needs rclpy and goes on for ever; test/ros/test_bag_player.py runs the player",
     "bev_perception synth": "compiles for minutes; test/synth",

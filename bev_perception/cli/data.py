@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from bev_perception.cli.options import LABELS_HELP, Commands, add_data, add_version, data_version
-from bev_perception.config import NUSCENES_IMAGE_SIZE
+from bev_perception.data.drive import NUSCENES_IMAGE_SIZE
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
 
 

@@ -17,8 +17,8 @@ from bev_perception.cli.options import (
     data_version,
     open_bag,
 )
-from bev_perception.config import TINY_DETECTOR, TINY_OCCUPANCY
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
+from bev_perception.families.variants import TINY_DETECTOR, TINY_OCCUPANCY
 
 if TYPE_CHECKING:
     from bev_perception.evaluation.evaluate import Scores
@@ -82,10 +82,11 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _score_files(args: argparse.Namespace) -> Scores:
-    from bev_perception.config import OCC3D_CLASSES, load_variant
+    from bev_perception.classes import OCC3D_CLASSES
     from bev_perception.data.records import open_split
     from bev_perception.evaluation.detection import score_results
     from bev_perception.evaluation.occupancy_files import score_occupancy_files
+    from bev_perception.families.variants import load_variant
 
     version, split = _data_split(args)
     if args.results is not None:
@@ -133,11 +134,12 @@ def _data_split(args: argparse.Namespace) -> tuple[str, str]:
 def _eval_bags(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from bev_perception.config import SparseOccHeadConfig
     from bev_perception.data.records import open_records
     from bev_perception.evaluation.replay import Replay
-    from bev_perception.offline import run_frames
-    from bev_perception.pipeline import PipelineSettings, load_pipeline
+    from bev_perception.families.sparseocc.config import SparseOccHeadConfig
+    from bev_perception.pipeline.loading import load_pipeline
+    from bev_perception.pipeline.offline import run_frames
+    from bev_perception.pipeline.pipeline import PipelineSettings
 
     if not args.variant:
         raise ValueError("--bag needs --variant")

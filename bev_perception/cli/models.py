@@ -17,8 +17,8 @@ from bev_perception.cli.options import (
     data_version,
     open_bag,
 )
-from bev_perception.config import TINY_DETECTOR, TINY_OCCUPANCY
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
+from bev_perception.families.variants import TINY_DETECTOR, TINY_OCCUPANCY
 
 if TYPE_CHECKING:
     from bev_perception.config import VariantConfig
@@ -43,8 +43,8 @@ def add_commands(commands: Commands) -> None:
 
 
 def _variants(args: argparse.Namespace) -> int:
-    from bev_perception.config import list_variants, load_variant
-    from bev_perception.variants import published_score
+    from bev_perception.families.table import published_score
+    from bev_perception.families.variants import list_variants, load_variant
 
     for name in list_variants():
         config = load_variant(name)
@@ -55,7 +55,7 @@ def _variants(args: argparse.Namespace) -> int:
 
 
 def _init_weights(args: argparse.Namespace) -> int:
-    from bev_perception.pipeline import write_initial_weights
+    from bev_perception.pipeline.loading import write_initial_weights
 
     write_initial_weights(args.variant, args.out, args.seed)
     print(f"wrote {args.out} (UNTRAINED, seed {args.seed})")
@@ -79,9 +79,10 @@ def _add_run(commands: Commands) -> None:
 def _run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from bev_perception.config import SparseOccHeadConfig
-    from bev_perception.offline import run_events, write_results
-    from bev_perception.pipeline import PipelineSettings, load_pipeline
+    from bev_perception.families.sparseocc.config import SparseOccHeadConfig
+    from bev_perception.pipeline.loading import load_pipeline
+    from bev_perception.pipeline.offline import run_events, write_results
+    from bev_perception.pipeline.pipeline import PipelineSettings
 
     bag, settings = open_bag(args, args.bag)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +139,8 @@ def _add_train(commands: Commands) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from bev_perception.config import FramesConfig, load_variant
+    from bev_perception.config import FramesConfig
+    from bev_perception.families.variants import load_variant
     from bev_perception.training.dataset import JoinedData
     from bev_perception.training.train import TrainSettings, train
 
@@ -195,7 +197,7 @@ def _add_bench(commands: Commands) -> None:
 
 def _bench(args: argparse.Namespace) -> int:
     if args.variant is None:
-        from bev_perception.ros.bench import COUNTS, run_bench
+        from bev_perception.ros.tools.bench import COUNTS, run_bench
 
         print(run_bench(args.out, COUNTS))
         return 0
@@ -226,7 +228,7 @@ def _add_demo(commands: Commands) -> None:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from bev_perception.ros.demo import DemoSettings, run_demo
+    from bev_perception.ros.tools.demo import DemoSettings, run_demo
 
     settings = DemoSettings(
         out=args.out,

@@ -10,7 +10,7 @@ from bev_perception.types import BASE_FRAME, FIXED_FRAME
 
 if TYPE_CHECKING:
     from bev_perception.data.rosbag import BagReader
-    from bev_perception.synchronizer import SynchronizerSettings
+    from bev_perception.sensing.synchronizer import SynchronizerSettings
 
 Commands = argparse._SubParsersAction
 LABELS_HELP = "folder of occupancy labels, relative to ROOT or on its own (default: %(default)s)"
@@ -65,7 +65,7 @@ def open_bag(args: argparse.Namespace, path: Path) -> tuple[BagReader, Synchroni
     """Open a bag and say how its images are grouped, by the options of add_bag_options."""
     from bev_perception.data.drive import CAMERAS
     from bev_perception.data.rosbag import INPUT_PREFIX, BagReader
-    from bev_perception.synchronizer import SynchronizerSettings
+    from bev_perception.sensing.synchronizer import SynchronizerSettings
 
     cameras = tuple(args.cameras or CAMERAS)
     remap = dict(rule.split(":=", 1) for rule in args.remap)

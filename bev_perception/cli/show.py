@@ -79,7 +79,8 @@ def _show_points(args: argparse.Namespace) -> int:
 
 
 def _show_occupancy(args: argparse.Namespace) -> int:
-    from bev_perception.config import OCC3D_CLASSES, load_variant
+    from bev_perception.classes import OCC3D_CLASSES
+    from bev_perception.families.variants import load_variant
     from bev_perception.visualization.show import show_labels, show_occupancy
 
     objects = not args.semantic

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bev_perception.config import BevAugmentationConfig, ImageConfig
-from bev_perception.preprocess import ImageTransform
+from bev_perception.sensing.preprocess import ImageTransform
 
 #: ranges of the colours' draws: shifts of 0..255 values, factors, degrees; each befalls half of the images
 MAX_BRIGHTNESS = 32.0

@@ -62,3 +62,7 @@ class Drive:
     def __iter__(self) -> Iterator[DriveEvent]:
         """Return the events, from the start."""
         return self.make_events()
+
+
+#: (width, height) of its images, pixels
+NUSCENES_IMAGE_SIZE = (1600, 900)

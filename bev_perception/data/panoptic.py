@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from bev_perception.config import NUSCENES_CLASSES, OCC3D_CLASSES
+from bev_perception.classes import NUSCENES_CLASSES, OCC3D_CLASSES
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.occupancy_labels import labels_path, read_labels, write_labels
 from bev_perception.data.records import Annotations, Records

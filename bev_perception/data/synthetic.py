@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-from bev_perception.config import NUSCENES_CLASSES, NUSCENES_IMAGE_SIZE
-from bev_perception.data.drive import CAMERAS, CameraRig, Drive, DriveEvent, DriveImage, DrivePose
+from bev_perception.classes import NUSCENES_CLASSES
+from bev_perception.data.drive import CAMERAS, NUSCENES_IMAGE_SIZE, CameraRig, Drive, DriveEvent, DriveImage, DrivePose
 from bev_perception.data.rendering import Painter, Scenery, paint_ground
 from bev_perception.geometry import (
     invert_transform,

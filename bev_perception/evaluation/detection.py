@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from bev_perception.classes import attribute_of
 from bev_perception.data.nuscenes import known_splits, open_devkit
-from bev_perception.decode import attribute_of
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.geometry import quaternion_from_rotation, transform_points
 from bev_perception.types import Boxes3D

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from tqdm import tqdm
 
-from bev_perception.config import VariantConfig, load_variant
+from bev_perception.config import VariantConfig
 from bev_perception.data.occupancy_labels import LABELS_FOLDER, write_occupancy
 from bev_perception.data.records import Records, open_split
 from bev_perception.evaluation.detection import DetectionScores, score_results, to_submission, write_submission
@@ -21,7 +21,9 @@ from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.occupancy import OccupancyCounts, OccupancyScores
 from bev_perception.evaluation.occupancy_files import SCORES_FILE, check_labels, count_row
 from bev_perception.evaluation.running import check_images, joined_processes, own_device, run_rows
-from bev_perception.pipeline import PipelineSettings
+from bev_perception.families.sparseocc.config import sparseocc_head
+from bev_perception.families.variants import load_variant
+from bev_perception.pipeline.pipeline import PipelineSettings
 from bev_perception.types import Result
 
 LOG = logging.getLogger(__name__)
@@ -142,7 +144,7 @@ class _OccupancyEvaluation:
             raise EvaluationError(f"{config.name} gives no boxes, which alone have a range; leave --max-range out")
         self._scored = settings.split != SECRET_SPLIT
         if self._scored:
-            check_labels(records, settings.labels, config.class_names, config.occupancy.panoptic)
+            check_labels(records, settings.labels, config.class_names, sparseocc_head(config).panoptic)
         elif settings.save_occupancy is None:
             raise EvaluationError("the split 'test' has no public labels; say where to save results (--save-occupancy)")
 

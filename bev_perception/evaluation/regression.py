@@ -9,10 +9,11 @@ from pathlib import Path
 
 import yaml
 
-from bev_perception.config import TINY_RANGE, SparseBEVHeadConfig, load_variant, weights_directory
 from bev_perception.evaluation.detection import DetectionScores
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.evaluate import EvalSettings, Scores, evaluate
+from bev_perception.families.sparsebev.config import SparseBEVHeadConfig
+from bev_perception.families.variants import load_variant, weights_directory
 
 #: percentage points, that a score may be below the recorded one: other versions and CPUs round sums differently, which
 #: moves boxes and voxels across thresholds. With the kernels of another CPU it was 0.01 once, see docs/weights.md.
@@ -90,3 +91,7 @@ def compare(recorded: ScoresByVariant, measured: ScoresByVariant) -> tuple[str, 
             if not now >= before - TOLERANCE:
                 worse.append(f"{name} of {variant} is {now:.2f}, recorded are {before:.2f}")
     return "\n".join(lines), worse
+
+
+#: m from the car, within which boxes of the first are scored
+TINY_RANGE = 40.0

@@ -20,13 +20,14 @@ import torch.distributed as dist
 from bev_perception.config import VariantConfig
 from bev_perception.data.queues import evaluation_queue, read_frame
 from bev_perception.data.records import Records
-from bev_perception.decode import decode_boxes
 from bev_perception.evaluation.errors import EvaluationError
-from bev_perception.memory import FrameFeatures
-from bev_perception.models.sparsebev import SparseBEV
-from bev_perception.pipeline import Pipeline, PipelineSettings, choose_device, load_weights
-from bev_perception.precision import check_precision, encoder_precision
-from bev_perception.preprocess import NoUsableViewError, Preprocessor
+from bev_perception.families.sparsebev.decode import decode_boxes
+from bev_perception.families.sparsebev.model import SparseBEV
+from bev_perception.models.memory import FrameFeatures
+from bev_perception.models.precision import check_precision, encoder_precision
+from bev_perception.pipeline.loading import choose_device, load_weights
+from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
+from bev_perception.sensing.preprocess import NoUsableViewError, Preprocessor
 from bev_perception.types import Boxes3D, ModelInput, Result
 
 #: how long a process waits for the slowest one

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bev_perception.decode_occupancy import THINGS
+from bev_perception.classes import THINGS
 
 #: a segment and its truth share more than this part of their union
 MATCH_IOU = 0.5

@@ -27,12 +27,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from bev_perception.config import SparseBEVHeadConfig, load_variant, shipped_weights
 from bev_perception.data.drive import CAMERAS, DriveImage
 from bev_perception.data.synthetic import World, synthetic_drive
 from bev_perception.evaluation.detection import EvaluationError
-from bev_perception.models.camera_model import ENCODER_PARTS, CameraModel
-from bev_perception.pipeline import Pipeline, PipelineSettings, load_pipeline, write_initial_weights
+from bev_perception.families.sparsebev.config import SparseBEVHeadConfig
+from bev_perception.families.variants import load_variant, shipped_weights
+from bev_perception.models.encoder import ENCODER_PARTS, CameraModel
+from bev_perception.pipeline.loading import load_pipeline, write_initial_weights
+from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
 from bev_perception.types import CameraImage, Frame, View
 
 KEY_FRAME_RATE = 2.0  # Hz

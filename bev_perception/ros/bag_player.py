@@ -8,7 +8,7 @@ from bev_perception.ros.entry import prepare_process
 def main(args: list[str] | None = None) -> int:
     """Play the bag of the parameter `bag` until its end, SIGINT or SIGTERM; return the exit status."""
     prepare_process()
-    from bev_perception.ros.player import run_player  # needs the messages that the line above provides
+    from bev_perception.ros.player import run_player
 
     return run_player(args)
 

@@ -18,7 +18,7 @@ from vision_msgs.msg import (
 )
 from visualization_msgs.msg import Marker, MarkerArray
 
-from bev_perception.decode import attribute_of
+from bev_perception.classes import attribute_of
 from bev_perception.msg import Object3D, Object3DArray
 from bev_perception.types import Boxes3D
 

@@ -29,10 +29,11 @@ from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
 from bev_perception.config import ConfigError
-from bev_perception.costmap import CostmapSettings
 from bev_perception.data.messages import calibration, camera_image, transform
 from bev_perception.health import Health
-from bev_perception.pipeline import Pipeline, give_back_device_memory, load_pipeline
+from bev_perception.pipeline.loading import give_back_device_memory, load_pipeline
+from bev_perception.pipeline.pipeline import Pipeline
+from bev_perception.results.costmap import CostmapSettings
 from bev_perception.ros import messages
 from bev_perception.ros.outputs import Outputs
 from bev_perception.ros.parameters import (
@@ -46,8 +47,8 @@ from bev_perception.ros.parameters import (
     variants,
 )
 from bev_perception.ros.worker import Worker
-from bev_perception.synchronizer import Synchronizer
-from bev_perception.transform_tree import TransformTree
+from bev_perception.sensing.synchronizer import Synchronizer
+from bev_perception.sensing.transform_tree import TransformTree
 from bev_perception.types import Frame, Result
 
 IMAGE_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)

@@ -10,8 +10,8 @@ from nav_msgs.msg import MapMetaData, OccupancyGrid
 from sensor_msgs.msg import PointCloud2, PointField
 
 from bev_perception.msg import SemanticOccupancy
-from bev_perception.occupancy_codec import encode
-from bev_perception.point_cloud import POINT, occupied_points
+from bev_perception.results.occupancy_codec import encode
+from bev_perception.results.point_cloud import POINT, occupied_points
 from bev_perception.ros.messages import header
 from bev_perception.types import Occupancy, VoxelGrid
 

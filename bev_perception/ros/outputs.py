@@ -14,10 +14,12 @@ from sensor_msgs.msg import PointCloud2
 from vision_msgs.msg import Detection3DArray
 from visualization_msgs.msg import MarkerArray
 
-from bev_perception.config import SparseBEVHeadConfig, SparseOccHeadConfig, VariantConfig
-from bev_perception.costmap import CostmapSettings, costmap
+from bev_perception.config import VariantConfig
+from bev_perception.families.sparsebev.config import SparseBEVHeadConfig
+from bev_perception.families.sparseocc.config import SparseOccHeadConfig
 from bev_perception.msg import Object3DArray, SemanticOccupancy
 from bev_perception.ops.ray_casting import observed_voxels
+from bev_perception.results.costmap import CostmapSettings, costmap
 from bev_perception.ros import messages, occupancy_messages
 from bev_perception.types import Frame, Result, VoxelGrid
 

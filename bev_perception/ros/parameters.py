@@ -12,11 +12,12 @@ from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValu
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from bev_perception.config import ConfigError, DecodeConfig
-from bev_perception.costmap import CostmapSettings
+from bev_perception.config import ConfigError
 from bev_perception.data.drive import CAMERAS
-from bev_perception.pipeline import PipelineSettings
-from bev_perception.synchronizer import SynchronizerSettings
+from bev_perception.families.sparsebev.config import DecodeConfig
+from bev_perception.pipeline.pipeline import PipelineSettings
+from bev_perception.results.costmap import CostmapSettings
+from bev_perception.sensing.synchronizer import SynchronizerSettings
 
 
 class ParameterSpec(NamedTuple):

@@ -8,7 +8,7 @@ from bev_perception.ros.entry import prepare_process
 def main(args: list[str] | None = None) -> int:
     """Run the perception node until SIGINT or SIGTERM; return the exit status."""
     prepare_process()
-    from bev_perception.ros.node import run_node  # needs the messages that the line above provides
+    from bev_perception.ros.node import run_node
 
     return run_node(args)
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 
 from bev_perception.health import Health
-from bev_perception.pipeline import Pipeline
-from bev_perception.preprocess import NoUsableViewError
+from bev_perception.pipeline.pipeline import Pipeline
+from bev_perception.sensing.preprocess import NoUsableViewError
 from bev_perception.types import Frame, Result
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from bev_perception.config import OCC3D_CLASSES
+from bev_perception.classes import OCC3D_CLASSES
 from bev_perception.synth.compiled import hot, kernel
 from bev_perception.synth.roads import CELL, EXIT, KERB, REACH, STOP_LINE, ZEBRA, Street, StreetMap
 

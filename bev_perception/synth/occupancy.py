@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bev_perception.config import NUSCENES_IMAGE_SIZE, OCC3D_CLASSES
+from bev_perception.classes import OCC3D_CLASSES
+from bev_perception.data.drive import NUSCENES_IMAGE_SIZE
 from bev_perception.geometry import invert_transform
 from bev_perception.synth.compiled import hot, kernel
 from bev_perception.synth.ground import Ground, kind_at

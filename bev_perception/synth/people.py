@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from bev_perception.config import OCC3D_CLASSES
+from bev_perception.classes import OCC3D_CLASSES
 from bev_perception.synth.shapes import (
     Color,
     Hull,

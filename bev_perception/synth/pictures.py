@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from bev_perception.config import NUSCENES_IMAGE_SIZE
+from bev_perception.data.drive import NUSCENES_IMAGE_SIZE
 from bev_perception.geometry import invert_transform
 from bev_perception.synth.compiled import kernel
 from bev_perception.synth.polygons import Camera, Poses

@@ -11,13 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from bev_perception.config import NUSCENES_IMAGE_SIZE
-from bev_perception.geometry import (
-    invert_transform,
-    quaternion_from_rotation,
-    rotation_from_yaw,
-    transform_points,
-)
+from bev_perception.data.drive import NUSCENES_IMAGE_SIZE
+from bev_perception.geometry import invert_transform, quaternion_from_rotation, rotation_from_yaw, transform_points
 from bev_perception.synth.compiled import kernel
 from bev_perception.synth.lidar import sweep
 from bev_perception.synth.occupancy import camera_rays, label

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bev_perception.config import NUSCENES_IMAGE_SIZE
 from bev_perception.data import nuscenes
+from bev_perception.data.drive import NUSCENES_IMAGE_SIZE
 from bev_perception.geometry import make_transform, rotation_from_quaternion
 
 VERSION = "v1.0-synth"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bev_perception.config import OCC3D_CLASSES
+from bev_perception.classes import OCC3D_CLASSES
 from bev_perception.synth.shapes import (
     Color,
     Hull,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bev_perception.config import OCC3D_CLASSES
+from bev_perception.classes import OCC3D_CLASSES
 from bev_perception.synth.shapes import Color, Hull, Material, Part, Shape, Surface, bar, block, column, extrude, wheel
 
 BLACK: Color = (0.05, 0.05, 0.05)

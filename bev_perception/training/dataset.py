@@ -9,17 +9,18 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from bev_perception.config import NUSCENES_IMAGE_SIZE, ConfigError, TrainingConfig, VariantConfig
+from bev_perception.config import ConfigError, TrainingConfig, VariantConfig
 from bev_perception.data.augment import augment_matrices, draw_bev, draw_image_transform
+from bev_perception.data.drive import NUSCENES_IMAGE_SIZE
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
 from bev_perception.data.queues import evaluation_queue, read_frame, reference2image, training_queue
 from bev_perception.data.records import Records
+from bev_perception.families.catalog import open_truths
 from bev_perception.geometry import invert_transform
-from bev_perception.images import ImageError, decode_image
-from bev_perception.preprocess import ImageTransform, image_transform, resample_image
-from bev_perception.training.samples import EncodableData, Encode, TrainingSample
-from bev_perception.training.truths import open_truths
+from bev_perception.sensing.images import ImageError, decode_image
+from bev_perception.sensing.preprocess import ImageTransform, image_transform, resample_image
+from bev_perception.supervision.samples import EncodableData, Encode, TrainingSample
 
 LOG = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from bev_perception.checkpoints import save_checkpoint
 from bev_perception.config import Provenance, VariantConfig
-from bev_perception.models.camera_model import CameraModel
+from bev_perception.models.checkpoints import save_checkpoint
+from bev_perception.models.encoder import CameraModel
 
 STATE, WEIGHTS = "state.pt", "weights.safetensors"
 

@@ -19,15 +19,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bev_perception.checkpoints import load_checkpoint, load_pretrained
 from bev_perception.config import TrainingConfig, VariantConfig
-from bev_perception.models import build_model
-from bev_perception.models.camera_model import ENCODER_PARTS
-from bev_perception.precision import PRECISIONS, tiny_is_zero
+from bev_perception.families.catalog import build_model, build_step
+from bev_perception.models.checkpoints import load_checkpoint, load_pretrained
+from bev_perception.models.encoder import ENCODER_PARTS
+from bev_perception.models.precision import PRECISIONS, tiny_is_zero
+from bev_perception.supervision.samples import EncodableData, TrainingData
+from bev_perception.supervision.step import TrainingStep, freeze
+from bev_perception.training.loading import epoch_order, load_epoch
 from bev_perception.training.progress import Progress
-from bev_perception.training.samples import EncodableData, TrainingData, epoch_order, load_epoch
 from bev_perception.training.state import STATE, Identity, TrainingError, digest, load_state, save_state
-from bev_perception.training.step import TrainingStep, build_step, freeze
 
 #: directory of a training that keeps the features of a frozen encoder while it runs
 FEATURES = "features"

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from bev_perception.colors import class_colors
+from bev_perception.classes import class_colors
 from bev_perception.geometry import box_corners
-from bev_perception.images import ImageError, decode_image
-from bev_perception.lens import undistortion_map
+from bev_perception.sensing.images import ImageError, decode_image
+from bev_perception.sensing.lens import undistortion_map
 from bev_perception.types import Boxes3D, Frame, View
 
 Color = tuple[int, int, int]  # BGR

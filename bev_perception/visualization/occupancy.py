@@ -8,8 +8,7 @@ from collections.abc import Mapping
 import cv2
 import numpy as np
 
-from bev_perception.colors import GOLDEN_RATIO
-from bev_perception.decode_occupancy import THINGS
+from bev_perception.classes import GOLDEN_RATIO, THINGS
 from bev_perception.types import Frame, Occupancy
 from bev_perception.visualization.canvas import (
     BACKGROUND,

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from bev_perception.config import VariantConfig
+from bev_perception.families.sparsebev.model import SparseBEV, SparseBEVOutput
 from bev_perception.geometry import invert_transform, transform_points
-from bev_perception.models.sparsebev import SparseBEV, SparseBEVOutput
 from bev_perception.ops.sampling import project_points
-from bev_perception.preprocess import image_transform, reference2global
+from bev_perception.sensing.preprocess import image_transform, reference2global
 from bev_perception.types import Boxes3D, Frame
 from bev_perception.visualization.canvas import (
     TEXT,

@@ -13,27 +13,27 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from bev_perception.config import DecodeConfig, VariantConfig, load_variant
+from bev_perception.config import VariantConfig
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.occupancy_labels import labels_path, read_labels
 from bev_perception.data.queues import read_frame, training_boxes
 from bev_perception.data.records import Records, open_records
 from bev_perception.data.rosbag import BagReader
-from bev_perception.decode import decode_boxes, to_ego
 from bev_perception.evaluation.running import detect_in_queues
+from bev_perception.families.sparsebev.config import DecodeConfig, sparsebev_head
+from bev_perception.families.sparsebev.decode import decode_boxes
+from bev_perception.families.sparsebev.model import SparseBEV
+from bev_perception.families.sparseocc.config import sparseocc_head
+from bev_perception.families.variants import load_variant
 from bev_perception.geometry import invert_transform
 from bev_perception.health import Health
-from bev_perception.models.sparsebev import SparseBEV
-from bev_perception.offline import collect_frames
-from bev_perception.pipeline import (
-    LoadedVariant,
-    Pipeline,
-    PipelineSettings,
-    choose_device,
-    load_weights,
-)
-from bev_perception.preprocess import NoUsableViewError, reference2global
-from bev_perception.synchronizer import SynchronizerSettings
+from bev_perception.pipeline.encoders import LoadedVariant
+from bev_perception.pipeline.loading import choose_device, load_weights
+from bev_perception.pipeline.offline import collect_frames
+from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
+from bev_perception.results.boxes import to_ego
+from bev_perception.sensing.preprocess import NoUsableViewError, reference2global
+from bev_perception.sensing.synchronizer import SynchronizerSettings
 from bev_perception.types import Boxes3D, Frame, Occupancy, Result
 from bev_perception.visualization.canvas import decode_views
 from bev_perception.visualization.occupancy import draw_occupancy
@@ -138,7 +138,7 @@ def show_boxes(settings: ShowSettings, source: Source, score_threshold: float, m
     score_threshold: of the boxes drawn.  max_boxes: the most that are drawn, the best ones; None: the variant's.
     Raises the errors of load_variant and load_checkpoint, and ConfigError for a variant that detects nothing.
     """
-    pc_range = load_variant(settings.variant).detector.pc_range
+    pc_range = sparsebev_head(load_variant(settings.variant)).pc_range
     loaded = _load(settings)
 
     def pictures() -> Iterator[Stamped]:
@@ -162,7 +162,7 @@ def show_points(
     Raises ConfigError for a variant of another family or with future frames, ValueError for numbers out of range.
     """
     config = load_variant(settings.variant)
-    numbers = config.detector.num_query + config.detector.proposals
+    numbers = sparsebev_head(config).num_query + sparsebev_head(config).proposals
     if queries is not None and not all(0 <= query < numbers for query in queries):
         raise ValueError(f"{config.name} has the queries 0 to {numbers - 1}; asked for {list(queries)}")
     if top < 1:
@@ -209,7 +209,7 @@ def show_occupancy(settings: ShowSettings, source: Source, labels: Path | None =
     config = load_variant(settings.variant)
     if labels is not None and not isinstance(source, KeyFrames):
         raise ValueError("labels belong to key frames of nuScenes; show them with --data, or leave them out")
-    objects = objects and config.occupancy.panoptic  # else the two would be drawn in different colours
+    objects = objects and sparseocc_head(config).panoptic  # else the two would be drawn in different colours
     loaded = _load(settings)
 
     def pictures() -> Iterator[Stamped]:

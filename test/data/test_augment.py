@@ -22,7 +22,7 @@ from bev_perception.data.augment import (
     train_transform,
 )
 from bev_perception.geometry import box_corners
-from bev_perception.preprocess import resample_image
+from bev_perception.sensing.preprocess import resample_image
 
 CONFIG = ImageConfig(height=64, width=176)
 

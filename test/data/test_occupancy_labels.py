@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bev_perception.config import OCC3D_CLASSES
+from bev_perception.classes import OCC3D_CLASSES
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.occupancy_labels import OccupancyLabels, labels_path, read_labels, write_labels
 from bev_perception.types import OCC3D_GRID

@@ -6,7 +6,7 @@ from made_up_labels import make_labels, write_all_labels
 from nuscenes_root import VERSION
 
 from bev_perception import cli
-from bev_perception.config import OCC3D_CLASSES
+from bev_perception.classes import OCC3D_CLASSES
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.occupancy_labels import labels_path, read_labels
 from bev_perception.data.panoptic import instances_from_boxes, prepare_panoptic

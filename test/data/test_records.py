@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from nuscenes_root import LIDAR2EGO, SCENES, VERSION, write_nuscenes
 
-from bev_perception.config import NUSCENES_CLASSES, FramesConfig
+from bev_perception.classes import NUSCENES_CLASSES
+from bev_perception.config import FramesConfig
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.queues import evaluation_queue, reference2image, training_boxes, training_queue
 from bev_perception.data.records import open_records, open_split

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from bev_perception.config import NUSCENES_CLASSES
+from bev_perception.classes import NUSCENES_CLASSES
 from bev_perception.data.nuscenes import NuScenesError, open_devkit
 from bev_perception.data.queues import training_boxes
 from bev_perception.data.records import open_split

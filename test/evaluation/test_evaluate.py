@@ -12,21 +12,24 @@ import torch
 from nuscenes_root import SCENES, write_nuscenes
 
 from bev_perception import cli
-from bev_perception.checkpoints import load_checkpoint
-from bev_perception.config import NUSCENES_CLASSES as CLASSES
-from bev_perception.config import ConfigError, DecodeConfig, FramesConfig, ImageConfig, load_variant, variants_directory
+from bev_perception.classes import NUSCENES_CLASSES as CLASSES
+from bev_perception.config import ConfigError, FramesConfig, ImageConfig
 from bev_perception.data.indexing import TABLES
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.queues import read_frame, training_boxes
 from bev_perception.data.records import open_split
-from bev_perception.decode import decode_boxes
 from bev_perception.evaluation.detection import score_results, to_submission, write_submission
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.evaluate import EvalSettings, evaluate
 from bev_perception.evaluation.running import detect_in_queues, run_rows
-from bev_perception.models import build_model
-from bev_perception.pipeline import LoadedVariant, Pipeline
-from bev_perception.preprocess import Preprocessor
+from bev_perception.families.catalog import build_model
+from bev_perception.families.sparsebev.config import DecodeConfig
+from bev_perception.families.sparsebev.decode import decode_boxes
+from bev_perception.families.variants import load_variant, variants_directory
+from bev_perception.models.checkpoints import load_checkpoint
+from bev_perception.pipeline.encoders import LoadedVariant
+from bev_perception.pipeline.pipeline import Pipeline
+from bev_perception.sensing.preprocess import Preprocessor
 from bev_perception.types import Boxes3D
 
 pytest.importorskip("nuscenes")

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from bev_perception.config import OCC3D_CLASSES, load_variant, variants_directory
+from bev_perception.classes import OCC3D_CLASSES
 from bev_perception.data.occupancy_labels import OccupancyLabels, labels_path, read_labels, write_labels
 from bev_perception.data.queues import read_frame
 from bev_perception.data.records import open_split
@@ -18,7 +18,8 @@ from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.evaluate import EvalSettings, evaluate
 from bev_perception.evaluation.occupancy_files import read_occupancy, score_occupancy_files
 from bev_perception.evaluation.running import Processes, run_rows
-from bev_perception.pipeline import load_pipeline, write_initial_weights
+from bev_perception.families.variants import load_variant, variants_directory
+from bev_perception.pipeline.loading import load_pipeline, write_initial_weights
 from bev_perception.types import OCC3D_GRID, Occupancy, Result
 
 pytest.importorskip("nuscenes")

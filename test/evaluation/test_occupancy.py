@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from bev_perception.config import OCC3D_CLASSES
+from bev_perception.classes import OCC3D_CLASSES
 from bev_perception.data.occupancy_labels import OccupancyLabels, read_labels
 from bev_perception.evaluation import occupancy
 from bev_perception.evaluation.errors import EvaluationError

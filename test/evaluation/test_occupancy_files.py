@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bev_perception import cli
-from bev_perception.config import OCC3D_CLASSES
+from bev_perception.classes import OCC3D_CLASSES
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.occupancy_labels import OccupancyLabels, labels_path, write_labels, write_occupancy
 from bev_perception.data.records import open_split

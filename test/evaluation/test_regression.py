@@ -10,7 +10,7 @@ from bev_perception.data.occupancy_labels import LABELS_FOLDER
 from bev_perception.data.records import open_split
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.regression import compare, measure, read_scores, scores_file, write_scores
-from bev_perception.pipeline import write_initial_weights
+from bev_perception.pipeline.loading import write_initial_weights
 
 RECORDED = {"a": {"mAP": 20.0, "NDS": 30.0}, "b": {"RayIoU": 10.0}}
 

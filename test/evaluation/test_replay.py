@@ -11,16 +11,16 @@ from made_up_labels import make_labels, write_all_labels
 from nuscenes_root import SCENES, VERSION
 
 from bev_perception import cli
-from bev_perception.config import OCC3D_CLASSES, variants_directory
+from bev_perception.classes import OCC3D_CLASSES
 from bev_perception.data.drive import CAMERAS
 from bev_perception.data.nuscenes import open_scene
 from bev_perception.data.records import open_records
 from bev_perception.data.rosbag import BagReader, write_bag
 from bev_perception.data.synthetic import World
-from bev_perception.decode import to_ego
 from bev_perception.evaluation.detection import CLASS_RANGE
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.replay import Replay, move_occupancy
+from bev_perception.families.variants import variants_directory
 from bev_perception.geometry import (
     invert_transform,
     make_transform,
@@ -29,8 +29,9 @@ from bev_perception.geometry import (
     yaw_from_rotation,
 )
 from bev_perception.health import Health
-from bev_perception.offline import collect_frames
-from bev_perception.synchronizer import SynchronizerSettings
+from bev_perception.pipeline.offline import collect_frames
+from bev_perception.results.boxes import to_ego
+from bev_perception.sensing.synchronizer import SynchronizerSettings
 from bev_perception.types import Occupancy, Result, VoxelGrid
 
 pytest.importorskip("nuscenes")

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from bev_perception import config
-from bev_perception.config import load_variant
 from bev_perception.data.drive import CAMERAS
 from bev_perception.data.synthetic import World
 from bev_perception.evaluation.timing import TimingSettings, _load, made_up_key_frames, time_variant
-from bev_perception.models import build_model
+from bev_perception.families.catalog import build_model
+from bev_perception.families.sparsebev.config import sparsebev_head
+from bev_perception.families.variants import load_variant, variants_directory
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def operations(config):
 
                 module.register_forward_hook(note)
         model.encode(torch.zeros(len(CAMERAS), 3, config.image.height, config.image.width))
-    head = config.detector
+    head = sparsebev_head(config)
     linear = [m.weight.numel() for m in model.pts_bbox_head.decoder_layer.modules() if isinstance(m, torch.nn.Linear)]
     cells = len(CAMERAS) * (config.image.height // 8) * (config.image.width // 8)  # of the finest level
     dense = [m.weight.numel() for m in model.perspective_head.modules() if isinstance(m, torch.nn.Conv2d)]
@@ -81,7 +81,7 @@ def test_without_a_checkpoint_shipped_weights_are_timed_or_initial_ones(shipped,
     assert pipeline.variants[0].checkpoint.path == shipped
     pipeline.close()
     path = tmp_path / "mine.yaml"
-    text = (config.variants_directory() / "sparsebev_tiny.yaml").read_text()
+    text = (variants_directory() / "sparsebev_tiny.yaml").read_text()
     path.write_text(text.replace("name: sparsebev_tiny", "name: mine"))
     pipeline = _load(TimingSettings(str(path), device="cpu"))
     assert pipeline.variants[0].checkpoint.path.name == "initial.safetensors" and not pipeline.trained

@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from bev_perception.checkpoints import CheckpointError, derived_keys, load_checkpoint
 from bev_perception.config import BackboneConfig, EVA02Config
 from bev_perception.models.backbones import build_backbone
 from bev_perception.models.backbones.eva02 import Attention, join_windows, rotary_tables, split_windows
+from bev_perception.models.checkpoints import CheckpointError, derived_keys, load_checkpoint
 
 CPU = torch.device("cpu")
 SMALL = EVA02Config(embed_dim=64, num_heads=2, window=4, trained_size=96, drop_path=0.0)

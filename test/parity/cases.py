@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from bev_perception.checkpoints import derived_keys
 from bev_perception.config import BackboneConfig, EVA02Config
 from bev_perception.models.backbones import eva02
+from bev_perception.models.checkpoints import derived_keys
 
 ROOT = Path(os.environ.get("BEV_PARITY", Path(__file__).resolve().parents[3] / "shared" / "parity"))
 

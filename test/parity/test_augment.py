@@ -21,7 +21,7 @@ from bev_perception.data.augment import (
     rgb_to_hsv,
     train_transform,
 )
-from bev_perception.preprocess import resample_image
+from bev_perception.sensing.preprocess import resample_image
 
 PARITY = Path(os.environ.get("BEV_PARITY", Path(__file__).resolve().parents[3] / "shared" / "parity"))
 SOURCE = (900, 1600)

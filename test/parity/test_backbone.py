@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from bev_perception.config import NeckConfig, load_variant
+from bev_perception.config import NeckConfig
+from bev_perception.families.variants import load_variant
 from bev_perception.models.backbones import build_backbone
 from bev_perception.models.backbones.eva02 import EVA02, PATCH, rotary_tables
 from bev_perception.models.necks import build_neck

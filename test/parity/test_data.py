@@ -9,13 +9,7 @@ import pytest
 
 from bev_perception.config import FramesConfig
 from bev_perception.data.indexing import CHANNELS, TABLES
-from bev_perception.data.queues import (
-    evaluation_queue,
-    previous_sets,
-    reference2image,
-    training_boxes,
-    training_queue,
-)
+from bev_perception.data.queues import evaluation_queue, previous_sets, reference2image, training_boxes, training_queue
 from bev_perception.data.records import open_records
 from bev_perception.geometry import invert_transform, make_transform, rotation_from_quaternion
 

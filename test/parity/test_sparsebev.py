@@ -5,20 +5,14 @@ import re
 import numpy as np
 import torch
 
-from bev_perception.checkpoints import LEGACY_VERSION
-from bev_perception.config import (
-    DecodeConfig,
-    FramesConfig,
-    ImageConfig,
-    NeckConfig,
-    SparseBEVHeadConfig,
-    VariantConfig,
-)
-from bev_perception.decode import decode_boxes
-from bev_perception.memory import FrameFeatures
-from bev_perception.models import build_model
-from bev_perception.models.camera_model import reference2image
-from bev_perception.models.sparsebev import time_differences
+from bev_perception.config import FramesConfig, ImageConfig, NeckConfig, VariantConfig
+from bev_perception.families.catalog import build_model
+from bev_perception.families.sparsebev.config import DecodeConfig, SparseBEVHeadConfig
+from bev_perception.families.sparsebev.decode import decode_boxes
+from bev_perception.families.sparsebev.model import time_differences
+from bev_perception.models.checkpoints import LEGACY_VERSION
+from bev_perception.models.encoder import reference2image
+from bev_perception.models.memory import FrameFeatures
 from bev_perception.ops.sampling import project_points
 from bev_perception.types import ModelInput
 

@@ -16,16 +16,16 @@ from bev_perception.config import (
     ImageConfig,
     NeckConfig,
     ReferenceFrameConfig,
-    SparseOccHeadConfig,
     VariantConfig,
 )
-from bev_perception.decode_occupancy import decode_occupancy, merge_panoptic, merge_semantics
-from bev_perception.models import build_model
-from bev_perception.models.camera_model import reference2image
-from bev_perception.models.layers import EncodedViews, decode_centers
-from bev_perception.models.mask_decoder import pick_voxels
-from bev_perception.models.voxel_decoder import CUBE_SIDES, all_cubes
-from bev_perception.preprocess import ImageTransform, Preprocessor, image_transform, normalize_images
+from bev_perception.families.catalog import build_model
+from bev_perception.families.sparseocc.config import SparseOccHeadConfig, sparseocc_head
+from bev_perception.families.sparseocc.decode import decode_occupancy, merge_panoptic, merge_semantics
+from bev_perception.families.sparseocc.mask_decoder import pick_voxels
+from bev_perception.families.sparseocc.voxel_decoder import CUBE_SIDES, all_cubes
+from bev_perception.models.encoder import reference2image
+from bev_perception.models.query_layers import EncodedViews, decode_centers
+from bev_perception.sensing.preprocess import ImageTransform, Preprocessor, image_transform, normalize_images
 from bev_perception.types import Calibration, CameraImage, Frame, ModelInput, View
 
 from .cases import assert_official_keys, close, numbers, parametrize, subsample
@@ -159,7 +159,7 @@ class Run:
         """Our choice for the case's random numbers, but the reference's where the two differ."""
         layer = len(self.differently_chosen)
         ranks, places = (torch.from_numpy(self.case.inputs[name][layer]) for name in ("u_idx", "u_pad"))
-        own = pick_voxels(inside, locations, ranks, places, self.model.config.occupancy.occ_size)
+        own = pick_voxels(inside, locations, ranks, places, sparseocc_head(self.model.config).occ_size)
         reference = torch.from_numpy(self.case.outputs[f"md{layer}_sampled_voxels"][0])
         same = (own - reference).abs().amax(dim=-1, keepdim=True) < STORED_VOXEL
         self.differently_chosen.append(1 - same.double().mean().item())
@@ -198,11 +198,11 @@ class Run:
             self.found |= {f"stage{i}_loc": stage.locations, f"stage{i}_seg": stage.logits}
         for j, (classes, masks) in enumerate(zip(output.class_logits, output.mask_logits, strict=True)):
             self.found |= {f"class{j}": classes, f"mask{j}": masks}
-        threshold = config.occupancy.score_threshold
+        threshold = sparseocc_head(config).score_threshold
         last = list(zip(output.class_logits[-1], output.mask_logits[-1], strict=True))
         self.found["sem_pred"] = torch.stack([merge_semantics(*sample, threshold) for sample in last])
         panoptic = [
-            merge_panoptic(*sample, config.class_names, threshold, config.occupancy.overlap_threshold)
+            merge_panoptic(*sample, config.class_names, threshold, sparseocc_head(config).overlap_threshold)
             for sample in last
         ]
         self.found["pano_sem"], self.found["pano_inst"] = (torch.stack(part) for part in zip(*panoptic, strict=True))
@@ -312,12 +312,12 @@ def assert_dense(run):
     """decode_occupancy puts the labels of the voxels where they are, and free space everywhere else."""
     config = run.model.config
     output = run.output
-    occupancy = decode_occupancy(output, config.occupancy, config.class_names)
+    occupancy = decode_occupancy(output, sparseocc_head(config), config.class_names)
     x, y, z = output.stages[-1].locations[0].T.numpy()
-    labels = run.found["pano_sem" if config.occupancy.panoptic else "sem_pred"][0].numpy()
+    labels = run.found["pano_sem" if sparseocc_head(config).panoptic else "sem_pred"][0].numpy()
     assert (occupancy.semantics[x, y, z] == labels).all()
     assert occupancy.occupied.sum() == (labels != occupancy.free).sum()
-    if config.occupancy.panoptic:
+    if sparseocc_head(config).panoptic:
         assert (occupancy.instances[x, y, z] == run.found["pano_inst"][0].numpy()).all()
         assert (occupancy.instances > 0).sum() == (run.found["pano_inst"][0] > 0).sum()
 

@@ -14,9 +14,9 @@ from bev_perception.data.augment import (
     rgb_to_hsv,
 )
 from bev_perception.data.panoptic import instances_from_boxes
+from bev_perception.families.sparseocc.targets import mask_targets
 from bev_perception.geometry import invert_transform
-from bev_perception.training.occupancy_targets import mask_targets
-from bev_perception.training.samples import NO_INSTANCE, UNKNOWN_LABEL
+from bev_perception.supervision.samples import NO_INSTANCE, UNKNOWN_LABEL
 
 from .cases import parametrize
 

@@ -6,8 +6,8 @@ from operator import add
 import numpy as np
 import pytest
 
+from bev_perception.classes import THINGS
 from bev_perception.data.occupancy_labels import OccupancyLabels
-from bev_perception.decode_occupancy import THINGS
 from bev_perception.evaluation import occupancy
 from bev_perception.evaluation.lidar_rays import cast_lidar, lidar_directions, origins_in_ego
 from bev_perception.evaluation.segments import MATCH_IOU

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from bev_perception.models import build_model
-from bev_perception.models.layers import EncodedViews
-from bev_perception.models.mask_decoder import pick_voxels
-from bev_perception.training.occupancy_losses import class_weights, occupancy_loss_names, occupancy_losses
-from bev_perception.training.occupancy_targets import assign_masks, masks_at
-from bev_perception.training.samples import NO_INSTANCE, OccupancyTruth
-from bev_perception.training.step import encode_frames, freeze
+from bev_perception.families.catalog import build_model
+from bev_perception.families.sparseocc.config import sparseocc_head
+from bev_perception.families.sparseocc.losses import class_weights, occupancy_loss_names, occupancy_losses
+from bev_perception.families.sparseocc.mask_decoder import pick_voxels
+from bev_perception.families.sparseocc.targets import assign_masks, masks_at
+from bev_perception.models.query_layers import EncodedViews
+from bev_perception.supervision.samples import NO_INSTANCE, OccupancyTruth
+from bev_perception.supervision.step import encode_frames, freeze
 
 from .cases import close, numbers, parametrize
 from .test_sparseocc import STORED_VOXEL, images_of, matrices_of, network_input, variant_of
@@ -76,7 +77,7 @@ class Run:
     def _choose(self, inside, locations):
         """Our choice for the case's random numbers, but the reference's where the two differ (by rounding)."""
         ranks, places = (torch.from_numpy(self.case.inputs[name][self.passes]) for name in ("u_idx", "u_pad"))
-        own = pick_voxels(inside, locations, ranks, places, self.model.config.occupancy.occ_size)
+        own = pick_voxels(inside, locations, ranks, places, sparseocc_head(self.model.config).occ_size)
         reference = torch.from_numpy(self.case.arrays[f"md{self.passes}_sampled_voxels"])
         same = (own - reference).abs().amax(dim=-1, keepdim=True) < STORED_VOXEL
         self.differently_chosen.append(1 - same.double().mean().item())

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from bev_perception.config import TrainingConfig
-from bev_perception.models import build_model
-from bev_perception.training.losses import detection_losses
-from bev_perception.training.samples import BoxTruth
-from bev_perception.training.step import encode_frames, freeze
-from bev_perception.training.targets import DenoisingDraws, assign, encode_boxes, make_denoising
+from bev_perception.families.catalog import build_model
+from bev_perception.families.sparsebev.losses import detection_losses
+from bev_perception.families.sparsebev.targets import DenoisingDraws, assign, encode_boxes, make_denoising
+from bev_perception.supervision.samples import BoxTruth
+from bev_perception.supervision.step import encode_frames, freeze
 
 from .cases import close, numbers, parametrize
 from .test_sparsebev import cameras_of, network_input, variant_of

@@ -14,10 +14,10 @@ from std_srvs.srv import Trigger
 
 from bev_perception.data.drive import CAMERAS, Drive, DriveImage
 from bev_perception.ros.interfaces import ensure_interfaces
-from bev_perception.ros.process import HIGHEST_DOMAIN, NodeProcess, wait_until
+from bev_perception.ros.tools.process import HIGHEST_DOMAIN, NodeProcess, wait_until
 
 ensure_interfaces()
-from bev_perception.ros.peer import MS, NODE, SECOND, RigPeer  # noqa: E402
+from bev_perception.ros.tools.peer import MS, NODE, SECOND, RigPeer  # noqa: E402
 
 __all__ = [
     "CAMERAS",

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from bev_perception.config import OCC3D_CLASSES
+from bev_perception.classes import OCC3D_CLASSES
 from bev_perception.data.synthetic import synthetic_rig
 from bev_perception.types import CameraImage, Frame, Occupancy, Result, View, VoxelGrid
 
@@ -57,8 +57,8 @@ def main() -> int:
     ensure_interfaces()
     from rclpy.lifecycle import LifecycleNode
 
-    from bev_perception.config import load_variant
-    from bev_perception.costmap import CostmapSettings
+    from bev_perception.families.variants import load_variant
+    from bev_perception.results.costmap import CostmapSettings
     from bev_perception.ros.outputs import Outputs
 
     rclpy.init(domain_id=int(sys.argv[1]))

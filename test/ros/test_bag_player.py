@@ -21,7 +21,7 @@ from bev_perception.data.messages import stamp_ns
 from bev_perception.data.rosbag import BagReader, ImageEvent, image_topic, write_bag
 from bev_perception.data.synthetic import synthetic_drive
 from bev_perception.ros.interfaces import ensure_interfaces
-from bev_perception.ros.process import NodeProcess, dds_environment, wait_until
+from bev_perception.ros.tools.process import NodeProcess, dds_environment, wait_until
 
 ensure_interfaces()
 from tf2_msgs.msg import TFMessage  # noqa: E402

@@ -12,7 +12,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from tf2_msgs.msg import TFMessage
 
 from bev_perception.data.drive import CAMERAS
-from bev_perception.ros.peer import stamped_transform
+from bev_perception.ros.tools.peer import stamped_transform
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -9,7 +9,7 @@ from client_runner import run_client
 from kit import CAMERAS, PARAMETERS, NodeProcess, first_jpegs, new_domain
 
 from bev_perception.geometry import quaternion_from_rotation
-from bev_perception.ros.peer import FIRING_OFFSETS
+from bev_perception.ros.tools.peer import FIRING_OFFSETS
 
 ROOT = Path(__file__).resolve().parents[2]
 START = 1_800_000_000_000_000_000  # ns

@@ -10,7 +10,7 @@ from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import Marker, MarkerArray
 
 from bev_perception.geometry import make_transform, rotation_from_yaw
-from bev_perception.ros.peer import NODE, stamped_transform
+from bev_perception.ros.tools.peer import NODE, stamped_transform
 
 pytestmark = pytest.mark.timeout(180)
 

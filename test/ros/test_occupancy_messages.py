@@ -12,10 +12,10 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import PointCloud2, PointField
 
-from bev_perception.colors import OCC3D_COLORS
-from bev_perception.config import OCC3D_CLASSES, load_variant
-from bev_perception.costmap import CostmapSettings
-from bev_perception.occupancy_codec import decode
+from bev_perception.classes import OCC3D_CLASSES, OCC3D_COLORS
+from bev_perception.families.variants import load_variant
+from bev_perception.results.costmap import CostmapSettings
+from bev_perception.results.occupancy_codec import decode
 from bev_perception.ros import occupancy_messages, outputs
 from bev_perception.ros.outputs import Outputs
 from bev_perception.types import Occupancy

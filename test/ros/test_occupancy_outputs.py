@@ -13,18 +13,19 @@ from kit import NODE, NodeProcess, new_domain, wait_until
 from planted import OBJECTS, STAMP, planted_occupancy
 from rclpy.executors import SingleThreadedExecutor
 
-from bev_perception.config import OCC3D_CLASSES, load_variant
+from bev_perception.classes import OCC3D_CLASSES
 from bev_perception.data.drive import CAMERAS
 from bev_perception.data.messages import stamp_ns
 from bev_perception.data.rosbag import BagReader, write_bag
 from bev_perception.data.synthetic import synthetic_drive
-from bev_perception.occupancy_codec import decode
-from bev_perception.offline import run_events
-from bev_perception.pipeline import load_pipeline, write_initial_weights
+from bev_perception.families.variants import load_variant
+from bev_perception.pipeline.loading import load_pipeline, write_initial_weights
+from bev_perception.pipeline.offline import run_events
+from bev_perception.results.occupancy_codec import decode
 from bev_perception.ros.outputs import OCCUPANCY_TOPICS
-from bev_perception.ros.peer import Listener
-from bev_perception.ros.process import dds_environment
-from bev_perception.synchronizer import SynchronizerSettings
+from bev_perception.ros.tools.peer import Listener
+from bev_perception.ros.tools.process import dds_environment
+from bev_perception.sensing.synchronizer import SynchronizerSettings
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -11,7 +11,7 @@ from kit import PARAMETERS, NodeProcess, new_domain, wait_until
 from bev_perception.data.messages import stamp_ns
 from bev_perception.data.rosbag import write_bag
 from bev_perception.data.synthetic import synthetic_drive
-from bev_perception.ros.peer import Listener
+from bev_perception.ros.tools.peer import Listener
 
 
 @pytest.mark.timeout(240)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bev_perception.config import OCC3D_CLASSES
+from bev_perception.classes import OCC3D_CLASSES
 from bev_perception.synth import people, street, vehicles
 from bev_perception.synth.shapes import Material, Part, Shape, Surface, ball, bar, block, dome
 from bev_perception.synth.solids import flatten

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bev_perception.config import OCC3D_CLASSES
+from bev_perception.classes import OCC3D_CLASSES
 from bev_perception.synth.crowd import EGO_NOSE, EGO_SIZE, Spawner
 from bev_perception.synth.ground import kind_at
 from bev_perception.synth.roads import KERB, WAY_STEP, make_streets, turning_way

@@ -3,7 +3,7 @@
 import numpy as np
 from nuscenes.eval.detection.utils import category_to_detection_name
 
-from bev_perception.config import NUSCENES_CLASSES
+from bev_perception.classes import NUSCENES_CLASSES
 from bev_perception.synth.ground import edge_distance, make_ground
 from bev_perception.synth.roads import make_streets
 from bev_perception.synth.scenery import Scenery

@@ -16,11 +16,11 @@ from bev_perception.config import (
     ImageConfig,
     NeckConfig,
     TrainingConfig,
-    load_variant,
 )
-from bev_perception.models import build_model
-from bev_perception.training.occupancy_targets import mask_targets
-from bev_perception.training.samples import BoxTruth, OccupancyTruth, TrainingSample
+from bev_perception.families.catalog import build_model
+from bev_perception.families.sparseocc.targets import mask_targets
+from bev_perception.families.variants import load_variant
+from bev_perception.supervision.samples import BoxTruth, OccupancyTruth, TrainingSample
 from bev_perception.training.train import TrainSettings, train
 
 CAMERAS, FRAMES, SIZE = 2, 2, (32, 64)

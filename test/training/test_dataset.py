@@ -10,18 +10,18 @@ import torch
 from nuscenes_root import VERSION
 
 from bev_perception import cli
-from bev_perception.config import ConfigError, FramesConfig, load_variant
+from bev_perception.config import ConfigError, FramesConfig
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.queues import evaluation_queue, read_frame, training_boxes
 from bev_perception.data.records import open_split
+from bev_perception.families.catalog import build_model, build_step
+from bev_perception.families.variants import load_variant
 from bev_perception.geometry import project
-from bev_perception.models import build_model
-from bev_perception.pipeline import write_initial_weights
-from bev_perception.preprocess import Preprocessor
+from bev_perception.pipeline.loading import write_initial_weights
+from bev_perception.sensing.preprocess import Preprocessor
 from bev_perception.training import dataset
 from bev_perception.training.dataset import JoinedData, NuScenesTraining
-from bev_perception.training.samples import collate
-from bev_perception.training.step import build_step
+from bev_perception.training.loading import collate
 from bev_perception.training.train import train
 
 from .kit import augmented, settings, small_config
@@ -186,7 +186,19 @@ def test_the_command_trains_a_decoder_alone(records, tmp_path, capsys):
 def test_the_command_takes_several_roots(records, tmp_path, capsys):
     """The one step of an epoch is as large as both roots together."""
     options = ["--variant", "sparsebev_tiny", "--version", VERSION, "--split", "mini_val", "--out", tmp_path / "out"]
-    options += ["--device", "cpu", "--workers", 0, "--encoder-only", "--epochs", 1, "--batch", 2 * len(records)]
+    options += [
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        "--workers",
+        0,
+        "--encoder-only",
+        "--epochs",
+        1,
+        "--batch",
+        2 * len(records),
+    ]
     command = ["train", "--data", records.root, records.root, *options]
     assert cli.main([str(part) for part in command]) == 0
     assert "done: 1 steps" in capsys.readouterr().out

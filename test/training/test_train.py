@@ -16,14 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bev_perception.checkpoints import CheckpointError, load_checkpoint
-from bev_perception.config import OCC3D_CLASSES as CLASSES
-from bev_perception.config import load_variant
-from bev_perception.models import build_model
-from bev_perception.training.occupancy_targets import mask_targets
-from bev_perception.training.samples import OccupancyTruth, epoch_order
+from bev_perception.classes import OCC3D_CLASSES as CLASSES
+from bev_perception.families.catalog import build_model
+from bev_perception.families.sparseocc.targets import mask_targets
+from bev_perception.families.variants import load_variant
+from bev_perception.models.checkpoints import CheckpointError, load_checkpoint
+from bev_perception.supervision.samples import OccupancyTruth
+from bev_perception.supervision.step import freeze
+from bev_perception.training.loading import epoch_order
 from bev_perception.training.state import STATE, WEIGHTS, TrainingError
-from bev_perception.training.step import freeze
 from bev_perception.training.train import FEATURES, TrainResult, parameter_groups, schedule, train
 
 from .kit import (

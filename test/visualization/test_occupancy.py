@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bev_perception.config import OCC3D_CLASSES
+from bev_perception.classes import OCC3D_CLASSES
 from bev_perception.types import OCC3D_GRID, Occupancy, VoxelGrid
 from bev_perception.visualization.canvas import BACKGROUND, CAPTION, bgr_colors
 from bev_perception.visualization.occupancy import (

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bev_perception.config import NUSCENES_CLASSES
+from bev_perception.classes import NUSCENES_CLASSES
 from bev_perception.data.drive import CAMERAS
 from bev_perception.data.synthetic import synthetic_rig
 from bev_perception.geometry import intrinsics_4x4, invert_transform, make_transform, project, rotation_from_yaw

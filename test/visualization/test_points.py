@@ -6,22 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from bev_perception.config import load_variant
 from bev_perception.data.drive import CAMERAS
+from bev_perception.families.sparsebev.config import sparsebev_head
+from bev_perception.families.sparsebev.model import SparseBEV, SparseBEVOutput
+from bev_perception.families.variants import load_variant
 from bev_perception.geometry import intrinsics_4x4, invert_transform, project
-from bev_perception.models.sparsebev import SparseBEV, SparseBEVOutput
 from bev_perception.ops.sampling import sample_features
-from bev_perception.pipeline import load_pipeline
-from bev_perception.preprocess import image_transform
+from bev_perception.pipeline.loading import load_pipeline
+from bev_perception.sensing.preprocess import image_transform
 from bev_perception.types import Boxes3D
 from bev_perception.visualization.canvas import SURROUND, draw_dots
 from bev_perception.visualization.pictures import TILE_HEIGHT, TILE_WIDTH
-from bev_perception.visualization.points import (
-    SamplingTrace,
-    draw_points,
-    record_sampling,
-    stage_colors,
-)
+from bev_perception.visualization.points import SamplingTrace, draw_points, record_sampling, stage_colors
 
 CONFIG = dataclasses.replace(
     load_variant("sparsebev_tiny"),
@@ -195,7 +191,7 @@ def test_recording_changes_nothing_and_ends(bag_frames, untrained):
     assert len(traces) == 2 and not any(module._forward_hooks for module in model.modules())
     for a, b in zip(results, recorded, strict=True):
         assert np.array_equal(a.boxes.centers, b.boxes.centers) and np.array_equal(a.boxes.scores, b.boxes.scores)
-    head, past = CONFIG.detector, CONFIG.frames.past
+    head, past = sparsebev_head(CONFIG), CONFIG.frames.past
     for trace, result in zip(traces, results, strict=True):
         shape = (head.num_layers, past + 1, head.num_query + head.proposals, head.num_groups * head.num_points, 3)
         assert trace.points.shape == shape and trace.image_size == IMAGE_SIZE

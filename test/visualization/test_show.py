@@ -10,17 +10,19 @@ import pytest
 from nuscenes_root import VERSION
 
 from bev_perception import cli
-from bev_perception.config import OCC3D_CLASSES, ConfigError, load_variant, variants_directory
+from bev_perception.classes import OCC3D_CLASSES
+from bev_perception.config import ConfigError
 from bev_perception.data.drive import CAMERAS
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.occupancy_labels import OccupancyLabels, labels_path, write_labels
 from bev_perception.data.rosbag import BagReader
 from bev_perception.data.synthetic import World
-from bev_perception.decode import to_ego
 from bev_perception.evaluation.running import run_rows
+from bev_perception.families.variants import load_variant, variants_directory
 from bev_perception.geometry import invert_transform
-from bev_perception.pipeline import choose_device, write_initial_weights
-from bev_perception.synchronizer import SynchronizerSettings
+from bev_perception.pipeline.loading import choose_device, write_initial_weights
+from bev_perception.results.boxes import to_ego
+from bev_perception.sensing.synchronizer import SynchronizerSettings
 from bev_perception.types import OCC3D_GRID
 from bev_perception.visualization import show
 from bev_perception.visualization.show import (

@@ -1,0 +1,1 @@
+"""The families of models; each is a folder, catalog.py lists them."""

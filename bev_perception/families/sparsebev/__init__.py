@@ -1,0 +1,1 @@
+"""SparseBEV (Liu et al., ICCV 2023)."""

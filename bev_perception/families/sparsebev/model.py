@@ -1,0 +1,364 @@
+"""SparseBEV (Liu et al., ICCV 2023): sparse queries that look at the camera images of several frames.
+
+A backbone and a pyramid encode every image once; learnt boxes are refined six times by one decoder layer that samples
+the current and the remembered features at points of the boxes. No dense grid, no depth estimate, no suppression.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bev_perception.config import VariantConfig
+from bev_perception.families.sparsebev.config import SparseBEVHeadConfig, sparsebev_head
+from bev_perception.families.sparsebev.proposals.motion import follow, max_speeds
+from bev_perception.families.sparsebev.proposals.perspective import (
+    PerspectiveHead,
+    PerspectiveOutput,
+    invert_cameras,
+    lift,
+)
+from bev_perception.models.encoder import CameraModel, check_settings, reference2image
+from bev_perception.models.memory import FrameFeatures
+from bev_perception.models.query_layers import (
+    AdaptiveMixing,
+    FeedForward,
+    PositionEncoding,
+    SamplingPoints,
+    ScaleAdaptiveSelfAttention,
+    decode_centers,
+    encode_centers,
+    inverse_sigmoid,
+)
+from bev_perception.ops.sampling import LevelsByFrame, sample_features
+from bev_perception.types import ModelInput
+
+#: weights of the ten box codes in the training loss; the official checkpoints carry them
+CODE_WEIGHTS = (2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+
+#: m/s that a query is told as 1
+SPEED_UNIT = 5.0
+
+
+@dataclass(frozen=True)
+class SparseBEVOutput:
+    """What the decoder says, layer by layer, the last one last.
+
+    logits: [layers, B, Q, num_classes].
+    boxes: [layers, B, Q, 10]: cx, cy (m), log d0, log d1, cz (m), log d2, sin yaw, cos yaw, vx, vy (m/s), in the
+    model's reference frame.
+    seen: what the perspective head says of the current images, if it was asked.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    seen: PerspectiveOutput | None = None
+
+
+@dataclass(frozen=True)
+class DenoisingQueries:
+    """Queries that training adds before the learnt ones: P noisy copies of known boxes.
+
+    boxes: [B, P, 10] as queries hold them (see query_layers).  labels: [B, P] int64 class, -1 for an unused place.
+    blocked: [P + Q, P + Q] bool, see ScaleAdaptiveSelfAttention.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    blocked: Tensor
+
+
+@dataclass(frozen=True)
+class ProposedQueries:
+    """Queries that start where objects are thought to be.
+
+    boxes: [B, K, 10] as queries hold them (see query_layers).  labels: [B, K] int64 class.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+
+
+class SparseBEVDecoderLayer(nn.Module):
+    """One refinement of all queries; the same weights serve every pass."""
+
+    def __init__(self, head: SparseBEVHeadConfig, num_classes: int, frames: int) -> None:
+        """Build the layer for `frames` frames, the current one among them."""
+        super().__init__()
+        dims = head.embed_dims
+        self.pc_range = head.pc_range
+        self.correct_velocity = head.correct_velocity
+        self.position_encoder = PositionEncoding(dims)
+        if head.correct_velocity:
+            self.velocity_encoder = nn.Linear(2, dims)
+            nn.init.zeros_(self.velocity_encoder.weight)
+            nn.init.zeros_(self.velocity_encoder.bias)
+        self.self_attn = ScaleAdaptiveSelfAttention(dims, head.num_heads, head.dropout)
+        self.sampling = SamplingPoints(dims, head.num_groups, head.num_points, head.num_levels, head.pc_range)
+        self.mixing = AdaptiveMixing(dims, head.num_groups, frames * head.num_points, head.mixing_out_points)
+        self.ffn = FeedForward(dims, head.ffn_dim, head.dropout)
+        self.norm1 = nn.LayerNorm(dims)
+        self.norm2 = nn.LayerNorm(dims)
+        self.norm3 = nn.LayerNorm(dims)
+        self.cls_branch = nn.Sequential(
+            nn.Linear(dims, dims),
+            nn.LayerNorm(dims),
+            nn.ReLU(inplace=True),
+            nn.Linear(dims, dims),
+            nn.LayerNorm(dims),
+            nn.ReLU(inplace=True),
+            final := nn.Linear(dims, num_classes),
+        )
+        nn.init.constant_(final.bias, -math.log(99))  # every class starts at a probability of 1 %
+        self.reg_branch = nn.Sequential(
+            nn.Linear(dims, dims),
+            nn.ReLU(inplace=True),
+            nn.Linear(dims, dims),
+            nn.ReLU(inplace=True),
+            nn.Linear(dims, head.code_size),
+        )
+
+    def forward(
+        self,
+        boxes: Tensor,
+        features: Tensor,
+        levels_by_frame: LevelsByFrame,
+        reference2image: Tensor,
+        time_differences: Tensor,
+        image_size: tuple[int, int],
+        legacy: bool,
+        blocked: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return refined boxes [B, Q, 10], features [B, Q, C] and logits [B, Q, classes]; see SparseBEVHead."""
+        features = features + self.position_encoder(boxes[..., :3])
+        if self.correct_velocity:
+            features = features + self.velocity_encoder(boxes[..., 8:] / SPEED_UNIT)
+        features = self.norm1(self.self_attn(features, decode_centers(boxes[..., :3], self.pc_range), blocked))
+        points, level_weights = self.sampling(features, boxes, time_differences, legacy)
+        sampled = sample_features(levels_by_frame, points, reference2image, level_weights, image_size)
+        features = self.norm2(self.mixing(sampled, features))
+        features = self.norm3(self.ffn(features))
+        refined = self._refine(boxes, self.reg_branch(features), time_differences)
+        return refined, features, self.cls_branch(features)
+
+    def _refine(self, boxes: Tensor, regression: Tensor, time_differences: Tensor) -> Tensor:
+        """Centres are corrected, the other codes are replaced; the motion is learnt as a shift until frame 1.
+
+        So is a correction of it, see SparseBEVHeadConfig.correct_velocity.
+        """
+        centers = (regression[..., :3] + inverse_sigmoid(boxes[..., :3])).sigmoid()
+        velocities = regression[..., 8:]
+        if time_differences.shape[1] > 1:
+            since = time_differences[:, 1, None, None]  # [B, 1, 1]; 0 where there is no history, future frames negative
+            velocities = velocities / torch.where(since < 1e-5, torch.ones_like(since), since)
+        if self.correct_velocity:
+            velocities = boxes[..., 8:] + velocities
+        return torch.cat([centers, regression[..., 3:8], velocities], dim=-1)
+
+
+class SparseBEVHead(nn.Module):
+    """The learnt queries and their decoder."""
+
+    code_weights: Tensor
+
+    def __init__(self, head: SparseBEVHeadConfig, num_classes: int, frames: int) -> None:
+        """Build the head; its settings must have passed _check."""
+        super().__init__()
+        self.num_layers = head.num_layers
+        self.pc_range = head.pc_range
+        self.register_buffer("code_weights", torch.tensor(CODE_WEIGHTS))
+        self.init_query_bbox = nn.Embedding(head.num_query, head.code_size)
+        self.label_enc = nn.Embedding(num_classes + 1, head.embed_dims - 1)  # the last row: class unknown
+        layer = SparseBEVDecoderLayer(head, num_classes, frames)
+        # the names of the official checkpoints: transformer.decoder.decoder_layer
+        self.transformer = nn.ModuleDict({"decoder": nn.ModuleDict({"decoder_layer": layer})})
+        self._spread_queries(head.num_query)
+
+    @torch.no_grad()
+    def _spread_queries(self, num_query: int) -> None:
+        """Start with upright boxes on a square grid over the range, at its floor, at rest."""
+        side = math.isqrt(num_query)
+        index = torch.arange(num_query)
+        boxes = self.init_query_bbox.weight
+        boxes[:, 0] = (index // side + 0.5) / side
+        boxes[:, 1] = (index % side + 0.5) / side
+        boxes[:, 2] = 0.0
+        boxes[:, 5] = 1.5
+        boxes[:, 8:] = 0.0
+
+    @property
+    def decoder_layer(self) -> nn.Module:
+        """The one layer that all passes share."""
+        decoder: nn.ModuleDict = self.transformer["decoder"]  # type: ignore[assignment]
+        return decoder["decoder_layer"]
+
+    def forward(
+        self,
+        levels_by_frame: LevelsByFrame,
+        reference2image: Tensor,
+        time_differences: Tensor,
+        image_size: tuple[int, int],
+        legacy: bool,
+        denoising: DenoisingQueries | None = None,
+        proposed: ProposedQueries | None = None,
+    ) -> SparseBEVOutput:
+        """Refine the queries, proposed ones after the learnt; legacy as in SamplingPoints, others as in SparseBEV."""
+        batch = len(reference2image)
+        boxes = self.init_query_bbox.weight.expand(batch, -1, -1)  # [B, Q, 10]
+        unknown = self.label_enc.weight[-1]
+        features = torch.cat([unknown, unknown.new_zeros(1)]).expand(*boxes.shape[:2], -1)  # 0: not a denoising query
+        blocked = None
+        if proposed is not None:
+            boxes = torch.cat([boxes, proposed.boxes], dim=1)
+            classes = self.label_enc(proposed.labels)
+            features = torch.cat([features, torch.cat([classes, torch.zeros_like(classes[..., :1])], dim=-1)], dim=1)
+        if denoising is not None:
+            boxes = torch.cat([denoising.boxes, boxes], dim=1)
+            features = torch.cat([self._label_features(denoising.labels), features], dim=1)
+            blocked = denoising.blocked
+        all_boxes, all_logits = [], []
+        for _ in range(self.num_layers):
+            boxes, features, logits = self.decoder_layer(
+                boxes, features, levels_by_frame, reference2image, time_differences, image_size, legacy, blocked
+            )
+            all_boxes.append(boxes)
+            all_logits.append(logits)
+            boxes = boxes.detach()
+        return SparseBEVOutput(
+            torch.stack(all_logits).nan_to_num(), self._to_metres(torch.stack(all_boxes).nan_to_num())
+        )
+
+    def _label_features(self, labels: Tensor) -> Tensor:
+        """Return the features [B, P, C] of labels [B, P]: the class and a 1 for "denoising"; all 0 where it is -1."""
+        known = (labels >= 0)[..., None]
+        classes = self.label_enc(labels.clamp(min=0))
+        return torch.cat([classes, torch.ones_like(classes[..., :1])], dim=-1) * known
+
+    def _to_metres(self, boxes: Tensor) -> Tensor:
+        centers = decode_centers(boxes[..., :3], self.pc_range)
+        return torch.cat(
+            [centers[..., :2], boxes[..., 3:5], centers[..., 2:], boxes[..., 5:]], dim=-1
+        )  # the order of the targets: x, y, d0, d1, z, d2, sin, cos, vx, vy
+
+
+class SparseBEV(CameraModel[SparseBEVOutput]):
+    """The detector: images and memory to boxes.
+
+    legacy_boxes: the weights come from a checkpoint of version "v0.17.1", whose boxes are turned the other way round;
+    load_checkpoint sets it, sampling and decode_boxes need it.
+    """
+
+    max_speeds: Tensor
+
+    def __init__(self, config: VariantConfig) -> None:
+        """Build the model with fresh weights; raise ConfigError for settings that do not fit together."""
+        _check(config)
+        super().__init__(config)
+        self.legacy_boxes = False
+        frames = 1 + config.frames.past + config.frames.future
+        self.pts_bbox_head = SparseBEVHead(sparsebev_head(config), len(config.class_names), frames)
+        self.perspective_head: PerspectiveHead | None = None
+        if config.perspective:
+            ground = -config.reference_frame.translation[2]
+            self.perspective_head = PerspectiveHead(config.neck.out_channels, len(config.class_names), ground)
+        self.register_buffer("max_speeds", max_speeds(config.class_names), persistent=False)
+
+    def detect(
+        self,
+        levels_by_frame: LevelsByFrame,
+        reference2image: Tensor,
+        time_differences: Tensor,
+        image_size: tuple[int, int],
+        denoising: DenoisingQueries | None = None,
+    ) -> SparseBEVOutput:
+        """Find boxes in encoded frames, the current one first.
+
+        levels_by_frame: T x L of [B, N, h, w, C], as `encode` gives them.
+        reference2image: [B, T, N, 4, 4], reference frame (m) to pixels of each image, depth-scaled; zeros for a camera
+        that is missing.  time_differences: [B, T] s, current minus frame t.
+        image_size: (height, width) of the encoded images with their padding, pixels.
+        denoising: P further queries of training, which stand before the learnt ones in the outputs; proposed ones stand
+        after them.
+        """
+        seen, proposed = None, None
+        count = sparsebev_head(self.config).proposals
+        if self.perspective_head is not None and (self.training or count):
+            image2reference = invert_cameras(reference2image[:, 0])
+            seen = self.perspective_head(levels_by_frame[0][0], image2reference, image_size)
+            if count:
+                boxes, labels = lift(seen, image2reference, image_size, count)
+                velocities = self._motion(boxes, labels, levels_by_frame, reference2image, time_differences, image_size)
+                proposed = self._propose(boxes, labels, velocities)
+        output: SparseBEVOutput = self.pts_bbox_head(
+            levels_by_frame, reference2image, time_differences, image_size, self.legacy_boxes, denoising, proposed
+        )
+        return replace(output, seen=seen)
+
+    @torch.no_grad()
+    def _motion(
+        self,
+        boxes: Tensor,
+        labels: Tensor,
+        levels_by_frame: LevelsByFrame,
+        reference2image: Tensor,
+        time_differences: Tensor,
+        image_size: tuple[int, int],
+    ) -> Tensor:
+        """Return how lifted boxes [B, K, 8] move, [B, K, 2] m/s, as the other frames have it; 0 without any."""
+        if len(levels_by_frame) == 1:
+            return torch.zeros_like(boxes[..., :2])
+        assert self.perspective_head is not None  # it has lifted the boxes
+        others = []
+        for t in range(1, len(levels_by_frame)):
+            image2reference = invert_cameras(reference2image[:, t])
+            seen = self.perspective_head(levels_by_frame[t][0], image2reference, image_size)
+            others.append(lift(seen, image2reference, image_size, boxes.shape[1]))
+        return follow(boxes, labels, others, time_differences[:, 1:], self.max_speeds)
+
+    def _propose(self, boxes: Tensor, labels: Tensor, velocities: Tensor) -> ProposedQueries:
+        """Return lifted boxes [B, K, 8] that move with velocities [B, K, 2] as queries."""
+        relative = encode_centers(boxes[..., :3], sparsebev_head(self.config).pc_range).clamp(0, 1)
+        return ProposedQueries(torch.cat([relative, boxes[..., 3:], velocities], dim=-1), labels)
+
+    def predict(self, frames: Sequence[FrameFeatures], current: ModelInput) -> SparseBEVOutput:
+        """Return the boxes for encoded frames, the first of which is `current`; the batch is 1."""
+        weight = self.pts_bbox_head.init_query_bbox.weight
+        return self.detect(
+            [[level[None] for level in frame.levels] for frame in frames],
+            torch.from_numpy(reference2image(frames, current.reference2global)[None]).to(weight),
+            torch.from_numpy(time_differences(frames)[None]).to(weight),
+            (current.images.shape[-2], current.images.shape[-1]),
+        )
+
+
+def _check(config: VariantConfig) -> None:
+    """Raise ConfigError for settings that do not fit together."""
+    head = sparsebev_head(config)
+    side = math.isqrt(head.num_query)
+    rules = (
+        (side**2 == head.num_query, f"head.num_query ({head.num_query}) must be a square number, such as {side**2}"),
+        (config.perspective or not head.proposals, "head.proposals need perspective: true"),
+        (head.proposals >= 0, f"head.proposals ({head.proposals}) must not be negative"),
+        (head.num_layers >= 1, f"head.num_layers ({head.num_layers}) must be positive"),
+        (head.code_size == len(CODE_WEIGHTS), f"head.code_size ({head.code_size}) must be {len(CODE_WEIGHTS)}"),
+    )
+    check_settings(config, rules)
+
+
+def time_differences(frames: Sequence[FrameFeatures]) -> np.ndarray:
+    """Return [T] float64, s: how much older each frame is than the first, averaged over the cameras of both.
+
+    The integer stamps are subtracted before they become floats. Without a common camera the frames' stamps count.
+    """
+    current = frames[0]
+    differences = np.zeros(len(frames))
+    for t, frame in enumerate(frames):
+        both = current.present & frame.present
+        ages = (current.stamps - frame.stamps)[both] if both.any() else np.array([current.stamp - frame.stamp])
+        differences[t] = ages.astype(np.float64).mean() / 1e9
+    return differences

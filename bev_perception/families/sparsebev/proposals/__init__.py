@@ -1,0 +1,1 @@
+"""What the small variants add to SparseBEV: queries that start where a perspective head sees objects."""

@@ -1,0 +1,36 @@
+"""The training step of a perspective head and the encoder below it, without the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from bev_perception.families.sparsebev.model import SparseBEV
+from bev_perception.families.sparsebev.proposals.losses import LOSS_NAMES as PERSPECTIVE_LOSSES
+from bev_perception.families.sparsebev.proposals.losses import weighted_perspective_losses
+from bev_perception.families.sparsebev.proposals.perspective import invert_cameras
+from bev_perception.supervision.samples import Batch, BoxTruth, sample_generators
+from bev_perception.supervision.step import TrainingStep
+
+
+class PerspectiveStep(TrainingStep[BoxTruth]):
+    """Of a SparseBEV's encoder and perspective head alone, from the newest frame: perspective_losses."""
+
+    model: SparseBEV
+    loss_names = PERSPECTIVE_LOSSES
+
+    def decoder_passes(self) -> Iterable[nn.Module]:
+        """Return nothing: the decoder takes no part."""
+        return ()
+
+    def forward(self, batch: Batch[BoxTruth]) -> dict[str, Tensor]:
+        """Return perspective_losses of the batch's newest frames."""
+        assert isinstance(batch.images, Tensor)
+        newest = replace(batch, images=batch.images[:, :1], reference2image=batch.reference2image[:, :1])
+        views = self.encode(newest, sample_generators(batch))
+        assert self.model.perspective_head is not None
+        back = invert_cameras(views.reference2image[:, 0])
+        seen = self.model.perspective_head(views.levels_by_frame[0][0], back, views.image_size)
+        return weighted_perspective_losses(seen, batch, views, self.recipe)

@@ -1,0 +1,1 @@
+"""SparseOcc (Liu et al., ECCV 2024)."""

@@ -1,0 +1,122 @@
+"""Raw outputs of an occupancy model become labelled voxels; after SparseOcc (Liu et al., ECCV 2024, section 3.2).
+
+Everything happens on the device that the outputs are on; what is copied from there at last is the grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bev_perception.classes import THINGS
+from bev_perception.families.sparseocc.config import SparseOccHeadConfig
+from bev_perception.types import Occupancy, VoxelGrid
+
+#: a voxel whose best class has less than this, added up over all masks, is free
+SEMANTIC_FLOOR = 0.01
+#: a voxel belongs to a mask from this probability on
+MASK_THRESHOLD = 0.5
+
+
+class Voxels(Protocol):
+    """Where voxels are; see voxel_decoder.VoxelStage."""
+
+    @property
+    def locations(self) -> Tensor:
+        """[B, N, 3] int64."""
+
+
+class OccupancyOutput(Protocol):
+    """What is decoded; see model.SparseOccOutput. The batch is 1."""
+
+    @property
+    def stages(self) -> Sequence[Voxels]:
+        """The last of which are the voxels of the masks."""
+
+    @property
+    def class_logits(self) -> Tensor:
+        """[passes, B, Q, classes without free]."""
+
+    @property
+    def mask_logits(self) -> Tensor:
+        """[passes, B, Q, N]."""
+
+
+def decode_occupancy(output: OccupancyOutput, config: SparseOccHeadConfig, class_names: tuple[str, ...]) -> Occupancy:
+    """Return the occupancy of the last predictions; voxels that the model has not kept are free.
+
+    class_names: the last is free. A panoptic variant gives instances, and the semantics that belong to them.
+    """
+    class_logits, mask_logits = output.class_logits[-1, 0], output.mask_logits[-1, 0]
+    locations = output.stages[-1].locations[0]  # [N, 3]
+    instances = None
+    if config.panoptic:
+        thresholds = config.score_threshold, config.overlap_threshold
+        labels, ids = merge_panoptic(class_logits, mask_logits, class_names, *thresholds)
+        instances = _scatter(ids.to(torch.int16), locations, config.occ_size, background=0)
+    else:
+        labels = merge_semantics(class_logits, mask_logits, config.score_threshold)
+    semantics = _scatter(labels.to(torch.uint8), locations, config.occ_size, background=len(class_names) - 1)
+    grid = VoxelGrid(config.occ_range[:3], config.resolution, config.occ_size)
+    return Occupancy(semantics, class_names, grid, instances)
+
+
+def _scatter(values: Tensor, locations: Tensor, shape: tuple[int, int, int], background: int) -> np.ndarray:
+    """Return the grid with values [N] at locations [N, 3], the background everywhere else."""
+    dense = torch.full(shape, background, dtype=values.dtype, device=values.device)
+    dense[locations.unbind(dim=1)] = values
+    return dense.cpu().numpy()
+
+
+def merge_semantics(class_logits: Tensor, mask_logits: Tensor, score_threshold: float) -> Tensor:
+    """Return the label [N] int64 of every voxel: the class with the most probability, added up over the masks.
+
+    class_logits: [Q, classes without free]; queries with no class above the threshold do not count.
+    mask_logits: [Q, N].  The label for free is the number of classes.
+    """
+    scores = class_logits.sigmoid()
+    scores = scores * (scores.amax(dim=1, keepdim=True) > score_threshold)
+    best, labels = (scores.T @ mask_logits.sigmoid()).max(dim=0)
+    return labels.where(best >= SEMANTIC_FLOOR, class_logits.shape[1])
+
+
+def merge_panoptic(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    class_names: Sequence[str],
+    score_threshold: float,
+    overlap_threshold: float,
+) -> tuple[Tensor, Tensor]:
+    """Return label and instance [N] int64 of every voxel; instances count from 1, 0 is none (and free).
+
+    class_logits: [Q, classes without free], mask_logits: [Q, N]; class_names: the last is free.
+    Every voxel goes to the query with the largest product of class and mask probability. A query whose mask is mostly
+    taken by others (MaskFormer, Cheng et al., NeurIPS 2021, section 3.4) drops out, and its voxels are free. Further
+    queries of a class that is no thing join the instance of its first, but their voxels are free: so the published
+    numbers were computed.
+    """
+    free = len(class_names) - 1
+    scores, classes = class_logits.sigmoid().max(dim=1)  # [Q]
+    probabilities = mask_logits.sigmoid()  # [Q, N]
+    sure = scores > score_threshold
+    owner = (scores[:, None] * probabilities).where(sure[:, None], -1.0).argmax(dim=0)  # [N]
+
+    own = torch.zeros_like(probabilities, dtype=torch.bool).scatter_(0, owner[None], True)  # [Q, N]
+    mask = probabilities >= MASK_THRESHOLD
+    won, whole, common = (x.sum(dim=1) for x in (own, mask, own & mask))  # [Q]
+    kept = sure & (common > 0) & (won.double() / whole.clamp(min=1) >= overlap_threshold)
+
+    stuff = torch.tensor([name not in THINGS for name in class_names], device=classes.device)[classes]
+    same = (classes[:, None] == classes) & stuff & kept  # [Q, Q]: of the class of the row's query, and kept
+    earlier = same.tril(diagonal=-1)
+    repeated = earlier.any(dim=1)
+    first = earlier.int().argmax(dim=1).where(repeated, torch.arange(len(classes), device=classes.device))
+    ids = (kept & ~repeated).cumsum(dim=0)[first]
+
+    counted = kept[owner] & mask.gather(0, owner[None])[0]  # [N]
+    labels = classes.where(~repeated, free)[owner].where(counted, free)
+    return labels, ids[owner].where(counted, 0)

@@ -1,0 +1,139 @@
+"""The mask transformer of SparseOcc (Liu et al., ECCV 2024, section 3.2): queries become classes and voxel masks.
+
+After Mask2Former (Cheng et al., CVPR 2022), but a query looks into the images at voxels drawn from its own mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bev_perception.families.sparseocc.config import SparseOccHeadConfig
+from bev_perception.models.query_layers import AdaptiveMixing, EncodedViews, FeedForward, decode_centers
+
+#: where queries look: (inside [B, Q, N] bool, locations [B, N, 3] int64) -> positions [B, Q, K, 3] in fine voxels from
+#: the low corner of the range. inside: which of the voxels at `locations` lie in the query's mask.
+ChooseVoxels = Callable[[Tensor, Tensor], Tensor]
+
+
+class RandomVoxels:
+    """Chooses `count` voxels of every mask at random; whoever has the same generator gets the same ones."""
+
+    def __init__(self, generator: torch.Generator, count: int, occ_size: Sequence[int]) -> None:
+        """Keep what is drawn from; occ_size: number of fine voxels along x, y, z."""
+        self.generator, self.count, self.occ_size = generator, count, occ_size
+
+    def __call__(self, inside: Tensor, locations: Tensor) -> Tensor:
+        """Return positions [B, Q, count, 3]; see ChooseVoxels.
+
+        Of each sample the numbers for all queries are drawn, then those for the queries whose mask is empty.
+        """
+        batch, queries, _ = inside.shape
+        empty = ~inside.any(dim=-1).to(self.generator.device)  # [B, Q]
+        ranks = torch.empty(batch, queries, self.count, device=empty.device)
+        places = torch.zeros(batch, queries, self.count, 3, device=empty.device)
+        for b in range(batch):
+            ranks[b] = self._draw(queries, self.count)
+            places[b, empty[b]] = self._draw(int(empty[b].sum()), self.count, 3)
+        return pick_voxels(inside, locations, ranks.to(inside.device), places.to(inside.device), self.occ_size)
+
+    def _draw(self, *shape: int) -> Tensor:
+        return torch.rand(*shape, generator=self.generator, device=self.generator.device)
+
+
+def pick_voxels(inside: Tensor, locations: Tensor, ranks: Tensor, places: Tensor, occ_size: Sequence[int]) -> Tensor:
+    """Return K positions of every mask for given numbers in 0..1: [B, Q, K, 3] in fine voxels, float32.
+
+    inside: [B, Q, N] bool.  locations: [B, N, 3].  ranks: [B, Q, K], which voxel inside, in the order of the voxels.
+    places: [B, Q, K, 3], where instead in the whole grid for an empty mask; if all masks of a sample are empty, where
+    in the voxel at the grid's origin: the published weights were trained so.
+    """
+    order = inside.cumsum(dim=-1, dtype=torch.int32)  # [B, Q, N]
+    counts = order[..., -1:]  # [B, Q, 1]
+    wanted = torch.minimum((ranks * counts).int() + 1, counts)  # the product may round up to the count
+    index = torch.searchsorted(order, wanted).clamp(max=inside.shape[-1] - 1)  # [B, Q, K]
+    samples = torch.arange(len(locations), device=locations.device)[:, None, None]
+    any_inside = counts.sum(dim=1, keepdim=True)[..., None] > 0  # [B, 1, 1, 1]
+    elsewhere = places * torch.where(any_inside, places.new_tensor(occ_size), 1.0)
+    return torch.where(counts[..., None] > 0, locations[samples, index].to(places.dtype), elsewhere)
+
+
+class MaskDecoderLayer(nn.Module):
+    """One look of all queries at the images, and their predictions; the same weights serve every pass."""
+
+    def __init__(self, head: SparseOccHeadConfig, num_classes: int, frames: int) -> None:
+        """Build the layer; `num_classes` does not count free space."""
+        super().__init__()
+        dims = head.embed_dims
+        self.range, self.occ_size = head.occ_range, head.occ_size
+        self.groups, self.points = head.num_groups, head.num_points
+        # the names of the official checkpoints: self_attn.self_attn.in_proj_weight, sampling.offset
+        self.self_attn = nn.ModuleDict({"self_attn": nn.MultiheadAttention(dims, head.num_heads, batch_first=True)})
+        self.sampling = nn.ModuleDict(
+            {
+                "offset": (offset := nn.Linear(dims, self.groups * self.points * 3)),
+                "scale_weights": nn.Linear(dims, self.groups * self.points * head.num_levels),
+            }
+        )
+        self.mixing = AdaptiveMixing(dims, self.groups, frames * self.points, head.mixing_out_points)
+        self.ffn = FeedForward(dims, head.ffn_dim, head.dropout)
+        self.mask_proj = nn.Linear(dims, dims)
+        self.classifier = nn.Linear(dims, num_classes)
+        self.norm1 = nn.LayerNorm(dims)
+        self.norm2 = nn.LayerNorm(dims)
+        self.norm3 = nn.LayerNorm(dims)
+        nn.init.zeros_(offset.weight)
+        nn.init.zeros_(offset.bias)
+        for parameter in self.self_attn.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def predict(self, queries: Tensor, voxel_features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return class logits [B, Q, classes] and mask logits [B, Q, N] of queries [B, Q, C], voxels [B, N, C]."""
+        return self.classifier(queries), self.mask_proj(queries) @ voxel_features.transpose(1, 2)
+
+    def forward(self, queries: Tensor, embedding: Tensor, voxels: Tensor, views: EncodedViews) -> Tensor:
+        """Return refined queries [B, Q, C].
+
+        embedding: [Q, C], what tells the queries apart.  voxels: [B, Q, G*P, 3] where they look, in fine voxels.
+        """
+        named = queries + embedding
+        attended, _ = self.self_attn["self_attn"](named, named, queries, need_weights=False)
+        queries = self.norm1(queries + attended)
+        by_group = (self.groups, self.points, 3)
+        positions = voxels.unflatten(2, by_group[:2]) + self.sampling["offset"](queries).unflatten(-1, by_group)
+        points = decode_centers(positions / positions.new_tensor(self.occ_size), self.range)  # [B, Q, G, P, 3] m
+        sampled = views.sample(points, self.sampling["scale_weights"](queries))
+        queries = self.norm2(self.mixing(sampled, queries))
+        refined: Tensor = self.norm3(self.ffn(queries))
+        return refined
+
+
+class MaskDecoder(nn.Module):
+    """The learnt queries and the passes of their layer."""
+
+    def __init__(self, head: SparseOccHeadConfig, num_classes: int, frames: int) -> None:
+        """Build the decoder; `num_classes` does not count free space."""
+        super().__init__()
+        self.passes = head.mask_layers
+        self.query_feat = nn.Embedding(head.num_query, head.embed_dims)
+        self.query_pos = nn.Embedding(head.num_query, head.embed_dims)
+        self.decoder_layer = MaskDecoderLayer(head, num_classes, frames)
+
+    def forward(
+        self, voxel_features: Tensor, locations: Tensor, views: EncodedViews, choose: ChooseVoxels
+    ) -> tuple[Tensor, Tensor]:
+        """Return class logits [M + 1, B, Q, classes] and mask logits [M + 1, B, Q, N], before and after M passes.
+
+        voxel_features: [B, N, C] of the voxels at locations [B, N, 3].
+        """
+        queries = self.query_feat.weight.expand(len(locations), -1, -1)
+        predictions = [self.decoder_layer.predict(queries, voxel_features)]
+        for _ in range(self.passes):
+            voxels = choose(predictions[-1][1] > 0, locations)
+            queries = self.decoder_layer(queries, self.query_pos.weight, voxels.to(queries), views)
+            predictions.append(self.decoder_layer.predict(queries, voxel_features))
+        classes, masks = zip(*predictions, strict=True)
+        return torch.stack(classes), torch.stack(masks)

@@ -1,0 +1,128 @@
+"""SparseOcc (Liu et al., ECCV 2024): semantic and panoptic occupancy without a dense grid.
+
+A backbone and a pyramid encode every image once; a sparse voxel decoder finds the voxels that are not free
+(voxel_decoder), and a mask transformer says what each of them belongs to (mask_decoder).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bev_perception.config import VariantConfig
+from bev_perception.families.sparseocc.config import SparseOccHeadConfig, sparseocc_head
+from bev_perception.families.sparseocc.mask_decoder import ChooseVoxels, MaskDecoder, RandomVoxels
+from bev_perception.families.sparseocc.voxel_decoder import CHILDREN, CUBE_SIDES, VoxelDecoder, VoxelStage
+from bev_perception.models.encoder import CameraModel, check_settings, reference2image
+from bev_perception.models.memory import FrameFeatures
+from bev_perception.models.query_layers import EncodedViews
+from bev_perception.ops.sampling import LevelsByFrame
+from bev_perception.types import ModelInput
+
+#: of what is drawn in inference, afresh for every frame: a frame's result does not depend on those before it
+SAMPLING_SEED = 0
+
+
+@dataclass(frozen=True)
+class SparseOccOutput:
+    """What the decoders say.
+
+    stages: of the voxel decoder, coarse to fine; the last one's N voxels are those that the masks are of.
+    class_logits: [M + 1, B, Q, classes without free], before and after each of M passes of the mask transformer.
+    mask_logits: [M + 1, B, Q, N], likewise.
+    """
+
+    stages: tuple[VoxelStage, ...]
+    class_logits: Tensor
+    mask_logits: Tensor
+
+
+class SparseOccHead(nn.Module):
+    """Both decoders."""
+
+    def __init__(self, head: SparseOccHeadConfig, num_classes: int, frames: int) -> None:
+        """Build the head; its settings must have passed _check, `num_classes` counts free space in."""
+        super().__init__()
+        self.kept_training, self.kept_testing = head.kept_training, head.kept_testing
+        # the names of the official checkpoints: transformer.voxel_decoder, transformer.decoder
+        self.transformer = nn.ModuleDict(
+            {
+                "voxel_decoder": VoxelDecoder(head, num_classes, frames),
+                "decoder": MaskDecoder(head, num_classes - 1, frames),
+            }
+        )
+
+    def forward(self, views: EncodedViews, choose: ChooseVoxels) -> SparseOccOutput:
+        """Return what both decoders say of encoded views; `choose` decides which voxels of its mask a query looks at.
+
+        In training and otherwise different numbers of voxels are kept.
+        """
+        kept = self.kept_training if self.training else self.kept_testing
+        stages, features = self.transformer["voxel_decoder"](views, kept)
+        classes, masks = self.transformer["decoder"](features, stages[-1].locations, views, choose)
+        return SparseOccOutput(stages, classes, masks)
+
+
+class SparseOcc(CameraModel[SparseOccOutput]):
+    """The occupancy model: images and memory to voxels, classes and masks, in the ego frame (base_link)."""
+
+    def __init__(self, config: VariantConfig) -> None:
+        """Build the model with fresh weights; raise ConfigError for settings that do not fit together."""
+        _check(config)
+        super().__init__(config)
+        self.pts_bbox_head = SparseOccHead(sparseocc_head(config), len(config.class_names), len(config.frames.offsets))
+
+    def decode(
+        self,
+        levels_by_frame: LevelsByFrame,
+        reference2image: Tensor,
+        image_size: tuple[int, int],
+        generator: torch.Generator,
+    ) -> SparseOccOutput:
+        """Find occupied voxels and their masks in encoded frames, the current one first.
+
+        levels_by_frame: T x L of [B, N, h, w, C], as `encode` gives them.
+        reference2image: [B, T, N, 4, 4], ego frame (m) to pixels of each image, depth-scaled; zeros for a camera that
+        is missing.  image_size: (height, width) of the encoded images with their padding, pixels.
+        generator: of the voxels that queries look at, which are drawn from their masks; its device may be another.
+        """
+        head = sparseocc_head(self.config)
+        choose = RandomVoxels(generator, head.num_groups * head.num_points, head.occ_size)
+        output: SparseOccOutput = self.pts_bbox_head(EncodedViews(levels_by_frame, reference2image, image_size), choose)
+        return output
+
+    def predict(self, frames: Sequence[FrameFeatures], current: ModelInput) -> SparseOccOutput:
+        """Return the outputs for encoded frames, the first of which is `current`; the batch is 1.
+
+        The same input gives the same output, whatever was predicted before.
+        """
+        weight = next(self.pts_bbox_head.parameters())
+        return self.decode(
+            [[level[None] for level in frame.levels] for frame in frames],
+            torch.from_numpy(reference2image(frames, current.reference2global)[None]).to(weight),
+            (current.images.shape[-2], current.images.shape[-1]),
+            torch.Generator().manual_seed(SAMPLING_SEED),
+        )
+
+
+def _check(config: VariantConfig) -> None:
+    """Raise ConfigError for settings that do not fit together."""
+    head = sparseocc_head(config)
+    side, ratio = CUBE_SIDES[0], CUBE_SIDES[0] // CUBE_SIDES[-1]
+    first = math.prod(size // side for size in head.occ_size)
+    rules = [
+        (not config.reference_frame.is_lidar, "reference_frame.sensor must be 'base_link', the frame of the grid"),
+        (not config.perspective, "perspective must be false; only detectors have such a head"),
+        (config.class_names[-1] == "free", f"the last of class_names ({config.class_names[-1]}) must be 'free'"),
+        (all(size % side == 0 for size in head.occ_size), f"head.occ_size {head.occ_size} must be multiples of {side}"),
+        (head.num_points % ratio == 0, f"head.num_points ({head.num_points}) must be a multiple of {ratio}"),
+    ]
+    for name, kept in (("kept_training", head.kept_training), ("kept_testing", head.kept_testing)):
+        most = [len(CHILDREN) * parents for parents in (first, *kept)]
+        for stage, (count, limit) in enumerate(zip(kept, most, strict=False)):
+            rules.append((count <= limit, f"head.{name}[{stage}] ({count}) must be at most {limit}, all children"))
+    check_settings(config, rules)

@@ -1,0 +1,57 @@
+"""The variants' YAML files as a table for people."""
+
+from __future__ import annotations
+
+from bev_perception.config import BackboneConfig, Provenance, VariantConfig
+from bev_perception.families.sparseocc.config import SparseOccHeadConfig
+from bev_perception.families.variants import list_variants, load_variant
+
+_COLUMNS = ("name", "gives", "images", "backbone", "pretraining", "published score", "published FPS", "runs")
+_BACKBONES = {"resnet": "ResNet-{}", "vovnet": "VoVNet V-{}-eSE", "eva02": "EVA-02 of {} blocks"}
+
+
+def variants_table() -> str:
+    """Return a Markdown table of all variants that come with the package, one a row, without a newline at its end."""
+    rows = [_COLUMNS, *(_row(load_variant(name)) for name in list_variants())]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(_COLUMNS) + "|", *lines[1:]])
+
+
+def _row(config: VariantConfig) -> tuple[str, ...]:
+    image, origin = config.image, config.provenance
+    return (
+        config.name,
+        _gives(config),
+        f"{image.width}x{image.height}, {_frames(config)}",
+        _backbone(config.backbone),
+        origin.pretraining or "none",
+        published_score(origin) or "-",
+        f"{origin.published_fps} ({origin.published_hardware})" if origin.published_fps is not None else "-",
+        "offline" if config.frames.future else "live, offline",
+    )
+
+
+def _gives(config: VariantConfig) -> str:
+    if not isinstance(config.head, SparseOccHeadConfig):
+        return "boxes"
+    return "panoptic occupancy" if config.head.panoptic else "occupancy"
+
+
+def _frames(config: VariantConfig) -> str:
+    count = len(config.frames.offsets)
+    return f"{count} frames, {config.frames.future} of the future" if config.frames.future else f"{count} frames"
+
+
+def _backbone(config: BackboneConfig) -> str:
+    return _BACKBONES.get(config.type, f"{config.type} {{}}").format(config.depth)
+
+
+def published_score(origin: Provenance) -> str:
+    """Return the scores that a variant's publication claims, in percent; "" if there are none."""
+    scores = (
+        ("NDS (val)", origin.published_nds_val),
+        ("NDS (test)", origin.published_nds_test),
+        ("RayIoU (val)", origin.published_rayiou),
+        ("RayPQ (val)", origin.published_raypq),
+    )
+    return ", ".join(f"{score} {name}" for name, score in scores if score is not None)

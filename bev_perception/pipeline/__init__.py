@@ -1,0 +1,1 @@
+"""One frame in, one result out; live and offline alike."""

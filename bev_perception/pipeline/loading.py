@@ -1,0 +1,82 @@
+"""A variant by its name becomes a pipeline with weights on a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from bev_perception.config import VariantConfig
+from bev_perception.families.catalog import build_model
+from bev_perception.families.variants import load_variant, shipped_weights
+from bev_perception.health import Health
+from bev_perception.models.checkpoints import load_checkpoint, save_checkpoint
+from bev_perception.pipeline.encoders import LoadedVariant
+from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
+from bev_perception.strict import ConfigError
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device called `name`; "auto" is the first GPU, or the CPU where there is none.
+
+    Raises ConfigError for a device that this machine or this PyTorch does not have.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} cannot be used: {error}; choose 'auto', 'cpu' or 'cuda:N'") from error
+    return device
+
+
+def give_back_device_memory() -> None:
+    """Give back what PyTorch keeps of a GPU's memory for itself although nothing uses it any more."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def load_weights(config: VariantConfig, checkpoint: str | Path | None, device: torch.device) -> LoadedVariant:
+    """Build a variant on `device` and load its weights strictly; those that are shipped if checkpoint is None.
+
+    Raises ConfigError and CheckpointError, which name the cause and the remedy.
+    """
+    path = checkpoint or shipped_weights(config.name)
+    if path is None:
+        raise ConfigError(
+            f"no weights are shipped for {config.name}; give the path of some as its checkpoint "
+            "('bev_perception init-weights' makes untrained ones for a trial run)"
+        )
+    model = build_model(config)
+    info = load_checkpoint(model, path)
+    model.eval().to(device)
+    return LoadedVariant(config, model, info)
+
+
+def load_pipeline(
+    variant: str | Path,
+    checkpoint: str | Path | None = None,
+    device: str = "auto",
+    settings: PipelineSettings | None = None,
+    health: Health | None = None,
+    second: tuple[str | Path, str | Path | None] | None = None,
+) -> Pipeline:
+    """Build a variant, load its weights strictly and wrap it.
+
+    checkpoint: its weights; None: those that are shipped.
+    second: (variant, checkpoint) to run beside it: occupancy beside detection, or the other way round.
+    Raises ConfigError and CheckpointError, which name the cause and the remedy.
+    """
+    where = choose_device(device)
+    wanted = ((variant, checkpoint), *([second] if second else []))
+    loaded = [load_weights(load_variant(name), path, where) for name, path in wanted]
+    return Pipeline(loaded, where, settings, health)
+
+
+def write_initial_weights(variant: str | Path, path: Path, seed: int) -> None:
+    """Write a variant's initial, untrained weights as safetensors that say so; for trial runs and tests."""
+    config = load_variant(variant)
+    torch.manual_seed(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(build_model(config), path, {"variant": config.name, "trained": "false", "seed": str(seed)})

@@ -1,0 +1,20 @@
+"""Boxes between frames of reference."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bev_perception.types import Boxes3D
+
+
+def to_ego(boxes: Boxes3D, reference2ego: np.ndarray) -> Boxes3D:
+    """Return the boxes in another frame: reference2ego [4, 4] moves centres and turns yaws and velocities.
+
+    The transform may tilt; a box stays upright and keeps the heading that its front has in the new ground plane.
+    """
+    rotation = reference2ego[:3, :3]
+    centers = boxes.centers @ rotation.T + reference2ego[:3, 3]
+    headings = np.stack([np.cos(boxes.yaws), np.sin(boxes.yaws)], axis=1) @ rotation[:2, :2].T  # [n, 2]
+    velocities = boxes.velocities @ rotation[:2, :2].T
+    yaws = np.arctan2(headings[:, 1], headings[:, 0])
+    return Boxes3D(centers, boxes.sizes, yaws, velocities, boxes.scores, boxes.labels, boxes.class_names)

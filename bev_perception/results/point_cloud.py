@@ -1,0 +1,32 @@
+"""An occupancy as points: one at the middle of every voxel that is not free, with its class, object and colour."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bev_perception.classes import class_colors
+from bev_perception.types import Occupancy
+
+#: one point, 20 bytes.  x, y, z: m.  rgb: 0x00RRGGBB.  label: index into class_names.  instance: 0 for no object
+POINT = np.dtype(
+    {
+        "names": ["x", "y", "z", "rgb", "label", "instance"],
+        "formats": ["<f4", "<f4", "<f4", "<u4", "u1", "<i2"],
+        "offsets": [0, 4, 8, 12, 16, 18],
+        "itemsize": 20,
+    }
+)
+
+
+def occupied_points(occupancy: Occupancy) -> np.ndarray:
+    """Return [n] of POINT in base_link, in the order of the voxels' indices, z fastest."""
+    i, j, k = np.nonzero(occupancy.occupied)
+    points = np.zeros(len(i), POINT)
+    for name, index, start in zip("xyz", (i, j, k), occupancy.grid.origin, strict=True):
+        points[name] = start + occupancy.grid.resolution * (index + 0.5)
+    points["label"] = occupancy.semantics[i, j, k]
+    if occupancy.instances is not None:
+        points["instance"] = occupancy.instances[i, j, k]
+    packed = class_colors(occupancy.class_names) @ np.array([1 << 16, 1 << 8, 1], np.uint32)  # [classes]
+    points["rgb"] = packed[points["label"]]
+    return points

@@ -1,0 +1,1 @@
+"""Programs around the node: demo, benchmarks, helpers to talk to it."""

@@ -1,0 +1,313 @@
+"""A Frame becomes a ModelInput: decode, undistort, resize, crop and normalise the images; fold the matrices."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from bev_perception.config import ImageConfig, VariantConfig
+from bev_perception.geometry import intrinsics_4x4, invert_transform, make_transform, rotation_from_yaw
+from bev_perception.sensing.images import ImageError, decode_image
+from bev_perception.sensing.lens import undistortion_map
+from bev_perception.types import Calibration, Frame, ModelInput, View
+
+#: undistortion maps kept at once; more than any rig has cameras
+MAX_LENS_MAPS = 32
+#: half width of the bicubic kernel, in pixels of the coarser of source and result
+BICUBIC_SUPPORT = 2
+#: the model's channels as indices into BGR
+CHANNELS = {"rgb": (2, 1, 0), "bgr": (0, 1, 2)}
+
+
+class NoUsableViewError(ValueError):
+    """No camera of a frame can be used; the message gives every camera's reason."""
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """Resize, crop, flip: what takes a camera's image to the network's input. All sizes are (width, height), in pixels.
+
+    source: of the camera's image.  resize: the ratio.  resized: after it.  crop: the left and top pixel kept, which
+    may be negative; what the crop has beyond the resized image is black.  size: of the result.
+    flip: left and right are exchanged at last (training only).
+    """
+
+    source: tuple[int, int]
+    resize: float
+    resized: tuple[int, int]
+    crop: tuple[int, int]
+    size: tuple[int, int]
+    flip: bool = False
+
+    @property
+    def ida(self) -> np.ndarray:
+        """The [4, 4] float64 matrix that takes depth-scaled source pixels (u*d, v*d, d, 1) to those of the result.
+
+        As in SparseBEV (Liu et al., ICCV 2023), with which the variants were trained: u' = resize * u - left, without
+        the half pixel by which a resize shifts pixel centres, and with the ratio before `resized` was truncated; a flip
+        is u'' = width - u'.
+        """
+        matrix = np.diag([self.resize, self.resize, 1.0, 1.0])
+        matrix[:2, 2] = -self.crop[0], -self.crop[1]
+        if self.flip:
+            matrix[0] = self.size[0] * matrix[2] - matrix[0]
+        return matrix
+
+    @property
+    def source2output(self) -> np.ndarray:
+        """The [3, 3] matrix between pixel centres, exactly as the resampling places them (integers are centres)."""
+        scale_x, scale_y = self.resized[0] / self.source[0], self.resized[1] / self.source[1]
+        matrix = np.array(
+            [
+                [scale_x, 0.0, (scale_x - 1) / 2 - self.crop[0]],
+                [0.0, scale_y, (scale_y - 1) / 2 - self.crop[1]],
+                [0.0, 0.0, 1.0],
+            ]
+        )
+        if self.flip:
+            matrix[0] = (self.size[0] - 1) * matrix[2] - matrix[0]
+        return matrix
+
+
+def image_transform(source_hw: tuple[int, int], config: ImageConfig) -> ImageTransform:
+    """Return the transform of inference for a source of any height and width.
+
+    The image is resized to cover the input and keeps its aspect ratio; the bottom rows and the middle columns stay.
+    """
+    height, width = source_hw
+    if height <= 0 or width <= 0:
+        raise ValueError(f"an image of {width}x{height} pixels cannot be resized; check the camera's CameraInfo")
+    resize = max(config.height / height, config.width / width)
+    # int(width * resize) in whole numbers, where 49 * (1 / 49) is 1 and not a little less
+    if config.height * width >= config.width * height:
+        resized = (width * config.height // height, config.height)
+    else:
+        resized = (config.width, height * config.width // width)
+    crop = ((resized[0] - config.width) // 2, resized[1] - config.height)
+    return ImageTransform((width, height), resize, resized, crop, (config.width, config.height))
+
+
+def resample_image(
+    bgr: np.ndarray, transform: ImageTransform, lens_map: tuple[np.ndarray, np.ndarray] | None = None
+) -> np.ndarray:
+    """Resize, crop and flip an image [H, W, 3] uint8 to [h, w, 3] uint8, undistorting it on the way.
+
+    lens_map: of undistortion_map for the same transform; None for an image without distortion.
+
+    Without a map this is Pillow's antialiased bicubic resize, which the variants were trained with: to the last bit for
+    the usual sizes, to a rounding of single values for any. With one, the image is low-pass filtered with the same
+    kernel and sampled once, which differs by rounding and interpolation (about 0.3 grey levels on average).
+    """
+    if bgr.shape[1::-1] != transform.source:
+        raise ValueError(f"an image of {bgr.shape[1::-1]} pixels does not fit a transform for {transform.source}")
+    if lens_map is None:
+        output = _resize_and_crop(bgr, transform)
+        return np.ascontiguousarray(output[:, ::-1]) if transform.flip else output
+    kernels = [_bicubic_kernel(n / of) for n, of in zip(transform.resized, transform.source, strict=True)]
+    smooth = cv2.sepFilter2D(bgr, -1, kernels[0], kernels[1], borderType=cv2.BORDER_REPLICATE)
+    return cv2.remap(smooth, lens_map[0], lens_map[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+
+
+def _resize_and_crop(bgr: np.ndarray, transform: ImageTransform) -> np.ndarray:
+    columns, rows = (
+        _Span.of(*axis)
+        for axis in zip(transform.source, transform.resized, transform.crop, transform.size, strict=True)
+    )
+    output = np.zeros((transform.size[1], transform.size[0], 3), np.uint8)
+    if not columns.size or not rows.size:
+        return output
+    part = bgr[rows.source_start : rows.source_stop, columns.source_start : columns.source_stop]
+    if transform.resized != transform.source:
+        # Pillow calls the three channels R, G and B; to the resize they are equal
+        part = np.asarray(Image.fromarray(part).resize((columns.resized, rows.resized), Image.Resampling.BICUBIC))
+    output[
+        rows.output_start : rows.output_start + rows.size, columns.output_start : columns.output_start + columns.size
+    ] = part[rows.skip : rows.skip + rows.size, columns.skip : columns.skip + columns.size]
+    return output
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Along one axis, the part of a source that a crop of the resized image shows.
+
+    source_start, source_stop: of the part.  resized: its length after the resize.  skip: how many of these lie before
+    the crop.  output_start: where in the crop the first one kept belongs.  size: how many are kept.
+
+    The part begins and ends where a source pixel's border falls on a resized pixel's, so that resizing it gives what
+    resizing the whole gives, without the work for what is cropped away.
+    """
+
+    source_start: int
+    source_stop: int
+    resized: int
+    skip: int
+    output_start: int
+    size: int
+
+    @classmethod
+    def of(cls, source: int, resized: int, crop: int, length: int) -> _Span:
+        first, last = max(crop, 0), min(crop + length, resized)
+        periods = math.gcd(source, resized)
+        source_period, resized_period = source // periods, resized // periods
+        margin = BICUBIC_SUPPORT * max(1.0, source / resized) + 1  # source pixels under the kernel's half width
+        start = max(0, math.floor((first * source / resized - margin) / source_period))
+        stop = min(periods, math.ceil((last * source / resized + margin) / source_period))
+        return cls(
+            source_start=start * source_period,
+            source_stop=stop * source_period,
+            resized=(stop - start) * resized_period,
+            skip=first - start * resized_period,
+            output_start=first - crop,
+            size=max(0, last - first),
+        )
+
+
+def _bicubic_kernel(scale: float) -> np.ndarray:
+    """Return the cubic kernel (Keys, 1981, a = -1/2) that antialiases a resize by `scale`, sampled at source pixels."""
+    if scale >= 1:
+        return np.ones(1, np.float32)
+    reach = int(BICUBIC_SUPPORT / scale)
+    x = np.abs(np.arange(-reach, reach + 1) * scale)
+    near = (1.5 * x - 2.5) * x**2 + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    kernel = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    return (kernel / kernel.sum()).astype(np.float32)
+
+
+def padded_size(config: ImageConfig, height: int, width: int) -> tuple[int, int]:
+    """Return height and width (pixels) with their padding: multiples of config.pad."""
+    return (-(-height // config.pad) * config.pad, -(-width // config.pad) * config.pad)
+
+
+def normalize_images(pixels: torch.Tensor, config: ImageConfig) -> torch.Tensor:
+    """Return images [N, 3, H, W] float32 of pixels [N, h, w, 3] BGR (uint8, or float 0..255), on the same device.
+
+    Channels in the model's order, mean subtracted, divided by std; then zeros to the right and below, up to
+    multiples of config.pad.
+    """
+    n, height, width, _ = pixels.shape
+    images = torch.zeros((n, 3, *padded_size(config, height, width)), dtype=torch.float32, device=pixels.device)
+    for channel, source in enumerate(CHANNELS[config.channel_order]):
+        plane = images[:, channel, :height, :width]
+        plane.copy_(pixels[..., source]).sub_(config.mean[channel]).div_(config.std[channel])
+    return images
+
+
+def reference2ego(config: VariantConfig) -> np.ndarray:
+    """Return the [4, 4] transform from the frame that the model's boxes are in to base_link."""
+    frame = config.reference_frame
+    return make_transform(rotation_from_yaw(frame.yaw), np.array(frame.translation))
+
+
+def reference2global(config: VariantConfig, frame: Frame) -> np.ndarray:
+    """Return the [4, 4] transform from the frame that the model works in to the global one, at the frame's stamp."""
+    if frame.lidar2global is not None and config.reference_frame.is_lidar:
+        return frame.lidar2global
+    return frame.ego2global @ reference2ego(config)
+
+
+class Preprocessor:
+    """Turns frames into the input of one variant's model, on `device`. Cameras are worked on in parallel threads."""
+
+    def __init__(self, config: VariantConfig, device: torch.device | str) -> None:
+        """Make the threads; `close` ends them."""
+        self._config = config
+        self._device = torch.device(device)
+        self._lens_map = functools.lru_cache(MAX_LENS_MAPS)(_lens_map)
+        self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="preprocess")
+
+    def close(self) -> None:
+        """End the threads; the Preprocessor cannot be called afterwards."""
+        self._threads.shutdown()
+
+    def __call__(self, frame: Frame) -> tuple[ModelInput, dict[str, str]]:
+        """Return the model's input and, for each camera that takes no part, the reason.
+
+        A camera takes no part where the frame lacks its view, its image cannot be decoded or is not of the
+        calibration's size, or a transform is not finite. Its image and its global2image are then all zeros: every
+        point has depth 0 in it, which no model counts as seen.
+
+        Raises NoUsableViewError if no camera is left.
+        """
+        size = self._config.image
+        n = len(frame.cameras)
+        pixels = torch.zeros((n, size.height, size.width, 3), dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        global2image = np.zeros((n, 4, 4))
+        reasons = list(self._threads.map(self._prepare_view, frame.views, pixels.numpy(), global2image))
+        missing = dict(frame.missing)
+        for camera, view, reason in zip(frame.cameras, frame.views, reasons, strict=True):
+            if view is None:
+                missing.setdefault(camera, "the frame has no image of it")
+            elif reason is not None:
+                missing[camera] = reason
+        present = np.array([view is not None and r is None for view, r in zip(frame.views, reasons, strict=True)])
+        if not present.any():
+            raise NoUsableViewError(
+                "no camera of this frame can be used: " + "; ".join(f"{c}: {why}" for c, why in missing.items())
+            )
+
+        images = normalize_images(pixels.to(self._device, non_blocking=True), size)
+        for i in np.flatnonzero(~present):
+            images[i] = 0.0  # what a black image is not, once normalised
+        stamps = [frame.stamp if view is None else view.image.stamp for view in frame.views]
+        inputs = ModelInput(
+            images=images,
+            global2image=global2image,
+            reference2global=reference2global(self._config, frame),
+            present=present,
+            stamps=np.array(stamps, np.int64),
+            stamp=frame.stamp,
+        )
+        return inputs, missing
+
+    def _prepare_view(self, view: View | None, pixels: np.ndarray, global2image: np.ndarray) -> str | None:
+        """Fill one camera's pixels [h, w, 3] and matrix [4, 4]; return why that is impossible, or None."""
+        if view is None:
+            return None
+        calibration = view.calibration
+        transform = image_transform((calibration.height, calibration.width), self._config.image)
+        sensor2global = view.ego2global @ view.sensor2ego
+        if not np.isfinite(sensor2global).all():
+            return "its pose holds NaN or infinity; check what publishes tf"
+        try:
+            bgr = decode_image(view.image)
+        except ImageError as error:
+            return str(error)
+        height, width = bgr.shape[:2]
+        if (width, height) != transform.source:
+            return (
+                f"its image has {width}x{height} pixels, its CameraInfo says {calibration.width}x{calibration.height}; "
+                "publish the CameraInfo of the stream in use"
+            )
+        try:
+            lens_map = self._find_lens_map(calibration, transform)
+        except (cv2.error, np.linalg.LinAlgError) as error:
+            return f"its lens cannot be computed from K and D of its CameraInfo ({error}); recalibrate the camera"
+        pixels[:] = resample_image(bgr, transform, lens_map)
+        global2image[:] = transform.ida @ intrinsics_4x4(calibration.intrinsics) @ invert_transform(sensor2global)
+        return None
+
+    def _find_lens_map(
+        self, calibration: Calibration, transform: ImageTransform
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        if not calibration.distortion:
+            return None
+        k = tuple(calibration.intrinsics.ravel().tolist())
+        return self._lens_map(k, calibration.distortion_model, calibration.distortion, transform)
+
+
+def _lens_map(
+    intrinsics: tuple[float, ...], model: str, distortion: tuple[float, ...], transform: ImageTransform
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute undistortion_map from values that a cache can compare."""
+    k = np.array(intrinsics).reshape(3, 3)
+    source_hw = transform.source[::-1]
+    return undistortion_map(k, model, distortion, source_hw, transform.source2output, transform.size)

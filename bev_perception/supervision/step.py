@@ -1,0 +1,164 @@
+"""The forward pass of training: from a batch to its losses."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Generic
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from bev_perception.config import TrainingConfig
+from bev_perception.data.augment import distort_colors, draw_grid_mask, draw_photometric, grid_mask
+from bev_perception.models.encoder import CameraModel
+from bev_perception.models.precision import PRECISIONS
+from bev_perception.models.query_layers import EncodedViews
+from bev_perception.sensing.preprocess import normalize_images, padded_size
+from bev_perception.supervision.samples import Batch, Truth
+
+
+def freeze(model: CameraModel, encoder: str) -> None:
+    """Take what TrainingConfig.encoder says out of training."""
+    if encoder == "scratch":
+        model.img_backbone.learns_statistics = True
+        return
+    frozen = model.img_backbone.frozen_parameters()
+    if encoder == "frozen":
+        frozen = [*model.img_backbone.parameters(), *model.img_neck.parameters()]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+
+
+def encode_frames(model: CameraModel, images: Tensor, frames_with_gradient: int) -> list[list[Tensor]]:
+    """Return the pyramids, T x L of [B, N, h, w, C] float32, of images [B, T, N, 3, H, W].
+
+    frames_with_gradient: of only so many frames, from the first, gradients reach the backbone and neck; the others are
+    encoded one by one as in inference. 0: all.
+    """
+    frames = images.shape[1]
+    trained = min(frames_with_gradient or frames, frames)
+    levels_by_frame = _encode(model, images[:, :trained])
+    if trained < frames:
+        model.img_backbone.eval()
+        with torch.no_grad():
+            for t in range(trained, frames):
+                levels_by_frame += _encode(model, images[:, t : t + 1])
+        model.img_backbone.train()
+    return levels_by_frame
+
+
+def _encode(model: CameraModel, images: Tensor) -> list[list[Tensor]]:
+    """Encode [B, T, N, 3, H, W] at once, ordered so that each frame's maps are contiguous."""
+    by_frame = images.transpose(0, 1)
+    levels = model.encode(by_frame.flatten(0, 2))
+    split = [level.unflatten(0, by_frame.shape[:3]).unbind() for level in levels]  # L x T
+    return [list(frame) for frame in zip(*split, strict=True)]
+
+
+class TrainingStep(nn.Module, Generic[Truth]):
+    """The model with what surrounds it in training; one module, so that DistributedDataParallel can wrap it.
+
+    Called with a batch it returns every loss by its name; the batch's seeds decide what is drawn.
+    loss_names: of all losses that there can be.
+    """
+
+    loss_names: tuple[str, ...]
+
+    def __init__(self, model: CameraModel, recipe: TrainingConfig, precision: str) -> None:
+        """Keep the model; `precision` must be a key of PRECISIONS."""
+        super().__init__()
+        self.model = model
+        self.recipe = recipe
+        self.dtype = PRECISIONS[precision]
+
+        head = getattr(model, "perspective_head", None)
+        if self.dtype is not None and head is not None:
+            self._lower(head.wide_layers())
+
+    def _lower(self, layers: Iterable[nn.Module]) -> None:
+        """Let layers compute in the encoder's precision; what they take and give stays float32."""
+        for layer in layers:
+            layer.forward = functools.partial(self._in_precision, layer.forward)
+
+    def _in_precision(self, forward: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+        with self._autocast(values.device):
+            return forward(values).float()
+
+    @abstractmethod
+    def forward(self, batch: Batch[Truth]) -> dict[str, Tensor]:
+        """Return every loss by its name."""
+
+    @abstractmethod
+    def decoder_passes(self) -> Iterable[nn.Module]:
+        """Return the modules of the decoder that compute_twice is about."""
+
+    def compute_twice(self) -> None:
+        """Let backbone blocks and decoder passes forget their activations and compute them again going backward."""
+        for module in (*self.model.img_backbone.blocks(), *self.decoder_passes()):
+            module.forward = functools.partial(checkpoint, module.forward, use_reentrant=False)
+
+    def encode(self, batch: Batch, generators: list[torch.Generator]) -> EncodedViews:
+        """Return the batch's images augmented and encoded, in float32; the generators are one a sample."""
+        if isinstance(batch.images, tuple):
+            return self._encoded(batch.images, batch.reference2image)
+        images = self._prepare_images(batch.images, generators)
+        with self._autocast(images.device):
+            levels_by_frame = encode_frames(self.model, images, self.recipe.frames_with_gradient)
+        levels = [[level.float() for level in levels] for levels in levels_by_frame]
+        return EncodedViews(levels, batch.reference2image, (images.shape[-2], images.shape[-1]))
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: np.ndarray) -> tuple[Tensor, ...]:
+        """Return the pyramid, each level [N, h, w, C], of pixels [N, h, w, 3] uint8 BGR of the model's size."""
+        device = next(self.model.parameters()).device
+        images = normalize_images(torch.from_numpy(pixels).to(device), self.model.config.image)
+        with self._autocast(device):
+            return self.model.encode(images)
+
+    def _encoded(self, features: tuple[Tensor, ...], reference2image: Tensor) -> EncodedViews:
+        """Return views of features [B, T, N, h, w, C] that were made beforehand."""
+        frames = reference2image.shape[1]
+        levels = [[level[:, t].float().contiguous() for level in features] for t in range(frames)]
+        image = self.model.config.image
+        return EncodedViews(levels, reference2image, padded_size(image, image.height, image.width))
+
+    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
+        if self.dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, self.dtype)
+
+    @torch.no_grad()
+    def _prepare_images(self, pixels: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """Return augmented, normalised and padded images [B, T, N, 3, H, W] of pixels [B, T, N, h, w, 3] uint8."""
+        samples = [
+            _distort(sample, generator) if self.recipe.color_augmentation else sample
+            for sample, generator in zip(pixels, generators, strict=True)
+        ]
+        images = torch.stack(
+            [normalize_images(s.flatten(0, 1), self.model.config.image).unflatten(0, s.shape[:2]) for s in samples]
+        )
+        if self.recipe.grid_mask:
+            self._mask(images, generators[0])
+        return images
+
+    def _mask(self, images: Tensor, generator: torch.Generator) -> None:
+        """Blank the same squares in all images that gradients are taken of."""
+        height, width = images.shape[-2:]
+        drawn = draw_grid_mask(height, width, generator)
+        if drawn is not None:
+            kept = torch.from_numpy(grid_mask(height, width, drawn)).to(images.device)
+            images[:, : self.recipe.frames_with_gradient or None] *= kept
+
+
+def _distort(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Return [T, N, h, w, 3] float32 of [T, N, h, w, 3] uint8 with every image's colours distorted."""
+    frames = [
+        distort_colors(frame.permute(0, 3, 1, 2).float(), draw_photometric(len(frame), generator))
+        for frame in pixels  # frame by frame: of all at once, the copies would fill the memory
+    ]
+    return torch.stack(frames).permute(0, 1, 3, 4, 2)

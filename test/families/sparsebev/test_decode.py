@@ -1,0 +1,148 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bev_perception.classes import NUSCENES_CLASSES, attribute_of
+from bev_perception.families.sparsebev.config import DecodeConfig
+from bev_perception.families.sparsebev.decode import decode_boxes
+from bev_perception.geometry import box_corners, invert_transform, make_transform, rotation_from_yaw, transform_points
+from bev_perception.results.boxes import to_ego
+from bev_perception.types import Boxes3D
+
+
+def logit(p):
+    return math.log(p / (1 - p))
+
+
+def raw(scores, boxes):
+    """Raw outputs: scores [Q][classes], boxes [Q] of (x, y, z, length, width, height, yaw, vx, vy)."""
+    logits = torch.tensor([[logit(p) for p in row] for row in scores])
+    codes = [
+        [x, y, math.log(length), math.log(width), z, math.log(height), math.sin(yaw), math.cos(yaw), vx, vy]
+        for x, y, z, length, width, height, yaw, vx, vy in boxes
+    ]
+    return logits, torch.tensor(codes)
+
+
+BOX = (1.0, 2.0, 3.0, 4.0, 1.9, 1.6, 0.7, 5.0, -6.0)
+CONFIG = DecodeConfig(max_num=4, score_threshold=0.3)
+
+
+def decode(scores, boxes, config=CONFIG, legacy=False):
+    names = tuple("abcdefghij"[: len(scores[0])])
+    return decode_boxes(*raw(scores, boxes), config, names, legacy)
+
+
+def test_a_box():
+    found = decode([[0.9, 0.1]], [BOX])
+    assert len(found) == 1
+    assert found.centers[0] == pytest.approx([1, 2, 3])  # the middle: z is not moved to the bottom
+    assert found.sizes[0] == pytest.approx([4, 1.9, 1.6])
+    assert found.yaws[0] == pytest.approx(0.7)
+    assert found.velocities[0] == pytest.approx([5, -6])
+    assert found.scores[0] == pytest.approx(0.9)
+    assert (found.labels[0], found.labels.dtype) == (0, np.int64)
+    assert found.class_names == ("a", "b")
+
+
+def test_legacy_boxes_swap_the_sides_and_turn():
+    found = decode([[0.9]], [BOX], legacy=True)
+    assert found.sizes[0] == pytest.approx([1.9, 4, 1.6])
+    assert found.yaws[0] == pytest.approx(-0.7 - math.pi / 2)
+    assert found.centers[0] == pytest.approx([1, 2, 3])
+
+
+def test_one_query_may_give_several_classes_in_descending_score():
+    other = (9.0, *BOX[1:])
+    found = decode([[0.5, 0.8], [0.7, 0.2]], [BOX, other])
+    assert found.scores == pytest.approx([0.8, 0.7, 0.5])
+    assert found.labels.tolist() == [1, 0, 0]
+    assert found.centers[:, 0].tolist() == [1, 9, 1]
+
+
+def test_the_best_are_taken_before_the_range_is_looked_at():
+    far = (70.0, *BOX[1:])
+    scores, boxes = [[0.9], [0.8], [0.7], [0.6], [0.5]], [far, BOX, BOX, BOX, BOX]
+    assert decode(scores, boxes).scores == pytest.approx([0.8, 0.7, 0.6])
+
+
+def test_limits():
+    """The threshold itself is left out, the range's border is kept."""
+    config = DecodeConfig(max_num=9, score_threshold=0.5, post_center_range=(-61, -61, -10, 61, 61, 10))
+    edge = (61.0, -61.0, 10.0, *BOX[3:])
+    assert decode([[0.5]], [BOX], config).scores.tolist() == []
+    assert len(decode([[0.51]], [edge], config)) == 1
+    assert len(decode([[0.51]], [(61.1, *edge[1:])], config)) == 0
+    assert len(decode([[0.51]], [(*edge[:2], 10.1, *edge[3:])], config)) == 0
+
+
+def test_no_boxes():
+    found = decode([[0.01]], [BOX])
+    assert len(found) == 0
+    assert (found.centers.shape, found.sizes.shape, found.velocities.shape) == ((0, 3), (0, 3), (0, 2))
+    assert len(to_ego(found, np.eye(4))) == 0
+
+
+def some_boxes(rng, n):
+    return Boxes3D(
+        rng.normal(size=(n, 3)) * 20,
+        rng.uniform(0.1, 9, (n, 3)),
+        rng.uniform(-np.pi, np.pi, n),
+        rng.normal(size=(n, 2)) * 5,
+        rng.random(n),
+        rng.integers(0, 3, n),
+        ("a", "b", "c"),
+    )
+
+
+@given(st.integers(0, 2**32), st.integers(0, 5), st.floats(-10, 10))
+def test_to_ego_moves_boxes_as_rigid_bodies(seed, n, yaw):
+    rng = np.random.default_rng(seed)
+    boxes = some_boxes(rng, n)
+    transform = make_transform(rotation_from_yaw(yaw), rng.normal(size=3))
+    moved = to_ego(boxes, transform)
+    corners = box_corners(boxes.centers, boxes.sizes, boxes.yaws).reshape(-1, 3)
+    found = box_corners(moved.centers, moved.sizes, moved.yaws).reshape(-1, 3)
+    np.testing.assert_allclose(found, transform_points(transform, corners), atol=1e-9)
+    ahead = np.c_[boxes.velocities, np.zeros(n)] @ transform[:3, :3].T
+    np.testing.assert_allclose(moved.velocities, ahead[:, :2], atol=1e-9)
+    assert (moved.scores == boxes.scores).all() and (moved.labels == boxes.labels).all()
+    back = to_ego(moved, invert_transform(transform))
+    np.testing.assert_allclose(back.centers, boxes.centers, atol=1e-9)
+
+
+def test_to_ego_from_the_lidar_of_nuscenes():
+    """A car ahead of the vehicle that drives ahead: y of the lidar is ahead, x of base_link is."""
+    box = Boxes3D(
+        np.array([[0.0, 10, 0]]), np.array([[4.0, 2, 1.5]]), np.array([np.pi / 2]), np.array([[0.0, 3]]),
+        np.array([0.5]), np.array([0]), ("car",),
+    )  # fmt: skip
+    moved = to_ego(box, make_transform(rotation_from_yaw(-np.pi / 2), np.array([0.94, 0, 1.84])))
+    np.testing.assert_allclose(moved.centers, [[10.94, 0, 1.84]], atol=1e-12)
+    np.testing.assert_allclose(moved.yaws, [0], atol=1e-12)
+    np.testing.assert_allclose(moved.velocities, [[3, 0]], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "names, moving, still",
+    [
+        (("car", "truck", "construction_vehicle", "trailer"), "vehicle.moving", "vehicle.parked"),
+        (("bus",), "vehicle.moving", "vehicle.stopped"),
+        (("bicycle", "motorcycle"), "cycle.with_rider", "cycle.without_rider"),
+        (("pedestrian",), "pedestrian.moving", "pedestrian.standing"),
+        (("barrier", "traffic_cone", "anything else"), "", ""),
+    ],
+)
+def test_attributes(names, moving, still):
+    for name in names:
+        assert attribute_of(name, 0.21) == moving
+        assert attribute_of(name, 0.2) == still
+
+
+def test_every_class_of_nuscenes_is_known():
+    without = {name for name in NUSCENES_CLASSES if not attribute_of(name, 1.0)}
+    assert without == {"barrier", "traffic_cone"}

@@ -1,0 +1,180 @@
+"""Every variant in config/models: it can be built, has the weights and settings of its publication, and runs."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from parity.cases import ROOT, Case, assert_official_keys
+from torch.utils.flop_counter import FlopCounterMode
+
+from bev_perception.config import BackboneConfig, ConfigError, EVA02Config
+from bev_perception.data.drive import CAMERAS
+from bev_perception.data.rosbag import BagReader, write_bag
+from bev_perception.families.catalog import FAMILIES, build_model
+from bev_perception.families.sparsebev.config import sparsebev_head
+from bev_perception.families.sparsebev.decode import decode_boxes
+from bev_perception.families.sparseocc.config import SparseOccHeadConfig, sparseocc_head
+from bev_perception.families.sparseocc.decode import decode_occupancy
+from bev_perception.families.variants import list_variants, load_variant
+from bev_perception.health import Health
+from bev_perception.models.checkpoints import CheckpointInfo
+from bev_perception.pipeline.encoders import LoadedVariant
+from bev_perception.pipeline.offline import collect_frames
+from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
+from bev_perception.sensing.preprocess import Preprocessor
+from bev_perception.sensing.synchronizer import SynchronizerSettings
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def frames(small_drive, tmp_path_factory):
+    """Six frames at 12 Hz."""
+    bag = tmp_path_factory.mktemp("variants") / "bag"
+    write_bag(small_drive, bag, progress=False)
+    return list(collect_frames(BagReader(bag).events(), SynchronizerSettings(CAMERAS), Health()))
+
+
+def published():
+    """{name of a variant: its case} of every published variant of the families that are built."""
+    cases = [Case(path.parent) for path in ROOT.glob("*_keys_*/case.json")]
+    return {case.info["variant"]: case for case in cases if case.info["system"] in FAMILIES}
+
+
+def build_without_memory(config):
+    with torch.device("meta"):
+        return build_model(config)
+
+
+@pytest.mark.parametrize("name", sorted({*list_variants(), *published()}))
+def test_is_built_as_published(name):
+    config = load_variant(name)
+    model = build_without_memory(config)
+    assert not model.training
+    case = published().get(name)
+    if not case:
+        return
+    assert_official_keys(model, case.keys)
+    if isinstance(config.head, SparseOccHeadConfig):
+        assert_published_occupancy(config, model, case)
+        return
+    assert_published_sizes(model, case.config["params"])
+    assert_published_settings(config, case.config)
+    if "feature_shapes" in case.config:
+        assert_published_pyramid(model, case.config)
+
+
+def size_of(parameters):
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def assert_published_occupancy(config, model, case):
+    wanted = case.config
+    frozen = size_of(model.img_backbone.frozen_parameters())
+    assert size_of(model.parameters()) == case.info["parameters"]
+    assert size_of(model.parameters()) - frozen == case.info["trainable"]
+    assert list(config.class_names) == wanted["class_names"] and len(config.class_names) == wanted["num_classes"]
+    assert len(config.frames.offsets) == wanted["num_frames"]
+    head = sparseocc_head(config)
+    assert (list(head.kept_training), list(head.kept_testing)) == (wanted["topk_training"], wanted["topk_testing"])
+    for key in ("num_points", "num_groups", "mask_layers", "panoptic"):
+        assert getattr(head, key) == wanted[key]
+    assert head.num_query == wanted["num_queries"]
+
+
+def assert_published_sizes(model, wanted):
+    head_constants = size_of(
+        model.pts_bbox_head.buffers()
+    )  # the reference counts the code weights as a frozen parameter
+    assert size_of(model.parameters()) + head_constants == wanted["total"]
+    for part in ("img_backbone", "img_neck"):
+        assert size_of(getattr(model, part).parameters()) == wanted.get(part, 0)
+    assert size_of(model.parameters()) - size_of(model.img_backbone.frozen_parameters()) == wanted["trainable"]
+
+
+def assert_published_settings(config, wanted):
+    assert [config.image.height, config.image.width] == wanted["image_size"]
+    assert list(config.image.mean) == wanted["img_norm"]["mean"] and list(config.image.std) == wanted["img_norm"]["std"]
+    assert (config.image.channel_order == "rgb") == wanted["img_norm"]["to_rgb"]
+    assert len(config.frames.offsets) == wanted["num_frames"]
+    for key in ("num_query", "num_points", "num_levels", "num_layers"):
+        assert getattr(config.head, key) == wanted[key]
+
+
+def assert_published_pyramid(model, wanted):
+    """At full size: tensors without memory still have shapes, and their operations can be counted."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        levels = model.encode(torch.empty(1, 3, *wanted["image_size"], device="meta"))
+    shapes = [[batch, channels, height, width] for batch, height, width, channels in (lev.shape for lev in levels)]
+    assert shapes == wanted["feature_shapes"]
+    wanted_gmacs = sum(wanted["gmacs_per_image"].values())
+    assert counter.get_total_flops() / 2e9 == pytest.approx(wanted_gmacs, abs=0.01)
+
+
+def reduced(config):
+    """The same variant at a size that runs in a moment."""
+    eva02 = BackboneConfig("eva02", 3, eva02=EVA02Config(embed_dim=64, num_heads=2, window=4, trained_size=96))
+    if isinstance(config.head, SparseOccHeadConfig):
+        grid = {"occ_size": (40, 40, 16), "occ_range": (-8.0, -8.0, -1.0, 8.0, 8.0, 5.4)}
+        kept = (60, 100, 200)
+        head = dataclasses.replace(config.head, num_query=16, kept_training=kept, kept_testing=kept, **grid)
+    else:
+        head = dataclasses.replace(config.head, num_query=16, num_layers=2)
+    return dataclasses.replace(
+        config,
+        image=dataclasses.replace(config.image, height=32, width=80),
+        backbone=eva02 if config.backbone.type == "eva02" else config.backbone,
+        head=head,
+    )
+
+
+@pytest.mark.parametrize("name", list_variants())
+def test_one_step_at_reduced_size(name, frames):
+    config = reduced(load_variant(name))
+    torch.manual_seed(0)
+    model = build_model(config)
+    loaded = LoadedVariant(config, model, CheckpointInfo(Path("fresh"), False, None, {}))
+
+    preprocess = Preprocessor(config, CPU)
+    inputs = [preprocess(f)[0] for f in frames[2:5]]
+    preprocess.close()
+    with torch.inference_mode():
+        outputs = model.predict_queue([inputs[1 + np.sign(offset)] for offset in config.frames.offsets])
+    occupancy = isinstance(config.head, SparseOccHeadConfig)
+    if occupancy:
+        assert_occupancy_outputs(config, outputs)
+    else:
+        assert_detection_outputs(config, outputs)
+
+    if config.frames.future:
+        with pytest.raises(ConfigError, match=f"{config.frames.future} frames into the future"):
+            Pipeline([loaded], CPU)
+        return
+    pipeline = Pipeline([loaded], CPU, PipelineSettings(0.0, 5))
+    results = [pipeline.step(f) for f in frames[:2]]
+    pipeline.close()
+    assert results[1].history == 1
+    if occupancy:
+        assert all(r.boxes is None and r.occupancy.semantics.shape == sparseocc_head(config).occ_size for r in results)
+    else:
+        assert [len(result.boxes) for result in results] == [5, 5]
+
+
+def assert_detection_outputs(config, outputs):
+    queries = 16 + sparsebev_head(config).proposals
+    assert outputs.logits.shape == (2, 1, queries, len(config.class_names))
+    assert outputs.boxes.shape == (2, 1, queries, 10)
+    assert outputs.logits.isfinite().all() and outputs.boxes.isfinite().all()
+    boxes = decode_boxes(outputs.logits[-1, 0], outputs.boxes[-1, 0], config.decode, config.class_names, False)
+    assert (boxes.sizes > 0).all()
+
+
+def assert_occupancy_outputs(config, outputs):
+    assert outputs.class_logits.shape == (3, 1, 16, len(config.class_names) - 1)
+    assert outputs.class_logits.isfinite().all()
+    assert outputs.mask_logits.shape == (3, 1, 16, 200) and outputs.mask_logits.isfinite().all()
+    occupancy = decode_occupancy(outputs, sparseocc_head(config), config.class_names)
+    assert occupancy.semantics.shape == (40, 40, 16) and occupancy.semantics.max() <= occupancy.free
+    assert (occupancy.instances is not None) == sparseocc_head(config).panoptic

@@ -1,0 +1,322 @@
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bev_perception.geometry import make_transform
+from bev_perception.health import Health
+from bev_perception.sensing.synchronizer import IMAGES_KEPT, Synchronizer, SynchronizerSettings
+from bev_perception.sensing.transform_tree import TransformTree
+from bev_perception.types import Calibration, CameraImage
+
+MS = 1_000_000
+# ms after cam_front, as the cameras of nuScenes fire (Caesar et al., CVPR 2020), rounded
+OFFSETS = {"front": 0, "front_right": 8, "front_left": -8, "back": 25, "back_left": 35, "back_right": 16}
+CALIBRATION = Calibration(np.array([[1000.0, 0, 800], [0, 1000, 450], [0, 0, 1]]), 1600, 900)
+
+
+class Rig:
+    """A synchronizer with its inputs at hand; time starts at 1000 s."""
+
+    def __init__(self, cameras=tuple(OFFSETS), **settings):
+        self.health = Health()
+        self.tree = TransformTree()
+        self.sync = Synchronizer(SynchronizerSettings(cameras, **settings), self.tree, self.health)
+        for i, camera in enumerate(cameras):
+            self.sync.set_calibration(camera, CALIBRATION)
+            self.tree.set_static("base_link", camera, make_transform(np.eye(3), [i, 0, 0]))
+
+    def pose(self, ms):
+        self.tree.add("odom", "base_link", (1_000_000 + ms) * MS, make_transform(np.eye(3), [ms / 100, 0, 0]))
+
+    def image(self, camera, ms):
+        self.sync.add(CameraImage(camera, (1_000_000 + ms) * MS, camera, "jpeg", b""))
+        return self.sync.poll()
+
+    def play(self, start_ms, sets, period=83, skip=lambda camera, k: False, pose=True):
+        """Send `sets` sets in firing order; return the frames."""
+        frames = []
+        for k in range(sets):
+            for camera in sorted(self.sync.settings.cameras, key=lambda c: OFFSETS.get(c, 0)):
+                at = start_ms + k * period + OFFSETS.get(camera, 0)
+                if pose:
+                    self.pose(at)
+                if not skip(camera, k):
+                    frames += self.image(camera, at)
+        return frames
+
+
+def stamps_ms(frames):
+    return [frame.stamp // MS - 1_000_000 for frame in frames]
+
+
+@pytest.mark.parametrize("period", [83, 100, 500])
+def test_whole_sets_come_at_once_with_poses_at_each_cameras_own_stamp(period):
+    rig = Rig()
+    frames = rig.play(0, 10, period)
+    assert stamps_ms(frames) == [k * period for k in range(10)]
+    frame = frames[3]
+    assert not frame.missing and frame.cameras == tuple(OFFSETS)
+    for i, (camera, view) in enumerate(zip(frame.cameras, frame.views, strict=True)):
+        assert view.image.camera == camera
+        assert view.image.stamp == frame.stamp + OFFSETS[camera] * MS
+        assert view.ego2global[0, 3] == pytest.approx((3 * period + OFFSETS[camera]) / 100)
+        assert view.sensor2ego[0, 3] == i
+    assert frame.ego2global[0, 3] == pytest.approx(3 * period / 100)
+    assert not rig.health.snapshot().drops
+
+
+def test_one_camera_is_a_set():
+    rig = Rig(cameras=("mono",))
+    assert stamps_ms(rig.play(0, 5)) == [0, 83, 166, 249, 332]
+
+
+def test_synchronous_cameras_faster_than_the_tolerance_are_not_mixed():
+    rig = Rig(cameras=("a", "b"))
+    frames = []
+    for k in range(20):  # 60 Hz, b arrives after a: the b of the set before lies within 50 ms, but is not the nearest
+        rig.pose(k * 16)
+        frames += rig.image("a", k * 16)
+        frames += rig.image("b", k * 16)
+    assert all(f.views[0].image.stamp == f.views[1].image.stamp for f in frames[5:])
+    assert len(frames) > 15
+
+
+def test_a_silent_camera_makes_the_set_degraded_never_a_hang():
+    rig = Rig()
+    frames = rig.play(0, 20, skip=lambda camera, k: camera == "back_left" and 5 <= k < 12)
+    assert stamps_ms(frames) == [k * 83 for k in range(20)]
+    degraded = [k for k, frame in enumerate(frames) if frame.missing]
+    assert degraded == [5, 6, 7, 8, 9, 10, 11, 12]  # 12 has left when the last camera of the set is heard again
+    assert frames[6].missing == {"back_left": "no image arrived in time"}
+    assert frames[6].views[4] is None
+
+
+def test_a_camera_that_never_came_is_waited_for_only_once():
+    rig = Rig()
+    sent_at = []
+    for k in range(10):
+        for camera in sorted(OFFSETS, key=OFFSETS.get):
+            rig.pose(k * 83 + OFFSETS[camera])
+            if camera != "back":
+                sent_at += [(k, f) for f in rig.image(camera, k * 83 + OFFSETS[camera])]
+    lags = [k - round((f.stamp // MS - 1_000_000) / 83) for k, f in sent_at]
+    assert lags[0] == 2 and set(lags[3:]) == {0}
+
+
+def test_a_silent_anchor_is_replaced_and_comes_back():
+    rig = Rig()
+    frames = rig.play(0, 30, skip=lambda camera, k: camera == "front" and 10 <= k < 20)
+    missing = [tuple(f.missing) for f in frames]
+    assert missing.count(("front",)) >= 8
+    assert missing[-5:] == [()] * 5
+    assert stamps_ms(frames)[-1] == 29 * 83
+    assert all(a < b for a, b in zip(stamps_ms(frames), stamps_ms(frames)[1:], strict=False))
+    assert min(np.diff(stamps_ms(frames))) > 50  # no set twice
+
+
+def test_images_wait_for_late_poses_and_camera_info():
+    rig = Rig()
+    rig.play(0, 1)
+    assert rig.play(83, 1, pose=False) == []
+    assert "no pose yet" in rig.sync.waiting_for
+    for ms in (60, 140):
+        rig.pose(ms)
+    assert stamps_ms(rig.sync.poll()) == [83]
+    rig.sync._calibrations.pop("back")
+    assert rig.play(166, 1) == []
+    assert rig.sync.waiting_for == "back: no camera_info has arrived"
+    rig.sync.set_calibration("back", CALIBRATION)
+    assert stamps_ms(rig.sync.poll()) == [166]
+
+
+def test_poses_that_stay_away_cost_the_set_with_the_cause():
+    rig = Rig()
+    frames = rig.play(0, 10, pose=False)
+    assert frames == []
+    snapshot = rig.health.snapshot()
+    assert snapshot.drops["no pose"] >= 6
+    assert "'base_link' to 'odom'" in snapshot.last_drop
+    rig.pose(2000)
+    assert stamps_ms(rig.play(2083, 2)) == [2083, 2166]
+
+
+def test_camera_info_that_stays_away_or_is_bad_costs_that_view():
+    rig = Rig()
+    rig.sync._calibrations.pop("back")
+    rig.sync.set_calibration("front_left", "K of CameraInfo holds NaN")
+    frames = rig.play(0, 10)
+    assert frames and all(
+        f.missing == {"back": "no camera_info has arrived", "front_left": "K of CameraInfo holds NaN"} for f in frames
+    )
+
+
+def test_unknown_extrinsics_cost_that_view():
+    rig = Rig()
+    frames = []
+    for k in range(10):
+        for camera, offset in OFFSETS.items():
+            rig.pose(k * 83 + offset)
+            frame_id = "nowhere" if camera == "back" else camera
+            rig.sync.add(CameraImage(camera, (1_000_000 + k * 83 + offset) * MS, frame_id, "jpeg", b""))
+            frames += rig.sync.poll()
+    assert frames and all("'nowhere'" in f.missing["back"] for f in frames)
+
+
+def test_time_that_runs_back_a_whole_set_is_followed():
+    rig = Rig()
+    rig.play(20_000, 5)
+    frames = rig.play(10_000, 5)
+    assert stamps_ms(frames) == [10_000 + k * 83 for k in range(5)]
+    assert rig.health.snapshot().drops == {"time ran backwards": 1}
+
+
+def test_one_stray_old_image_is_dropped_alone():
+    rig = Rig()
+    rig.play(20_000, 3)
+    rig.image("back", 3_000)
+    assert stamps_ms(rig.play(20_249, 3)) == [20_249, 20_332, 20_415]
+    assert rig.health.snapshot().drops == {"stamp out of line": 1}
+
+
+@pytest.mark.parametrize("ahead", [1500, -1500, 60_000])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_camera_with_a_wrong_clock_costs_itself_only(ahead, first):
+    """Before or after the others are heard: the majority tells the time."""
+    rig = Rig()
+    frames = [] if first else rig.play(0, 3)
+    for k in range(3, 40):
+        for camera in sorted(OFFSETS, key=lambda c: (c != "back", OFFSETS[c])):
+            at = k * 83 + OFFSETS[camera]
+            rig.pose(at)
+            frames += rig.image(camera, at + (ahead if camera == "back" else 0))
+    late = stamps_ms(frames)[-30:]
+    assert late == [k * 83 for k in range(40 - 30, 40)]
+    assert all(tuple(f.missing) == ("back",) for f in frames[-20:])
+    assert rig.health.snapshot().drops["stamp out of line"] > 20
+
+
+def test_one_camera_alone_survives_a_stray_stamp_and_follows_a_jump():
+    rig = Rig(cameras=("mono",))
+    assert len(rig.play(20_000, 3)) == 3
+    rig.image("mono", 3_000)
+    assert stamps_ms(rig.play(20_249, 2)) == [20_249, 20_332]
+    rig.pose(4_000_000)
+    rig.image("mono", 3_900_000)
+    assert stamps_ms(rig.play(20_415, 3))[-1] == 20_415 + 2 * 83
+    assert stamps_ms(rig.play(5_000, 4)) == [5_000 + 83 * k for k in range(4)]
+
+
+def test_images_sent_twice_over_a_jump_are_no_trouble():
+    """With real buffers: arrays have no truth value, so images must not be compared by their contents."""
+    rig = Rig()
+    rig.play(20_000, 3)
+    frames = []
+    for camera in sorted(OFFSETS, key=OFFSETS.get):
+        at = 1_000_000 + 5_000 + OFFSETS[camera]
+        rig.pose(at - 1_000_000)
+        for _ in range(2):
+            rig.sync.add(CameraImage(camera, at * MS, camera, "jpeg", np.zeros(3, np.uint8)))
+            frames += rig.sync.poll()
+    rig.sync.add(CameraImage("back", (1_000_000 + 90_000) * MS, "back", "jpeg", np.zeros(3, np.uint8)))
+    rig.sync.add(CameraImage("back", (1_000_000 + 90_000) * MS, "back", "jpeg", np.zeros(3, np.uint8)))
+    rig.image("back", 5_083 + 25)
+    assert stamps_ms(frames) == [5_000]
+    assert rig.health.snapshot().drops["duplicate stamp"] == len(OFFSETS)
+
+
+def test_the_only_camera_left_is_followed_over_a_gap():
+    rig = Rig()
+    rig.play(0, 5)
+    frames = rig.play(5_000, 30, skip=lambda camera, k: camera != "back")
+    assert len(frames) > 15 and stamps_ms(frames)[-1] == 5_025 + 29 * 83
+
+
+@pytest.mark.parametrize("gap", [1_000, 3_000, 100_000])
+def test_a_gap_loses_no_set(gap):
+    rig = Rig()
+    rig.play(0, 5)
+    assert stamps_ms(rig.play(5 * 83 + gap, 3)) == [5 * 83 + gap + k * 83 for k in range(3)]
+    assert not rig.health.snapshot().drops
+
+
+def test_long_timeouts_are_honoured():
+    rig = Rig(tf_timeout=2.0)
+    frames = []
+    for k in range(40):  # tf comes 1 s late, at 12 Hz
+        frames += rig.play(k * 83, 1, pose=False)
+        rig.pose(k * 83 - 1000)
+        frames += rig.sync.poll()
+    assert stamps_ms(frames)[-1] >= 25 * 83 and not any(f.missing for f in frames[5:])
+    rig = Rig(camera_timeout=1.0)
+    frames = rig.play(0, 40, skip=lambda camera, k: camera == "back" and 10 <= k < 20)
+    assert stamps_ms(frames) == [k * 83 for k in range(40)]
+    assert sum(bool(f.missing) for f in frames) >= 10
+
+
+def test_a_lasting_lack_is_waited_for_once():
+    """No camera_info, no extrinsics: the first set waits, the others go without at once, until it comes."""
+    rig = Rig()
+    rig.sync._calibrations.pop("back")
+    lags = []
+    for k in range(20):
+        for camera in sorted(OFFSETS, key=OFFSETS.get):
+            rig.pose(k * 83 + OFFSETS[camera])
+            frames = rig.image(camera, k * 83 + OFFSETS[camera])
+            lags += [k - round((f.stamp // MS - 1_000_000) / 83) for f in frames]
+    assert max(lags) > 1 and set(lags[-10:]) == {0}
+    rig.sync.set_calibration("back", CALIBRATION)
+    assert not rig.play(20 * 83, 1)[-1].missing
+
+
+def test_duplicates_and_shuffled_sets_are_counted_and_give_no_second_frame():
+    rig = Rig()
+    rig.play(0, 3)
+    assert rig.image("back_left", 2 * 83 + 35) == []
+    assert rig.health.snapshot().drops == {"duplicate stamp": 1}
+    frames = rig.play(4 * 83, 1) + rig.play(3 * 83, 1) + rig.play(5 * 83, 1)
+    assert stamps_ms(frames) == [4 * 83, 5 * 83]
+    assert rig.health.snapshot().drops["late image"] >= 5
+
+
+def test_images_without_an_anchor_near_are_counted():
+    rig = Rig()
+    frames = rig.play(0, 6, skip=lambda camera, k: camera == "front" and k == 3)
+    assert stamps_ms(frames) == [k * 83 for k in (0, 1, 2, 4, 5)]
+    assert rig.health.snapshot().drops == {"unmatched image": 5}
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match="at least one camera"):
+        SynchronizerSettings(())
+    with pytest.raises(ValueError, match="each once"):
+        SynchronizerSettings(("a", "a"))
+    with pytest.raises(ValueError, match="anchor_camera 'c'"):
+        SynchronizerSettings(("a", "b"), anchor="c")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.floats(0, 0.5), st.sampled_from([0, 5, 60, 5000]))
+def test_any_flood_stays_bounded_and_ordered(seed, loss, jitter_ms):
+    """Whatever is lost, repeated or shuffled: buffers stay small, frames come in time order, each image once."""
+    rng = random.Random(seed)
+    rig = Rig()
+    events = []
+    for k in range(40):
+        for camera, offset in OFFSETS.items():
+            if rng.random() >= loss:
+                events.append((k * 83 + rng.uniform(0, jitter_ms), camera, k * 83 + offset))
+    events += rng.sample(events, len(events) // 5)
+    frames = []
+    for _, camera, ms in sorted(events):
+        rig.pose(ms)
+        frames += rig.image(camera, ms)
+        assert sum(map(len, rig.sync._images.values())) <= IMAGES_KEPT * len(OFFSETS)
+    jumps = rig.health.snapshot().drops.get("time ran backwards", 0)
+    backward = sum(b <= a for a, b in zip(stamps_ms(frames), stamps_ms(frames)[1:], strict=False))
+    assert backward <= jumps
+    for frame in frames:
+        for view in frame.views:
+            assert view is None or abs(view.image.stamp - frame.stamp) <= 50 * MS
