@@ -1,8 +1,8 @@
 """Single images in, sets of simultaneous views with their poses out.
 
 Time is what the image headers say, never the wall clock: the same messages in the same order give the same frames,
-live or from a bag. "Now" is the newest image stamp seen, so a time-out is reached as soon as the other cameras
-have gone on for that long.
+live or from a bag. "Now" is the newest stamp that two cameras have reached, or the only one that still sends, so that
+one camera whose clock runs ahead does not make the others late.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Synchronizer:
         self._suspects_in_a_row = 0
         self._pending: deque[_ImageSet] = deque()
         self._first: int | None = None
-        self._clock = 0  # says nothing before the first image
+        self._last_senders: deque[str] = deque(maxlen=2)  # cameras of the last images that were their newest
         self._last_set: int | None = None
         self._given_up: set[tuple[str, _Lack]] = set()
         self.waiting_for = ""
@@ -137,7 +137,7 @@ class Synchronizer:
 
     def add(self, image: CameraImage) -> None:
         """Take an image of one of the cameras."""
-        if self._first is not None and abs(image.stamp - self._clock) > JUMP:
+        if self._first is not None and abs(image.stamp - self._now()) > JUMP:
             self._suspect(image)
             return
         self._dismiss([suspect for suspect in self._suspects if suspect.camera == image.camera])
@@ -170,8 +170,9 @@ class Synchronizer:
         self._suspects_in_a_row += 1
         agreeing = [suspect for suspect in self._suspects if abs(suspect.stamp - image.stamp) <= JUMP]
         cameras = {suspect.camera for suspect in agreeing}
-        heard = {suspect.camera for suspect in self._suspects} | set(self._newest)
-        back = image.stamp < self._clock
+        heard = {suspect.camera for suspect in self._suspects} | {c for c in self._newest if not self._is_lost(c)}
+        now = self._now()
+        back = image.stamp < now
         # a single camera's step back must come twice: a stray old stamp is likelier than a bag that loops
         followed = 2 * len(cameras) > len(heard) and (len(heard) > 1 or not back or len(agreeing) > 1)
         enough = max(4, 2 * len(self.settings.cameras))
@@ -181,16 +182,21 @@ class Synchronizer:
             return
         self._dismiss([suspect for suspect in self._suspects if suspect not in agreeing])
         if back:
-            by = (self._clock - image.stamp) / 1e9
+            by = (now - image.stamp) / 1e9
             self.health.drop("time ran backwards", f"by {by:.3f} s; images that were waiting are dropped")
             self.clear()
         self._suspects, self._suspects_in_a_row = [], 0
         for earlier in agreeing:
             self._insert(earlier)
+        if not followed and cameras & set(self._newest):
+            # only these cameras still send, so the others no longer say what time it is
+            for silent in set(self._newest) - cameras:
+                self._newest.pop(silent)
+                self._second_newest.pop(silent, None)
 
     def _dismiss(self, suspects: list[CameraImage]) -> None:
         for suspect in suspects:
-            ahead = (suspect.stamp - self._clock) / 1e9
+            ahead = (suspect.stamp - self._now()) / 1e9
             self.health.drop("stamp out of line", f"{suspect.camera} is {ahead:+.3f} s from the other cameras")
             self._suspects.remove(suspect)
 
@@ -218,9 +224,8 @@ class Synchronizer:
                 self._intervals.append(stamp - newest)
             self._second_newest[camera] = newest
         self._newest[camera] = stamp
-        if self._first is None:
-            self._first = self._clock = stamp
-        self._clock = max(self._clock, stamp)
+        self._first = stamp if self._first is None else min(self._first, stamp)
+        self._last_senders.append(camera)
 
     def _anchor(self) -> str:
         """Return the camera that starts sets: the configured one or, while that is lost, the first that is not."""
@@ -228,14 +233,21 @@ class Synchronizer:
         return next((camera for camera in order if not self._is_lost(camera)), order[0])
 
     def _is_lost(self, camera: str) -> bool:
-        """Return whether another camera has sent two images that are newer than this one's newest by the time-out.
+        """Return whether others have sent two images each that are newer than this camera's newest by the time-out.
 
-        One image is not enough: at a low rate, or after a gap, some camera is always the first to come.
+        One image is not enough: at a low rate, or after a gap, some camera is always the first to come. One other
+        camera is enough only while it is the only one that sends: otherwise its clock may run ahead.
         """
         if self._first is None:
             return False
-        silent_since = self._newest.get(camera, self._first)
-        return any(stamp > silent_since + self._patience() for stamp in self._second_newest.values())
+        deadline = self._newest.get(camera, self._first) + self._patience()
+        gone_on = {other for other, stamp in self._second_newest.items() if stamp > deadline}
+        return len(gone_on) > 1 or (len(gone_on) == 1 and gone_on == set(self._last_senders))
+
+    def _now(self) -> int:
+        """Return the second newest (ns) of the cameras that are not lost, the newest if that is the only one."""
+        stamps = sorted(stamp for camera, stamp in self._newest.items() if not self._is_lost(camera))
+        return stamps[-2:][0]
 
     def _patience(self) -> int:
         """Return how long (ns) after the anchor's stamp a set waits for cameras."""
@@ -278,7 +290,7 @@ class Synchronizer:
     def _is_worth_waiting(self, anchor: str, absent: list[str]) -> bool:
         """Return whether an absent camera may still deliver, in time and before the anchor's buffer is full."""
         images = self._images[anchor]
-        in_time = len(images) < IMAGES_KEPT and self._clock <= images[0].stamp + self._patience()
+        in_time = len(images) < IMAGES_KEPT and self._now() <= images[0].stamp + self._patience()
         return in_time and any(not self._is_lost(camera) for camera in absent)
 
     def _nearest(self, camera: str, stamp: int, window: int) -> CameraImage | None:
@@ -297,7 +309,7 @@ class Synchronizer:
 
         Returns whether the set is done with, and its frame; None where it has to wait or had to be dropped.
         """
-        expired = self._clock > image_set.stamp + round(self.settings.tf_timeout * 1e9)
+        expired = self._now() > image_set.stamp + round(self.settings.tf_timeout * 1e9)
         expired = expired or len(self._pending) > SETS_KEPT
         missing = dict(image_set.missing)
         views: list[View | None] = []

@@ -199,6 +199,35 @@ def test_a_camera_with_a_wrong_clock_costs_itself_only(ahead, first):
     assert rig.health.snapshot().drops["stamp out of line"] > 20
 
 
+@pytest.mark.parametrize("off", [-970, -300, -100, 100, 200, 300, 600, 970])
+@pytest.mark.parametrize("camera", ["front", "back"])
+def test_a_clock_that_is_less_than_a_jump_off_costs_no_other_camera(camera, off):
+    """One camera that runs ahead makes neither the others late nor their sets time out; the anchor's, too."""
+    rig = Rig()
+    frames = []
+    for k in range(60):
+        for name, offset in sorted(OFFSETS.items(), key=lambda item: item[1]):
+            at = k * 83 + offset + (off if name == camera else 0)
+            rig.pose(at)
+            frames += rig.image(name, at)
+    assert len(frames) >= 40
+    assert all(set(frame.missing) <= {camera} for frame in frames[-20:])
+    assert frames[-1].stamp // MS - 1_000_000 >= 57 * 83
+    assert "stamp out of line" not in rig.health.snapshot().drops
+
+
+@pytest.mark.parametrize("off", [-600, 600])
+def test_two_cameras_wait_for_the_one_that_is_behind(off):
+    """Nobody can tell which of the two is wrong; header time decides which images belong together."""
+    rig = Rig(cameras=("a", "b"))
+    frames = []
+    for k in range(60):
+        for name, at in (("a", k * 83), ("b", k * 83 + off)):
+            rig.pose(at)
+            frames += rig.image(name, at)
+    assert len(frames) > 40 and not any(frame.missing for frame in frames[-20:])
+
+
 def test_one_camera_alone_survives_a_stray_stamp_and_follows_a_jump():
     rig = Rig(cameras=("mono",))
     assert len(rig.play(20_000, 3)) == 3
@@ -233,6 +262,25 @@ def test_the_only_camera_left_is_followed_over_a_gap():
     rig.play(0, 5)
     frames = rig.play(5_000, 30, skip=lambda camera, k: camera != "back")
     assert len(frames) > 15 and stamps_ms(frames)[-1] == 5_025 + 29 * 83
+
+
+def test_a_camera_with_a_wrong_clock_that_sends_alone_for_a_while_fills_no_buffer_for_good():
+    """It is followed, as the only one that sends; when the others are back, its images of later times must go."""
+    rig = Rig()
+    rig.play(0, 3)
+    for ms in [*(20 * [10**9]), *range(200_000, 204_000, 33)]:
+        rig.image("front", ms)
+    frames = rig.play(100_000, 40)
+    assert stamps_ms(frames)[-20:] == [100_000 + k * 83 for k in range(20, 40)]
+    assert not any(frame.missing for frame in frames[-20:])
+
+
+def test_cameras_that_are_lost_have_no_vote_on_a_gap():
+    """Below 1 Hz every set comes after a gap: those that still send need no majority of those that do not."""
+    rig = Rig()
+    rig.play(0, 5, 1500)
+    frames = rig.play(5 * 1500, 40, 1500, skip=lambda camera, k: camera not in ("front", "back"))
+    assert stamps_ms(frames)[-20:] == [k * 1500 for k in range(25, 45)]
 
 
 @pytest.mark.parametrize("gap", [1_000, 3_000, 100_000])
@@ -454,7 +502,7 @@ class Watched(Rig):
     def __init__(self, cameras, **settings):
         super().__init__(cameras, **settings)
         self.windows = {}  # stamp of a set -> window that it was made with
-        self.used = {camera: -(10**19) for camera in cameras}
+        self.used = dict.fromkeys(cameras, -(10**19))
         self.last, self.resets = -(10**19), 0
 
     def send(self, image):
