@@ -135,3 +135,13 @@ def test_pose_buffer_is_bounded_and_ordered_whatever_comes(items):
     stamps = list(buffer._stamps)
     assert stamps == sorted(set(stamps))
     assert not stamps or stamps[-1] - stamps[0] <= 20 * SECOND
+
+
+def test_pose_buffer_is_bounded_when_time_hardly_passes():
+    """A publisher that takes microseconds for nanoseconds never fills the horizon."""
+    buffer = PoseBuffer()
+    pose = np.eye(4)
+    for k in range(PoseBuffer.POSES_KEPT + 500):
+        buffer.add(k * 10_000, pose)
+    assert len(buffer) == PoseBuffer.POSES_KEPT
+    assert buffer.newest == (PoseBuffer.POSES_KEPT + 499) * 10_000

@@ -21,12 +21,15 @@ class PoseTooOldError(LookupError):
 class PoseBuffer:
     """A bounded history of one moving frame's pose, interpolated between stamps.
 
-    horizon: ns of history to keep.  max_gap: ns; between two neighbours further apart nothing is interpolated.
-    backstep: ns; a pose that much older than the newest is held back, and when JUMP_PROOF of them come with nothing
-    newer in between, time itself has jumped back (a bag that loops): they replace the history.
+    horizon: ns of history to keep, in at most POSES_KEPT poses
+    max_gap: ns; between two neighbours further apart nothing is interpolated
+    backstep: ns; a pose that much older than the newest is held back. When JUMP_PROOF of them come with nothing newer
+    in between, time itself has jumped back (a bag that loops): they replace the history
     """
 
     JUMP_PROOF = 3
+    #: enough for the default horizon at 500 Hz; the horizon alone bounds nothing where stamps hardly advance
+    POSES_KEPT = 10_000
 
     def __init__(
         self, horizon: int = 20_000_000_000, max_gap: int = 2_000_000_000, backstep: int = 1_000_000_000
@@ -67,7 +70,7 @@ class PoseBuffer:
             return
         self._stamps.insert(at, stamp)
         self._poses.insert(at, pose)
-        while self._stamps[-1] - self._stamps[0] > self.horizon:
+        while self._stamps[-1] - self._stamps[0] > self.horizon or len(self._stamps) > self.POSES_KEPT:
             self._stamps.popleft()
             self._poses.popleft()
 

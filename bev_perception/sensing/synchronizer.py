@@ -1,16 +1,18 @@
 """Single images in, sets of simultaneous views with their poses out.
 
 Time is what the image headers say, never the wall clock: the same messages in the same order give the same frames,
-live or from a bag. "Now" is the newest image stamp seen, so a time-out is reached as soon as the other cameras
-have gone on for that long.
+live or from a bag. "Now" is the newest stamp that two cameras have reached, or the only one that still sends, so that
+one camera whose clock runs ahead does not make the others late.
 """
 
 from __future__ import annotations
 
 import bisect
+import math
 import statistics
 from collections import deque
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 
@@ -21,22 +23,25 @@ from bev_perception.types import BASE_FRAME, FIXED_FRAME, Calibration, CameraIma
 
 #: an image this much (ns) before or after the others is from another time: a bag that loops, a gap, a wrong clock
 JUMP = 1_000_000_000
-#: images kept a camera while they wait for the others, and sets kept while they wait for poses: beyond that the oldest
-#: goes on without what it waits for
+#: images kept per camera while they wait for the other cameras; beyond that the oldest goes on without them
 IMAGES_KEPT = 24
+#: sets kept while they wait for poses; beyond that the oldest goes on without them
 SETS_KEPT = 32
 
 
 @dataclass(frozen=True)
 class SynchronizerSettings:
-    """How images are grouped into sets; times in seconds of header time.
+    """How images are grouped into sets; times are in seconds of header time.
 
-    cameras: names, in the order the frames list them.  anchor: the camera whose image starts a set and gives it its
-    stamp ("" is the first); while it is silent the first camera that is not takes its place.
-    max_stamp_difference: to the anchor's stamp; also at most half the anchor's period.
-    camera_timeout: how long a set waits for a camera before it goes on without it.
-    tf_timeout: how long a complete set waits for its camera_info and tf.
-    base_frame, fixed_frame: tf frames of the vehicle and of the world it moves in.
+    cameras: names, in the order in which the frames list them.
+    anchor: camera whose image starts a set and gives it its stamp; "" is the first one.  While it is silent, the first
+    camera that is not silent takes its place.
+    max_stamp_difference: s; furthest that an image may lie from the anchor's, and never more than half the anchor's
+    period.
+    camera_timeout: s; how long a set waits for a camera before it goes on without it.
+    tf_timeout: s; how long a set waits for its camera_info and tf.
+    base_frame: tf frame of the vehicle.
+    fixed_frame: tf frame of the world that the vehicle moves in.
     """
 
     cameras: tuple[str, ...]
@@ -48,24 +53,59 @@ class SynchronizerSettings:
     fixed_frame: str = FIXED_FRAME
 
     def __post_init__(self) -> None:
-        """Check the camera names."""
+        """Check the camera names and the times."""
         if not self.cameras or len(set(self.cameras)) != len(self.cameras):
             raise ValueError(f"cameras must name at least one camera, each once; got {list(self.cameras)}")
         if self.anchor and self.anchor not in self.cameras:
             raise ValueError(f"anchor_camera {self.anchor!r} is none of the cameras {list(self.cameras)}")
+        for name in ("max_stamp_difference", "camera_timeout", "tf_timeout"):
+            seconds = getattr(self, name)
+            if not (math.isfinite(seconds) and seconds >= 0):
+                raise ValueError(f"{name} is {seconds} s; it must be finite and not negative")
 
 
 @dataclass
 class _ImageSet:
-    """Images that belong together, waiting for calibration and poses."""
+    """Images that belong together, waiting for calibrations and poses.
+
+    stamp: ns, of the anchor's image.
+    images: camera name -> image.
+    missing: camera name -> why it has no image.
+    """
 
     stamp: int
     images: dict[str, CameraImage]
     missing: dict[str, str]
 
 
+class _Lack(Enum):
+    """What a camera may lack for good; each is worth one wait, not one for every set."""
+
+    CAMERA_INFO = "camera_info"
+    EXTRINSICS = "extrinsics"
+    EGO_POSE = "ego pose"
+
+
+@dataclass(frozen=True)
+class _Unready:
+    """Why a view or a pose is not there.
+
+    reason: a sentence that says what is missing.
+    may_come: whether it may still come, so that waiting can help.
+    lack: what is missing where that may be for good; None where it is only late or too old.
+    """
+
+    reason: str
+    may_come: bool
+    lack: _Lack | None = None
+
+
 class Synchronizer:
-    """Groups images of N cameras into Frames; bounded, and counts in `health` what it drops."""
+    """Groups images of N cameras into Frames and counts in `health` what it drops.
+
+    Every buffer is bounded. Each image is used at most once, and frames come in the order of their stamps until time
+    jumps back or `clear` is called.
+    """
 
     def __init__(self, settings: SynchronizerSettings, transforms: TransformTree, health: Health) -> None:
         """Start empty; `transforms` is filled by the caller."""
@@ -77,17 +117,18 @@ class Synchronizer:
 
     def clear(self) -> None:
         """Forget all images; calibrations stay."""
-        self._images: dict[str, deque[CameraImage]] = {c: deque() for c in self.settings.cameras}
+        self._images: dict[str, deque[CameraImage]] = {c: deque() for c in self.settings.cameras}  # ascending stamps
         self._newest: dict[str, int] = {}
         self._second_newest: dict[str, int] = {}
-        self._intervals: deque[int] = deque(maxlen=7)
+        self._last_used: dict[str, int] = {}  # camera -> stamp of its image in the last set that had one
+        self._intervals: deque[int] = deque(maxlen=7)  # ns between the anchor's newest images
         self._suspects: list[CameraImage] = []
         self._suspects_in_a_row = 0
         self._pending: deque[_ImageSet] = deque()
         self._first: int | None = None
-        self._clock = 0
+        self._last_senders: deque[str] = deque(maxlen=2)  # cameras of the last images that were their newest
         self._last_set: int | None = None
-        self._given_up: set[tuple[str, str]] = set()
+        self._given_up: set[tuple[str, _Lack]] = set()
         self.waiting_for = ""
 
     def set_calibration(self, camera: str, calibration: Calibration | str) -> None:
@@ -96,7 +137,7 @@ class Synchronizer:
 
     def add(self, image: CameraImage) -> None:
         """Take an image of one of the cameras."""
-        if self._first is not None and abs(image.stamp - self._clock) > JUMP:
+        if self._first is not None and abs(image.stamp - self._now()) > JUMP:
             self._suspect(image)
             return
         self._dismiss([suspect for suspect in self._suspects if suspect.camera == image.camera])
@@ -104,7 +145,10 @@ class Synchronizer:
         self._insert(image)
 
     def poll(self) -> list[Frame]:
-        """Return the frames that have become complete, oldest first; call it after images, calibrations or tf came."""
+        """Return the frames that have become complete, oldest first; call it whenever images, calibrations or tf came.
+
+        Both loops end: each round takes an image, or a set, away.
+        """
         self._collect_sets()
         frames: list[Frame] = []
         self.waiting_for = ""
@@ -118,17 +162,18 @@ class Synchronizer:
         return frames
 
     def _suspect(self, image: CameraImage) -> None:
-        """Keep an image from another time until most cameras, or the only one that still sends, have gone there.
+        """Keep an image from another time aside until most cameras, or the only one that still sends, are there too.
 
-        So one stray message or one wrong clock is left out, and a jump of them all is followed within a set.
+        So one stray message or one wrong clock is left out, and a jump of all cameras is followed within one set.
         """
         self._suspects.append(image)
         self._suspects_in_a_row += 1
         agreeing = [suspect for suspect in self._suspects if abs(suspect.stamp - image.stamp) <= JUMP]
         cameras = {suspect.camera for suspect in agreeing}
-        heard = {suspect.camera for suspect in self._suspects} | set(self._newest)
-        back = image.stamp < self._clock
-        # of a single camera, a step back must come twice: a stray old stamp is likelier than a bag that loops
+        heard = {suspect.camera for suspect in self._suspects} | {c for c in self._newest if not self._is_lost(c)}
+        now = self._now()
+        back = image.stamp < now
+        # a single camera's step back must come twice: a stray old stamp is likelier than a bag that loops
         followed = 2 * len(cameras) > len(heard) and (len(heard) > 1 or not back or len(agreeing) > 1)
         enough = max(4, 2 * len(self.settings.cameras))
         if not followed and self._suspects_in_a_row < enough:
@@ -137,62 +182,79 @@ class Synchronizer:
             return
         self._dismiss([suspect for suspect in self._suspects if suspect not in agreeing])
         if back:
-            by = (self._clock - image.stamp) / 1e9
+            by = (now - image.stamp) / 1e9
             self.health.drop("time ran backwards", f"by {by:.3f} s; images that were waiting are dropped")
             self.clear()
         self._suspects, self._suspects_in_a_row = [], 0
         for earlier in agreeing:
             self._insert(earlier)
+        if not followed and cameras & set(self._newest):
+            # only these cameras still send, so the others no longer say what time it is
+            for silent in set(self._newest) - cameras:
+                self._newest.pop(silent)
+                self._second_newest.pop(silent, None)
 
     def _dismiss(self, suspects: list[CameraImage]) -> None:
         for suspect in suspects:
-            ahead = (suspect.stamp - self._clock) / 1e9
+            ahead = (suspect.stamp - self._now()) / 1e9
             self.health.drop("stamp out of line", f"{suspect.camera} is {ahead:+.3f} s from the other cameras")
             self._suspects.remove(suspect)
 
     def _insert(self, image: CameraImage) -> None:
-        buffer = self._images[image.camera]
-        stamps = [kept.stamp for kept in buffer]
-        at = bisect.bisect_left(stamps, image.stamp)
-        if image.stamp == self._newest.get(image.camera) or (at < len(stamps) and stamps[at] == image.stamp):
-            self.health.drop("duplicate stamp", f"{image.camera} sent {image.stamp} ns twice")
+        camera, stamp, buffer = image.camera, image.stamp, self._images[image.camera]
+        newest, last_used = self._newest.get(camera), self._last_used.get(camera)
+        if stamp in (newest, last_used) or any(kept.stamp == stamp for kept in buffer):
+            self.health.drop("duplicate stamp", f"{camera} sent {stamp} ns twice")
             return
-        if self._last_set is not None and image.stamp <= self._last_set - self._window():
-            self.health.drop("late image", f"{image.camera}: its set has gone on without it")
+        before_last_set = self._last_set is not None and stamp <= self._last_set - self._window()
+        if before_last_set or (last_used is not None and stamp < last_used):
+            self.health.drop("late image", f"{camera}: its set has gone on without it")
             return
-        if image.camera == self._anchor() and at == len(stamps) and image.camera in self._newest:
-            self._intervals.append(image.stamp - self._newest[image.camera])
-        buffer.insert(at, image)
+        bisect.insort(buffer, image, key=lambda kept: kept.stamp)
         if len(buffer) > IMAGES_KEPT:
             buffer.popleft()
-            self.health.drop("unmatched image", f"{image.camera}: no image of the anchor camera came near it")
-        if image.stamp > self._newest.get(image.camera, -1):
-            if image.camera in self._newest:
-                self._second_newest[image.camera] = self._newest[image.camera]
-            self._newest[image.camera] = image.stamp
-        self._first = image.stamp if self._first is None else min(self._first, image.stamp)
-        self._clock = max(self._clock, image.stamp)
+            self.health.drop("unmatched image", f"{camera}: no image of the anchor camera came near it")
+        if newest is None or stamp > newest:
+            self._advance(camera, newest, stamp)
+
+    def _advance(self, camera: str, newest: int | None, stamp: int) -> None:
+        """Take note of a camera's new newest stamp (ns); an image that comes late says nothing about time or rate."""
+        if newest is not None:
+            if camera == self._anchor():
+                self._intervals.append(stamp - newest)
+            self._second_newest[camera] = newest
+        self._newest[camera] = stamp
+        self._first = stamp if self._first is None else min(self._first, stamp)
+        self._last_senders.append(camera)
 
     def _anchor(self) -> str:
-        """Return the camera that starts sets: the configured one, or the first alive one while that is silent."""
+        """Return the camera that starts sets: the configured one or, while that is lost, the first that is not."""
         order = [self.settings.anchor or self.settings.cameras[0], *self.settings.cameras]
         return next((camera for camera in order if not self._is_lost(camera)), order[0])
 
     def _is_lost(self, camera: str) -> bool:
-        """Whether another camera has sent two images, after the time-out, since this one's newest.
+        """Return whether others have sent two images each that are newer than this camera's newest by the time-out.
 
-        One is not enough: at a low rate, or after a gap, some camera is always the first to come.
+        One image is not enough: at a low rate, or after a gap, some camera is always the first to come. One other
+        camera is enough only while it is the only one that sends: otherwise its clock may run ahead.
         """
         if self._first is None:
             return False
-        silent_since = self._newest.get(camera, self._first)
-        return any(stamp > silent_since + self._patience() for stamp in self._second_newest.values())
+        deadline = self._newest.get(camera, self._first) + self._patience()
+        gone_on = {other for other, stamp in self._second_newest.items() if stamp > deadline}
+        return len(gone_on) > 1 or (len(gone_on) == 1 and gone_on == set(self._last_senders))
+
+    def _now(self) -> int:
+        """Return the second newest (ns) of the cameras that are not lost, the newest if that is the only one."""
+        stamps = sorted(stamp for camera, stamp in self._newest.items() if not self._is_lost(camera))
+        return stamps[-2:][0]
 
     def _patience(self) -> int:
+        """Return how long (ns) after the anchor's stamp a set waits for cameras."""
         return round((self.settings.max_stamp_difference + self.settings.camera_timeout) * 1e9)
 
     def _window(self) -> int:
-        """Return how far (ns) from the anchor an image may lie: no further than half-way to the next anchor."""
+        """Return how far (ns) an image may lie from the anchor's: at most half-way to the anchor's next one."""
         window = round(self.settings.max_stamp_difference * 1e9)
         if self._intervals:
             window = min(window, int(statistics.median(self._intervals)) // 2)
@@ -200,26 +262,36 @@ class Synchronizer:
 
     def _collect_sets(self) -> None:
         """Move every set that is complete, or has waited long enough, to the pending ones."""
-        while True:
-            anchor = self._anchor()
-            window = self._window()
-            if self._last_set is not None:  # an image this near belongs to the set that has gone
-                self._discard_until(anchor, self._last_set + window)
-            if not self._images[anchor]:
-                return
-            stamp = self._images[anchor][0].stamp
-            images = {c: image for c in self.settings.cameras if (image := self._nearest(c, stamp, window)) is not None}
-            absent = [c for c in self.settings.cameras if c not in images]
-            full = len(self._images[anchor]) == IMAGES_KEPT
-            waiting = not full and self._clock <= stamp + self._patience()
-            if waiting and any(not self._is_lost(camera) for camera in absent):
-                return
-            self._last_set = stamp
-            for camera, image in images.items():
-                self._discard_until(camera, image.stamp - 1)
-                self._images[camera].popleft()
-            missing = dict.fromkeys(absent, "no image arrived in time")
-            self._pending.append(_ImageSet(stamp, images, missing))
+        while (image_set := self._next_set()) is not None:
+            self._pending.append(image_set)
+
+    def _next_set(self) -> _ImageSet | None:
+        """Take the images of the next set out of the buffers; None while there is no set or it has to wait."""
+        anchor, window = self._anchor(), self._window()
+        if self._last_set is not None:  # an image this near belongs to the set that has gone
+            self._discard_until(anchor, self._last_set + window)
+        if not self._images[anchor]:
+            return None
+        stamp = self._images[anchor][0].stamp
+        nearest = {camera: self._nearest(camera, stamp, window) for camera in self.settings.cameras}
+        # whatever the window is, the anchor's own image leaves its buffer with the set, so that no set comes twice
+        nearest[anchor] = self._images[anchor][0]
+        images = {camera: image for camera, image in nearest.items() if image is not None}
+        absent = [camera for camera in nearest if camera not in images]
+        if self._is_worth_waiting(anchor, absent):
+            return None
+        for camera, image in images.items():
+            self._discard_until(camera, image.stamp - 1)
+            self._images[camera].popleft()
+            self._last_used[camera] = image.stamp
+        self._last_set = stamp
+        return _ImageSet(stamp, images, dict.fromkeys(absent, "no image arrived in time"))
+
+    def _is_worth_waiting(self, anchor: str, absent: list[str]) -> bool:
+        """Return whether an absent camera may still deliver, in time and before the anchor's buffer is full."""
+        images = self._images[anchor]
+        in_time = len(images) < IMAGES_KEPT and self._now() <= images[0].stamp + self._patience()
+        return in_time and any(not self._is_lost(camera) for camera in absent)
 
     def _nearest(self, camera: str, stamp: int, window: int) -> CameraImage | None:
         images = self._images[camera]
@@ -233,8 +305,11 @@ class Synchronizer:
             self.health.drop("unmatched image", f"{camera}: no image of the anchor camera is near it")
 
     def _join(self, image_set: _ImageSet) -> tuple[bool, Frame | None]:
-        """Add calibrations and poses; return (whether the set is done with, its frame unless it had to be dropped)."""
-        expired = self._clock > image_set.stamp + round(self.settings.tf_timeout * 1e9)
+        """Add calibrations and poses to a set.
+
+        Returns whether the set is done with, and its frame; None where it has to wait or had to be dropped.
+        """
+        expired = self._now() > image_set.stamp + round(self.settings.tf_timeout * 1e9)
         expired = expired or len(self._pending) > SETS_KEPT
         missing = dict(image_set.missing)
         views: list[View | None] = []
@@ -242,13 +317,16 @@ class Synchronizer:
             image = image_set.images.get(camera)
             view = self._view(image) if image is not None else None
             if isinstance(view, _Unready):
-                if view.may_come and not expired and (camera, view.reason) not in self._given_up:
+                given_up = view.lack is not None and (camera, view.lack) in self._given_up
+                if view.may_come and not expired and not given_up:
                     self.waiting_for = f"{camera}: {view.reason}"
                     return False, None
-                if view.lasting:
-                    self._given_up.add((camera, view.reason))
+                if view.lack is not None:
+                    self._given_up.add((camera, view.lack))
                 missing[camera] = view.reason
                 view = None
+            elif view is not None:  # nothing is lacking any more; what is lost again later is worth a wait again
+                self._given_up -= {(camera, lack) for lack in _Lack}
             views.append(view)
         ego2global = self._ego_pose(image_set.stamp)
         if isinstance(ego2global, _Unready):
@@ -265,10 +343,10 @@ class Synchronizer:
     def _view(self, image: CameraImage) -> View | _Unready:
         calibration = self._calibrations.get(image.camera)
         if calibration is None:
-            return _Unready("no camera_info has arrived", may_come=True, lasting=True)
+            return _Unready("no camera_info has arrived", may_come=True, lack=_Lack.CAMERA_INFO)
         if isinstance(calibration, str):
             return _Unready(calibration, may_come=False)
-        sensor2ego = self._lookup(image.frame_id, self.settings.base_frame, image.stamp)
+        sensor2ego = self._lookup(image.frame_id, self.settings.base_frame, image.stamp, _Lack.EXTRINSICS)
         if isinstance(sensor2ego, _Unready):
             return sensor2ego
         ego2global = self._ego_pose(image.stamp)
@@ -277,23 +355,15 @@ class Synchronizer:
         return View(image, calibration, sensor2ego, ego2global)
 
     def _ego_pose(self, stamp: int) -> np.ndarray | _Unready:
-        return self._lookup(self.settings.base_frame, self.settings.fixed_frame, stamp)
+        return self._lookup(self.settings.base_frame, self.settings.fixed_frame, stamp, _Lack.EGO_POSE)
 
-    def _lookup(self, source: str, target: str, stamp: int) -> np.ndarray | _Unready:
+    def _lookup(self, source: str, target: str, stamp: int, lack: _Lack) -> np.ndarray | _Unready:
+        """Return source2target [4, 4] at `stamp` (ns); `lack` is what is missing while tf does not connect them."""
         try:
             return self.transforms.lookup(source, target, stamp)
         except NoTransformError as error:
-            return _Unready(str(error), may_come=True, lasting=True)
+            return _Unready(str(error), may_come=True, lack=lack)
         except PoseNotYetError as error:
             return _Unready(str(error), may_come=True)
         except LookupError as error:
             return _Unready(str(error), may_come=False)
-
-
-@dataclass(frozen=True)
-class _Unready:
-    """Why something is not there.  may_come: waiting can help.  lasting: it may, but it is worth one wait, not many."""
-
-    reason: str
-    may_come: bool
-    lasting: bool = False

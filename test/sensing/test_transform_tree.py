@@ -60,3 +60,49 @@ def test_links_nobody_updates_are_forgotten_first():
         tree.add("odom", "base_link", k * SECOND, shift(k))
     assert len(tree._moving) == TransformTree.LINKS_KEPT
     assert np.allclose(tree.lookup("base_link", "odom", k * SECOND)[:3, 3], [k, 0, 0])
+
+
+def test_a_burst_of_foreign_links_does_not_forget_those_that_are_looked_up():
+    """A tracker may publish more objects in one message than are kept, between two poses of the vehicle."""
+    tree = TransformTree()
+    tree.add("odom", "base_link", 0, shift(0))
+    assert np.allclose(tree.lookup("base_link", "odom", 0), shift(0))
+    for k in range(2 * TransformTree.LINKS_KEPT):
+        tree.add("map", f"object_{k}", 0, shift(k))
+    tree.add("odom", "base_link", SECOND, shift(10))
+    assert np.allclose(tree.lookup("base_link", "odom", SECOND // 2)[:3, 3], [5, 0, 0])
+    assert len(tree._moving) == TransformTree.LINKS_KEPT
+
+
+def test_static_links_are_bounded_and_those_looked_up_stay():
+    tree = TransformTree()
+    tree.set_static("base_link", "cam", shift(1))
+    tree.lookup("cam", "base_link", 0)
+    for k in range(2 * TransformTree.STATIC_LINKS_KEPT):
+        tree.set_static("map", f"object_{k}", shift(k))
+    assert len(tree._static) == TransformTree.STATIC_LINKS_KEPT
+    assert np.allclose(tree.lookup("cam", "base_link", 0), shift(1))
+
+
+def test_what_is_known_to_be_needed_is_bounded_too():
+    tree = TransformTree()
+    for k in range(3 * TransformTree.LINKS_KEPT):
+        tree.add("map", f"object_{k}", 0, shift(k))
+        tree.lookup(f"object_{k}", "map", 0)
+    assert len(tree._moving) == TransformTree.LINKS_KEPT
+    assert len(tree._needed) <= TransformTree.LINKS_KEPT + TransformTree.STATIC_LINKS_KEPT
+
+
+def test_errors_stay_short_however_many_frames_there_are():
+    tree = TransformTree()
+    tree.set_static("base_link", "cam", shift(1))
+    for k in range(200):
+        tree.add("map", f"aa_object_{k}", 0, shift(k))
+    with pytest.raises(NoTransformError, match="known child frames: cam, aa_object_0, .* and 191 more") as raised:
+        tree.lookup("lidar", "odom", 0)
+    assert len(str(raised.value)) < 300
+    for k in range(200):
+        tree.set_static(f"loop_{(k + 1) % 200}", f"loop_{k}", shift(1))
+    with pytest.raises(NoTransformError, match="loop.* and 191 more") as raised:
+        tree.lookup("loop_0", "odom", 0)
+    assert len(str(raised.value)) < 300
