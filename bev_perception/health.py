@@ -17,6 +17,7 @@ class HealthSnapshot:
     """A consistent copy of a Health.
 
     drops, resets: cause -> how often.  last_drop, last_reset: the newest message, or "".
+    failures: frames in a row that failed, up to now.  failure: why the newest of them did, or "".
     timings: stage -> (p50, p95) in seconds over the newest frames.  frames: results made.
     rate: results a second of wall clock over the last RATE_WINDOW seconds.
     idle: s since the last result, or since the start.
@@ -29,6 +30,8 @@ class HealthSnapshot:
     resets: dict[str, int]
     last_drop: str
     last_reset: str
+    failures: int
+    failure: str
     timings: dict[str, tuple[float, float]]
 
 
@@ -45,6 +48,7 @@ class Health:
         self._resets: Counter[str] = Counter()
         self._last_drop = ""
         self._last_reset = ""
+        self._failures, self._failure = 0, ""
         self._timings: dict[str, deque[float]] = {}
         self._finished: deque[float] = deque(maxlen=1000)
         self._started = time.monotonic()
@@ -55,9 +59,18 @@ class Health:
     def drop(self, cause: str, message: str) -> None:
         """Count something that was lost: a short fixed `cause`, and a sentence with the particulars."""
         with self._lock:
-            self._drops[cause] += 1
-            self._last_drop = f"{cause}: {message}"
-            self._new_drops[cause] = (self._new_drops.get(cause, (0, ""))[0] + 1, message)
+            self._count_drop(cause, message)
+
+    def fail(self, cause: str, message: str) -> None:
+        """Count a frame that gave no result because of an error; also counted as a drop."""
+        with self._lock:
+            self._count_drop(cause, message)
+            self._failures, self._failure = self._failures + 1, self._last_drop
+
+    def _count_drop(self, cause: str, message: str) -> None:
+        self._drops[cause] += 1
+        self._last_drop = f"{cause}: {message}"
+        self._new_drops[cause] = (self._new_drops.get(cause, (0, ""))[0] + 1, message)
 
     def reset(self, cause: str, message: str) -> None:
         """Count a wipe of the memory."""
@@ -72,9 +85,10 @@ class Health:
             self._timings.setdefault(stage, deque(maxlen=self.WINDOW)).append(seconds)
 
     def frame_done(self) -> None:
-        """Count one result."""
+        """Count one result; it ends a row of failures."""
         with self._lock:
             self._frames += 1
+            self._failures, self._failure = 0, ""
             self._finished.append(time.monotonic())
 
     def drain_news(self) -> list[str]:
@@ -104,6 +118,8 @@ class Health:
                 resets=dict(self._resets),
                 last_drop=self._last_drop,
                 last_reset=self._last_reset,
+                failures=self._failures,
+                failure=self._failure,
                 timings={stage: (float(p[0]), float(p[1])) for stage, p in timings.items()},
             )
 

@@ -9,7 +9,11 @@ from types import UnionType
 from typing import Any
 
 
-class ConfigError(ValueError):
+class UserError(ValueError):
+    """An error that the user can mend; its message names the cause and the remedy, and no traceback is needed."""
+
+
+class ConfigError(UserError):
     """A configuration that cannot be used; the message names the file, the key and the remedy."""
 
 

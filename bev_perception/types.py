@@ -15,8 +15,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bev_perception.strict import UserError
+
 if TYPE_CHECKING:  # tools without a model, the bag player for one, start seconds sooner without it
     import torch
+
+
+class FrameError(UserError):
+    """A frame that cannot be used; it costs itself alone, and the next one may be fine."""
+
 
 #: default tf frames: of the vehicle, and of the world it moves in
 BASE_FRAME = "base_link"

@@ -45,3 +45,16 @@ def test_stopwatch():
     with watch.stage("a"):
         pass
     assert 0 <= watch.seconds["a"] < 1
+
+
+def test_failures_count_in_a_row_until_the_next_result():
+    health = Health()
+    health.drop("model busy", "no failure of a frame")
+    assert health.snapshot().failures == 0
+    for k in range(3):
+        health.fail("model error", f"attempt {k}")
+    snapshot = health.snapshot()
+    assert (snapshot.failures, snapshot.failure) == (3, "model error: attempt 2")
+    assert snapshot.drops == {"model busy": 1, "model error": 3}
+    health.frame_done()
+    assert (health.snapshot().failures, health.snapshot().failure) == (0, "")

@@ -13,6 +13,7 @@ import numpy as np
 
 from bev_perception.data.drive import CAMERAS, CameraRig, Drive, DriveEvent, DriveImage, DrivePose
 from bev_perception.geometry import make_transform, rotation_from_quaternion
+from bev_perception.strict import UserError
 from bev_perception.types import Calibration
 
 LOG = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ SPLITS = {
 }
 
 
-class NuScenesError(ValueError):
+class NuScenesError(UserError):
     """A nuScenes scene that cannot be read; the message names cause and remedy."""
 
 

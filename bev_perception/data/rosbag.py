@@ -18,6 +18,7 @@ from tqdm import tqdm
 from bev_perception.data import messages
 from bev_perception.data.drive import CAMERAS, CameraRig, Drive, DriveImage, DrivePose
 from bev_perception.geometry import quaternion_from_rotation
+from bev_perception.strict import UserError
 from bev_perception.types import BASE_FRAME, FIXED_FRAME, Calibration, CameraImage
 
 INPUT_PREFIX = "/bev_perception/input"
@@ -30,7 +31,7 @@ _TYPES = get_typestore(Stores.ROS2_JAZZY)
 _FOREVER = QosTime(9223372036, 854775807)  # what rosbag2 writes for an infinite deadline
 
 
-class BagError(ValueError):
+class BagError(UserError):
     """A bag that cannot be written or read; the message names cause and remedy."""
 
 

@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bev_perception.strict import UserError
+
 #: the version of the oldest SparseBEV checkpoints, whose boxes follow another convention
 LEGACY_VERSION = "v0.17.1"
 #: weights that an error message spells out; of more than that, so many of each part of the model
@@ -22,7 +24,7 @@ _MAX_LISTED = 20
 _MAX_OF_PART = 3
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """Weights that cannot be used; the message names the file, the cause and the remedy."""
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from bev_perception.strict import UserError
 from bev_perception.types import CameraImage
 
 #: a compressed image may claim no more than this (8K video has 33 million); a damaged header must not cost gigabytes
@@ -15,7 +16,7 @@ JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """An image that cannot be used; the message names the camera, the cause and the remedy."""
 
 

@@ -17,7 +17,7 @@ from bev_perception.config import ImageConfig, VariantConfig
 from bev_perception.geometry import intrinsics_4x4, invert_transform, make_transform, rotation_from_yaw
 from bev_perception.sensing.images import ImageError, decode_image
 from bev_perception.sensing.lens import undistortion_map
-from bev_perception.types import Calibration, Frame, ModelInput, View
+from bev_perception.types import Calibration, Frame, FrameError, ModelInput, View
 
 #: undistortion maps kept at once; more than any rig has cameras
 MAX_LENS_MAPS = 32
@@ -27,7 +27,7 @@ BICUBIC_SUPPORT = 2
 CHANNELS = {"rgb": (2, 1, 0), "bgr": (0, 1, 2)}
 
 
-class NoUsableViewError(ValueError):
+class NoUsableViewError(FrameError):
     """No camera of a frame can be used; the message gives every camera's reason."""
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from bev_perception.data import nuscenes
 from bev_perception.data.drive import NUSCENES_IMAGE_SIZE
 from bev_perception.geometry import make_transform, rotation_from_quaternion
+from bev_perception.strict import UserError
 
 VERSION = "v1.0-synth"
 #: key frames a second
@@ -26,7 +27,7 @@ SPLITS = tuple(nuscenes.SPLITS[VERSION].values())
 EVERY_SCENE = "synth_all"
 
 
-class SynthError(ValueError):
+class SynthError(UserError):
     """A data set that cannot be made; the message names cause and remedy."""
 
 

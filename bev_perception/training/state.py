@@ -13,11 +13,12 @@ import torch
 from bev_perception.config import Provenance, VariantConfig
 from bev_perception.models.checkpoints import save_checkpoint
 from bev_perception.models.encoder import CameraModel
+from bev_perception.strict import UserError
 
 STATE, WEIGHTS = "state.pt", "weights.safetensors"
 
 
-class TrainingError(ValueError):
+class TrainingError(UserError):
     """Training that cannot start or go on; the message names the cause and the remedy."""
 
 
