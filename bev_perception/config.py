@@ -12,8 +12,12 @@ from bev_perception.strict import ConfigError
 class ImageConfig:
     """What the network takes as an image.
 
-    height, width: of the network's input before padding to a multiple of `pad`, pixels.
-    mean, std: of the 0..255 values, in `channel_order` ("rgb" or "bgr").
+    height: pixels, before padding to a multiple of `pad`
+    width: pixels, before padding to a multiple of `pad`
+    mean: of the 0..255 values, in the order of `channel_order`
+    std: of the 0..255 values, in the order of `channel_order`
+    channel_order: "rgb" or "bgr"
+    pad: height and width are padded to multiples of it, pixels
     """
 
     height: int
@@ -35,10 +39,12 @@ class ImageConfig:
 class FramesConfig:
     """Which frames the variant was trained with.
 
-    past, future: number of frames beside the current one.  interval: s between them.
+    past: number of frames before the current one
+    future: number of frames after the current one; with any, the variant runs on recordings only
+    interval: s between two frames
     order: how past and future frames follow the current one, nearest first: "sequential" (all past, then all future
-    ones) or "interleaved" (by turns, past first; as many of both).
-    max_gap: s; after a longer silence the history is wiped.
+        ones) or "interleaved" (by turns, past first; as many of both)
+    max_gap: s; after a longer silence the history is wiped
     """
 
     past: int
@@ -67,10 +73,14 @@ class FramesConfig:
 
 @dataclass(frozen=True)
 class ReferenceFrameConfig:
-    """The frame that the model was trained in, as a transform to base_link: translation (m) and yaw (rad).
+    """The frame that the model was trained in, as a transform to base_link.
 
-    sensor: "lidar" or "base_link"; where a recording knows the lidar's real pose, that one takes the place of the
-    nominal mounting. The default is nuScenes' LIDAR_TOP (Caesar et al., CVPR 2020), rounded: x right, y forward, z up.
+    Where a recording knows the lidar's real pose, that one takes the place of the nominal mounting. The default is
+    nuScenes' LIDAR_TOP (Caesar et al., CVPR 2020), rounded: x right, y forward, z up.
+
+    sensor: "lidar" or "base_link"
+    translation: m, of the frame's origin in base_link
+    yaw: rad, of the frame in base_link
     """
 
     sensor: str = "lidar"
@@ -94,10 +104,12 @@ class ReferenceFrameConfig:
 class EVA02Config:
     """The vision transformer of the backbone "eva02"; the defaults are EVA02-L as a detector's backbone.
 
-    embed_dim: width of its tokens, over num_heads heads.  window: side of the windows that most blocks attend in,
-    tokens.  trained_size: side of the square images that the pretraining's detector took, pixels; the rotary
-    positions are laid out for it.  drop_path: share of the last block's branches left out in training; from 0 at the
-    first block it grows linearly.
+    embed_dim: width of its tokens; a multiple of 4 * num_heads
+    num_heads: heads of its attention
+    window: side of the windows that most blocks attend in, tokens
+    trained_size: side of the square images that the pretraining's detector took, pixels; the rotary positions are laid
+        out for it
+    drop_path: share of the last block's branches left out in training; from 0 at the first block it grows linearly
     """
 
     embed_dim: int = 1024
@@ -118,11 +130,14 @@ class EVA02Config:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """type: "resnet", "vovnet" or "eva02".  depth: its depth; of "eva02", the number of blocks.
+    """The image backbone.
 
-    width: of the first stage of "resnet", channels.  first_level: stages of "resnet" before the first whose map is
-    given: 0 begins at 1/4 of the image's size, 1 at 1/8.  patches: whether the stem of "resnet" takes patches of 4x4
-    pixels.  eva02: what else there is to say about "eva02".
+    type: "resnet", "vovnet" or "eva02"
+    depth: its depth; of "eva02", the number of blocks
+    width: channels of the first stage of "resnet"
+    first_level: stages of "resnet" before the first whose map is given: 0 begins at 1/4 of the image's size, 1 at 1/8
+    patches: whether the stem of "resnet" takes patches of 4x4 pixels
+    eva02: what else there is to say about "eva02"
     """
 
     type: str = "resnet"
@@ -148,9 +163,11 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class NeckConfig:
-    """type: "fpn", or "none" for a backbone that gives the pyramid itself.
+    """What makes a pyramid of the backbone's maps.
 
-    out_channels: of every level.  num_outs: number of levels.
+    type: "fpn", or "none" for a backbone that gives the pyramid itself
+    out_channels: channels of every level
+    num_outs: number of levels
     """
 
     type: str = "fpn"
@@ -160,10 +177,11 @@ class NeckConfig:
 
 @dataclass(frozen=True)
 class BevAugmentationConfig:
-    """How the world of a training sample is changed about the reference frame; the defaults are SparseBEV's.
+    """How the world of a training sample is changed; the defaults are those of Liu et al., ICCV 2023.
 
-    max_rotation: rad about the z axis, to either side.  scale: limits of a factor on all lengths.
-    flip: whether x is mirrored half of the time, and y too.
+    max_rotation: rad about the z axis of the reference frame, to either side
+    scale: limits of a factor on all lengths
+    flip: whether x is mirrored half of the time, and y too
     """
 
     max_rotation: float = 0.3925
@@ -178,36 +196,35 @@ class BevAugmentationConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How the variant is trained, apart from where; the defaults are SparseBEV's (Liu et al., ICCV 2023).
+    """How the variant is trained, apart from where; the defaults are those of Liu et al., ICCV 2023.
 
-    epochs: passes over the data.  resize: limits of the random resize of images as wide as nuScenes' (1: as they are);
-    others are resized to the same widths.
+    epochs: passes over the data
+    resize: limits of the random resize of images as wide as nuScenes' (1: as they are); other images are resized to
+        the same widths
     encoder: what training changes of backbone and neck: "finetune", all but the backbone's first layers and the
-    statistics of its norms; "scratch", everything; "frozen", nothing.
-    perspective_weight: of the losses of the perspective head, for models that have one.
-    batch: samples a step, of all processes together.  lr: at the top of the schedule; it falls along a cosine, epoch by
-    epoch, to lr * min_lr_ratio.  warmup_steps: over which it rises, from lr * warmup_ratio.
-    lr_drop_epochs: if there are any, lr does not follow the cosine but is multiplied by lr_drop after so many epochs.
-    backbone_lr, sampling_offset_lr: factors on lr for the backbone and the sampling offsets.
-    clip_norm: the most that the norm of all gradients may be.
-    frames_with_gradient: the images of only so many frames, the newest, train the backbone and neck; 0: all.
-    image_flip: whether the images are mirrored half of the time.  color_augmentation: whether their colours are
-    distorted.  grid_mask: whether squares of them are blanked.  bev: what happens to the world; see data.augment.
-    denoising_groups: for boxes, noisy copies of every known one that are queries beside the learnt ones; 0: none.
-    denoising_velocity: m/s, noise of the velocities that those start with (standard deviation); half have nothing else.
-    0: none, as in SparseBEV; they then look at every frame where the object was, and cannot see how fast it is.
-    moving_weight: of the velocity of a box that moves, where that of one that stands is 1. Where most stand, the least
-    absolute error of what is not sure is that of "it stands", which is what a detector then says of everything.
-    camera_mask: for occupancy, masks are compared only where the cameras see.
-    seen_only: for occupancy, what neither the cameras nor the lidar see counts as free, as it does in labels that come
-    of lidar points. Where labels know the far sides of things, most of what is filled is hidden, and to find it uses up
-    the few voxels that a small model keeps.
+        statistics of its norms; "scratch", everything; "frozen", nothing
+    batch: samples a step, of all processes together
+    lr: learning rate at the top of the schedule; it falls along a cosine, epoch by epoch
+    min_lr_ratio: where the cosine ends, as a share of lr
+    lr_drop_epochs: epochs after which lr is multiplied by lr_drop, in place of the cosine; none: the cosine
+    lr_drop: factor on lr at each of lr_drop_epochs
+    warmup_steps: steps over which lr rises at the start
+    warmup_ratio: where the rise starts, as a share of lr
+    weight_decay: of AdamW
+    backbone_lr: factor on lr for the backbone
+    sampling_offset_lr: factor on lr for the sampling offsets
+    clip_norm: the most that the norm of all gradients may be
+    frames_with_gradient: the images of only so many frames, the newest, train the backbone and neck; 0: all
+    image_flip: whether images are mirrored half of the time
+    color_augmentation: whether the colours of images are distorted
+    grid_mask: whether squares of images are blanked
+    bev: how the world is changed
+    family: what is the family's own
     """
 
     epochs: int
     resize: tuple[float, float]
     encoder: str = "finetune"
-    perspective_weight: float = 1.0
     batch: int = 8
     lr: float = 2e-4
     min_lr_ratio: float = 1e-3
@@ -224,11 +241,7 @@ class TrainingConfig:
     color_augmentation: bool = True
     grid_mask: bool = True
     bev: BevAugmentationConfig = field(default_factory=BevAugmentationConfig)
-    denoising_groups: int = 10
-    denoising_velocity: float = 0.0
-    moving_weight: float = 1.0
-    camera_mask: bool = False
-    seen_only: bool = False
+    family: Any = None
 
     def __post_init__(self) -> None:
         """Check the values that a type cannot."""
@@ -236,16 +249,28 @@ class TrainingConfig:
             raise ConfigError(f"training.encoder is {self.encoder!r}; it must be 'finetune', 'scratch' or 'frozen'")
         if min(self.epochs, self.batch, *self.lr_drop_epochs) < 1:
             raise ConfigError("training: epochs, batch and lr_drop_epochs must be positive")
-        if min(self.lr, self.lr_drop, self.clip_norm, self.moving_weight, *self.resize) <= 0:
-            raise ConfigError("training: lr, lr_drop, clip_norm, moving_weight and resize must be positive")
-        names = ("warmup_steps", "denoising_groups", "denoising_velocity", "frames_with_gradient", "perspective_weight")
+        if min(self.lr, self.lr_drop, self.clip_norm, *self.resize) <= 0:
+            raise ConfigError("training: lr, lr_drop, clip_norm and resize must be positive")
+        names = ("warmup_steps", "frames_with_gradient")
         if negative := [name for name in names if getattr(self, name) < 0]:
             raise ConfigError(f"training.{negative[0]} must not be negative")
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a variant comes from and what its publication claims for it, scores in percent."""
+    """Where a variant comes from and what its publication claims for it.
+
+    paper: title, authors and venue
+    pretraining: what the encoder was trained on before
+    published_nds_val: percent, nuScenes detection score on the validation split
+    published_nds_test: percent, nuScenes detection score on the test split
+    published_rayiou: percent, on the validation split
+    published_raypq: percent, on the validation split
+    published_fps: frames a second
+    published_hardware: what published_fps was measured on, and how
+    weights_licence: what is known of the licence of the official weights
+    note: anything else
+    """
 
     paper: str = ""
     pretraining: str = ""
@@ -263,7 +288,17 @@ class Provenance:
 class VariantConfig:
     """One variant: the facts of a model, apart from where and how it is deployed.
 
-    perspective: whether the model has a perspective head, which training supervises.
+    name: equal to the file's name
+    family: the family of models that it belongs to
+    image: what the network takes as an image
+    frames: which frames it looks at
+    head: the family's own settings
+    backbone: the image backbone
+    neck: what makes a pyramid of the backbone's maps
+    reference_frame: the frame that the model works in
+    class_names: the classes that it tells apart; unless given, those of the family
+    training: how it is trained; a variant without it cannot be
+    provenance: where it comes from
     """
 
     name: str
@@ -273,9 +308,7 @@ class VariantConfig:
     head: Any
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     neck: NeckConfig = field(default_factory=NeckConfig)
-    decode: Any = None
     reference_frame: ReferenceFrameConfig = field(default_factory=ReferenceFrameConfig)
     class_names: tuple[str, ...] = ()
-    perspective: bool = False
     training: TrainingConfig | None = None
     provenance: Provenance = field(default_factory=Provenance)

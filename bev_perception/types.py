@@ -10,7 +10,7 @@ Conventions, everywhere in the package:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -158,6 +158,10 @@ class ModelInput:
     stamps: np.ndarray
     stamp: int
 
+    def seen_from(self, reference2global: np.ndarray) -> ModelInput:
+        """Return the same for a model with another reference frame, [4, 4]."""
+        return replace(self, reference2global=reference2global)
+
 
 @dataclass(frozen=True)
 class Boxes3D:
@@ -238,11 +242,15 @@ class Occupancy:
 class Result:
     """What the pipeline says of one frame.
 
-    stamp: ns, the frame's.
-    boxes: in base_link at `stamp`; in the lidar's frame where the Frame said where that is. None if no variant that
-    detects took part.  occupancy: in base_link at `stamp`; None if no variant of occupancy took part.
-    missing: camera -> why it took no part.  reset: why memory was wiped before this frame, or None.
-    timings: stage -> seconds.  history: memory entries that took part.
+    stamp: ns, the frame's
+    boxes: in base_link at `stamp`; None if no variant that detects took part
+    occupancy: in base_link at `stamp`; None if no variant of occupancy took part
+    missing: camera -> why it took no part
+    reset: why memory was wiped before this frame, or None
+    timings: stage -> seconds
+    history: the most memory entries that a variant could choose from
+    reference_boxes: the same boxes in the frame that the model works in (nuScenes' lidar, where the Frame says where
+        that is), for benchmarks that turn them into the world in full precision
     """
 
     stamp: int
@@ -252,3 +260,4 @@ class Result:
     reset: str | None
     timings: dict[str, float]
     history: int
+    reference_boxes: Boxes3D | None = None

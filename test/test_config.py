@@ -6,16 +6,15 @@ import yaml
 from bev_perception.config import ConfigError
 from bev_perception.families import variants
 from bev_perception.families.sparseocc.config import SparseOccHeadConfig
-from bev_perception.families.variants import list_variants, load_variant
+from bev_perception.families.variants import list_variants, load_variant, write_variant
 
 
 @pytest.mark.parametrize("name", list_variants())
 def test_every_variant_loads_and_round_trips(name, tmp_path):
     variant = load_variant(name)
     assert variant.name == name and variant.family
-    written = tmp_path / f"{name}.yaml"
-    written.write_text(yaml.safe_dump(_plain(dataclasses.asdict(variant))))
-    assert load_variant(written) == variant
+    assert load_variant(write_variant(variant, tmp_path)) == variant
+    assert load_variant(variant) is variant
 
 
 def _plain(value):
@@ -58,7 +57,10 @@ def variant_file(tmp_path, change, name="mine"):
             lambda v: v["training"].update(encoder="thawed"),
             "training.encoder is 'thawed'; it must be 'finetune', 'scra",
         ),
-        (lambda v: v["training"].update(denoising_velocity=-1), "training.denoising_velocity must not be negative"),
+        (
+            lambda v: v["training"]["family"]["proposals"].update(denoising_velocity=-1),
+            "training.family.proposals.denoising_velocity must not be negative",
+        ),
         (lambda v: v["backbone"]["eva02"].update(window=8), "eva02 has no meaning for a backbone of type 'resnet'"),
         (lambda v: v["backbone"]["eva02"].update(window=0), "sizes must be positive"),
         (lambda v: v["backbone"]["eva02"].update(num_heads=7), "a multiple of 4"),
@@ -100,11 +102,11 @@ def test_unknown_variant_names_the_nearest():
 
 
 def test_unreadable_files_are_named(tmp_path):
-    with pytest.raises(ConfigError, match="cannot read the variant file"):
+    with pytest.raises(ConfigError, match="(?s)cannot read .*; correct the file"):
         load_variant(tmp_path / "none.yaml")
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [1")
-    with pytest.raises(ConfigError, match="cannot read the variant file"):
+    with pytest.raises(ConfigError, match="(?s)cannot read .*; correct the file"):
         load_variant(broken)
 
 
@@ -120,3 +122,90 @@ def test_an_incomplete_installation_is_named(monkeypatch, tmp_path):
     share = tmp_path / "share" / "bev_perception" / "config" / "models"
     share.mkdir(parents=True)
     assert variants.variants_directory() == share
+
+
+def written(tmp_path, text, name="mine"):
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(text)
+    return path
+
+
+BASED = "extends: sparsebev_tiny\nname: mine\n"
+
+
+def test_a_file_may_extend_a_variant(tmp_path):
+    tiny = load_variant("sparsebev_tiny")
+    path = written(tmp_path, BASED + "head: {proposals: {queries: 9}}\nclass_names: [car]\n")
+    mine = load_variant(path)
+    head = dataclasses.replace(tiny.head, proposals=dataclasses.replace(tiny.head.proposals, queries=9))
+    assert mine == dataclasses.replace(tiny, name="mine", head=head, class_names=("car",))
+    # a path is relative to the file, and what extends may be extended
+    again = written(tmp_path, "extends: mine.yaml\nname: again\nframes: {past: 1}\n", "again")
+    frames = dataclasses.replace(tiny.frames, past=1)
+    assert load_variant(again) == dataclasses.replace(mine, name="again", frames=frames)
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("extends: mine.yaml\nname: mine\n", "mine.yaml extends itself: mine.yaml -> mine.yaml"),
+        ("extends: sparsebev_tinny\nname: mine\n", "did you mean 'sparsebev_tiny'"),
+        ("extends: [sparsebev_tiny]\nname: mine\n", "name one variant"),
+        (BASED + "head: {num_quary: 4}\n", "did you mean 'num_query'"),
+        (BASED + "name: mine\n", "'name' is given twice"),
+        (BASED + "frames: {past: 1, past: 2}\n", "'past' is given twice"),
+        (BASED + "frames: {interval: .nan}\n", "frames.interval: nan is no finite number"),
+        (BASED + "training: {lr: .inf}\n", "training.lr: inf is no finite number"),
+        (BASED + "image: {mean: [.nan, 1, 1]}\n", r"image.mean\[0\]: nan is no finite"),
+        ("name: &a mine\nfamily: *a\n", "aliases"),
+        ("name: mine\nfamily: {<<: {a: 1}}\n", "a key must be a plain word"),
+        ("name: mine\nfamily: [sparsebev]\n", r"unknown family \['sparsebev'\]; known: sparsebev, sparseocc"),
+        ("name: mine\nfamily: " + 30 * "[" + 30 * "]", "more than 20 levels"),
+        ("- name: mine\n", "expected a mapping, got list"),
+        ("", "expected a mapping, got NoneType"),
+        ("name: mine\n# " + 1_000_001 * "x", "larger than 1000000 bytes"),
+        ("? [name]\n: mine\n", "a key must be a plain word"),
+        ("name: 2026-13-45\n", "cannot read"),
+    ],
+)
+def test_files_that_mean_something_else_are_refused(tmp_path, text, says):
+    with pytest.raises(ConfigError, match=says):
+        load_variant(written(tmp_path, text))
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"name: \xff\xfe")
+    with pytest.raises(ConfigError, match="cannot read .*mine.yaml"):
+        load_variant(path)
+
+
+def test_settings_may_be_changed_one_by_one():
+    tiny = load_variant("sparsebev_tiny")
+    changed = load_variant("sparsebev_tiny", ["head.proposals.queries=9", "training.lr=1e-4", "class_names=[car, bus]"])
+    assert changed.head.proposals.queries == 9 and changed.class_names == ("car", "bus")
+    assert changed.training == dataclasses.replace(tiny.training, lr=1e-4)
+    assert load_variant("sparsebev_tiny") == tiny
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        (
+            "head.num_quary=4",
+            r"tiny.yaml with head.num_quary=4.head: unknown .* did you mean 'num_query'",
+        ),
+        ("haed.num_query=4", "unknown key 'haed'; did you mean 'head'"),
+        ("head.num_query=5", r"head.num_query \(5\) must be a square number"),
+        ("head.num_query=many", "head.num_query: expected int, got 'many'"),
+        ("training.lr=.nan", "nan is no finite number"),
+        ("head.num_query", "write KEY=VALUE"),
+        ("=4", "write KEY=VALUE"),
+        ("head..num_query=4", "write KEY=VALUE"),
+        ("name.first=4", "name is no mapping"),
+        ("class_names=[car", "is no value"),
+    ],
+)
+def test_changes_that_mean_nothing_are_refused(text, says):
+    with pytest.raises(ConfigError, match=says):
+        load_variant("sparsebev_tiny", [text])

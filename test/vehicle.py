@@ -1,5 +1,6 @@
 """A made-up vehicle for tests of the models: cameras in a circle, frames of noise."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -40,4 +41,19 @@ def frame(index, cameras=6, present=None, ego=None):
 
 @torch.inference_mode()
 def run(model, inputs, memory=None):
-    return model(inputs, model.new_memory() if memory is None else memory)
+    """Return the outputs for a frame with its memory, and the memory with the frame in it."""
+    memory = memory_of(model) if memory is None else memory
+    prediction = model.predict(model.encode(inputs), memory.history(inputs.stamp), inputs, memory.carried)
+    return prediction.outputs, memory.after(prediction.entry, prediction.carried, due=True)
+
+
+def memory_of(model, *entries):
+    """A memory of the trained spacing, with these entries in it."""
+    return dataclasses.replace(model.new_memory(model.config.frames.interval), entries=entries)
+
+
+@torch.inference_mode()
+def run_queue(model, inputs):
+    """Return the outputs for a frame whose neighbours are all at hand, in the order of config.frames.offsets."""
+    others = [model.remember(model.encode(other), (), other) for other in inputs[1:]]
+    return model.predict(model.encode(inputs[0]), others, inputs[0], None).outputs

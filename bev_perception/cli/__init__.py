@@ -8,6 +8,7 @@ import os
 import sys
 
 from bev_perception.cli import data, evaluation, models, show
+from bev_perception.cli.options import apply_changes
 
 #: errors that are the user's to mend; shown as one sentence, without a traceback
 _EXPECTED = (ValueError, OSError)
@@ -18,6 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     args = make_parser().parse_args(argv)
     try:
+        apply_changes(args)
         return args.command(args)
     except BrokenPipeError:  # the reader of our output has gone: nothing to say, and nobody to say it to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,6 +13,7 @@ from bev_perception.cli.options import (
     add_bag_options,
     add_checkpoint,
     add_precision,
+    add_variant,
     add_version,
     data_version,
     open_bag,
@@ -37,7 +38,7 @@ def add_commands(commands: Commands) -> None:
 
 def _add_eval(commands: Commands) -> None:
     evaluate = commands.add_parser("eval", help="run a variant over a nuScenes split or bags and score it; or a file")
-    evaluate.add_argument("--variant")
+    add_variant(evaluate, required=False)
     add_checkpoint(evaluate)
     evaluate.add_argument("--results", type=Path, metavar="results_nusc.json", help="score this file, run nothing")
     evaluate.add_argument(
@@ -136,7 +137,7 @@ def _eval_bags(args: argparse.Namespace) -> int:
 
     from bev_perception.data.records import open_records
     from bev_perception.evaluation.replay import Replay
-    from bev_perception.families.sparseocc.config import SparseOccHeadConfig
+    from bev_perception.families.family import OCCUPANCY
     from bev_perception.pipeline.loading import load_pipeline
     from bev_perception.pipeline.offline import run_frames
     from bev_perception.pipeline.pipeline import PipelineSettings
@@ -146,7 +147,7 @@ def _eval_bags(args: argparse.Namespace) -> int:
     version = data_version(args, args.data) if args.data else ""
     replay = Replay(open_records(args.data, version) if args.data else None, args.labels)
     pipeline = load_pipeline(args.variant, args.checkpoint, args.device, PipelineSettings(precision=args.precision))
-    occupancy = isinstance(pipeline.variants[0].config.head, SparseOccHeadConfig)
+    occupancy = OCCUPANCY in pipeline.gives
     if occupancy and args.max_range is not None:
         raise ValueError("--max-range is about boxes; leave it out for occupancy")
     for path in args.bag:

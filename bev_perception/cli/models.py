@@ -13,6 +13,7 @@ from bev_perception.cli.options import (
     add_bag_options,
     add_checkpoint,
     add_precision,
+    add_variant,
     add_version,
     data_version,
     open_bag,
@@ -31,7 +32,7 @@ def add_commands(commands: Commands) -> None:
     variants.set_defaults(command=_variants)
 
     init = commands.add_parser("init-weights", help="write untrained initial weights of a variant, for a trial run")
-    init.add_argument("--variant", required=True)
+    add_variant(init)
     init.add_argument("--seed", type=int, default=0)
     init.add_argument("out", type=Path, metavar="OUT.safetensors")
     init.set_defaults(command=_init_weights)
@@ -65,7 +66,7 @@ def _init_weights(args: argparse.Namespace) -> int:
 def _add_run(commands: Commands) -> None:
     run = commands.add_parser("run", help="run a variant over a bag, without ROS, and write its results")
     run.add_argument("--bag", type=Path, required=True)
-    run.add_argument("--variant", required=True, help="name or path of a YAML file")
+    add_variant(run)
     add_checkpoint(run)
     run.add_argument("--out", type=Path, required=True, metavar="RESULTS.json")
     run.add_argument("--save-occupancy", type=Path, metavar="DIR", help="for the occupancy, <stamp>.npz a frame")
@@ -79,7 +80,7 @@ def _add_run(commands: Commands) -> None:
 def _run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from bev_perception.families.sparseocc.config import SparseOccHeadConfig
+    from bev_perception.families.family import OCCUPANCY
     from bev_perception.pipeline.loading import load_pipeline
     from bev_perception.pipeline.offline import run_events, write_results
     from bev_perception.pipeline.pipeline import PipelineSettings
@@ -88,10 +89,10 @@ def _run(args: argparse.Namespace) -> int:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     how = PipelineSettings(score_threshold=args.score_threshold, precision=args.precision)
     pipeline = load_pipeline(args.variant, args.checkpoint, args.device, how)
-    if isinstance(pipeline.variants[0].config.head, SparseOccHeadConfig) and args.save_occupancy is None:
-        raise ValueError(f"{args.variant} gives occupancy; say with --save-occupancy where it goes")
+    if OCCUPANCY in pipeline.gives and args.save_occupancy is None:
+        raise ValueError(f"{pipeline.name} gives occupancy; say with --save-occupancy where it goes")
 
-    results = tqdm(run_events(bag.events(), pipeline, settings), unit="frame", desc=args.variant)
+    results = tqdm(run_events(bag.events(), pipeline, settings), unit="frame", desc=pipeline.name)
     count = write_results(args.out, pipeline, results, args.save_occupancy)
     pipeline.close()
     snapshot = pipeline.health.snapshot()
@@ -105,7 +106,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _add_train(commands: Commands) -> None:
     train = commands.add_parser("train", help="train a variant on nuScenes; under torchrun on several GPUs")
-    train.add_argument("--variant", required=True)
+    add_variant(train)
     train.add_argument(
         "--data", type=Path, nargs="+", required=True, metavar="ROOT", help="nuScenes dataroots, trained on together"
     )
@@ -116,16 +117,12 @@ def _add_train(commands: Commands) -> None:
     train.add_argument("--pretrained", type=Path, help="file to fill the backbone from, after --init")
     train.add_argument("--init", type=Path, help="checkpoint of this variant to start from")
     train.add_argument("--resume", action="store_true", help="go on from the state in --out")
-    only = train.add_mutually_exclusive_group()
-    only.add_argument(
-        "--encoder-only",
-        action="store_true",
-        help="train the perspective head and what is below it on single frames; a start for --init",
-    )
-    only.add_argument(
-        "--decoder-only",
-        action="store_true",
-        help="train what is above it, on features that are made once and kept in --out until the end",
+    train.add_argument(
+        "--part",
+        default="all",
+        metavar="NAME",
+        help="train this part of the model alone, one that its family names: decoder (on features that are made once "
+        "and kept in --out until the end), or encoder (on single frames; a start for --init) (default: %(default)s)",
     )
     train.add_argument("--epochs", type=int, help="default: the variant's")
     train.add_argument("--lr", type=float, help="default: the variant's")
@@ -142,18 +139,18 @@ def _train(args: argparse.Namespace) -> int:
     from bev_perception.config import FramesConfig
     from bev_perception.families.variants import load_variant
     from bev_perception.training.dataset import JoinedData
-    from bev_perception.training.train import TrainSettings, train
+    from bev_perception.training.train import TrainSettings, find_part, train
 
     config = load_variant(args.variant)
-    read = replace(config, frames=FramesConfig(past=0)) if args.encoder_only else config
+    newest_only = find_part(config, args.part).newest_only
+    read = replace(config, frames=FramesConfig(past=0)) if newest_only else config
     data = JoinedData([_training_data(args, read, root) for root in args.data])
     settings = TrainSettings(
         out=args.out,
         pretrained=args.pretrained,
         init=args.init,
         resume=args.resume,
-        encoder_only=args.encoder_only,
-        decoder_only=args.decoder_only,
+        part=args.part,
         epochs=args.epochs,
         lr=args.lr,
         batch=args.batch,
@@ -180,10 +177,11 @@ def _training_data(args: argparse.Namespace, config: VariantConfig, root: Path) 
 
 def _add_bench(commands: Commands) -> None:
     bench = commands.add_parser(
-        "bench", help="time a variant as the publications do; without --variant, the node and its transport too"
+        "bench",
+        help="time a variant as the publications do; without --variant, the node and its transport",
     )
     bench.add_argument("--out", type=Path, default=Path("output/bench"), help="directory for the figures as JSON")
-    bench.add_argument("--variant", help="time this one alone, without ROS; what follows belongs to it")
+    add_variant(bench, required=False)
     bench.add_argument(
         "--checkpoint",
         type=Path,
@@ -218,7 +216,7 @@ def _add_demo(commands: Commands) -> None:
     demo.add_argument("--version", default="v1.0-mini", help="of ROOT's tables (default: %(default)s)")
     demo.add_argument("--scene", default="scene-0103")
     demo.add_argument("--seconds", type=float, default=10.0, help="length of the made-up drive (default: %(default)s)")
-    demo.add_argument("--variant", default=TINY_DETECTOR, help="one that detects (default: %(default)s)")
+    add_variant(demo, required=False, default=TINY_DETECTOR)
     demo.add_argument(
         "--checkpoint",
         type=Path,

@@ -21,6 +21,35 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, help="weights (default: those that are shipped with the variant)")
 
 
+def add_variant(parser: argparse.ArgumentParser, required: bool = True, default: str | None = None) -> None:
+    """Add --variant and --set; see apply_changes."""
+    shown = f" (default: {default})" if default else ""
+    parser.add_argument(
+        "--variant", required=required, default=default, help=f"name of a variant, or path of a YAML file{shown}"
+    )
+    parser.add_argument(
+        "--set",
+        dest="changes",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a key of the variant, e.g. head.num_query=400; may be given several times (docs/variants.md)",
+    )
+
+
+def apply_changes(args: argparse.Namespace) -> None:
+    """Replace --variant by the loaded variant where --set changes it; raise ConfigError for what cannot be set."""
+    changes = getattr(args, "changes", None)
+    if not changes:
+        return
+    from bev_perception.families.variants import load_variant
+    from bev_perception.strict import ConfigError
+
+    if args.variant is None:
+        raise ConfigError("--set changes a variant; name one with --variant")
+    args.variant = load_variant(args.variant, changes)
+
+
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Add --data and --version; see data_version."""
     parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="a nuScenes dataroot")

@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bev_perception.cli.options import Commands, add_bag_options, add_checkpoint, add_version, data_version, open_bag
+from bev_perception.cli.options import (
+    Commands,
+    add_bag_options,
+    add_checkpoint,
+    add_variant,
+    add_version,
+    data_version,
+    open_bag,
+)
 
 if TYPE_CHECKING:
     from bev_perception.visualization.show import ShowSettings, Source
@@ -20,7 +28,7 @@ def add_commands(commands: Commands) -> None:
     boxes.add_argument("--max-boxes", type=int, help="draw only the best ones (default: the variant's limit)")
     boxes.set_defaults(command=_show_boxes)
 
-    points = show.add_parser("points", help="where the queries of SparseBEV sample the images, stage by stage")
+    points = show.add_parser("points", help="where the queries of a detector sample the images, stage by stage")
     points.add_argument("--query", type=int, nargs="+", metavar="N", help="their numbers (default: the best --top)")
     points.add_argument("--top", type=int, default=3, help="number of queries with the best scores (default: 3)")
     points.add_argument("--frame", type=int, default=0, help="0: the current one; 1: the first of the past; ...")
@@ -41,7 +49,7 @@ def add_commands(commands: Commands) -> None:
 
     for parser in (boxes, points, occupancy):
         needed = parser is not occupancy  # which also draws a file of labels alone
-        parser.add_argument("--variant", required=needed, help="name or path of a YAML file")
+        add_variant(parser, required=needed)
         add_checkpoint(parser)
         source = parser.add_mutually_exclusive_group(required=needed)
         source.add_argument("--data", type=Path, metavar="ROOT", help="a nuScenes dataroot")

@@ -1,4 +1,4 @@
-"""Training-time augmentation of SparseBEV (Liu et al., ICCV 2023), SparseOcc's (Liu et al., ECCV 2024) included.
+"""Training-time augmentation after Liu et al., ICCV 2023 (boxes), and Liu et al., ECCV 2024 (occupancy).
 
 What is drawn, and, apart from it, how it acts. To the images, the image transform and the turn of the world are changes
 of matrices alone, so that preprocessing is the live one.

@@ -1,4 +1,4 @@
-"""Objects for occupancy labels that only have classes, from the key frame's boxes (SparseOcc, Liu et al., 2024)."""
+"""Objects for occupancy labels that only have classes, from the key frame's boxes (Liu et al., ECCV 2024)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Frame queues of SparseBEV (Liu et al., ICCV 2023) over nuScenes records: which images a model sees with a key frame.
+"""Frame queues over nuScenes records: which images a model sees with a key frame; after Liu et al., ICCV 2023.
 
-A frame of a queue is an image set, [6] indices of images; see records.Records. SparseOcc
-(Liu et al., ECCV 2024) is trained and evaluated with the same queues.
+A frame of a queue is an image set, [6] indices of images; see records.Records. Occupancy models are trained and
+evaluated with the same queues (Liu et al., ECCV 2024).
 """
 
 from __future__ import annotations

@@ -21,8 +21,9 @@ from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.occupancy import OccupancyCounts, OccupancyScores
 from bev_perception.evaluation.occupancy_files import SCORES_FILE, check_labels, count_row
 from bev_perception.evaluation.running import check_images, joined_processes, own_device, run_rows
-from bev_perception.families.sparseocc.config import sparseocc_head
-from bev_perception.families.variants import load_variant
+from bev_perception.families.catalog import gives
+from bev_perception.families.family import INSTANCES, OCCUPANCY
+from bev_perception.families.variants import Variant, load_variant
 from bev_perception.pipeline.pipeline import PipelineSettings
 from bev_perception.types import Result
 
@@ -50,7 +51,7 @@ class EvalSettings:
     sample's occupancy to.
     """
 
-    variant: str
+    variant: Variant
     checkpoint: Path | None
     data: Path
     version: str
@@ -105,7 +106,7 @@ class _Evaluation(Protocol):
 
 
 def _evaluation(settings: EvalSettings, config: VariantConfig, records: Records, device: torch.device) -> _Evaluation:
-    if config.family == "sparseocc":
+    if OCCUPANCY in gives(config):
         return _OccupancyEvaluation(settings, config, records, device)
     return _DetectionEvaluation(settings, config, records)
 
@@ -118,9 +119,9 @@ class _DetectionEvaluation:
         self._settings, self._records = settings, records
 
     def add(self, i: int, result: Result) -> None:
-        assert result.boxes is not None, "a detector always says which boxes there are"
+        assert result.reference_boxes is not None, "a detector always says which boxes there are"
         records, token = self._records, self._records.tokens[i]
-        self.part[token] = to_submission(result.boxes, token, records.lidar2ego(i), records.ego2global(i))
+        self.part[token] = to_submission(result.reference_boxes, token, records.lidar2ego(i), records.ego2global(i))
 
     def finish(self, parts: list[dict[str, Any]]) -> DetectionScores | None:
         results = {token: boxes for part in parts for token, boxes in part.items()}
@@ -144,7 +145,7 @@ class _OccupancyEvaluation:
             raise EvaluationError(f"{config.name} gives no boxes, which alone have a range; leave --max-range out")
         self._scored = settings.split != SECRET_SPLIT
         if self._scored:
-            check_labels(records, settings.labels, config.class_names, sparseocc_head(config).panoptic)
+            check_labels(records, settings.labels, config.class_names, INSTANCES in gives(config))
         elif settings.save_occupancy is None:
             raise EvaluationError("the split 'test' has no public labels; say where to save results (--save-occupancy)")
 

@@ -1,4 +1,4 @@
-"""The lidar's rays that occupancy is judged by: SparseOcc (Liu et al., ECCV 2024, section 4), its code's details.
+"""The lidar's rays that occupancy is judged by: Liu et al., ECCV 2024, section 4, with the details of its code.
 
 A prediction is seen as a lidar would see it, from where the lidar was in the key frames of the scene: behind the first
 surface nothing counts, so that thick surfaces gain nothing.

@@ -1,8 +1,8 @@
 """How well occupancy agrees with its labels: by the lidar's rays, voxel by voxel, and object by object.
 
-RayIoU and RayPQ: SparseOcc (Liu et al., ECCV 2024, section 4).  mIoU over the voxels that a sensor has observed:
+RayIoU and RayPQ: Liu et al., ECCV 2024, section 4.  mIoU over the voxels that a sensor has observed:
 Occ3D (Tian et al., NeurIPS 2023).  F-score of surfaces: Tatarchenko et al., What Do Single-view 3D Reconstruction
-Networks Learn?, CVPR 2019.  All as in SparseOcc's code, where the papers leave something open.
+Networks Learn?, CVPR 2019.  All as in the code of the former, where the papers leave something open.
 
 Everything that is averaged over a data set is a quotient of counts: a sample gives OccupancyCounts, counts of any
 samples add up, and scores are made of the sum.

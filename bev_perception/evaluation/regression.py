@@ -12,7 +12,8 @@ import yaml
 from bev_perception.evaluation.detection import DetectionScores
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.evaluate import EvalSettings, Scores, evaluate
-from bev_perception.families.sparsebev.config import SparseBEVHeadConfig
+from bev_perception.families.catalog import gives
+from bev_perception.families.family import BOXES
 from bev_perception.families.variants import load_variant, weights_directory
 
 #: percentage points, that a score may be below the recorded one: other versions and CPUs round sums differently, which
@@ -37,7 +38,7 @@ def measure(variants: Sequence[str], data: Path, version: str, split: str, out: 
     measured = {}
     for variant in variants:
         settings = EvalSettings(variant, None, data, version, split, out / variant, device="cpu")
-        if isinstance(load_variant(variant).head, SparseBEVHeadConfig):
+        if BOXES in gives(load_variant(variant)):
             settings = replace(settings, max_range=TINY_RANGE)
         found = evaluate(settings)
         if found is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -21,14 +21,13 @@ from bev_perception.config import VariantConfig
 from bev_perception.data.queues import evaluation_queue, read_frame
 from bev_perception.data.records import Records
 from bev_perception.evaluation.errors import EvaluationError
-from bev_perception.families.sparsebev.decode import decode_boxes
-from bev_perception.families.sparsebev.model import SparseBEV
-from bev_perception.models.memory import FrameFeatures
-from bev_perception.models.precision import check_precision, encoder_precision
+from bev_perception.models.precision import check_precision, encoder_precision, strict_float32
+from bev_perception.models.protocol import Encoded, Limits, Model
 from bev_perception.pipeline.loading import choose_device, load_weights
 from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
+from bev_perception.results.boxes import to_ego
 from bev_perception.sensing.preprocess import NoUsableViewError, Preprocessor
-from bev_perception.types import Boxes3D, ModelInput, Result
+from bev_perception.types import ModelInput, Result
 
 #: how long a process waits for the slowest one
 PATIENCE = timedelta(hours=12)
@@ -96,7 +95,7 @@ def run_rows(
     precision: str = PipelineSettings.precision,
     memory: bool = True,
 ) -> Iterator[tuple[int, Result]]:
-    """Yield each row, a number of a key frame, with its result; boxes are in the lidar frame.
+    """Yield each row, a number of a key frame, with its result.
 
     checkpoint: None for the weights that are shipped.  rows: ascending.  precision: of the encoder, as in
     PipelineSettings.  memory: whether frames are remembered from one row to the next.
@@ -105,15 +104,13 @@ def run_rows(
     Raises EvaluationError for a variant that looks ahead and is to do without its other frames.
     """
     loaded = load_weights(config, checkpoint, device)
-    if config.frames.future and isinstance(loaded.model, SparseBEV):
+    if config.frames.future:
         if not memory:
             raise EvaluationError(
                 f"{config.name} looks ahead: its frames are read, not remembered, and cannot be forgotten; choose a "
                 "variant with frames.future = 0"
             )
-        check_precision(precision, device)
-        for i, boxes in detect_in_queues(config, loaded.model, device, records, rows, precision):
-            yield i, Result(records.stamps[i] * 1000, boxes, None, {}, None, {}, len(config.frames.offsets) - 1)
+        yield from run_in_queues(config, loaded.model, device, records, rows, precision)
         return
     pipeline = Pipeline([loaded], device, PipelineSettings(precision=precision))
     try:
@@ -140,36 +137,39 @@ def run_in_order(
         yield i, result
 
 
-def detect_in_queues(
+def run_in_queues(
     config: VariantConfig,
-    model: SparseBEV,
+    model: Model,
     device: torch.device,
     records: Records,
     rows: Iterable[int],
     precision: str = PipelineSettings.precision,
-) -> Iterator[tuple[int, Boxes3D]]:
-    """Yield rows with their boxes, each from its whole queue of frames, past and future.
+    limits: Limits | None = None,
+) -> Iterator[tuple[int, Result]]:
+    """Yield rows with their results, each from its whole queue of frames, past and future.
 
     A frame is read and encoded once, and kept as long as one queue after the other has it.
     """
+    check_precision(precision, device)
     preprocess = Preprocessor(config, device)
     inputs: dict[tuple[int, ...], ModelInput] = {}
-    encoded: dict[tuple[int, ...], FrameFeatures] = {}
+    encoded: dict[tuple[int, ...], Encoded] = {}
     try:
         for i in rows:
             queue = [tuple(image_set.tolist()) for image_set in evaluation_queue(records, i, config.frames)]
             distinct = dict.fromkeys(queue)  # where the recording ends, a frame repeats
             inputs = {s: inputs.get(s) or _load(preprocess, records, i, np.array(s)) for s in distinct}
             # the current frame's place is the reference of all; as a neighbour it may have been loaded with another's
-            current = replace(inputs[queue[0]], reference2global=records.lidar2global(i))
-            with torch.inference_mode():
+            current = inputs[queue[0]].seen_from(records.lidar2global(i))
+            with torch.inference_mode(), strict_float32(device):
                 with encoder_precision(precision, device):
-                    encoded = {s: encoded.get(s) or model.encode_frame(inputs[s]) for s in distinct}
-                outputs = model.predict([encoded[s] for s in queue], current)
-            boxes = decode_boxes(
-                outputs.logits[-1, 0], outputs.boxes[-1, 0], config.decode, config.class_names, model.legacy_boxes
-            )
-            yield i, boxes
+                    encoded = {s: encoded.get(s) or model.encode(inputs[s]) for s in distinct}
+                others = [model.remember(encoded[s], (), inputs[s]) for s in queue[1:]]
+                prediction = model.predict(encoded[queue[0]], others, current, None)
+            seen = model.decode(prediction.outputs, limits or Limits())
+            boxes = None if seen.boxes is None else to_ego(seen.boxes, records.lidar2ego(i))
+            stamp, history = records.stamps[i] * 1000, len(others)
+            yield i, Result(stamp, boxes, seen.occupancy, {}, None, {}, history, reference_boxes=seen.boxes)
     finally:
         preprocess.close()
 

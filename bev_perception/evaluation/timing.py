@@ -1,4 +1,4 @@
-"""How fast a variant runs on this machine and what it costs, by the protocol of SparseBEV's authors; needs no ROS.
+"""How fast a variant runs on this machine and what it costs, by the protocol of Liu et al., ICCV 2023; needs no ROS.
 
 The protocol (Liu et al., ICCV 2023, and the timing script of their release): batch 1, key frames in order, with the
 features of past frames remembered; the first 10 frames do not count; the clock runs, between synchronisations with
@@ -30,9 +30,8 @@ from tqdm import tqdm
 from bev_perception.data.drive import CAMERAS, DriveImage
 from bev_perception.data.synthetic import World, synthetic_drive
 from bev_perception.evaluation.detection import EvaluationError
-from bev_perception.families.sparsebev.config import SparseBEVHeadConfig
-from bev_perception.families.variants import load_variant, shipped_weights
-from bev_perception.models.encoder import ENCODER_PARTS, CameraModel
+from bev_perception.families.variants import Variant, load_variant, shipped_weights
+from bev_perception.models.protocol import Model
 from bev_perception.pipeline.loading import load_pipeline, write_initial_weights
 from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
 from bev_perception.types import CameraImage, Frame, View
@@ -50,7 +49,7 @@ class TimingSettings:
     takes more to be full.
     """
 
-    variant: str
+    variant: Variant
     checkpoint: Path | None = None
     device: str = "auto"
     precision: str = PipelineSettings.precision
@@ -232,22 +231,20 @@ def _peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _by_stage(model: CameraModel) -> dict[str, int]:
+def _by_stage(model: Model) -> dict[str, int]:
     """Return the number of parameters of backbone, neck and head, which is all the rest that inference needs."""
-    head = model.config.head
-    proposals = head.proposals if isinstance(head, SparseBEVHeadConfig) else 0
-    counts = dict.fromkeys([*map(_stage, ENCODER_PARTS), "head"], 0)
+    counts = dict.fromkeys([*map(_stage, model.encoder_parts), "head"], 0)
     for name, parameter in model.named_parameters():
         part = name.split(".")[0]
-        if part != "perspective_head" or proposals:  # else it is of training alone
-            counts[_stage(part) if part in ENCODER_PARTS else "head"] += parameter.numel()
+        if part not in model.training_only:
+            counts[_stage(part) if part in model.encoder_parts else "head"] += parameter.numel()
     return counts
 
 
-def _count_flops(pipeline: Pipeline, model: CameraModel, frame: Frame) -> dict[str, int]:
+def _count_flops(pipeline: Pipeline, model: Model, frame: Frame) -> dict[str, int]:
     """Return the operations that backbone, neck and head take for one more frame."""
     counter = FlopCounterMode(display=False)
-    marks: dict[str, list[int]] = {part: [] for part in ENCODER_PARTS}
+    marks: dict[str, list[int]] = {part: [] for part in model.encoder_parts}
     hooks = []
     for part, passed in marks.items():
 

@@ -2,65 +2,50 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bev_perception.classes import NUSCENES_CLASSES, OCC3D_CLASSES
-from bev_perception.config import TrainingConfig, VariantConfig
-from bev_perception.families.sparsebev.config import SparseBEVHeadConfig, sparsebev_head
-from bev_perception.families.sparseocc.config import SparseOccHeadConfig
+from bev_perception.config import VariantConfig
+from bev_perception.families.family import Family
+from bev_perception.families.sparsebev.family import SPARSEBEV
+from bev_perception.families.sparseocc.family import SPARSEOCC
 from bev_perception.strict import ConfigError
 
-if TYPE_CHECKING:  # what only needs the settings starts seconds sooner without torch
-    from bev_perception.data.records import Records
-    from bev_perception.families.sparsebev.model import SparseBEV
-    from bev_perception.families.sparseocc.model import SparseOcc
-    from bev_perception.supervision.step import TrainingStep
-    from bev_perception.supervision.truths import Truths
+if TYPE_CHECKING:
+    from bev_perception.models.protocol import Model
 
-HeadConfig = SparseBEVHeadConfig | SparseOccHeadConfig
-
-#: family -> the settings of its head, and the classes that it tells apart unless a variant names others
-FAMILIES: dict[str, tuple[type[HeadConfig], tuple[str, ...]]] = {
-    "sparsebev": (SparseBEVHeadConfig, NUSCENES_CLASSES),
-    "sparseocc": (SparseOccHeadConfig, OCC3D_CLASSES),
+FAMILIES: dict[str, Family] = {
+    "sparsebev": SPARSEBEV,
+    "sparseocc": SPARSEOCC,
 }
 
 
-def build_model(config: VariantConfig) -> SparseBEV | SparseOcc:
+def find_family(name: Any, where: str) -> Family:
+    """Return the family called `name`; raise ConfigError, which begins with `where`, for one that does not exist."""
+    family = FAMILIES.get(name) if isinstance(name, str) else None
+    if family is None:
+        raise ConfigError(f"{where}: unknown family {name!r}; known: {', '.join(FAMILIES)}")
+    return family
+
+
+def family_of(config: VariantConfig) -> Family:
+    """Return a variant's family; raise ConfigError if it does not exist, or if the settings are another family's."""
+    family = find_family(config.family, config.name)
+    if not isinstance(config.head, family.head):
+        raise ConfigError(
+            f"{config.name}: a variant of {config.family} needs the head settings {family.head.__name__}, "
+            f"not {type(config.head).__name__}"
+        )
+    return family
+
+
+def build_model(config: VariantConfig) -> Model:
     """Build the model of a variant with fresh weights, in evaluation mode.
 
     Raises ConfigError for an unknown family and for settings that the family cannot be built with.
     """
-    from bev_perception.families.sparsebev.model import SparseBEV
-    from bev_perception.families.sparseocc.model import SparseOcc
-
-    models: dict[str, type[SparseBEV] | type[SparseOcc]] = {"sparsebev": SparseBEV, "sparseocc": SparseOcc}
-    if config.family not in models:
-        raise ConfigError(f"{config.name}: unknown family {config.family!r}; known: {', '.join(models)}")
-    return models[config.family](config).eval()
+    return family_of(config).build(config).eval()
 
 
-def build_step(model: Any, recipe: TrainingConfig, precision: str, encoder_only: bool = False) -> TrainingStep:
-    """Return the training step of a model of build_model, or that of its encoder and perspective head alone.
-
-    precision: a key of PRECISIONS.
-    """
-    from bev_perception.families.sparsebev.proposals.step import PerspectiveStep
-    from bev_perception.families.sparsebev.step import DetectionStep
-    from bev_perception.families.sparseocc.step import OccupancyStep
-
-    if encoder_only:
-        return PerspectiveStep(model, recipe, precision)
-    steps: dict[str, type[TrainingStep]] = {"sparsebev": DetectionStep, "sparseocc": OccupancyStep}
-    return steps[model.config.family](model, recipe, precision)
-
-
-def open_truths(config: VariantConfig, recipe: TrainingConfig, records: Records, labels: str | Path) -> Truths:
-    """Return the truths that a variant is trained with; labels: the folder of occupancy labels, if it needs them."""
-    from bev_perception.families.sparseocc.truths import OccupancyTruths
-    from bev_perception.supervision.truths import BoxTruths
-
-    if config.family == "sparseocc":
-        return OccupancyTruths(config, recipe, records, labels)
-    return BoxTruths(config.class_names, sparsebev_head(config).pc_range, records)
+def gives(config: VariantConfig) -> frozenset[str]:
+    """Return what a variant gives, of BOXES, OCCUPANCY and INSTANCES."""
+    return family_of(config).gives(config)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bev_perception.config import BackboneConfig, Provenance, VariantConfig
-from bev_perception.families.sparseocc.config import SparseOccHeadConfig
+from bev_perception.families.catalog import gives
+from bev_perception.families.family import BOXES, INSTANCES, OCCUPANCY
 from bev_perception.families.variants import list_variants, load_variant
 
 _COLUMNS = ("name", "gives", "images", "backbone", "pretraining", "published score", "published FPS", "runs")
@@ -32,9 +33,9 @@ def _row(config: VariantConfig) -> tuple[str, ...]:
 
 
 def _gives(config: VariantConfig) -> str:
-    if not isinstance(config.head, SparseOccHeadConfig):
-        return "boxes"
-    return "panoptic occupancy" if config.head.panoptic else "occupancy"
+    given = gives(config)
+    names = {BOXES: "boxes", OCCUPANCY: "panoptic occupancy" if INSTANCES in given else "occupancy"}
+    return ", ".join(name for what, name in names.items() if what in given)
 
 
 def _frames(config: VariantConfig) -> str:

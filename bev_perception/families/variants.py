@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from bev_perception.config import VariantConfig
-from bev_perception.families.catalog import FAMILIES
-from bev_perception.families.sparsebev.config import DecodeConfig
-from bev_perception.strict import ConfigError, from_dict
+from bev_perception.families.catalog import find_family
+from bev_perception.strict import ConfigError, change, from_dict, merge, read_yaml
 
 #: the variants that come with weights: one that detects, one that gives occupancy on the same encoder
 TINY_DETECTOR, TINY_OCCUPANCY = "sparsebev_tiny", "sparseocc_tiny"
+
+
+#: a variant by its name, by the path of a YAML file of one's own, or loaded
+Variant = str | Path | VariantConfig
 
 
 def variants_directory() -> Path:
@@ -48,40 +53,81 @@ def list_variants() -> list[str]:
     return sorted(path.stem for path in variants_directory().glob("*.yaml"))
 
 
-def load_variant(name: str | Path) -> VariantConfig:
-    """Load a variant by its name, or from the path of a YAML file of your own.
+def load_variant(variant: Variant, changes: Sequence[str] = ()) -> VariantConfig:
+    """Load a variant by its name, or from the path of a YAML file of your own; one that is loaded is returned as it is.
 
-    Raises ConfigError for a name that does not exist (naming the nearest) and for any mistake in the file.
+    changes: settings that take the place of the file's, as "a.b=value"; see strict.change
+
+    Raises ConfigError for a name that does not exist (naming the nearest) and for any mistake in the file or a change.
     """
+    if isinstance(variant, VariantConfig):
+        return variant
+    path = _find(variant)
+    values = _read(path, ())
+    if values.get("name") != path.stem:
+        raise ConfigError(f"{path.name}: name is {values.get('name')!r}; it must equal the file's name")
+    for text in changes:
+        change(values, text)
+    where = path.name + (f" with {', '.join(changes)}" if changes else "")
+    return _variant_from(values, where)
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Writes equal values out, as aliases are not read."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def write_variant(config: VariantConfig, folder: Path) -> Path:
+    """Write a variant as a YAML file that load_variant takes, named after it; return the file."""
+    path = folder / f"{config.name}.yaml"
+    path.write_text(yaml.dump(dataclasses.asdict(config), Dumper=_PlainDumper, sort_keys=False))
+    return path
+
+
+def _find(name: str | Path) -> Path:
+    """Return the file of a variant."""
     path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        path = variants_directory() / f"{name}.yaml"
-        if not path.is_file():
-            known = list_variants()
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.3)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ConfigError(f"unknown variant {str(name)!r}; {hint}known: {', '.join(known)}")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the variant file {path}: {error}") from error
-    config = _variant_from(values, path.name)
-    if config.name != path.stem:
-        raise ConfigError(f"{path.name}: name is {config.name!r}; it must equal the file's name")
-    return config
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    path = variants_directory() / f"{name}.yaml"
+    if not path.is_file():
+        known = list_variants()
+        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"unknown variant {str(name)!r}; {hint}known: {', '.join(known)}")
+    return path
 
 
-def _variant_from(values: Any, where: str) -> VariantConfig:
-    """Build the variant from plain values; its family decides what its head is made of."""
-    family = values.get("family") if isinstance(values, dict) else None
-    if family is None:
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """Return a file's values, on top of those of the variant that it extends, if it says so; seen: files that led here.
+
+    A mapping is merged key by key; anything else takes the place of what was there.
+    """
+    if path.resolve() in seen:
+        raise ConfigError(f"{path.name} extends itself: {' -> '.join(p.name for p in (*seen, path))}")
+    values = read_yaml(path)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ConfigError(f"{path.name}: extends is {base!r}; name one variant, or the path of its file")
+    beside = path.parent / base  # a path in a file is relative to it
+    parent = beside if beside.suffix in (".yaml", ".yml") else _find(base)
+    return merge(_read(parent, (*seen, path.resolve())), values)
+
+
+def _variant_from(values: dict[str, Any], where: str) -> VariantConfig:
+    """Build the variant from plain values; its family decides what its head and recipe are made of."""
+    if "family" not in values:
         return from_dict(VariantConfig, values, where)  # raises: it is missing
-    if family not in FAMILIES:
-        raise ConfigError(f"{where}: unknown family {family!r}; known: {', '.join(FAMILIES)}")
-    head, classes = FAMILIES[family]
-    decode = from_dict(DecodeConfig, values.get("decode", {}), f"{where}.decode")
-    values = {"class_names": classes, **values, "decode": decode}
+    family = find_family(values["family"], where)
+    values = {"class_names": family.classes, **values}
     if "head" in values:
-        values["head"] = from_dict(head, values["head"], f"{where}.head")
+        values["head"] = from_dict(family.head, values["head"], f"{where}.head")
+    if isinstance(values.get("training"), dict):
+        own = from_dict(family.recipe, values["training"].get("family", {}), f"{where}.training.family")
+        values["training"] = {**values["training"], "family": own}
     config: VariantConfig = from_dict(VariantConfig, values, where)
     return config

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bev_perception.strict import UserError
 
-#: the version of the oldest SparseBEV checkpoints, whose boxes follow another convention
+#: the version of checkpoints of before mmdet3d 1.0, whose boxes follow another convention
 LEGACY_VERSION = "v0.17.1"
 #: weights that an error message spells out; of more than that, so many of each part of the model
 _MAX_LISTED = 20
@@ -50,13 +50,14 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> CheckpointInfo:
     Entries that official checkpoints hold without need, as `derived_keys` names them, are accepted and not read.
 
     Raises CheckpointError for a file that is missing, damaged or no checkpoint, that holds more than plain tensors,
-    or whose weights are not exactly the model's. The model is then as it was.
+    or whose weights are not exactly the model's, or NaN or infinite. The model is then as it was.
     """
     path = Path(path)
     state, version, metadata = _read(path)
     derived = derived_keys(model)
     state = {key: value for key, value in state.items() if key not in derived}
     _check_weights(model.state_dict(), state, path)
+    _check_finite(state, path)
     model.load_state_dict(state)
     if hasattr(model, "legacy_boxes"):
         setattr(model, "legacy_boxes", version == LEGACY_VERSION)  # noqa: B010 (mypy: nn.Module knows no such bool)
@@ -108,6 +109,7 @@ def load_pretrained(model: nn.Module, path: str | Path, part: str) -> None:
             f"{path} lacks {len(missing)} of the {len(wanted)} weights of {part}; "
             f"give the pretraining that the variant names.{_listing(missing)}"
         )
+    _check_finite(found, path)
     model.load_state_dict({**own, **found})
 
 
@@ -206,6 +208,16 @@ def _check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], 
         raise CheckpointError(
             f"{path} does not belong to this variant ({len(expected)} weights expected, {len(found)} found); "
             f"choose the variant that it was trained with, or the weights of this one.\n{lines}"
+        )
+
+
+def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    """Raise CheckpointError, naming the weights that hold NaN or infinity."""
+    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"{len(broken)} of the {len(state)} weights in {path} hold NaN or infinity, so that no result would mean "
+            f"anything; take weights from before the training diverged.{_listing(broken)}"
         )
 
 

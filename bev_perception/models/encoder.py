@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Generic, TypeVar
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bev_perception.config import ConfigError, VariantConfig
 from bev_perception.models.backbones import build_backbone
-from bev_perception.models.memory import FeatureQueue, FrameFeatures
+from bev_perception.models.memory import FrameFeatures, Memory
 from bev_perception.models.necks import build_neck
+from bev_perception.models.protocol import Encoded, Limits, Model, Perception, Prediction, all_finite
 from bev_perception.types import ModelInput
 
+#: the family's outputs: a frozen dataclass with a field `finite`, see Encoded
 Output = TypeVar("Output")
 
-#: the parts of a CameraModel that encode images, by name
+#: the submodules that encode images, by the names of the official checkpoints
 ENCODER_PARTS = ("img_backbone", "img_neck")
 
 
-class CameraModel(nn.Module, Generic[Output]):
-    """Images and memory to outputs: a backbone and a pyramid for every image, and `predict` over encoded frames."""
+class CameraModel(Model, Generic[Output]):
+    """A backbone and a pyramid for every image, and a decoder that looks at the pyramids of several frames."""
+
+    encoder_parts: Sequence[str] = ENCODER_PARTS
 
     def __init__(self, config: VariantConfig) -> None:
         """Build the encoder with fresh weights; raise ConfigError for settings that do not fit together."""
@@ -33,16 +39,14 @@ class CameraModel(nn.Module, Generic[Output]):
         self.img_neck = build_neck(config.neck, self.img_backbone.out_channels)
 
     @abstractmethod
-    def predict(self, frames: Sequence[FrameFeatures], current: ModelInput) -> Output:
+    def look(self, frames: Sequence[FrameFeatures], current: ModelInput) -> Output:
         """Return the outputs for encoded frames, the first of which is `current`; the batch is 1."""
 
-    def new_memory(self, capacity: int | None = None) -> FeatureQueue:
-        """Return an empty memory for `capacity` frames; as many as the variant looks back at unless given."""
-        frames = self.config.frames
-        max_age = round((frames.past + 1) * frames.interval * 1e9)  # one step beyond the oldest that is looked at
-        return FeatureQueue(frames.past if capacity is None else capacity, max_age)
+    @abstractmethod
+    def decode(self, outputs: Output, limits: Limits) -> Perception:
+        """See Model."""
 
-    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+    def pyramid(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the pyramid of images, finest level first, each [N, h, w, C] contiguous.
 
         images: [N, 3, H, W], normalised, H and W multiples of 32.
@@ -50,54 +54,36 @@ class CameraModel(nn.Module, Generic[Output]):
         maps = self.img_neck(self.img_backbone(images.contiguous(memory_format=torch.channels_last)))
         return tuple(level.permute(0, 2, 3, 1).contiguous() for level in maps)
 
-    def encode_frame(self, inputs: ModelInput) -> FrameFeatures:
-        """Return what is remembered of a frame; the features of missing cameras are zeros."""
+    def encode(self, inputs: ModelInput) -> Encoded:
+        """Return "levels", float32 and zero for missing cameras, and whether they are "finite"."""
         # what samples the features computes in float32, whatever autocast has made of the encoder
-        levels = tuple(level.float() for level in self.encode(inputs.images))
+        levels = tuple(level.float() for level in self.pyramid(inputs.images))
         if not inputs.present.all():
             # an empty image has features too (the biases): a missing camera must add nothing
             present = torch.from_numpy(inputs.present).to(inputs.images.device)[:, None, None, None]
             levels = tuple(level * present for level in levels)
-        return FrameFeatures(levels, inputs.global2image, inputs.present, inputs.stamps, inputs.stamp)
+        return {"levels": levels, "finite": (all_finite(levels),)}
 
-    def forward(self, inputs: ModelInput, memory: FeatureQueue) -> tuple[Output, FeatureQueue]:
-        """Return the outputs for one frame with its history, and the memory with this frame in it.
+    def remember(self, encoded: Encoded, history: Sequence[FrameFeatures | None], inputs: ModelInput) -> FrameFeatures:
+        """Return the frame's pyramid with its cameras' matrices."""
+        return FrameFeatures(encoded["levels"], inputs.global2image, inputs.present, inputs.stamps, inputs.stamp)
 
-        The memory given is not changed, so the caller decides which of the two to keep. The batch is 1.
-        Raises NotImplementedError if the variant needs future frames; see predict_queue.
-        """
-        current = self.encode_frame(inputs)
-        return self.predict(self.with_history(current, memory), inputs), memory.push(current)
+    def predict(
+        self, encoded: Encoded, history: Sequence[FrameFeatures | None], inputs: ModelInput, carried: Any
+    ) -> Prediction[Output, FrameFeatures]:
+        """Return the outputs for one frame with its history; nothing is carried."""
+        current = self.remember(encoded, history, inputs)
+        outputs: Any = self.look([current, *(current if past is None else past for past in history)], inputs)
+        return Prediction(replace(outputs, finite=outputs.finite & encoded["finite"][0]), current)
 
-    def with_history(self, current: FrameFeatures, memory: FeatureQueue) -> list[FrameFeatures]:
-        """Return the frames that the variant looks at, `current` first.
-
-        Raises NotImplementedError if the variant needs future frames.
-        """
+    def new_memory(self, interval: float) -> Memory[FrameFeatures]:
+        """Return an empty memory that reaches back to the oldest frame that the variant looks at."""
         frames = self.config.frames
-        if frames.future:
-            raise NotImplementedError(
-                f"{self.config.name} needs {frames.future} frames of the future; "
-                "it can only run on recorded data, through predict_queue"
-            )
-        return [current, *memory.history(current, frames.past, frames.interval)]
-
-    def predict_queue(self, inputs: Sequence[ModelInput]) -> Output:
-        """Return the outputs for one frame of a recording whose neighbours are all at hand; the batch is 1.
-
-        inputs: the current frame, then its neighbours in the order of config.frames.offsets, one each. Where the
-        recording ends, repeat a frame: the same object given more than once is encoded once.
-        Raises ValueError for another number of frames.
-        """
-        offsets = self.config.frames.offsets
-        if len(inputs) != len(offsets):
-            raise ValueError(f"{self.config.name} takes the {len(offsets)} frames {offsets}; {len(inputs)} were given")
-        distinct = {id(frame): frame for frame in inputs}
-        encoded = {key: self.encode_frame(frame) for key, frame in distinct.items()}
-        return self.predict([encoded[id(frame)] for frame in inputs], inputs[0])
+        reach = math.ceil(frames.past * frames.interval / interval)
+        return Memory(frames.past, frames.interval, capacity=reach + 2 if frames.past else 0)
 
 
-def check_settings(config: VariantConfig, rules: Iterable[tuple[bool, str]]) -> None:
+def check_settings(config: VariantConfig, rules: Iterable[tuple[bool, str]] = ()) -> None:
     """Raise ConfigError, naming the key and the remedy, for settings that do not fit together.
 
     rules: those of the family, each as whether it holds and what to do if it does not; those of all heads come first.

@@ -46,6 +46,11 @@ def encoder_precision(precision: str, device: torch.device) -> AbstractContextMa
     return _tf32(precision == TF32) if device.type == "cuda" else nullcontext()
 
 
+def strict_float32(device: torch.device) -> AbstractContextManager[None]:
+    """Return the context in which float32 means float32 on `device`, whatever PyTorch's flags say of TF32."""
+    return _tf32(False) if device.type == "cuda" else nullcontext()
+
+
 @contextmanager
 def tiny_is_zero() -> Iterator[None]:
     """Take numbers below float32's normal range (1e-38) for zero; the CPU computes with them many times more slowly.

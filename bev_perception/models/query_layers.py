@@ -146,7 +146,7 @@ def weigh_levels(scores: Tensor, groups: int, points: int, frames: int) -> Tenso
 
 
 def level_weights_by_frame(weights: Tensor, frames: int) -> Tensor:
-    """Return level weights [B, T, Q, G, P, L] of [B, Q, G, P, L], in the order that SparseBEV was trained with.
+    """Return level weights [B, T, Q, G, P, L] of [B, Q, G, P, L], in the order that the official weights have learnt.
 
     The reference lays the samples out as (frame, group) but the weights as (group, frame), so that frame t, group g
     takes the weights of group (t * G + g) // T. All released weights were trained so: setting it right breaks them.

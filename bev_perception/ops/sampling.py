@@ -1,6 +1,6 @@
 """Sampling of image features at 3D points: several frames, cameras and pyramid levels, one camera a point and frame.
 
-Follows SparseBEV (Liu et al., ICCV 2023, section 3.3). A point is sampled from the first camera that sees it; if none
+Follows Liu et al., ICCV 2023, section 3.3. A point is sampled from the first camera that sees it; if none
 does, from camera 0 at whatever pixel it has there, where the zero padding outside of the image usually, but a fraction
 of a cell from the border not wholly, makes it vanish.
 

@@ -1,49 +1,73 @@
-"""Which variants share an encoder, and the memory of what it has encoded."""
+"""Which variants share an encoder, and the memory that each of them has."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from bev_perception.config import VariantConfig
 from bev_perception.models.checkpoints import CheckpointInfo
-from bev_perception.models.encoder import ENCODER_PARTS, CameraModel
-from bev_perception.models.memory import FeatureQueue, FrameFeatures
+from bev_perception.models.memory import Memory
 from bev_perception.models.precision import encoder_precision
-from bev_perception.types import ModelInput
+from bev_perception.models.protocol import Encoded, Model, Prediction
+from bev_perception.sensing.preprocess import reference2global
+from bev_perception.types import Frame, ModelInput
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedVariant:
-    """A variant with its weights in place; checkpoint: where they come from."""
+    """A variant with its weights in place.
+
+    checkpoint: where the weights come from
+    """
 
     config: VariantConfig
-    model: CameraModel
+    model: Model
     checkpoint: CheckpointInfo
 
 
+class Stream:
+    """A variant with its own memory."""
+
+    def __init__(self, variant: LoadedVariant, memory_interval: float) -> None:
+        """Start with an empty memory of frames that are remembered every `memory_interval` s."""
+        self.config, self.model = variant.config, variant.model
+        self.memory: Memory[Any] = variant.model.new_memory(memory_interval)
+
+    def predict(self, encoded: Encoded, inputs: ModelInput, frame: Frame) -> Prediction[Any, Any]:
+        """Return what the variant makes of a frame, seen from its own reference frame."""
+        seen = inputs.seen_from(reference2global(self.config, frame))
+        return self.model.predict(encoded, self.memory.history(frame.stamp), seen, self.memory.carried)
+
+    def resize(self, memory_interval: float) -> None:
+        """Let the memory hold frames that are remembered every `memory_interval` s."""
+        self.memory = self.memory.with_capacity(self.model.new_memory(memory_interval).capacity)
+
+
 class Encoder:
-    """Variants that share the weights which encode images, with the memory of what was encoded."""
+    """What encodes the images for one stream or several."""
 
     def __init__(self, variants: Sequence[LoadedVariant], memory_interval: float, precision: str) -> None:
-        """Share the first variant's encoder; the memory reaches as far back as any of the variants looks."""
-        self.variants = tuple(variants)
-        self.precision = precision
+        """Encode with the first variant's weights, which are all the others' too; see group_by_encoder."""
         self.image = variants[0].config.image
-        queues = [
-            v.model.new_memory(math.ceil(v.config.frames.past * v.config.frames.interval / memory_interval) + 2)
-            for v in variants  # the oldest frame that the variant looks at must be among those kept
-        ]
-        self.empty = FeatureQueue(max(q.capacity for q in queues), max(q.max_age for q in queues))
-        self.memory = self.empty
+        self.streams = tuple(Stream(variant, memory_interval) for variant in variants)
+        self._model, self._precision = variants[0].model, precision
 
-    def encode(self, inputs: ModelInput) -> FrameFeatures:
-        """Return what is remembered of a frame."""
-        with encoder_precision(self.precision, inputs.images.device):
-            return self.variants[0].model.encode_frame(inputs)
+    def encode(self, inputs: ModelInput) -> Encoded:
+        """Return what the streams look at."""
+        with encoder_precision(self._precision, inputs.images.device):
+            return self._model.encode(inputs)
+
+    def warm_up(self, inputs: ModelInput) -> None:
+        """Run everything once, and forget it."""
+        encoded = self.encode(inputs)
+        for stream in self.streams:
+            stream.model.predict(encoded, [None] * stream.memory.count, inputs, None)
 
 
 def group_by_encoder(variants: Sequence[LoadedVariant]) -> list[list[LoadedVariant]]:
@@ -55,7 +79,7 @@ def group_by_encoder(variants: Sequence[LoadedVariant]) -> list[list[LoadedVaria
             groups.append([variant])
             continue
         group.append(variant)
-        for part in ENCODER_PARTS:
+        for part in variant.model.encoder_parts:
             setattr(variant.model, part, getattr(group[0].model, part))
     return groups
 
@@ -63,13 +87,24 @@ def group_by_encoder(variants: Sequence[LoadedVariant]) -> list[list[LoadedVaria
 def _same_encoder(a: LoadedVariant, b: LoadedVariant) -> bool:
     if (a.config.image, a.config.backbone, a.config.neck) != (b.config.image, b.config.backbone, b.config.neck):
         return False
-    weights = [
-        {k: t for part in ENCODER_PARTS for k, t in getattr(v.model, part).state_dict(prefix=f"{part}.").items()}
-        for v in (a, b)
-    ]
-    return all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0] if not _is_count(key))
+    if type(a.model).encode is not type(b.model).encode or a.model.encoder_parts != b.model.encoder_parts:
+        return False
+    return all(_same_weights(getattr(a.model, part), getattr(b.model, part)) for part in a.model.encoder_parts)
 
 
-def _is_count(key: str) -> bool:
-    """Whether it is the number of batches that a norm has seen in training, which inference does not read."""
-    return key.endswith("num_batches_tracked")
+def _same_weights(a: nn.Module, b: nn.Module) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    # the number of batches that a norm has seen in training plays no part in inference
+    return all(torch.equal(ours[key], theirs[key]) for key in ours if not key.endswith("num_batches_tracked"))
+
+
+def empty_input(cameras: int, height: int, width: int, device: torch.device) -> ModelInput:
+    """Return the input of a frame of black images, height x width pixels."""
+    return ModelInput(
+        images=torch.zeros(cameras, 3, height, width, device=device),
+        global2image=np.tile(np.eye(4), (cameras, 1, 1)),
+        reference2global=np.eye(4),
+        present=np.ones(cameras, bool),
+        stamps=np.zeros(cameras, np.int64),
+        stamp=0,
+    )

@@ -8,7 +8,7 @@ import torch
 
 from bev_perception.config import VariantConfig
 from bev_perception.families.catalog import build_model
-from bev_perception.families.variants import load_variant, shipped_weights
+from bev_perception.families.variants import Variant, load_variant, shipped_weights
 from bev_perception.health import Health
 from bev_perception.models.checkpoints import load_checkpoint, save_checkpoint
 from bev_perception.pipeline.encoders import LoadedVariant
@@ -55,12 +55,12 @@ def load_weights(config: VariantConfig, checkpoint: str | Path | None, device: t
 
 
 def load_pipeline(
-    variant: str | Path,
+    variant: Variant,
     checkpoint: str | Path | None = None,
     device: str = "auto",
     settings: PipelineSettings | None = None,
     health: Health | None = None,
-    second: tuple[str | Path, str | Path | None] | None = None,
+    second: tuple[Variant, str | Path | None] | None = None,
 ) -> Pipeline:
     """Build a variant, load its weights strictly and wrap it.
 
@@ -74,7 +74,7 @@ def load_pipeline(
     return Pipeline(loaded, where, settings, health)
 
 
-def write_initial_weights(variant: str | Path, path: Path, seed: int) -> None:
+def write_initial_weights(variant: Variant, path: Path, seed: int) -> None:
     """Write a variant's initial, untrained weights as safetensors that say so; for trial runs and tests."""
     config = load_variant(variant)
     torch.manual_seed(seed)

@@ -4,38 +4,39 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from bev_perception.config import ConfigError, ImageConfig, VariantConfig
-from bev_perception.families.sparsebev.config import DecodeConfig
-from bev_perception.families.sparsebev.decode import decode_boxes
-from bev_perception.families.sparsebev.model import SparseBEV, SparseBEVOutput
-from bev_perception.families.sparseocc.config import sparseocc_head
-from bev_perception.families.sparseocc.decode import decode_occupancy
-from bev_perception.geometry import invert_transform, yaw_from_rotation
+from bev_perception.config import ImageConfig, VariantConfig
+from bev_perception.families.catalog import gives
+from bev_perception.families.family import INSTANCES
 from bev_perception.health import Health, Stopwatch
-from bev_perception.models.memory import FeatureQueue
-from bev_perception.models.precision import check_precision
-from bev_perception.pipeline.encoders import Encoder, LoadedVariant, group_by_encoder
+from bev_perception.models.memory import device_bytes
+from bev_perception.models.precision import check_precision, strict_float32
+from bev_perception.models.protocol import Limits, NotFiniteError, Perception, Prediction
+from bev_perception.pipeline.continuity import Continuity
+from bev_perception.pipeline.encoders import Encoder, LoadedVariant, Stream, empty_input, group_by_encoder
 from bev_perception.results.boxes import to_ego
-from bev_perception.sensing.preprocess import NoUsableViewError, Preprocessor, reference2ego, reference2global
-from bev_perception.types import Boxes3D, Frame, ModelInput, Result
+from bev_perception.sensing.preprocess import NoUsableViewError, Preprocessor, reference2base
+from bev_perception.strict import ConfigError
+from bev_perception.types import Boxes3D, Frame, ModelInput, Occupancy, Result
 
 
 @dataclass(frozen=True)
 class PipelineSettings:
     """How a variant is run; what the variant is stands in its VariantConfig.
 
-    score_threshold, max_detections: of the boxes handed out; None takes the variant's own.
-    memory_interval: s between the frames that are remembered (never more than the variant's interval); shorter
-    follows the trained spacing more closely and takes more memory.
-    precision: of backbone and neck, "fp32", "tf32", "bf16" or "fp16" (see precision.py); fixed once the pipeline runs.
-    max_speed (m/s), max_turn_rate (rad/s): ego motion beyond it is a pose jump, which wipes the memory.
+    score_threshold: lowest score of the boxes handed out; None takes the variant's own
+    max_detections: the most boxes handed out; None takes the variant's own
+    memory_interval: s between the frames that are remembered, never more than the variant's interval; shorter follows
+        the trained spacing more closely and takes more memory
+    precision: of backbone and neck, "fp32", "tf32", "bf16" or "fp16" (see models/precision.py), fixed once the
+        pipeline runs; all else computes in float32
+    max_speed: m/s; ego motion beyond it is a pose jump, which wipes the memory
+    max_turn_rate: rad/s; likewise
     """
 
     score_threshold: float | None = None
@@ -48,23 +49,22 @@ class PipelineSettings:
     def __post_init__(self) -> None:
         """Check the ranges."""
         if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
-            raise ValueError(f"score_threshold is {self.score_threshold}; it must lie in 0..1")
+            raise ConfigError(f"score_threshold is {self.score_threshold}; it must lie in 0..1")
         if self.max_detections is not None and self.max_detections < 1:
-            raise ValueError(f"max_detections is {self.max_detections}; it must be at least 1")
+            raise ConfigError(f"max_detections is {self.max_detections}; it must be at least 1")
         if not self.memory_interval > 0:
-            raise ValueError(f"memory_interval is {self.memory_interval} s; it must be positive")
+            raise ConfigError(f"memory_interval is {self.memory_interval} s; it must be positive")
 
-
-#: shortest time that a speed is computed over, so that jitter between close stamps is no jump (s)
-SHORTEST_STEP = 0.05
-#: a frame this much (of the memory interval) early is remembered all the same: camera stamps jitter
-COMMIT_SLACK = 0.1
+    @property
+    def limits(self) -> Limits:
+        """How much is handed out."""
+        return Limits(self.score_threshold, self.max_detections)
 
 
 class Pipeline:
-    """One variant, or one that detects and one that gives occupancy, with their memory and the rules for keeping it.
+    """One variant, or several that give different things, with their memories and the rules for keeping them.
 
-    Variants whose encoders are the same, weights included, share one: it encodes the images once, into one memory.
+    Variants whose encoders are the same, weights included, share one, which encodes the images once.
     step() is to be called from one thread at a time; settings may be replaced and reset() called from any.
     """
 
@@ -86,11 +86,12 @@ class Pipeline:
         check_precision(self.settings.precision, device)
         self.health = health or Health()
         self._preprocess = {v.config.image: Preprocessor(v.config, device) for v in variants}
+        self._interval = self._memory_interval()
         self._encoders = [
-            Encoder(group, self._memory_interval(), self.settings.precision) for group in group_by_encoder(variants)
+            Encoder(group, self._interval, self.settings.precision) for group in group_by_encoder(variants)
         ]
-        self._last: tuple[int, np.ndarray] | None = None
-        self._last_commit: int | None = None
+        self._streams = [stream for encoder in self._encoders for stream in encoder.streams]
+        self._continuity = Continuity(min(variant.config.frames.max_gap for variant in variants))
         self._reset_requests: deque[str] = deque()
 
     def close(self) -> None:
@@ -108,6 +109,11 @@ class Pipeline:
         return " + ".join(variant.config.name for variant in self.variants)
 
     @property
+    def gives(self) -> frozenset[str]:
+        """What the variants give, see families.family."""
+        return frozenset().union(*(gives(variant.config) for variant in self.variants))
+
+    @property
     def trained(self) -> bool:
         """False if any of the weights say that they are untrained."""
         return all(variant.checkpoint.trained for variant in self.variants)
@@ -115,145 +121,132 @@ class Pipeline:
     @property
     def encoders(self) -> tuple[tuple[str, ...], ...]:
         """The names of the variants by encoder: ((a, b),) if they share one, ((a,), (b,)) if not."""
-        return tuple(tuple(v.config.name for v in encoder.variants) for encoder in self._encoders)
+        return tuple(tuple(stream.config.name for stream in encoder.streams) for encoder in self._encoders)
 
     @property
     def memory_frames(self) -> int:
-        """Number of frames remembered."""
-        return len(self._encoders[0].memory)
+        """Number of frames remembered, by the variant that remembers the most."""
+        return max(len(stream.memory) for stream in self._streams)
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes that the memory takes on the device."""
-        return sum(encoder.memory.nbytes for encoder in self._encoders)
+        """Bytes that the memories take on the device; what variants share counts once."""
+        return device_bytes(stream.memory for stream in self._streams)
 
     def step(self, frame: Frame) -> Result:
         """Say what one frame shows and remember it.
 
-        Raises NoUsableViewError when not one image of the frame can be used; the memory is then as it was.
+        Raises FrameError for a frame that cannot be used: NoUsableViewError where none of its images can, and
+        NotFiniteError where its pose or what the model makes of it holds NaN or infinity. Such a frame is counted; the
+        memory is then as it was.
         """
         watch = Stopwatch()
         with watch.stage("preprocess"):
             inputs, missing = self._prepare(frame)
-        for camera, reason in missing.items():
-            self.health.drop("missing view", f"{camera}: {reason}")
         reset = self._wipe_if_broken(frame)
         history = self.memory_frames
-        outputs: list[tuple[LoadedVariant, Any]] = []
-        memories: list[FeatureQueue] = []
-        with watch.stage("model"), torch.inference_mode():
-            for encoder in self._encoders:
-                current = encoder.encode(inputs[encoder.image])
-                memories.append(encoder.memory.push(current))
-                for variant in encoder.variants:
-                    seen = replace(inputs[encoder.image], reference2global=reference2global(variant.config, frame))
-                    history_of = variant.model.with_history(current, encoder.memory)
-                    outputs.append((variant, variant.model.predict(history_of, seen)))
+        with watch.stage("model"), torch.inference_mode(), strict_float32(self.device):
+            predictions = list(self._predict(inputs, frame))
             self._synchronize()
-        boxes = occupancy = None
         with watch.stage("decode"):
-            for variant, output in outputs:
-                if isinstance(variant.model, SparseBEV):
-                    boxes = self._decode_boxes(variant.model, output, frame)
-                else:
-                    occupancy = decode_occupancy(output, sparseocc_head(variant.config), variant.config.class_names)
-        self._last = (frame.stamp, frame.ego2global)
-        if self._is_due(frame.stamp):
-            for encoder, memory in zip(self._encoders, memories, strict=True):
-                encoder.memory = memory
-            self._last_commit = frame.stamp
-        for stage, seconds in watch.seconds.items():
-            self.health.time(stage, seconds)
-        self.health.frame_done()
-        return Result(frame.stamp, boxes, occupancy, missing, reset, watch.seconds, history)
+            seen, reference_boxes = self._decode(predictions, frame)
+        self._remember(predictions, frame)  # only now, so that an error has cost its frame alone
+        self._count(watch)
+        return Result(
+            *(frame.stamp, seen.boxes, seen.occupancy, missing, reset, watch.seconds, history, reference_boxes)
+        )
 
     def warm_up(self, cameras: int) -> None:
         """Run the models once on empty images, so that the first real frame is not the slow one."""
         for encoder in self._encoders:
-            height, width = (math.ceil(s / encoder.image.pad) * encoder.image.pad for s in _size(encoder.image))
-            inputs = ModelInput(
-                images=torch.zeros(cameras, 3, height, width, device=self.device),
-                global2image=np.tile(np.eye(4), (cameras, 1, 1)),
-                reference2global=np.eye(4),
-                present=np.ones(cameras, bool),
-                stamps=np.zeros(cameras, np.int64),
-                stamp=0,
-            )
-            with torch.inference_mode():
-                current = encoder.encode(inputs)
-                for variant in encoder.variants:
-                    variant.model.predict(variant.model.with_history(current, encoder.empty), inputs)
+            image = encoder.image
+            height, width = (math.ceil(size / image.pad) * image.pad for size in (image.height, image.width))
+            with torch.inference_mode(), strict_float32(self.device):
+                encoder.warm_up(empty_input(cameras, height, width, self.device))
                 self._synchronize()
 
     def _prepare(self, frame: Frame) -> tuple[dict[ImageConfig, ModelInput], dict[str, str]]:
         """Return the input for each kind of image that the variants take, and what is missing."""
-        inputs = {}
-        missing = dict(frame.missing)
+        poses = (frame.ego2global, frame.lidar2global)
+        if not all(pose is None or np.isfinite(pose).all() for pose in poses):
+            raise self._failed("not finite", NotFiniteError("the frame's pose holds NaN or infinity; check tf"))
+        inputs, missing = {}, dict(frame.missing)
         for image, preprocess in self._preprocess.items():
             try:
                 inputs[image], unusable = preprocess(frame)
             except NoUsableViewError as error:
-                self.health.drop("no usable view", str(error))
-                raise
+                raise self._failed("no usable view", error) from None
             missing.update(unusable)
+        for camera, reason in missing.items():
+            self.health.drop("missing view", f"{camera}: {reason}")
         return inputs, missing
 
-    def _decode_boxes(self, model: SparseBEV, output: SparseBEVOutput, frame: Frame) -> Boxes3D:
-        boxes = decode_boxes(
-            output.logits[-1, 0],
-            output.boxes[-1, 0],
-            self._decode_config(model.config.decode),
-            model.config.class_names,
-            model.legacy_boxes,
-        )
-        return boxes if frame.lidar2global is not None else to_ego(boxes, reference2ego(model.config))
+    def _predict(self, inputs: dict[ImageConfig, ModelInput], frame: Frame) -> Iterator[tuple[Stream, Prediction]]:
+        """Yield each variant's stream with what it makes of the frame; images are encoded once an encoder."""
+        for encoder in self._encoders:
+            encoded = encoder.encode(inputs[encoder.image])
+            for stream in encoder.streams:
+                yield stream, stream.predict(encoded, inputs[encoder.image], frame)
 
-    def _memory_interval(self) -> float:
-        return min(self.settings.memory_interval, *(variant.config.frames.interval for variant in self.variants))
+    def _decode(
+        self, predictions: Sequence[tuple[Stream, Prediction]], frame: Frame
+    ) -> tuple[Perception, Boxes3D | None]:
+        """Return what is seen in base_link, and the boxes in the reference frame of their model."""
+        boxes: Boxes3D | None = None
+        reference_boxes: Boxes3D | None = None
+        occupancy: Occupancy | None = None
+        for stream, prediction in predictions:
+            try:
+                seen = stream.model.decode(prediction.outputs, self.settings.limits)
+            except NotFiniteError as error:
+                raise self._failed("not finite", NotFiniteError(f"{stream.config.name}: {error}")) from error
+            if seen.boxes is not None:
+                reference_boxes = seen.boxes
+                boxes = to_ego(seen.boxes, reference2base(stream.config, frame))
+            occupancy = occupancy if seen.occupancy is None else seen.occupancy
+        return Perception(boxes, occupancy), reference_boxes
 
-    def _is_due(self, stamp: int) -> bool:
-        if self._last_commit is None:
-            return True
-        return stamp - self._last_commit >= (1 - COMMIT_SLACK) * self._memory_interval() * 1e9
-
-    def _decode_config(self, decode: DecodeConfig) -> DecodeConfig:
-        threshold, count = self.settings.score_threshold, self.settings.max_detections
-        return replace(
-            decode,
-            score_threshold=decode.score_threshold if threshold is None else threshold,
-            max_num=decode.max_num if count is None else count,
-        )
+    def _remember(self, predictions: Sequence[tuple[Stream, Prediction]], frame: Frame) -> None:
+        due = self._continuity.is_due(frame.stamp, self._interval)
+        for stream, prediction in predictions:
+            stream.memory = stream.memory.after(prediction.entry, prediction.carried, due)
+        self._continuity.passed(frame, due)
 
     def _wipe_if_broken(self, frame: Frame) -> str | None:
-        """Wipe the memory if it does not continue into this frame; return why, or None."""
-        broken = self._break(frame)
+        """Wipe the memories if they do not continue into this frame; return why, or None."""
+        self._follow_settings()
+        broken = self._continuity.break_before(frame, self.settings.max_speed, self.settings.max_turn_rate)
         while self._reset_requests:
             broken = ("requested", self._reset_requests.popleft())
         if broken is None:
             return None
         cause, message = broken
-        for encoder in self._encoders:
-            encoder.memory = encoder.empty
-        self._last_commit = None
+        for stream in self._streams:
+            stream.memory = stream.memory.wiped()
+        self._continuity.restart()
         self.health.reset(cause, message)
         return f"{cause}: {message}"
 
-    def _break(self, frame: Frame) -> tuple[str, str] | None:
-        if self._last is None:
-            return None
-        last_stamp, last_pose = self._last
-        seconds = (frame.stamp - last_stamp) / 1e9
-        if seconds <= 0:
-            return "time ran backwards", f"by {-seconds:.3f} s"
-        longest = min(variant.config.frames.max_gap for variant in self.variants)
-        if seconds > longest:
-            return "gap", f"{seconds:.3f} s without a frame; {self.name} allows {longest} s"
-        motion = invert_transform(last_pose) @ frame.ego2global
-        distance, turn = float(np.linalg.norm(motion[:3, 3])), abs(yaw_from_rotation(motion[:3, :3]))
-        step = max(seconds, SHORTEST_STEP)
-        if distance > self.settings.max_speed * step or turn > self.settings.max_turn_rate * step:
-            return "pose jump", f"{distance:.2f} m and {math.degrees(turn):.1f} degrees in {seconds:.3f} s"
-        return None
+    def _follow_settings(self) -> None:
+        """Let the memories reach as far back as before if the interval has been changed."""
+        interval = self._memory_interval()
+        if interval != self._interval:
+            self._interval = interval
+            for stream in self._streams:
+                stream.resize(interval)
+
+    def _memory_interval(self) -> float:
+        return min(self.settings.memory_interval, *(variant.config.frames.interval for variant in self.variants))
+
+    def _failed(self, cause: str, error: Exception) -> Exception:
+        """Count a frame that failed; return the error."""
+        self.health.fail(cause, str(error))
+        return error
+
+    def _count(self, watch: Stopwatch) -> None:
+        for stage, seconds in watch.seconds.items():
+            self.health.time(stage, seconds)
+        self.health.frame_done()
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -262,17 +255,20 @@ class Pipeline:
 
 def _check_variants(configs: Sequence[VariantConfig]) -> None:
     """Raise ConfigError for variants that cannot run live, or not together."""
+    if not configs:
+        raise ConfigError("no variant is given; name one at least")
     for config in configs:
         if config.frames.future:
             raise ConfigError(
                 f"{config.name} looks {config.frames.future} frames into the future, which a live camera stream "
                 "does not have; choose a variant with frames.future = 0"
             )
-    kinds = [type(config.head) for config in configs]
-    if not kinds or len(set(kinds)) < len(kinds):
-        names = ", ".join(config.name for config in configs) or "none"
-        raise ConfigError(f"one variant that detects, one that gives occupancy, or one of each can run; got {names}")
-
-
-def _size(image: ImageConfig) -> tuple[int, int]:
-    return image.height, image.width
+    given: dict[str, str] = {}
+    for config in configs:
+        for what in sorted(gives(config) - {INSTANCES}):
+            if what in given:
+                raise ConfigError(
+                    f"{given[what]} and {config.name} both give {what}; run one of them, or one that gives something "
+                    "else beside it"
+                )
+            given[what] = config.name

@@ -15,8 +15,8 @@ from vision_msgs.msg import Detection3DArray
 from visualization_msgs.msg import MarkerArray
 
 from bev_perception.config import VariantConfig
-from bev_perception.families.sparsebev.config import SparseBEVHeadConfig
-from bev_perception.families.sparseocc.config import SparseOccHeadConfig
+from bev_perception.families.catalog import family_of, gives
+from bev_perception.families.family import BOXES, OCCUPANCY
 from bev_perception.msg import Object3DArray, SemanticOccupancy
 from bev_perception.ops.ray_casting import observed_voxels
 from bev_perception.results.costmap import CostmapSettings, costmap
@@ -42,10 +42,9 @@ class Outputs:
 
     def __init__(self, node: LifecycleNode, variants: Sequence[VariantConfig], costmap: CostmapSettings) -> None:
         """Advertise the topics of boxes, of occupancy, or of both; raises ValueError as `check` does."""
-        heads = [config.head for config in variants]
-        boxes = any(isinstance(head, SparseBEVHeadConfig) for head in heads)
-        occupancy = any(isinstance(head, SparseOccHeadConfig) for head in heads)
-        topics = (DETECTION_TOPICS if boxes else {}) | (OCCUPANCY_TOPICS if occupancy else {})
+        given = frozenset().union(*(gives(config) for config in variants))
+        occupancy = OCCUPANCY in given
+        topics = (DETECTION_TOPICS if BOXES in given else {}) | (OCCUPANCY_TOPICS if occupancy else {})
         self._variants = tuple(variants)
         self.check(costmap)
         self.costmap = costmap
@@ -63,8 +62,8 @@ class Outputs:
     def check(self, costmap: CostmapSettings) -> None:
         """Raise ValueError for a costmap of classes or heights that the variant of occupancy does not have."""
         for config in self._variants:
-            if isinstance(config.head, SparseOccHeadConfig):
-                grid = VoxelGrid(config.head.occ_range[:3], config.head.resolution, config.head.occ_size)
+            grid = family_of(config).grid(config)
+            if grid is not None:
                 costmap.check(config.class_names, grid)
 
     def destroy(self) -> None:

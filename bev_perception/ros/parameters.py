@@ -14,7 +14,6 @@ from rclpy.parameter import Parameter
 
 from bev_perception.config import ConfigError
 from bev_perception.data.drive import CAMERAS
-from bev_perception.families.sparsebev.config import DecodeConfig
 from bev_perception.pipeline.pipeline import PipelineSettings
 from bev_perception.results.costmap import CostmapSettings
 from bev_perception.sensing.synchronizer import SynchronizerSettings
@@ -70,9 +69,7 @@ PARAMETERS = (
         "tf_timeout", _SYNC.tf_timeout, "s of header time that a set waits for its tf and camera_info.", (0.0, 2.0)
     ),
     ParameterSpec("score_threshold", 0.3, "Boxes below this score are not published.", (0.0, 1.0), live=True),
-    ParameterSpec(
-        "max_detections", DecodeConfig.max_num, "At most so many boxes are published.", (1, 10000), live=True
-    ),
+    ParameterSpec("max_detections", 300, "At most so many boxes are published.", (1, 10000), live=True),
     ParameterSpec(
         "memory_interval",
         _PIPELINE.memory_interval,

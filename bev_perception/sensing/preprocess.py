@@ -51,7 +51,7 @@ class ImageTransform:
     def ida(self) -> np.ndarray:
         """The [4, 4] float64 matrix that takes depth-scaled source pixels (u*d, v*d, d, 1) to those of the result.
 
-        As in SparseBEV (Liu et al., ICCV 2023), with which the variants were trained: u' = resize * u - left, without
+        As in Liu et al., ICCV 2023, with which the variants were trained: u' = resize * u - left, without
         the half pixel by which a resize shifts pixel centres, and with the ratio before `resized` was truncated; a flip
         is u'' = width - u'.
         """
@@ -202,9 +202,16 @@ def normalize_images(pixels: torch.Tensor, config: ImageConfig) -> torch.Tensor:
 
 
 def reference2ego(config: VariantConfig) -> np.ndarray:
-    """Return the [4, 4] transform from the frame that the model's boxes are in to base_link."""
+    """Return the [4, 4] transform from the frame that the model works in to base_link, as the variant says."""
     frame = config.reference_frame
     return make_transform(rotation_from_yaw(frame.yaw), np.array(frame.translation))
+
+
+def reference2base(config: VariantConfig, frame: Frame) -> np.ndarray:
+    """Return the [4, 4] transform from the frame that the model works in to base_link, at the frame's stamp."""
+    if frame.lidar2global is not None and config.reference_frame.is_lidar:
+        return invert_transform(frame.ego2global) @ frame.lidar2global
+    return reference2ego(config)
 
 
 def reference2global(config: VariantConfig, frame: Frame) -> np.ndarray:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Generic
+from typing import Any, Generic
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from bev_perception.sensing.preprocess import normalize_images, padded_size
 from bev_perception.supervision.samples import Batch, Truth
 
 
-def freeze(model: CameraModel, encoder: str) -> None:
+def freeze(model: Any, encoder: str) -> None:
     """Take what TrainingConfig.encoder says out of training."""
     if encoder == "scratch":
         model.img_backbone.learns_statistics = True
@@ -55,7 +55,7 @@ def encode_frames(model: CameraModel, images: Tensor, frames_with_gradient: int)
 def _encode(model: CameraModel, images: Tensor) -> list[list[Tensor]]:
     """Encode [B, T, N, 3, H, W] at once, ordered so that each frame's maps are contiguous."""
     by_frame = images.transpose(0, 1)
-    levels = model.encode(by_frame.flatten(0, 2))
+    levels = model.pyramid(by_frame.flatten(0, 2))
     split = [level.unflatten(0, by_frame.shape[:3]).unbind() for level in levels]  # L x T
     return [list(frame) for frame in zip(*split, strict=True)]
 
@@ -76,9 +76,8 @@ class TrainingStep(nn.Module, Generic[Truth]):
         self.recipe = recipe
         self.dtype = PRECISIONS[precision]
 
-        head = getattr(model, "perspective_head", None)
-        if self.dtype is not None and head is not None:
-            self._lower(head.wide_layers())
+        if self.dtype is not None:
+            self._lower(self.wide_layers())
 
     def _lower(self, layers: Iterable[nn.Module]) -> None:
         """Let layers compute in the encoder's precision; what they take and give stays float32."""
@@ -92,6 +91,10 @@ class TrainingStep(nn.Module, Generic[Truth]):
     @abstractmethod
     def forward(self, batch: Batch[Truth]) -> dict[str, Tensor]:
         """Return every loss by its name."""
+
+    def wide_layers(self) -> Iterable[nn.Module]:
+        """Return layers beyond the encoder that are to compute in its precision; none, unless a family has some."""
+        return ()
 
     @abstractmethod
     def decoder_passes(self) -> Iterable[nn.Module]:
@@ -118,7 +121,7 @@ class TrainingStep(nn.Module, Generic[Truth]):
         device = next(self.model.parameters()).device
         images = normalize_images(torch.from_numpy(pixels).to(device), self.model.config.image)
         with self._autocast(device):
-            return self.model.encode(images)
+            return self.model.pyramid(images)
 
     def _encoded(self, features: tuple[Tensor, ...], reference2image: Tensor) -> EncodedViews:
         """Return views of features [B, T, N, h, w, C] that were made beforehand."""

@@ -16,7 +16,7 @@ from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
 from bev_perception.data.queues import evaluation_queue, read_frame, reference2image, training_queue
 from bev_perception.data.records import Records
-from bev_perception.families.catalog import open_truths
+from bev_perception.families.catalog import family_of
 from bev_perception.geometry import invert_transform
 from bev_perception.sensing.images import ImageError, decode_image
 from bev_perception.sensing.preprocess import ImageTransform, image_transform, resample_image
@@ -45,7 +45,7 @@ class NuScenesTraining:
         self._config = config
         self._recipe: TrainingConfig = config.training
         self._records, self._labels = records, labels
-        self._truths = open_truths(config, config.training, records, labels)
+        self._truths = family_of(config).truths(config, records, labels)
 
     def __len__(self) -> int:
         """Return the number of key frames."""

@@ -12,7 +12,7 @@ import torch
 
 from bev_perception.config import Provenance, VariantConfig
 from bev_perception.models.checkpoints import save_checkpoint
-from bev_perception.models.encoder import CameraModel
+from bev_perception.models.protocol import Model
 from bev_perception.strict import UserError
 
 STATE, WEIGHTS = "state.pt", "weights.safetensors"
@@ -48,7 +48,7 @@ def save_state(
     out: Path,
     identity: Identity,
     step: int,
-    model: CameraModel,
+    model: Model,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> None:
@@ -76,7 +76,7 @@ def save_state(
 def load_state(
     out: Path,
     identity: Identity,
-    model: CameraModel,
+    model: Model,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> int:

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bev_perception.config import TrainingConfig, VariantConfig
-from bev_perception.families.catalog import build_model, build_step
+from bev_perception.families.catalog import build_model, family_of
 from bev_perception.models.checkpoints import load_checkpoint, load_pretrained
 from bev_perception.models.encoder import ENCODER_PARTS
 from bev_perception.models.precision import PRECISIONS, tiny_is_zero
+from bev_perception.supervision.parts import TrainedPart
 from bev_perception.supervision.samples import EncodableData, TrainingData
 from bev_perception.supervision.step import TrainingStep, freeze
 from bev_perception.training.loading import epoch_order, load_epoch
@@ -43,8 +44,7 @@ class TrainSettings:
     out: directory for the weights, the state and the logs.  init: checkpoint of this very variant to start from.
     pretrained: file to fill the backbone from, and the neck if both are frozen; it comes after init.
     resume: go on from the state in out.
-    encoder_only: train backbone, neck and perspective head and leave the decoder as it is; the data need only have the
-    newest frame.  decoder_only: leave them as they are and train the rest, on EncodableData.
+    part: what of the model is trained: "all", or a part that the variant's family names; see TrainedPart.
     epochs, lr: other ones than the variant's.  batch: samples a step and process; unless given, the variant's batch is
     divided among the processes.  device: "auto", "cpu" or "cuda".
     precision: of the backbone, the neck and the perspective head's wide layers, "fp32", "bf16" or "fp16"; all else
@@ -57,8 +57,7 @@ class TrainSettings:
     pretrained: Path | None = None
     init: Path | None = None
     resume: bool = False
-    encoder_only: bool = False
-    decoder_only: bool = False
+    part: str = "all"
     epochs: int | None = None
     lr: float | None = None
     batch: int | None = None
@@ -93,11 +92,12 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
 
     SIGTERM or SIGINT ends training after the current step; what is saved then can be resumed, and the result is that
     of a training without the interruption (to the last bit on the CPU). Chance follows from seed, step and rank alone.
-    While images are encoded for decoder_only, the signal is a TrainingError: there is nothing to save yet.
+    While images are encoded once, for a part that needs it, a signal is a TrainingError: there is nothing to save yet.
 
     Raises TrainingError, ConfigError or CheckpointError for settings and files that do not fit.
     """
-    recipe = _check(config, settings)
+    part = find_part(config, settings.part)
+    recipe = _check(config, part, settings)
     epochs = recipe.epochs if settings.epochs is None else settings.epochs
     lr = recipe.lr if settings.lr is None else settings.lr
     settings.out.mkdir(parents=True, exist_ok=True)
@@ -107,9 +107,8 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
         batch = _share(recipe.batch, processes.count) if settings.batch is None else settings.batch
         steps_per_epoch = -(-len(data) // (batch * processes.count))
         total_steps = epochs * steps_per_epoch
-        only = ", its encoder" if settings.encoder_only else ", its decoder" if settings.decoder_only else ""
         identity = Identity(
-            part=config.name + only,
+            part=config.name if settings.part == "all" else f"{config.name}, its {settings.part}",
             config=digest(config),
             seed=settings.seed,
             samples=len(data),
@@ -124,21 +123,18 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
         if settings.init is not None:
             load_checkpoint(model, settings.init)
         if settings.pretrained is not None:
-            for part in ENCODER_PARTS if recipe.encoder == "frozen" else ENCODER_PARTS[:1]:
-                load_pretrained(model, settings.pretrained, part)
+            for name in ENCODER_PARTS if recipe.encoder == "frozen" else ENCODER_PARTS[:1]:
+                load_pretrained(model, settings.pretrained, name)
         freeze(model, recipe.encoder)
-        if settings.encoder_only:
-            model.pts_bbox_head.requires_grad_(False)
-        perspective_head = getattr(model, "perspective_head", None)
-        if settings.decoder_only and perspective_head is not None:
-            perspective_head.requires_grad_(False)
-        training_step = build_step(model, recipe, settings.precision, settings.encoder_only).to(device).train()
+        for name in part.kept:
+            model.get_submodule(name).requires_grad_(False)
+        training_step = part.step(model, recipe, settings.precision).to(device).train()
         if settings.recompute:
             training_step.compute_twice()
         optimizer = torch.optim.AdamW(parameter_groups(model, recipe, lr), weight_decay=recipe.weight_decay)
         scaler = torch.amp.GradScaler(device.type, init_scale=FP16_SCALE, enabled=settings.precision == "fp16")
         done = load_state(settings.out, identity, model, optimizer, scaler) if settings.resume else 0
-        if settings.decoder_only:
+        if part.encoded_once:
             data = stack.enter_context(_encoded_once(data, training_step, settings.out / FEATURES, processes, stop))
 
         losses_of: nn.Module = training_step
@@ -150,7 +146,7 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
                 losses_of,
                 device_ids=device_ids,
                 broadcast_buffers=not own,
-                find_unused_parameters=settings.encoder_only,  # the neck's levels that the perspective head leaves out
+                find_unused_parameters=part.leaves_out,
             )
 
         def save() -> None:
@@ -224,7 +220,7 @@ def schedule(recipe: TrainingConfig, step: int, epoch: int, epochs: int) -> floa
     return factor
 
 
-def _check(config: VariantConfig, settings: TrainSettings) -> TrainingConfig:
+def _check(config: VariantConfig, part: TrainedPart, settings: TrainSettings) -> TrainingConfig:
     """Return the variant's recipe; raise TrainingError for settings that contradict each other."""
     if config.training is None:
         raise TrainingError(f"{config.name} says nothing of its training; add the entry 'training' to its file")
@@ -236,16 +232,20 @@ def _check(config: VariantConfig, settings: TrainSettings) -> TrainingConfig:
         raise TrainingError("resume goes on with the weights that are there; leave out init and pretrained")
     if not settings.resume and (settings.out / STATE).exists():
         raise TrainingError(f"{settings.out} holds a training already; resume it, or choose another directory")
-    if settings.encoder_only and (not config.perspective or config.training.encoder == "frozen"):
-        raise TrainingError(f"{config.name} has no perspective head, or its encoder is frozen; leave out encoder_only")
-    if settings.encoder_only and settings.decoder_only:
-        raise TrainingError("nothing is left to train with both encoder_only and decoder_only; leave out one of them")
-    if settings.decoder_only and config.perspective and settings.pretrained:
-        raise TrainingError(f"the perspective head of {config.name} stays as it is, too; give whole weights with init")
-    recipe = replace(config.training, encoder="frozen") if settings.decoder_only else config.training
+    if part.encoded_once and part.kept and settings.pretrained:
+        raise TrainingError(f"{', '.join(part.kept)} of {config.name} stays, too; give whole weights with init")
+    recipe = replace(config.training, encoder="frozen") if part.encoded_once else config.training
     if recipe.encoder == "frozen" and not (settings.resume or settings.init or settings.pretrained):
         raise TrainingError("backbone and neck stay as they are; give weights that hold them with init or pretrained")
     return recipe
+
+
+def find_part(config: VariantConfig, name: str) -> TrainedPart:
+    """Return the part of a variant called `name`; raise TrainingError, which lists all, for one that it has not."""
+    parts = family_of(config).steps(config)
+    if name not in parts:
+        raise TrainingError(f"{config.name} has no part {name!r} that can be trained; it has {', '.join(parts)}")
+    return parts[name]
 
 
 def _share(batch: int, processes: int) -> int:
@@ -269,7 +269,7 @@ def _encoded_once(
         return step.encode_pixels(pixels)
 
     if not isinstance(data, EncodableData):
-        raise TrainingError("the images of this data set cannot be encoded beforehand; leave out decoder_only")
+        raise TrainingError("the images of this data set cannot be encoded beforehand; train another part")
     try:
         step.eval()  # as in inference
         encoded = data.encoded(encode, folder, processes.rank, processes.count)

@@ -1,22 +1,16 @@
-"""Where SparseBEV looks: the points at which its queries sample the images, stage by stage, over the cameras."""
+"""Where a query decoder looks: the points at which queries sample the images, stage by stage, over the cameras."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from bev_perception.config import VariantConfig
-from bev_perception.families.sparsebev.model import SparseBEV, SparseBEVOutput
-from bev_perception.geometry import invert_transform, transform_points
-from bev_perception.ops.sampling import project_points
-from bev_perception.sensing.preprocess import image_transform, reference2global
+from bev_perception.geometry import transform_points
+from bev_perception.models.sampling_trace import Samples
+from bev_perception.sensing.preprocess import image_transform, reference2base
 from bev_perception.types import Boxes3D, Frame
 from bev_perception.visualization.canvas import (
     TEXT,
@@ -33,91 +27,6 @@ from bev_perception.visualization.pictures import TILE_HEIGHT, TILE_WIDTH, box_c
 RADIUS = 2.5  # pixels, of a point in a camera
 LINE = 17  # pixels, of the legend
 LISTED = 12  # queries, named in the legend
-
-
-@dataclass(frozen=True)
-class SamplingTrace:
-    """Where one run of SparseBEV sampled, and what it found; S stages (decoder layers), T frames, the current first.
-
-    points: [S, T, Q, K, 3] m in the model's reference frame, of the K = groups * points a group.
-    reference2image: [T, N, 4, 4], to the depth-scaled pixels of the network's input images.
-    image_size: (height, width) of those, pixels.
-    time_differences: [T] s, how much older each frame is than the first.
-    output: of the model; the batch is 1.
-    """
-
-    points: Tensor
-    reference2image: Tensor
-    image_size: tuple[int, int]
-    time_differences: np.ndarray
-    output: SparseBEVOutput
-
-    def best(self, count: int) -> list[int]:
-        """Return the numbers of the queries with the best class scores of the last stage, the best first."""
-        scores = self.output.logits[-1, 0].amax(dim=-1).cpu().numpy()  # [Q]
-        found: list[int] = np.argsort(-scores, kind="stable")[:count].tolist()
-        return found
-
-    def samples(self, queries: Sequence[int], frame: int) -> Samples:
-        """Return where some queries sample one of the frames; 0 is the current one."""
-        points = self.points[:, frame][:, list(queries)]  # [S, n, K, 3]
-        uv, _, visible = project_points(
-            points.reshape(1, 1, -1, 3), self.reference2image[None, None, frame], self.image_size
-        )  # [1, 1, N, 2, S*n*K], [1, 1, N, S*n*K]
-        shape, cameras = points.shape[:3], len(visible[0, 0])
-        height, width = self.image_size
-        pixels = (uv[0, 0] * uv.new_tensor([width, height])[:, None]).permute(2, 0, 1)  # [S*n*K, N, 2]
-        seen = visible[0, 0].T.cpu().numpy()  # [S*n*K, N]
-        camera = np.where(seen.any(axis=1), seen.argmax(axis=1), -1)
-        return Samples(
-            points.cpu().numpy(),
-            pixels.reshape(*shape, cameras, 2).cpu().numpy(),
-            seen.reshape(*shape, cameras),
-            camera.reshape(shape),
-        )
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Where n queries sample one frame.
-
-    points: [S, n, K, 3] m, in the model's reference frame.
-    pixels: [S, n, K, N, 2], of the network's input image of each camera; of no meaning where not visible.
-    visible: [S, n, K, N] bool, the camera sees the point.
-    camera: [S, n, K], the one that the features are taken from, the first that sees the point; -1: none does.
-    """
-
-    points: np.ndarray
-    pixels: np.ndarray
-    visible: np.ndarray
-    camera: np.ndarray
-
-
-@contextmanager
-def record_sampling(model: SparseBEV) -> Iterator[list[SamplingTrace]]:
-    """Note down every run of the model inside of the `with` block, one entry a run; afterwards it is as before."""
-    traces: list[SamplingTrace] = []
-    points: list[Tensor] = []  # one entry a stage: [T, Q, K, 3]
-
-    def after_stage(_module: nn.Module, _inputs: Any, outputs: tuple[Tensor, Tensor]) -> None:
-        points.append(outputs[0][0].flatten(2, 3))
-
-    def after_run(_module: nn.Module, inputs: tuple[Any, ...], output: SparseBEVOutput) -> None:
-        _, reference2image, time_differences, image_size, *_ = inputs
-        seconds = time_differences[0].cpu().numpy()
-        traces.append(SamplingTrace(torch.stack(points), reference2image[0], image_size, seconds, output))
-        points.clear()
-
-    head = model.pts_bbox_head
-    hooks = [
-        head.decoder_layer.get_submodule("sampling").register_forward_hook(after_stage),
-        head.register_forward_hook(after_run),
-    ]
-    try:
-        yield traces
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def draw_points(
@@ -151,7 +60,7 @@ def draw_points(
     view.draw_rings()
     view.draw_ego()
     view.draw_boxes(boxes, box_colors(boxes))
-    reference2ego = invert_transform(current.ego2global) @ reference2global(config, current)
+    reference2ego = reference2base(config, current)
     for color, points in zip(colors, samples.points, strict=True):
         draw_dots(view.canvas, view.pixels(transform_points(reference2ego, points.reshape(-1, 3))), 1.5, color)
     found = zip(queries, boxes.labels.tolist(), boxes.scores.tolist(), strict=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,26 +18,25 @@ from bev_perception.data.occupancy_labels import labels_path, read_labels
 from bev_perception.data.queues import read_frame, training_boxes
 from bev_perception.data.records import Records, open_records
 from bev_perception.data.rosbag import BagReader
-from bev_perception.evaluation.running import detect_in_queues
-from bev_perception.families.sparsebev.config import DecodeConfig, sparsebev_head
-from bev_perception.families.sparsebev.decode import decode_boxes
-from bev_perception.families.sparsebev.model import SparseBEV
-from bev_perception.families.sparseocc.config import sparseocc_head
-from bev_perception.families.variants import load_variant
-from bev_perception.geometry import invert_transform
+from bev_perception.evaluation.running import run_in_queues
+from bev_perception.families.catalog import family_of
+from bev_perception.families.family import BOXES, INSTANCES, OCCUPANCY, Family
+from bev_perception.families.variants import Variant, load_variant
 from bev_perception.health import Health
+from bev_perception.models.sampling_trace import SamplingTrace
 from bev_perception.pipeline.encoders import LoadedVariant
 from bev_perception.pipeline.loading import choose_device, load_weights
 from bev_perception.pipeline.offline import collect_frames
 from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
 from bev_perception.results.boxes import to_ego
-from bev_perception.sensing.preprocess import NoUsableViewError, reference2global
+from bev_perception.sensing.preprocess import reference2base
 from bev_perception.sensing.synchronizer import SynchronizerSettings
-from bev_perception.types import Boxes3D, Frame, Occupancy, Result
+from bev_perception.strict import ConfigError
+from bev_perception.types import Boxes3D, Frame, FrameError, Occupancy, Result
 from bev_perception.visualization.canvas import decode_views
 from bev_perception.visualization.occupancy import draw_occupancy
 from bev_perception.visualization.pictures import draw_frame, write_png, write_video
-from bev_perception.visualization.points import SamplingTrace, draw_points, record_sampling
+from bev_perception.visualization.points import draw_points
 
 LOG = logging.getLogger(__name__)
 
@@ -54,7 +52,7 @@ class ShowSettings:
     device: "auto", "cpu", "cuda" or "cuda:N".  video: whether one video takes the place of a picture a frame.
     """
 
-    variant: str
+    variant: Variant
     checkpoint: Path | None
     out: Path
     device: str = "auto"
@@ -138,14 +136,14 @@ def show_boxes(settings: ShowSettings, source: Source, score_threshold: float, m
     score_threshold: of the boxes drawn.  max_boxes: the most that are drawn, the best ones; None: the variant's.
     Raises the errors of load_variant and load_checkpoint, and ConfigError for a variant that detects nothing.
     """
-    pc_range = sparsebev_head(load_variant(settings.variant)).pc_range
+    area = _required(load_variant(settings.variant), BOXES).area
     loaded = _load(settings)
 
     def pictures() -> Iterator[Stamped]:
         for shot, boxes in _detections(loaded, settings, source, score_threshold, max_boxes):
             truth = None
             if isinstance(source, KeyFrames) and shot.row is not None:
-                truth = _true_boxes(source.records, shot.row, loaded.config.class_names, pc_range)
+                truth = _true_boxes(source.records, shot.row, loaded.config.class_names, area(loaded.config))
             note = _note(loaded, shot)
             yield shot.frame.stamp, draw_frame(shot.frame, decode_views(shot.frame), boxes, note, truth)
 
@@ -155,28 +153,26 @@ def show_boxes(settings: ShowSettings, source: Source, score_threshold: float, m
 def show_points(
     settings: ShowSettings, source: Source, queries: Sequence[int] | None = None, top: int = 3, frame: int = 0
 ) -> int:
-    """Draw where queries of SparseBEV sample the images, stage by stage; return the number of pictures.
+    """Draw where the queries of a detector sample the images, stage by stage; return the number of pictures.
 
     queries: their numbers; None: the `top` ones with the best scores in each frame.
     frame: which of the frames that the model looks at is drawn, 0 the current one, 1 the first of the past, ...
     Raises ConfigError for a variant of another family or with future frames, ValueError for numbers out of range.
     """
     config = load_variant(settings.variant)
-    numbers = sparsebev_head(config).num_query + sparsebev_head(config).proposals
-    if queries is not None and not all(0 <= query < numbers for query in queries):
-        raise ValueError(f"{config.name} has the queries 0 to {numbers - 1}; asked for {list(queries)}")
+    record = family_of(config).record
+    if record is None:
+        raise ConfigError(f"the variants of {config.family} have no queries that can be shown; choose another")
     if top < 1:
         raise ValueError(f"at least one query must be drawn; asked for the {top} best")
     if not 0 <= frame <= config.frames.past:
         raise ValueError(f"{config.name} looks at the frames 0 to {config.frames.past}; asked for {frame}")
     loaded = _load(settings)
-    model = loaded.model
-    assert isinstance(model, SparseBEV), "the settings of its head are SparseBEV's"
     kept = _reach(config) if frame else 0
 
     def pictures() -> Iterator[Stamped]:
         recent: deque[Frame] = deque()
-        with record_sampling(model) as traces:
+        with record(loaded.model) as traces:
             for shot, _ in _run(loaded, settings, source, PipelineSettings()):
                 trace = traces.pop()
                 recent.append(shot.frame)
@@ -185,9 +181,8 @@ def show_points(
                 if shot.shown:
                     age = float(trace.time_differences[frame])
                     seen = _nearest(recent, shot.frame.stamp - round(age * 1e9))
-                    chosen = trace.best(top) if queries is None else queries
-                    boxes = _query_boxes(trace, chosen, config, model.legacy_boxes)
-                    boxes = to_ego(boxes, _reference2ego(shot.frame, config))
+                    chosen = trace.best(top) if queries is None else _known(trace, queries)
+                    boxes = to_ego(trace.boxes.select(np.array(chosen, int)), reference2base(config, shot.frame))
                     note = f"{_note(loaded, shot)}  points in frame {frame}, {age:.2f} s ago"
                     samples = trace.samples(chosen, frame)
                     yield (
@@ -209,7 +204,8 @@ def show_occupancy(settings: ShowSettings, source: Source, labels: Path | None =
     config = load_variant(settings.variant)
     if labels is not None and not isinstance(source, KeyFrames):
         raise ValueError("labels belong to key frames of nuScenes; show them with --data, or leave them out")
-    objects = objects and sparseocc_head(config).panoptic  # else the two would be drawn in different colours
+    # where objects are not told apart, the two would be drawn in different colours
+    objects = INSTANCES in _required(config, OCCUPANCY).gives(config) and objects
     loaded = _load(settings)
 
     def pictures() -> Iterator[Stamped]:
@@ -259,22 +255,23 @@ def _detections(
 ) -> Iterator[tuple[Shot, Boxes3D]]:
     """Yield every frame to be shown with its boxes in base_link."""
     how = PipelineSettings(score_threshold, max_boxes)
-    if loaded.config.frames.future and isinstance(source, KeyFrames):
-        decode = replace(loaded.config.decode, score_threshold=score_threshold)
-        config = replace(loaded.config, decode=replace(decode, max_num=how.max_detections or decode.max_num))
-        device = choose_device(settings.device)
-        assert isinstance(loaded.model, SparseBEV), "the settings of its head are SparseBEV's"
-        for i, boxes in detect_in_queues(config, loaded.model, device, source.records, source.rows):
-            frame = read_frame(source.records, i)
-            yield Shot(frame, source.name(i), i), to_ego(boxes, _reference2ego(frame, config))
-        return
-    for shot, result in _run(loaded, settings, source, how):
+    for shot, result in _results(loaded, settings, source, how):
         assert result.boxes is not None, "a detector always says which boxes there are"
-        boxes = result.boxes
-        if shot.frame.lidar2global is not None:
-            boxes = to_ego(boxes, _reference2ego(shot.frame, loaded.config))
         if shot.shown:
-            yield shot, boxes
+            yield shot, result.boxes
+
+
+def _results(
+    loaded: LoadedVariant, settings: ShowSettings, source: Source, how: PipelineSettings
+) -> Iterator[tuple[Shot, Result]]:
+    """Yield every frame with its result; a variant that looks ahead gets the whole queues of key frames."""
+    if not (loaded.config.frames.future and isinstance(source, KeyFrames)):
+        yield from _run(loaded, settings, source, how)
+        return
+    device = choose_device(settings.device)
+    queues = run_in_queues(loaded.config, loaded.model, device, source.records, source.rows, limits=how.limits)
+    for i, result in queues:
+        yield Shot(read_frame(source.records, i), source.name(i), i), result
 
 
 def _run(
@@ -286,7 +283,7 @@ def _run(
         for shot in source.shots(loaded.config.frames.past):
             try:
                 result = pipeline.step(shot.frame)
-            except NoUsableViewError as error:
+            except FrameError as error:
                 LOG.warning("%s at %d ns: %s", shot.name, shot.frame.stamp, error)
                 continue
             yield replace(shot, frame=replace(shot.frame, missing=result.missing)), result
@@ -302,25 +299,20 @@ def _true_boxes(records: Records, i: int, class_names: tuple[str, ...], pc_range
     return to_ego(truth, records.lidar2ego(i))
 
 
-def _query_boxes(trace: SamplingTrace, queries: Sequence[int], config: VariantConfig, legacy: bool) -> Boxes3D:
-    """Return one box a query, of its best class, in the model's reference frame; wherever it may be."""
-    inf = math.inf
-    everywhere = DecodeConfig(max_num=1, score_threshold=-1.0, post_center_range=(-inf, -inf, -inf, inf, inf, inf))
-    logits, codes = trace.output.logits[-1, 0], trace.output.boxes[-1, 0]
-    found = [decode_boxes(logits[[q]], codes[[q]], everywhere, config.class_names, legacy) for q in queries]
-    return Boxes3D(
-        np.concatenate([box.centers for box in found]),
-        np.concatenate([box.sizes for box in found]),
-        np.concatenate([box.yaws for box in found]),
-        np.concatenate([box.velocities for box in found]),
-        np.concatenate([box.scores for box in found]),
-        np.concatenate([box.labels for box in found]),
-        config.class_names,
-    )
+def _known(trace: SamplingTrace, queries: Sequence[int]) -> Sequence[int]:
+    """Return the queries; raise ConfigError for numbers that there are not."""
+    count = len(trace.boxes)
+    if not all(0 <= query < count for query in queries):
+        raise ConfigError(f"the variant has the queries 0 to {count - 1}; asked for {list(queries)}")
+    return queries
 
 
-def _reference2ego(frame: Frame, config: VariantConfig) -> np.ndarray:
-    return invert_transform(frame.ego2global) @ reference2global(config, frame)
+def _required(config: VariantConfig, what: str) -> Family:
+    """Return a variant's family; raise ConfigError for a variant that does not give what is to be drawn."""
+    family = family_of(config)
+    if what not in family.gives(config):
+        raise ConfigError(f"{config.name} gives {', '.join(sorted(family.gives(config)))}, no {what}; choose another")
+    return family
 
 
 def _reach(config: VariantConfig) -> int:

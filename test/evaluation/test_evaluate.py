@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from nuscenes_root import SCENES, write_nuscenes
+from vehicle import run_queue
 
 from bev_perception import cli
-from bev_perception.classes import NUSCENES_CLASSES as CLASSES
 from bev_perception.config import ConfigError, FramesConfig, ImageConfig
 from bev_perception.data.indexing import TABLES
 from bev_perception.data.nuscenes import NuScenesError
@@ -21,12 +21,13 @@ from bev_perception.data.records import open_split
 from bev_perception.evaluation.detection import score_results, to_submission, write_submission
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.evaluate import EvalSettings, evaluate
-from bev_perception.evaluation.running import detect_in_queues, run_rows
+from bev_perception.evaluation.running import run_in_queues, run_rows
 from bev_perception.families.catalog import build_model
 from bev_perception.families.sparsebev.config import DecodeConfig
-from bev_perception.families.sparsebev.decode import decode_boxes
 from bev_perception.families.variants import load_variant, variants_directory
+from bev_perception.geometry import transform_points
 from bev_perception.models.checkpoints import load_checkpoint
+from bev_perception.models.protocol import Limits
 from bev_perception.pipeline.encoders import LoadedVariant
 from bev_perception.pipeline.pipeline import Pipeline
 from bev_perception.sensing.preprocess import Preprocessor
@@ -35,10 +36,10 @@ from bev_perception.types import Boxes3D
 pytest.importorskip("nuscenes")
 SPLIT = ("v1.0-mini", "mini_val")
 CPU = torch.device("cpu")
+TINY = load_variant("sparsebev_tiny")
+DECODE = DecodeConfig(max_num=50, score_threshold=0.0)  # the scores of untrained weights are all low
 CONFIG = dataclasses.replace(
-    load_variant("sparsebev_tiny"),
-    image=ImageConfig(height=64, width=176),
-    decode=DecodeConfig(max_num=50, score_threshold=0.0),  # the scores of untrained weights are all low
+    TINY, image=ImageConfig(height=64, width=176), head=dataclasses.replace(TINY.head, decode=DECODE)
 )
 
 
@@ -61,7 +62,7 @@ def variant(tmp_path_factory):
     text = (variants_directory() / "sparsebev_tiny.yaml").read_text()
     text = text.replace("name: sparsebev_tiny", "name: tiny_low")
     text = text.replace("image: {height: 256, width: 704}", "image: {height: 64, width: 176}")
-    path.write_text(text + "\ndecode: {max_num: 50, score_threshold: 0.0}\n")
+    path.write_text(text.replace("head:\n", "head:\n  decode: {max_num: 50, score_threshold: 0.0}\n"))
     assert dataclasses.replace(load_variant(path), name=CONFIG.name) == CONFIG
     return path
 
@@ -79,7 +80,7 @@ def check_same(found, wanted):
 
 def check_online_equals_offline(records, rows, untrained, model):
     online = [(i, result.boxes) for i, result in run_rows(CONFIG, untrained, CPU, records, rows)]
-    offline = list(detect_in_queues(CONFIG, model, CPU, records, rows))
+    offline = [(i, result.boxes) for i, result in run_in_queues(CONFIG, model, CPU, records, rows)]
     assert [i for i, _ in online] == [i for i, _ in offline] == list(rows)
     for (_, found), (_, wanted) in zip(online, offline, strict=True):
         assert len(found) == 50
@@ -108,16 +109,14 @@ def test_future_frames(records, monkeypatch):
     torch.manual_seed(0)
     model = build_model(config).eval()
     encode, encoded = model.encode, []
-    monkeypatch.setattr(model, "encode", lambda images: encoded.append(images) or encode(images))
-    found = dict(detect_in_queues(config, model, CPU, records, [1, 2]))
+    monkeypatch.setattr(model, "encode", lambda inputs: encoded.append(inputs) or encode(inputs))
+    found = dict(run_in_queues(config, model, CPU, records, [1, 2]))
     assert len(encoded) == 5  # the frames 0 to 4
     preprocess = Preprocessor(config, CPU)
-    for i, boxes in found.items():
+    for i, result in found.items():
         wanted = [i, i - 1, i + 1, max(i - 2, 0), i + 2]
         inputs = [preprocess(read_frame(records, i, records.cameras(j)))[0] for j in wanted]
-        with torch.inference_mode():
-            outputs = model.predict_queue(inputs)
-        check_same(boxes, decode_boxes(outputs.logits[-1, 0], outputs.boxes[-1, 0], config.decode, CLASSES, False))
+        check_same(result.reference_boxes, model.decode(run_queue(model, inputs), Limits()).boxes)
     preprocess.close()
 
 
@@ -139,7 +138,7 @@ def test_precision_of_the_encoder(records, untrained):
     torch.manual_seed(0)
     model = build_model(config).eval()
     (full,), (half,) = (
-        [boxes for _, boxes in detect_in_queues(config, model, CPU, records, [1], precision)]
+        [result.boxes for _, result in run_in_queues(config, model, CPU, records, [1], precision)]
         for precision in ("fp32", "bf16")
     )
     assert not np.array_equal(full.centers, half.centers)
@@ -168,17 +167,20 @@ def five_key_frames(source, root):
 
 
 def test_the_frame_is_where_the_lidar_is(records, model, untrained):
-    """The reference is the lidar's real place, not the variant's nominal one; the boxes stay in it."""
+    """The reference is the lidar's real place, not the variant's nominal one; boxes are in base_link all the same."""
     frame = read_frame(records, 0)
     np.testing.assert_allclose(frame.lidar2global, records.lidar2global(0))
     assert frame.stamp == records.stamps[0] * 1000 and all(view is not None for view in frame.views)
     pipeline = Pipeline([LoadedVariant(CONFIG, model, load_checkpoint(model, untrained))], CPU)
     nominal = dataclasses.replace(frame, lidar2global=None)
-    in_lidar, in_ego = (pipeline.step(f).boxes for f in (frame, nominal))
+    real, mounted = (pipeline.step(f) for f in (frame, nominal))
     pipeline.close()
     # learnt queries start at the floor of the range, 5 m below the frame that they are in
-    np.testing.assert_allclose(in_lidar.centers[:, 2].min(), -5, atol=0.1)
-    np.testing.assert_allclose(in_ego.centers[:, 2].min(), -5 + 1.84, atol=0.1)
+    for result, height in ((real, records.lidar2ego(0)[2, 3]), (mounted, 1.84)):
+        np.testing.assert_allclose(result.reference_boxes.centers[:, 2].min(), -5, atol=0.1)
+        np.testing.assert_allclose(result.boxes.centers[:, 2].min(), -5 + height, atol=0.4)  # the lidar may be tilted
+    moved = transform_points(records.lidar2ego(0), real.reference_boxes.centers)
+    np.testing.assert_allclose(real.boxes.centers, moved, atol=1e-9)
 
 
 def test_evaluate_writes_and_scores(settings, records, curves):

@@ -212,7 +212,7 @@ def test_real_key_frames(nuscenes_root, tmp_path, untrained, capsys):
     variant = tmp_path / "tiny_low.yaml"  # the scores of untrained weights are all low
     text = (variants_directory() / "sparsebev_tiny.yaml").read_text().replace("name: sparsebev_tiny", "name: tiny_low")
     text = text.replace("{height: 256, width: 704}", "{height: 64, width: 176}")
-    variant.write_text(text + "\ndecode: {max_num: 50, score_threshold: 0.0}\n")
+    variant.write_text(text.replace("head:\n", "head:\n  decode: {max_num: 50, score_threshold: 0.0}\n"))
     what = ["--bag", str(bag), "--variant", str(variant), "--checkpoint", str(untrained), "--device", "cpu"]
     assert cli.main(["run", *what, "--out", str(boxes)]) == 0
     assert cli.main(["eval", *what, "--data", str(root), "--version", VERSION, "--out", str(out)]) == 0

@@ -9,7 +9,6 @@ from bev_perception.data.drive import CAMERAS
 from bev_perception.data.synthetic import World
 from bev_perception.evaluation.timing import TimingSettings, _load, made_up_key_frames, time_variant
 from bev_perception.families.catalog import build_model
-from bev_perception.families.sparsebev.config import sparsebev_head
 from bev_perception.families.variants import load_variant, variants_directory
 
 
@@ -30,12 +29,12 @@ def operations(config):
                     counts[name.split(".")[0]] += 2 * module.weight.numel() * output[:, 0].numel()
 
                 module.register_forward_hook(note)
-        model.encode(torch.zeros(len(CAMERAS), 3, config.image.height, config.image.width))
-    head = sparsebev_head(config)
+        model.pyramid(torch.zeros(len(CAMERAS), 3, config.image.height, config.image.width))
+    head = config.head
     linear = [m.weight.numel() for m in model.pts_bbox_head.decoder_layer.modules() if isinstance(m, torch.nn.Linear)]
     cells = len(CAMERAS) * (config.image.height // 8) * (config.image.width // 8)  # of the finest level
     dense = [m.weight.numel() for m in model.perspective_head.modules() if isinstance(m, torch.nn.Conv2d)]
-    queries = (head.num_query + head.proposals) * head.num_layers
+    queries = (head.num_query + head.proposals.queries) * head.num_layers
     frames = len(config.frames.offsets)  # the perspective head looks at all of them
     return *counts.values(), 2 * (queries * sum(linear) + frames * cells * sum(dense))
 

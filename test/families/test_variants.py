@@ -8,14 +8,14 @@ import pytest
 import torch
 from parity.cases import ROOT, Case, assert_official_keys
 from torch.utils.flop_counter import FlopCounterMode
+from vehicle import run_queue
 
 from bev_perception.config import BackboneConfig, ConfigError, EVA02Config
 from bev_perception.data.drive import CAMERAS
 from bev_perception.data.rosbag import BagReader, write_bag
 from bev_perception.families.catalog import FAMILIES, build_model
-from bev_perception.families.sparsebev.config import sparsebev_head
 from bev_perception.families.sparsebev.decode import decode_boxes
-from bev_perception.families.sparseocc.config import SparseOccHeadConfig, sparseocc_head
+from bev_perception.families.sparseocc.config import SparseOccHeadConfig
 from bev_perception.families.sparseocc.decode import decode_occupancy
 from bev_perception.families.variants import list_variants, load_variant
 from bev_perception.health import Health
@@ -77,7 +77,7 @@ def assert_published_occupancy(config, model, case):
     assert size_of(model.parameters()) - frozen == case.info["trainable"]
     assert list(config.class_names) == wanted["class_names"] and len(config.class_names) == wanted["num_classes"]
     assert len(config.frames.offsets) == wanted["num_frames"]
-    head = sparseocc_head(config)
+    head = config.head
     assert (list(head.kept_training), list(head.kept_testing)) == (wanted["topk_training"], wanted["topk_testing"])
     for key in ("num_points", "num_groups", "mask_layers", "panoptic"):
         assert getattr(head, key) == wanted[key]
@@ -106,7 +106,7 @@ def assert_published_settings(config, wanted):
 def assert_published_pyramid(model, wanted):
     """At full size: tensors without memory still have shapes, and their operations can be counted."""
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        levels = model.encode(torch.empty(1, 3, *wanted["image_size"], device="meta"))
+        levels = model.pyramid(torch.empty(1, 3, *wanted["image_size"], device="meta"))
     shapes = [[batch, channels, height, width] for batch, height, width, channels in (lev.shape for lev in levels)]
     assert shapes == wanted["feature_shapes"]
     wanted_gmacs = sum(wanted["gmacs_per_image"].values())
@@ -140,8 +140,7 @@ def test_one_step_at_reduced_size(name, frames):
     preprocess = Preprocessor(config, CPU)
     inputs = [preprocess(f)[0] for f in frames[2:5]]
     preprocess.close()
-    with torch.inference_mode():
-        outputs = model.predict_queue([inputs[1 + np.sign(offset)] for offset in config.frames.offsets])
+    outputs = run_queue(model, [inputs[1 + np.sign(offset)] for offset in config.frames.offsets])
     occupancy = isinstance(config.head, SparseOccHeadConfig)
     if occupancy:
         assert_occupancy_outputs(config, outputs)
@@ -157,17 +156,18 @@ def test_one_step_at_reduced_size(name, frames):
     pipeline.close()
     assert results[1].history == 1
     if occupancy:
-        assert all(r.boxes is None and r.occupancy.semantics.shape == sparseocc_head(config).occ_size for r in results)
+        assert all(r.boxes is None and r.occupancy.semantics.shape == config.head.occ_size for r in results)
     else:
         assert [len(result.boxes) for result in results] == [5, 5]
 
 
 def assert_detection_outputs(config, outputs):
-    queries = 16 + sparsebev_head(config).proposals
+    queries = 16 + config.head.proposals.queries
     assert outputs.logits.shape == (2, 1, queries, len(config.class_names))
     assert outputs.boxes.shape == (2, 1, queries, 10)
     assert outputs.logits.isfinite().all() and outputs.boxes.isfinite().all()
-    boxes = decode_boxes(outputs.logits[-1, 0], outputs.boxes[-1, 0], config.decode, config.class_names, False)
+    own = (config.head.decode, config.class_names, False)
+    boxes = decode_boxes(outputs.logits[-1, 0], outputs.boxes[-1, 0], outputs.finite, *own)
     assert (boxes.sizes > 0).all()
 
 
@@ -175,6 +175,6 @@ def assert_occupancy_outputs(config, outputs):
     assert outputs.class_logits.shape == (3, 1, 16, len(config.class_names) - 1)
     assert outputs.class_logits.isfinite().all()
     assert outputs.mask_logits.shape == (3, 1, 16, 200) and outputs.mask_logits.isfinite().all()
-    occupancy = decode_occupancy(outputs, sparseocc_head(config), config.class_names)
+    occupancy = decode_occupancy(outputs, config.head, config.class_names)
     assert occupancy.semantics.shape == (40, 40, 16) and occupancy.semantics.max() <= occupancy.free
-    assert (occupancy.instances is not None) == sparseocc_head(config).panoptic
+    assert (occupancy.instances is not None) == config.head.panoptic

@@ -1,3 +1,4 @@
+import math
 import os
 import pickle
 from collections import OrderedDict
@@ -257,3 +258,17 @@ def test_pretraining_that_lacks_weights_is_refused(model, tmp_path):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         load_pretrained(model, tmp_path / "none.pth", "norm")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(model, tmp_path, value):
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    state = {key: tensor.clone() for key, tensor in before.items()}
+    name = next(key for key in state if state[key].is_floating_point())
+    state[name].view(-1)[-1] = value
+    torch.save(state, tmp_path / "diverged.pth")
+    with pytest.raises(
+        CheckpointError, match=rf"(?s)1 of the .* NaN or infinity.*before the training diverged.*{name}"
+    ):
+        load_checkpoint(model, tmp_path / "diverged.pth")
+    assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in before.items())

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bev_perception.config import ConfigError
-from bev_perception.models.precision import check_precision, encoder_precision, tiny_is_zero
+from bev_perception.models.precision import check_precision, encoder_precision, strict_float32, tiny_is_zero
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
@@ -57,6 +57,16 @@ def test_tf32_is_allowed_inside_only(precision, allowed):
     with pytest.raises(RuntimeError, match="out"), encoder_precision(precision, GPU):
         assert tf32_flags() == (allowed, allowed)
         raise RuntimeError("out")
+    assert tf32_flags() == before
+
+
+def test_strict_float32_holds_around_the_encoder():
+    before = tf32_flags()
+    with strict_float32(GPU):
+        assert tf32_flags() == (False, False)
+        with encoder_precision("tf32", GPU):
+            assert tf32_flags() == (True, True)
+        assert tf32_flags() == (False, False)
     assert tf32_flags() == before
 
 

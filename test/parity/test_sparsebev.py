@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import torch
+from vehicle import run, run_queue
 
 from bev_perception.config import FramesConfig, ImageConfig, NeckConfig, VariantConfig
 from bev_perception.families.catalog import build_model
@@ -75,6 +76,7 @@ def variant_of(case):
     norm = c["img_norm"]
     lower, upper = c["pc_range"][:3], c["pc_range"][3:]
     coder = c["coder"]
+    decode = DecodeConfig(coder["max_num"], coder["score_threshold"], tuple(coder["post_center_range"]))
     return VariantConfig(
         name=case.name,
         family="sparsebev",
@@ -82,10 +84,9 @@ def variant_of(case):
             *c["image_size"], tuple(norm["mean"]), tuple(norm["std"]), "rgb" if norm["to_rgb"] else "bgr"
         ),
         frames=frames_of(case),
-        head=SparseBEVHeadConfig(**{key: c[key] for key in HEAD_KEYS}, pc_range=(*lower, *upper)),
+        head=SparseBEVHeadConfig(**{key: c[key] for key in HEAD_KEYS}, pc_range=(*lower, *upper), decode=decode),
         backbone=backbone_of(c["backbone"]),
         neck=NeckConfig("fpn" if c["neck"] else "none", c["embed_dims"], c["num_levels"]),
-        decode=DecodeConfig(coder["max_num"], coder["score_threshold"], tuple(coder["post_center_range"])),
         class_names=tuple(f"class {i}" for i in range(c["num_classes"])),
     )
 
@@ -149,7 +150,8 @@ class Run:
         self.found[f"s{sample}.cls"], self.found[f"s{sample}.box"] = outputs.logits[:, 0], outputs.boxes[:, 0]
         config = self.model.config
         self.found[f"s{sample}.boxes"] = decode_boxes(
-            outputs.logits[-1, 0], outputs.boxes[-1, 0], config.decode, config.class_names, self.model.legacy_boxes
+            *(outputs.logits[-1, 0], outputs.boxes[-1, 0], outputs.finite),
+            *(config.head.decode, config.class_names, self.model.legacy_boxes),
         )
 
     def _frame(self, sample, t, frame_id):
@@ -158,7 +160,7 @@ class Run:
                 lambda module, args, maps: self._maps.__setitem__(frame_id, maps)
             )
             images = torch.from_numpy(network_input(self.case, frame_id)).to(self.dtype)
-            self._encoded[frame_id] = self.model.encode(images)
+            self._encoded[frame_id] = self.model.pyramid(images)
             handle.remove()
             if frame_id not in self._wanted_frames():
                 del self._maps[frame_id]
@@ -364,11 +366,10 @@ def test_online(case):
     """Frame by frame with memory, as a robot runs it, the last frame gets what the reference computes."""
     model = model_of(case, torch.float32)
     for sample, frame_ids in enumerate(case.inputs["frame_ids"]):
-        memory = model.new_memory()
+        memory = None
         newest_place = {frame: t for t, frame in reversed(list(enumerate(frame_ids)))}
         for _, t in sorted(newest_place.items()):
-            with torch.inference_mode():
-                outputs, memory = model(input_of(case, sample, t)[1], memory)
+            outputs, memory = run(model, input_of(case, sample, t)[1], memory)
         assert_final_layer(case, sample, outputs)
 
 
@@ -383,6 +384,5 @@ def test_offline(case):
             queue.append(distinct.setdefault(frame_id, inputs))
         if len(distinct) == len(queue):
             assert np.array_equal(np.argsort([f.stamp for f in queue]), np.argsort(model.config.frames.offsets))
-        with torch.inference_mode():
-            outputs = model.predict_queue(queue)
+        outputs = run_queue(model, queue)
         assert_final_layer(case, sample, outputs)

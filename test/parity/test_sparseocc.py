@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from vehicle import run
 
 from bev_perception.config import (
     BackboneConfig,
@@ -19,7 +20,7 @@ from bev_perception.config import (
     VariantConfig,
 )
 from bev_perception.families.catalog import build_model
-from bev_perception.families.sparseocc.config import SparseOccHeadConfig, sparseocc_head
+from bev_perception.families.sparseocc.config import SparseOccHeadConfig
 from bev_perception.families.sparseocc.decode import decode_occupancy, merge_panoptic, merge_semantics
 from bev_perception.families.sparseocc.mask_decoder import pick_voxels
 from bev_perception.families.sparseocc.voxel_decoder import CUBE_SIDES, all_cubes
@@ -148,7 +149,7 @@ class Run:
         levels_by_frame = []
         for frame in images_of(self.case).swapaxes(0, 1):  # [B, N, 3, h, w]
             images = network_input(frame.reshape(-1, *frame.shape[2:]), config)
-            levels = self.model.encode(images.to(self.dtype))
+            levels = self.model.pyramid(images.to(self.dtype))
             levels_by_frame.append([level.unflatten(0, frame.shape[:2]) for level in levels])
         for i, levels in enumerate(zip(*levels_by_frame, strict=True)):
             self.found[f"fpn{i}"] = torch.stack(levels, dim=1).permute(0, 1, 2, 5, 3, 4)  # [B, T, N, C, h, w]
@@ -159,7 +160,7 @@ class Run:
         """Our choice for the case's random numbers, but the reference's where the two differ."""
         layer = len(self.differently_chosen)
         ranks, places = (torch.from_numpy(self.case.inputs[name][layer]) for name in ("u_idx", "u_pad"))
-        own = pick_voxels(inside, locations, ranks, places, sparseocc_head(self.model.config).occ_size)
+        own = pick_voxels(inside, locations, ranks, places, self.model.config.head.occ_size)
         reference = torch.from_numpy(self.case.outputs[f"md{layer}_sampled_voxels"][0])
         same = (own - reference).abs().amax(dim=-1, keepdim=True) < STORED_VOXEL
         self.differently_chosen.append(1 - same.double().mean().item())
@@ -198,12 +199,11 @@ class Run:
             self.found |= {f"stage{i}_loc": stage.locations, f"stage{i}_seg": stage.logits}
         for j, (classes, masks) in enumerate(zip(output.class_logits, output.mask_logits, strict=True)):
             self.found |= {f"class{j}": classes, f"mask{j}": masks}
-        threshold = sparseocc_head(config).score_threshold
+        threshold = config.head.score_threshold
         last = list(zip(output.class_logits[-1], output.mask_logits[-1], strict=True))
         self.found["sem_pred"] = torch.stack([merge_semantics(*sample, threshold) for sample in last])
         panoptic = [
-            merge_panoptic(*sample, config.class_names, threshold, sparseocc_head(config).overlap_threshold)
-            for sample in last
+            merge_panoptic(*sample, config.class_names, threshold, config.head.overlap_threshold) for sample in last
         ]
         self.found["pano_sem"], self.found["pano_inst"] = (torch.stack(part) for part in zip(*panoptic, strict=True))
         self.output = output
@@ -312,12 +312,12 @@ def assert_dense(run):
     """decode_occupancy puts the labels of the voxels where they are, and free space everywhere else."""
     config = run.model.config
     output = run.output
-    occupancy = decode_occupancy(output, sparseocc_head(config), config.class_names)
+    occupancy = decode_occupancy(output, config.head, config.class_names)
     x, y, z = output.stages[-1].locations[0].T.numpy()
-    labels = run.found["pano_sem" if sparseocc_head(config).panoptic else "sem_pred"][0].numpy()
+    labels = run.found["pano_sem" if config.head.panoptic else "sem_pred"][0].numpy()
     assert (occupancy.semantics[x, y, z] == labels).all()
     assert occupancy.occupied.sum() == (labels != occupancy.free).sum()
-    if sparseocc_head(config).panoptic:
+    if config.head.panoptic:
         assert (occupancy.instances[x, y, z] == run.found["pano_inst"][0].numpy()).all()
         assert (occupancy.instances > 0).sum() == (run.found["pano_inst"][0] > 0).sum()
 
@@ -344,7 +344,7 @@ def test_beginning_of_a_large_case(case):
     layer.norm1.register_forward_hook(lambda m, args, out: found.append(out))
     images = network_input(images_of(case)[0, 0, :1], model.config)
     with torch.inference_mode():
-        levels = model.encode(images)
+        levels = model.pyramid(images)
         cubes = all_cubes(voxel_decoder.first_grid, images.device)[None]
         frames = case.config["num_frames"]  # all the same here: the images come in only later
         views = EncodedViews(
@@ -368,15 +368,14 @@ def test_online(case):
     model = model_of(case, torch.float32)
     matrices = matrices_of(case)[0]
     pixels = images_of(case)[0]
-    memory = model.new_memory()
+    memory = None
     for t in reversed(range(case.config["num_frames"])):
         stamp = -t * 500_000_000
         images = network_input(pixels[t], model.config)
         # the current ego frame stands still here, so it can serve as the global frame
         stamps = np.full(CAMERAS, stamp)
         inputs = ModelInput(images, matrices[t], np.eye(4), np.ones(CAMERAS, bool), stamps, stamp)
-        with torch.inference_mode():
-            output, memory = model(inputs, memory)
+        output, memory = run(model, inputs, memory)
     rows = {tuple(location): row for row, location in enumerate(output.stages[-1].locations[0].tolist())}
     wanted, _ = case.outputs["stage2_loc"]
     order = [rows[tuple(location)] for location in wanted.reshape(-1, 3).tolist()]

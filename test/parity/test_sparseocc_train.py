@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from bev_perception.families.catalog import build_model
-from bev_perception.families.sparseocc.config import sparseocc_head
 from bev_perception.families.sparseocc.losses import class_weights, occupancy_loss_names, occupancy_losses
 from bev_perception.families.sparseocc.mask_decoder import pick_voxels
 from bev_perception.families.sparseocc.targets import assign_masks, masks_at
@@ -77,7 +76,7 @@ class Run:
     def _choose(self, inside, locations):
         """Our choice for the case's random numbers, but the reference's where the two differ (by rounding)."""
         ranks, places = (torch.from_numpy(self.case.inputs[name][self.passes]) for name in ("u_idx", "u_pad"))
-        own = pick_voxels(inside, locations, ranks, places, sparseocc_head(self.model.config).occ_size)
+        own = pick_voxels(inside, locations, ranks, places, self.model.config.head.occ_size)
         reference = torch.from_numpy(self.case.arrays[f"md{self.passes}_sampled_voxels"])
         same = (own - reference).abs().amax(dim=-1, keepdim=True) < STORED_VOXEL
         self.differently_chosen.append(1 - same.double().mean().item())

@@ -8,6 +8,7 @@ import torch
 
 from bev_perception.config import TrainingConfig
 from bev_perception.families.catalog import build_model
+from bev_perception.families.sparsebev.config import SparseBEVRecipe
 from bev_perception.families.sparsebev.losses import detection_losses
 from bev_perception.families.sparsebev.targets import DenoisingDraws, assign, encode_boxes, make_denoising
 from bev_perception.supervision.samples import BoxTruth
@@ -28,7 +29,9 @@ def training_variant_of(case):
     return dataclasses.replace(
         variant,
         head=dataclasses.replace(variant.head, dropout=case.config["dropout"]),
-        training=TrainingConfig(epochs=1, resize=(1.0, 1.0), denoising_groups=case.config["query_denoising_groups"]),
+        training=TrainingConfig(
+            epochs=1, resize=(1.0, 1.0), family=SparseBEVRecipe(case.config["query_denoising_groups"])
+        ),
     )
 
 

@@ -1,4 +1,6 @@
+import contextlib
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -8,13 +10,14 @@ from safetensors.torch import load_file, save_file
 from bev_perception.config import ConfigError, ImageConfig
 from bev_perception.data.drive import CAMERAS
 from bev_perception.data.rosbag import BagReader, write_bag
-from bev_perception.geometry import make_transform
+from bev_perception.geometry import make_transform, transform_points
 from bev_perception.health import Health
 from bev_perception.models.encoder import CameraModel
+from bev_perception.models.protocol import NotFiniteError
 from bev_perception.pipeline.loading import choose_device, load_pipeline, write_initial_weights
 from bev_perception.pipeline.offline import collect_frames
 from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
-from bev_perception.sensing.preprocess import NoUsableViewError
+from bev_perception.sensing.preprocess import NoUsableViewError, reference2ego
 from bev_perception.sensing.synchronizer import SynchronizerSettings
 
 SECOND = 1_000_000_000
@@ -125,11 +128,11 @@ def test_history_changes_the_result(pipeline, frames):
 
 def test_an_unusable_frame_costs_itself_only(pipeline, frames):
     pipeline.step(frames[0])
-    memory = pipeline._encoders[0].memory
+    memory = pipeline._streams[0].memory
     nothing = without(frames[1], *CAMERAS)
     with pytest.raises(NoUsableViewError, match="gone"):
         pipeline.step(nothing)
-    assert pipeline._encoders[0].memory is memory
+    assert pipeline._streams[0].memory is memory
     assert pipeline.health.snapshot().drops == {"no usable view": 1}
     assert pipeline.step(frames[2]).reset is None
 
@@ -165,7 +168,7 @@ def test_a_lower_precision_of_the_encoder_gives_nearly_the_same_boxes(pipeline, 
         settings = PipelineSettings(score_threshold=0.0, precision=precision)
         other = Pipeline([dataclasses.replace(loaded, config=config)], CPU, settings)
         found.append([other.step(at(frames[k], 0.5 * k)).boxes for k in range(2)])  # the second looks at the memory
-        assert other._encoders[0].memory.entries[0].levels[0].dtype == torch.float32
+        assert other._streams[0].memory.entries[0].levels[0].dtype == torch.float32
         other.close()
     for full, half in zip(*found, strict=True):
         assert not np.array_equal(full.centers, half.centers)
@@ -256,7 +259,7 @@ def test_detection_and_occupancy_together_say_what_each_says_alone(
     alone = run_all(frames[:3], "sparsebev_tiny", untrained)[1], run_all(frames[:3], "sparseocc_tiny", weights)[1]
     encoded = []
     encode = CameraModel.encode
-    monkeypatch.setattr(CameraModel, "encode", lambda model, images: encoded.append(1) or encode(model, images))
+    monkeypatch.setattr(CameraModel, "encode", lambda model, inputs: encoded.append(1) or encode(model, inputs))
     pipeline, results = run_all(frames[:3], "sparsebev_tiny", untrained, second=("sparseocc_tiny", weights))
     assert len(encoded) == (3 if shared else 6)
     names = ("sparsebev_tiny", "sparseocc_tiny")
@@ -267,6 +270,105 @@ def test_detection_and_occupancy_together_say_what_each_says_alone(
     assert (results[0].occupancy.occupied).any()  # else their equality would say nothing
 
 
-def test_only_one_variant_of_a_kind_runs(untrained):
-    with pytest.raises(ConfigError, match="one of each can run; got sparsebev_tiny, sparsebev_tiny"):
+def poison(module, value=math.nan):
+    """Let a module's outputs hold one NaN; return what ends it."""
+
+    def spoil(_module, _inputs, outputs):
+        first = outputs[0] if isinstance(outputs, (list, tuple)) else outputs
+        first.view(-1)[0] = value
+        return outputs
+
+    return module.register_forward_hook(spoil)
+
+
+@pytest.mark.parametrize("part", ["img_neck", "pts_bbox_head.transformer.decoder.decoder_layer.ffn"])
+def test_a_frame_that_is_not_finite_costs_itself_alone(pipeline, frames, part):
+    """One NaN in one feature gave 300 boxes of score 0.5 for as long as it was remembered."""
+    (loaded,) = pipeline.variants
+    twin = Pipeline([loaded], CPU, pipeline.settings)
+    pipeline.step(frames[0]), twin.step(frames[0])
+    memory = pipeline._streams[0].memory
+    hook = poison(loaded.model.get_submodule(part))
+    for frame in frames[1:4]:
+        with pytest.raises(NotFiniteError, match=r"sparsebev_tiny: the model's features or outputs hold NaN"):
+            pipeline.step(frame)
+    hook.remove()
+    assert pipeline._streams[0].memory is memory
+    snapshot = pipeline.health.snapshot()
+    assert snapshot.drops == {"not finite": 3} and snapshot.failures == 3 and "NaN" in snapshot.failure
+    assert same(pipeline.step(frames[5]).boxes, twin.step(frames[5]).boxes)
+    assert pipeline.health.snapshot().failures == 0
+    twin.close()
+
+
+@pytest.mark.parametrize("part", ["img_neck", "pts_bbox_head.transformer.decoder.decoder_layer"])
+def test_occupancy_that_is_not_finite_is_no_free_space(occupancy_weights, frames, part):
+    pipeline = load_pipeline("sparseocc_tiny", occupancy_weights, "cpu")
+    pipeline.step(frames[0])
+    hook = poison(pipeline.variants[0].model.get_submodule(part))
+    with pytest.raises(NotFiniteError, match="sparseocc_tiny: the model's features or outputs hold NaN"):
+        pipeline.step(frames[1])
+    hook.remove()
+    assert pipeline.step(frames[2]).occupancy is not None
+    pipeline.close()
+
+
+@pytest.mark.parametrize("name", ["ego2global", "lidar2global"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_pose_that_is_not_finite_costs_its_frame(pipeline, frames, name, value):
+    pose = np.eye(4)
+    pose[0, 3] = value
+    with pytest.raises(NotFiniteError, match="the frame's pose holds NaN or infinity; check tf"):
+        pipeline.step(dataclasses.replace(frames[0], **{name: pose}))
+    assert pipeline.health.snapshot().drops == {"not finite": 1}
+    assert pipeline.step(frames[1]).reset is None
+
+
+def test_a_changed_memory_interval_changes_the_room_of_the_memory(pipeline, frames):
+    assert pipeline._streams[0].memory.capacity == 8  # 1.5 s, one every 0.25 s, and two beside
+    pipeline.settings = dataclasses.replace(pipeline.settings, memory_interval=0.05)
+    for k in range(60):  # 6 s at 10 Hz
+        pipeline.step(at(frames[0], 0.1 * k))
+        assert pipeline.memory_frames <= 32
+    assert pipeline._streams[0].memory.capacity == 32 and pipeline.memory_frames == 32
+    ages = [(6.0 - 0.1) - (e.stamp - frames[0].stamp) / SECOND for e in pipeline._streams[0].memory.entries]
+    assert max(ages) >= 1.5  # the oldest frame that the variant looks at is there
+    pipeline.settings = dataclasses.replace(pipeline.settings, memory_interval=0.5)
+    pipeline.step(at(frames[0], 6.0))
+    assert pipeline._streams[0].memory.capacity == 5 and pipeline.memory_frames == 5
+
+
+def test_boxes_are_in_base_link_with_those_of_the_reference_frame_beside_them(pipeline, frames):
+    live = pipeline.step(frames[0])
+    # the lidar where the variant has it: 0.94 m ahead, 1.84 m up, turned to the right
+    lidar2ego = reference2ego(pipeline.variants[0].config)
+    pipeline.reset("again")
+    lidar2global = frames[0].ego2global @ lidar2ego
+    again = pipeline.step(dataclasses.replace(frames[0], lidar2global=lidar2global))
+    np.testing.assert_allclose(again.boxes.centers, live.boxes.centers, atol=1e-3)
+    np.testing.assert_allclose(again.reference_boxes.centers, live.reference_boxes.centers, atol=1e-3)
+    moved = transform_points(lidar2ego, live.reference_boxes.centers)
+    np.testing.assert_allclose(moved, live.boxes.centers, atol=1e-9)
+
+
+def test_variants_that_give_the_same_are_refused(untrained):
+    with pytest.raises(ConfigError, match="sparsebev_tiny and sparsebev_tiny both give boxes; run one of them"):
         load_pipeline("sparsebev_tiny", untrained, "cpu", second=("sparsebev_tiny", untrained))
+
+
+def test_the_whole_step_computes_in_float32_unless_the_encoder_is_told_otherwise(pipeline, frames, monkeypatch):
+    """PyTorch lets convolutions use TF32 by default, in whatever comes after the encoder, too."""
+    seen = []
+    monkeypatch.setattr("bev_perception.pipeline.pipeline.strict_float32", lambda device: noted(seen))
+    model = pipeline.variants[0].model
+    for module in (model.img_backbone, model.perspective_head, model.pts_bbox_head):
+        module.register_forward_pre_hook(lambda module, inputs: seen.append(type(module).__name__))
+    pipeline.step(frames[0])
+    assert (seen[0], seen[-1]) == ("begin", "end") and "SparseBEVHead" in seen and "PerspectiveHead" in seen
+
+
+@contextlib.contextmanager
+def noted(seen):
+    seen.append("begin")
+    yield
+    seen.append("end")

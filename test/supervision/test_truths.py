@@ -17,6 +17,7 @@ from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.occupancy_labels import labels_path, read_labels, write_labels
 from bev_perception.data.panoptic import prepare_panoptic
 from bev_perception.data.records import open_split
+from bev_perception.families.sparseocc.config import SparseOccRecipe
 from bev_perception.families.sparseocc.targets import mask_targets
 from bev_perception.families.variants import load_variant
 from bev_perception.geometry import intrinsics_4x4, invert_transform
@@ -29,6 +30,7 @@ from bev_perception.types import OCC3D_GRID
 
 CONFIG = augmented(load_variant("sparseocc_tiny"))
 FREE = OCC3D_CLASSES.index("free")
+MASKED, SEEN = SparseOccRecipe(camera_mask=True), SparseOccRecipe(seen_only=True)
 
 
 def config_with(panoptic=False, **training):
@@ -96,13 +98,13 @@ def test_a_panoptic_variant_needs_objects_in_its_labels(records, labels, tmp_pat
 
 
 def test_masks_can_be_limited_to_what_cameras_see(records, labels, tmp_path):
-    sample, _, world = sample_and_draws(NuScenesTraining(config_with(camera_mask=True), records, labels), 1, 0)
+    sample, _, world = sample_and_draws(NuScenesTraining(config_with(family=MASKED), records, labels), 1, 0)
     seen = make_labels(records, 1).mask_camera
     np.testing.assert_array_equal(sample.truth.visible, augment_grid(seen, world, False))
     bare = dataclasses.replace(make_labels(records, 1), mask_camera=None)
     write_labels(labels_path(tmp_path, records.scenes[1], records.tokens[1], ""), bare)
-    with pytest.raises(ConfigError, match="holds no mask_camera; train without training.camera_mask"):
-        NuScenesTraining(config_with(camera_mask=True), records, tmp_path).sample(1, rng())
+    with pytest.raises(ConfigError, match="holds no mask_camera; train without training.family.camera_mask"):
+        NuScenesTraining(config_with(family=MASKED), records, tmp_path).sample(1, rng())
 
 
 def test_what_nothing_sees_may_count_as_free(records, tmp_path):
@@ -110,7 +112,7 @@ def test_what_nothing_sees_may_count_as_free(records, tmp_path):
     lidar[:, :, :3] = True  # all of the ground, but of things little
     known = dataclasses.replace(make_labels(records, 1), mask_lidar=lidar)
     write_labels(labels_path(tmp_path, records.scenes[1], records.tokens[1], ""), known)
-    sample, _, world = sample_and_draws(NuScenesTraining(config_with(seen_only=True), records, tmp_path), 1, 0)
+    sample, _, world = sample_and_draws(NuScenesTraining(config_with(family=SEEN), records, tmp_path), 1, 0)
     free = len(OCC3D_CLASSES) - 1
     hidden = ~(known.mask_camera | known.mask_lidar)
     assert (known.semantics[hidden] != free).any() and (known.semantics[~hidden] != free).any()
@@ -121,8 +123,8 @@ def test_what_nothing_sees_may_count_as_free(records, tmp_path):
     for name in ("mask_camera", "mask_lidar"):
         path = labels_path(tmp_path / name, records.scenes[1], records.tokens[1], "")
         write_labels(path, dataclasses.replace(known, **{name: None}))
-        with pytest.raises(ConfigError, match=f"holds no {name}; train without training.seen_only"):
-            NuScenesTraining(config_with(seen_only=True), records, tmp_path / name).sample(1, rng())
+        with pytest.raises(ConfigError, match=f"holds no {name}; train without training.family.seen_only"):
+            NuScenesTraining(config_with(family=SEEN), records, tmp_path / name).sample(1, rng())
 
 
 def test_labels_of_other_classes_are_refused(records, labels):

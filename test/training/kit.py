@@ -18,6 +18,9 @@ from bev_perception.config import (
     TrainingConfig,
 )
 from bev_perception.families.catalog import build_model
+from bev_perception.families.sparsebev.config import SparseBEVRecipe
+from bev_perception.families.sparsebev.proposals.config import ProposalsConfig, ProposalsRecipe
+from bev_perception.families.sparseocc.config import SparseOccRecipe
 from bev_perception.families.sparseocc.targets import mask_targets
 from bev_perception.families.variants import load_variant
 from bev_perception.supervision.samples import BoxTruth, OccupancyTruth, TrainingSample
@@ -25,8 +28,12 @@ from bev_perception.training.train import TrainSettings, train
 
 CAMERAS, FRAMES, SIZE = 2, 2, (32, 64)
 GRID = (40, 40, 16)  # of 0.4 m
-ENCODER = {"backbone": BackboneConfig("resnet", 18), "neck": NeckConfig("fpn", 32, 4), "perspective": False}
+ENCODER = {"backbone": BackboneConfig("resnet", 18), "neck": NeckConfig("fpn", 32, 4)}
 DECODER = {"num_levels": 4, "embed_dims": 32, "num_heads": 8, "ffn_dim": 32, "mixing_out_points": 8}
+
+
+def recipe(denoising_groups=2, **proposals):
+    return SparseBEVRecipe(denoising_groups, ProposalsRecipe(**proposals))
 
 
 def small_config(**training):
@@ -37,9 +44,11 @@ def small_config(**training):
         image=ImageConfig(*SIZE),
         frames=FramesConfig(past=FRAMES - 1),
         **ENCODER,
-        head=dataclasses.replace(tiny.head, **DECODER, num_query=16, proposals=0, num_layers=2, dropout=0.0),
+        head=dataclasses.replace(
+            tiny.head, **DECODER, num_query=16, proposals=ProposalsConfig(), num_layers=2, dropout=0.0
+        ),
         training=TrainingConfig(
-            **{"epochs": 2, "resize": (1.0, 1.0), "batch": 2, "warmup_steps": 4, "denoising_groups": 2} | training
+            **{"epochs": 2, "resize": (1.0, 1.0), "batch": 2, "warmup_steps": 4, "family": recipe()} | training
         ),
     )
 
@@ -64,7 +73,7 @@ def small_occupancy_config(panoptic=False, dropout=0.0, **training):
         frames=FramesConfig(past=FRAMES - 1),
         **ENCODER,
         head=dataclasses.replace(tiny.head, **head),
-        training=TrainingConfig(**recipe | training),
+        training=TrainingConfig(**recipe | {"family": SparseOccRecipe()} | training),
     )
 
 
@@ -144,7 +153,10 @@ def augmented(config):
 
 def encoder_config(**training):
     """small_config with a perspective head."""
-    return dataclasses.replace(small_config(**training), perspective=True)
+    config = small_config(**training)
+    return dataclasses.replace(
+        config, head=dataclasses.replace(config.head, proposals=ProposalsConfig(perspective=True))
+    )
 
 
 FAMILIES = {"sparsebev": (small_config, MadeUpData), "sparseocc": (small_occupancy_config, MadeUpOccupancy)}
@@ -179,12 +191,12 @@ def settings(out, **changes):
 def only(name, out):
     """Return the settings of a part that is trained alone; a decoder starts from weights beside `out`."""
     if name != "decoder":
-        return {"encoder_only": name == "encoder"}
+        return {"part": "encoder" if name == "encoder" else "all"}
     init = Path(out).parent / "init.pth"
     if not init.exists():
         torch.manual_seed(3)
         torch.save(build_model(encoder_config()).state_dict(), init)
-    return {"decoder_only": True, "init": init}
+    return {"part": "decoder", "init": init}
 
 
 if __name__ == "__main__":  # OUT TRAINING [MARKER]: train; under torchrun without a marker

@@ -14,7 +14,7 @@ from bev_perception.config import ConfigError, FramesConfig
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.queues import evaluation_queue, read_frame, training_boxes
 from bev_perception.data.records import open_split
-from bev_perception.families.catalog import build_model, build_step
+from bev_perception.families.catalog import build_model
 from bev_perception.families.variants import load_variant
 from bev_perception.geometry import project
 from bev_perception.pipeline.loading import write_initial_weights
@@ -22,7 +22,7 @@ from bev_perception.sensing.preprocess import Preprocessor
 from bev_perception.training import dataset
 from bev_perception.training.dataset import JoinedData, NuScenesTraining
 from bev_perception.training.loading import collate
-from bev_perception.training.train import train
+from bev_perception.training.train import find_part, train
 
 from .kit import augmented, settings, small_config
 
@@ -133,7 +133,7 @@ def test_features_made_beforehand_are_those_of_inference(records, tmp_path):
     config = dataclasses.replace(CONFIG, frames=FramesConfig(past=2))
     torch.manual_seed(0)
     model = build_model(config).eval()
-    step = build_step(model, config.training, "fp32")
+    step = find_part(config, "all").step(model, config.training, "fp32")
     first, second = (JoinedData([NuScenesTraining(config, records)] * 2).encoded for _ in range(2))
     data = first(step.encode_pixels, tmp_path, 0, 2)
     second(step.encode_pixels, tmp_path, 1, 2)
@@ -145,7 +145,7 @@ def test_features_made_beforehand_are_those_of_inference(records, tmp_path):
         for t, image_set in enumerate(queue):
             inputs, _ = preprocess(read_frame(records, index, image_set))
             with torch.no_grad():
-                levels = model.encode_frame(inputs).levels
+                levels = model.encode(inputs)["levels"]
             for level, kept in zip(levels, sample.images, strict=True):
                 assert kept.dtype == np.float16
                 np.testing.assert_allclose(kept[t], level.numpy(), rtol=2e-3, atol=1e-4)
@@ -174,7 +174,7 @@ def test_an_image_that_cannot_be_encoded_costs_its_key_frame_alone(records, synt
 
 def test_the_command_trains_a_decoder_alone(records, tmp_path, capsys):
     options = ["--data", records.root, "--version", VERSION, "--split", "mini_val", "--device", "cpu", "--workers", 1]
-    options += ["--variant", "sparsebev_tiny", "--epochs", 1, "--batch", len(records), "--decoder-only"]
+    options += ["--variant", "sparsebev_tiny", "--epochs", 1, "--batch", len(records), "--part", "decoder"]
     write_initial_weights("sparsebev_tiny", tmp_path / "init.safetensors", seed=0)
     command = ["train", *options, "--out", tmp_path / "out"]
     assert cli.main([str(part) for part in command]) == 1
@@ -193,7 +193,8 @@ def test_the_command_takes_several_roots(records, tmp_path, capsys):
         "fp32",
         "--workers",
         0,
-        "--encoder-only",
+        "--part",
+        "encoder",
         "--epochs",
         1,
         "--batch",

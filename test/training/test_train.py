@@ -36,6 +36,7 @@ from .kit import (
     MadeUpOccupancy,
     encoder_config,
     only,
+    recipe,
     settings,
     small_config,
     small_occupancy_config,
@@ -132,8 +133,9 @@ def test_a_perspective_head_is_trained_beside_the_decoder(tmp_path):
     weight = {"one": 1.0, "half": 0.5, "none": 0.0}
     logs, weights = {}, {}
     for name, factor in weight.items():
-        config = small_config(epochs=1, perspective_weight=factor, color_augmentation=False, grid_mask=False)
-        train(dataclasses.replace(config, perspective=True), MadeUpData(2), settings(tmp_path / name))
+        own = recipe(perspective_weight=factor)
+        config = encoder_config(epochs=1, family=own, color_augmentation=False, grid_mask=False)
+        train(config, MadeUpData(2), settings(tmp_path / name))
         (logs[name],), weights[name] = log(tmp_path / name), load_file(tmp_path / name / WEIGHTS)
     for loss in ("loss_heat", "loss_codes"):
         assert logs["one"][loss] > 0 and logs["none"][loss] == 0
@@ -144,7 +146,7 @@ def test_a_perspective_head_is_trained_beside_the_decoder(tmp_path):
 
 def test_the_encoder_alone_learns_and_the_decoder_stays(tmp_path):
     config, data = encoder_config(epochs=8, encoder="scratch"), MadeUpData(2)
-    train(config, data, settings(tmp_path / "encoder", encoder_only=True))
+    train(config, data, settings(tmp_path / "encoder", part="encoder"))
     first, *_, last = log(tmp_path / "encoder")
     assert last["loss"] == pytest.approx(last["loss_heat"] + last["loss_codes"], rel=1e-5)
     assert last["loss"] < first["loss"]
@@ -154,8 +156,8 @@ def test_the_encoder_alone_learns_and_the_decoder_stays(tmp_path):
     assert {key for key in before if key.startswith("pts_bbox_head")} <= stayed
     assert "perspective_head.heat.2.weight" not in stayed and "img_neck.lateral_convs.0.conv.weight" not in stayed
     train(config, data, settings(tmp_path / "whole", init=tmp_path / "encoder" / WEIGHTS))
-    with pytest.raises(TrainingError, match="perspective"):
-        train(small_config(), data, settings(tmp_path / "no", encoder_only=True))
+    with pytest.raises(TrainingError, match="no part 'encoder' that can be trained; it has all, decoder"):
+        train(small_config(), data, settings(tmp_path / "no", part="encoder"))
 
 
 def test_the_decoder_alone_learns_on_features_that_are_made_once(tmp_path):
@@ -169,12 +171,10 @@ def test_the_decoder_alone_learns_on_features_that_are_made_once(tmp_path):
     assert {key for key in before if not key.startswith("pts_bbox_head")} <= stayed
     assert "pts_bbox_head.init_query_bbox.weight" not in stayed
     assert not (tmp_path / "out" / FEATURES).exists()
-    with pytest.raises(TrainingError, match="nothing is left to train"):
-        train(config, data, settings(tmp_path / "no", encoder_only=True, **changes))
     with pytest.raises(TrainingError, match="give weights that hold them with init"):
-        train(config, data, settings(tmp_path / "no", decoder_only=True))
+        train(config, data, settings(tmp_path / "no", part="decoder"))
     with pytest.raises(TrainingError, match="give whole weights with init"):
-        train(config, data, settings(tmp_path / "no", decoder_only=True, pretrained=changes["init"]))
+        train(config, data, settings(tmp_path / "no", part="decoder", pretrained=changes["init"]))
     with pytest.raises(TrainingError, match="cannot be encoded beforehand"):
         train(config, MadeUpData(2), settings(tmp_path / "no", **changes))
 
@@ -215,7 +215,7 @@ def test_a_decoder_that_was_interrupted_goes_on_with_the_features_of_its_own_enc
     changes = only("decoder", whole)
     assert train(config, EncodableMadeUpData(8), settings(whole, **changes)) == TrainResult(8, True)
     assert train(config, StoppingEncodable(8), settings(cut, **changes)) == TrainResult(3, False)
-    again = settings(cut, resume=True, decoder_only=True)
+    again = settings(cut, resume=True, part="decoder")
     assert train(config, EncodableMadeUpData(8), again) == TrainResult(8, True)
     assert_same_weights(whole, cut)
 
@@ -298,7 +298,7 @@ def test_frames_without_gradient_give_the_same_losses_and_other_gradients(tmp_pa
 
 @pytest.mark.parametrize("groups", [0, 2])
 def test_a_batch_without_boxes_trains(tmp_path, groups):
-    train(small_config(epochs=1, denoising_groups=groups), MadeUpData(2, boxes=0), settings(tmp_path))
+    train(small_config(epochs=1, family=recipe(groups)), MadeUpData(2, boxes=0), settings(tmp_path))
     (line,) = log(tmp_path)
     assert line["loss_bbox"] == 0 and line["loss_cls"] > 0
     assert ("loss_cls_dn" in line) == (groups > 0)
@@ -357,7 +357,7 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(TrainingError, match=r"seed 0, now 1; resume with the same settings"):
         train(config, data, settings(tmp_path, resume=True, seed=1))
     with pytest.raises(TrainingError, match=r"config '\w+', now '\w+'; resume"):
-        train(small_config(epochs=1, moving_weight=3.0), data, settings(tmp_path, resume=True))
+        train(small_config(epochs=1, family=recipe(moving_weight=3.0)), data, settings(tmp_path, resume=True))
     for changes in ({"epochs": 0}, {"lr": 0.0}, {"batch": -1}):
         with pytest.raises(TrainingError, match="epochs, lr and batch must be positive"):
             train(config, data, settings(tmp_path / "new", **changes))

@@ -7,17 +7,18 @@ import pytest
 import torch
 
 from bev_perception.data.drive import CAMERAS
-from bev_perception.families.sparsebev.config import sparsebev_head
-from bev_perception.families.sparsebev.model import SparseBEV, SparseBEVOutput
+from bev_perception.families.sparsebev.model import SparseBEV
+from bev_perception.families.sparsebev.recording import record_sampling
 from bev_perception.families.variants import load_variant
 from bev_perception.geometry import intrinsics_4x4, invert_transform, project
+from bev_perception.models.sampling_trace import SamplingTrace
 from bev_perception.ops.sampling import sample_features
 from bev_perception.pipeline.loading import load_pipeline
 from bev_perception.sensing.preprocess import image_transform
 from bev_perception.types import Boxes3D
 from bev_perception.visualization.canvas import SURROUND, draw_dots
 from bev_perception.visualization.pictures import TILE_HEIGHT, TILE_WIDTH
-from bev_perception.visualization.points import SamplingTrace, draw_points, record_sampling, stage_colors
+from bev_perception.visualization.points import draw_points, stage_colors
 
 CONFIG = dataclasses.replace(
     load_variant("sparsebev_tiny"),
@@ -28,7 +29,7 @@ CONFIG = dataclasses.replace(
 IMAGE_SIZE = (CONFIG.image.height, CONFIG.image.width)
 
 
-def make_trace(frame, points, logits=None):
+def make_trace(frame, points, scores=None):
     """A trace of points [S, T, Q, K, 3] in base_link, of frames that are all taken where the first is."""
     points = torch.tensor(np.array(points), dtype=torch.float32)
     matrices = []
@@ -37,9 +38,9 @@ def make_trace(frame, points, logits=None):
         matrices.append(ida @ intrinsics_4x4(view.calibration.intrinsics) @ invert_transform(view.sensor2ego))
     frames, queries = points.shape[1:3]
     reference2image = torch.tensor(np.array(matrices), dtype=torch.float32).expand(frames, -1, -1, -1)
-    logits = torch.zeros(1, 1, queries, 10) if logits is None else logits
-    output = SparseBEVOutput(logits, torch.zeros(1, 1, queries, 10))
-    return SamplingTrace(points, reference2image, IMAGE_SIZE, np.zeros(frames), output)
+    scores = np.zeros(queries) if scores is None else np.array(scores)
+    boxes = dataclasses.replace(boxes_at(np.zeros((queries, 3))), scores=scores)
+    return SamplingTrace(points, reference2image, IMAGE_SIZE, np.zeros(frames), boxes)
 
 
 def boxes_at(centers):
@@ -148,9 +149,7 @@ def test_queries_and_frames_are_chosen(frame_and_images):
     frame, _ = frame_and_images
     points = np.zeros((1, 2, 3, 1, 3))
     points[0, 1, 2, 0] = (20.0, 0.0, 1.0)
-    logits = torch.zeros(1, 1, 3, 10)
-    logits[0, 0, :, 4] = torch.tensor([-1.0, 3.0, 2.0])
-    trace = make_trace(frame, points, logits)
+    trace = make_trace(frame, points, [0.1, 0.9, 0.8])
     assert trace.best(2) == [1, 2] and trace.best(9) == [1, 2, 0]
     samples = trace.samples([2, 0], 1)
     np.testing.assert_allclose(samples.points[0, :, 0], [(20.0, 0.0, 1.0), (0.0, 0.0, 0.0)])
@@ -191,12 +190,17 @@ def test_recording_changes_nothing_and_ends(bag_frames, untrained):
     assert len(traces) == 2 and not any(module._forward_hooks for module in model.modules())
     for a, b in zip(results, recorded, strict=True):
         assert np.array_equal(a.boxes.centers, b.boxes.centers) and np.array_equal(a.boxes.scores, b.boxes.scores)
-    head, past = sparsebev_head(CONFIG), CONFIG.frames.past
+    head, past = CONFIG.head, CONFIG.frames.past
     for trace, result in zip(traces, results, strict=True):
-        shape = (head.num_layers, past + 1, head.num_query + head.proposals, head.num_groups * head.num_points, 3)
+        shape = (
+            head.num_layers,
+            past + 1,
+            head.num_query + head.proposals.queries,
+            head.num_groups * head.num_points,
+            3,
+        )
         assert trace.points.shape == shape and trace.image_size == IMAGE_SIZE
-        best = trace.output.logits[-1, 0, trace.best(1)].max().sigmoid().item()
-        assert best == pytest.approx(result.boxes.scores[0])
+        assert trace.boxes.scores[trace.best(1)] == pytest.approx(result.boxes.scores[0])
     assert (traces[0].time_differences == 0).all()
     age = (bag_frames[1].stamp - bag_frames[0].stamp) / 1e9
     assert traces[1].time_differences.tolist() == pytest.approx([0] + [age] * past, abs=0.02)

@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
-from bev_perception.config import VariantConfig
+from bev_perception.families.sparsebev.proposals.config import ProposalsConfig, ProposalsRecipe
 from bev_perception.strict import ConfigError
+
+#: codes of a box: centre, logarithms of its sizes, sine and cosine of its yaw, velocity
+CODE_SIZE = 10
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """From outputs to boxes.
+
+    max_num: the most boxes
+    score_threshold: lowest score of a box
+    post_center_range: x, y, z low, then high, m, in the reference frame, in which the centres of boxes must lie
+    """
+
+    max_num: int = 300
+    score_threshold: float = 0.05
+    post_center_range: tuple[float, float, float, float, float, float] = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
 
 
 @dataclass(frozen=True)
 class SparseBEVHeadConfig:
-    """The query decoder of SparseBEV (Liu et al., ICCV 2023).
+    """The query decoder.
 
-    num_query: learnt queries.  proposals: further ones, which start where the perspective head sees objects; 0: none.
-    correct_velocity: let each pass correct the velocity that it looks along, as Sparse4D does (Lin et al., 2022).
+    num_query: learnt queries; a square number
+    num_points: sampling points a group, frame and query
+    num_levels: levels of the pyramid that are sampled
+    embed_dims: width of a query's features
+    num_layers: passes of the one decoder layer
+    num_groups: groups of channels that sample and mix for themselves
+    num_heads: heads of the self-attention
+    ffn_dim: inner width of the feed-forward layers
+    mixing_out_points: points that mixing makes of the sampled ones
+    code_size: numbers that describe a box; always 10
+    dropout: share of activations left out in training
+    pc_range: x, y, z low, then high, m, in the reference frame, that queries live in
+    decode: from outputs to boxes
+    proposals: what the small variants add to the published method
     """
 
     num_query: int = 900
-    proposals: int = 0
-    correct_velocity: bool = False
     num_points: int = 4
     num_levels: int = 4
     embed_dims: int = 256
@@ -27,22 +55,35 @@ class SparseBEVHeadConfig:
     num_heads: int = 8
     ffn_dim: int = 512
     mixing_out_points: int = 128
-    code_size: int = 10
+    code_size: int = CODE_SIZE
     dropout: float = 0.1
     pc_range: tuple[float, float, float, float, float, float] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    proposals: ProposalsConfig = field(default_factory=ProposalsConfig)
+
+    def __post_init__(self) -> None:
+        """Check the values that a type cannot."""
+        side = math.isqrt(max(self.num_query, 0))
+        if self.num_query < 1 or side**2 != self.num_query:
+            raise ConfigError(f"head.num_query ({self.num_query}) must be a square number, such as {side**2}")
+        if self.num_layers < 1:
+            raise ConfigError(f"head.num_layers ({self.num_layers}) must be positive")
+        if self.code_size != CODE_SIZE:
+            raise ConfigError(f"head.code_size ({self.code_size}) must be {CODE_SIZE}")
 
 
 @dataclass(frozen=True)
-class DecodeConfig:
-    """From raw outputs to boxes: at most max_num above score_threshold with centres inside post_center_range (m)."""
+class SparseBEVRecipe:
+    """How the decoder is trained.
 
-    max_num: int = 300
-    score_threshold: float = 0.05
-    post_center_range: tuple[float, float, float, float, float, float] = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
+    denoising_groups: noisy copies of every known box, which are queries beside the learnt ones; 0: none
+    proposals: how the additions of the small variants are trained
+    """
 
+    denoising_groups: int = 10
+    proposals: ProposalsRecipe = field(default_factory=ProposalsRecipe)
 
-def sparsebev_head(config: VariantConfig) -> SparseBEVHeadConfig:
-    """Return the head's settings of a variant of this family; raise ConfigError for another family's."""
-    if not isinstance(config.head, SparseBEVHeadConfig):
-        raise ConfigError(f"{config.name} is a variant of {config.family}, which detects no boxes; choose another")
-    return config.head
+    def __post_init__(self) -> None:
+        """Check the values that a type cannot."""
+        if self.denoising_groups < 0:
+            raise ConfigError("training.family.denoising_groups must not be negative")

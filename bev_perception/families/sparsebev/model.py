@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from bev_perception.config import VariantConfig
-from bev_perception.families.sparsebev.config import SparseBEVHeadConfig, sparsebev_head
+from bev_perception.families.sparsebev.config import DecodeConfig, SparseBEVHeadConfig
+from bev_perception.families.sparsebev.decode import decode_boxes
 from bev_perception.families.sparsebev.proposals.motion import follow, max_speeds
 from bev_perception.families.sparsebev.proposals.perspective import (
     PerspectiveHead,
@@ -25,6 +26,7 @@ from bev_perception.families.sparsebev.proposals.perspective import (
 )
 from bev_perception.models.encoder import CameraModel, check_settings, reference2image
 from bev_perception.models.memory import FrameFeatures
+from bev_perception.models.protocol import Limits, Perception, all_finite
 from bev_perception.models.query_layers import (
     AdaptiveMixing,
     FeedForward,
@@ -49,14 +51,16 @@ SPEED_UNIT = 5.0
 class SparseBEVOutput:
     """What the decoder says, layer by layer, the last one last.
 
-    logits: [layers, B, Q, num_classes].
+    logits: [layers, B, Q, num_classes]
     boxes: [layers, B, Q, 10]: cx, cy (m), log d0, log d1, cz (m), log d2, sin yaw, cos yaw, vx, vy (m/s), in the
-    model's reference frame.
-    seen: what the perspective head says of the current images, if it was asked.
+        model's reference frame
+    finite: [] bool, whether what was computed is; both of the above have zeros in place of NaN
+    seen: what the perspective head says of the current images, if it was asked
     """
 
     logits: Tensor
     boxes: Tensor
+    finite: Tensor
     seen: PerspectiveOutput | None = None
 
 
@@ -92,9 +96,9 @@ class SparseBEVDecoderLayer(nn.Module):
         super().__init__()
         dims = head.embed_dims
         self.pc_range = head.pc_range
-        self.correct_velocity = head.correct_velocity
+        self.correct_velocity = head.proposals.correct_velocity
         self.position_encoder = PositionEncoding(dims)
-        if head.correct_velocity:
+        if self.correct_velocity:
             self.velocity_encoder = nn.Linear(2, dims)
             nn.init.zeros_(self.velocity_encoder.weight)
             nn.init.zeros_(self.velocity_encoder.bias)
@@ -149,7 +153,7 @@ class SparseBEVDecoderLayer(nn.Module):
     def _refine(self, boxes: Tensor, regression: Tensor, time_differences: Tensor) -> Tensor:
         """Centres are corrected, the other codes are replaced; the motion is learnt as a shift until frame 1.
 
-        So is a correction of it, see SparseBEVHeadConfig.correct_velocity.
+        So is a correction of it, see ProposalsConfig.correct_velocity.
         """
         centers = (regression[..., :3] + inverse_sigmoid(boxes[..., :3])).sigmoid()
         velocities = regression[..., 8:]
@@ -167,7 +171,7 @@ class SparseBEVHead(nn.Module):
     code_weights: Tensor
 
     def __init__(self, head: SparseBEVHeadConfig, num_classes: int, frames: int) -> None:
-        """Build the head; its settings must have passed _check."""
+        """Build the head."""
         super().__init__()
         self.num_layers = head.num_layers
         self.pc_range = head.pc_range
@@ -229,9 +233,9 @@ class SparseBEVHead(nn.Module):
             all_boxes.append(boxes)
             all_logits.append(logits)
             boxes = boxes.detach()
-        return SparseBEVOutput(
-            torch.stack(all_logits).nan_to_num(), self._to_metres(torch.stack(all_boxes).nan_to_num())
-        )
+        logits, boxes = torch.stack(all_logits), torch.stack(all_boxes)
+        finite = all_finite([logits.detach(), boxes.detach()])
+        return SparseBEVOutput(logits.nan_to_num(), self._to_metres(boxes.nan_to_num()), finite)
 
     def _label_features(self, labels: Tensor) -> Tensor:
         """Return the features [B, P, C] of labels [B, P]: the class and a 1 for "denoising"; all 0 where it is -1."""
@@ -257,15 +261,17 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
 
     def __init__(self, config: VariantConfig) -> None:
         """Build the model with fresh weights; raise ConfigError for settings that do not fit together."""
-        _check(config)
+        check_settings(config)
         super().__init__(config)
         self.legacy_boxes = False
         frames = 1 + config.frames.past + config.frames.future
-        self.pts_bbox_head = SparseBEVHead(sparsebev_head(config), len(config.class_names), frames)
+        self.pts_bbox_head = SparseBEVHead(config.head, len(config.class_names), frames)
         self.perspective_head: PerspectiveHead | None = None
-        if config.perspective:
+        if config.head.proposals.perspective:
             ground = -config.reference_frame.translation[2]
             self.perspective_head = PerspectiveHead(config.neck.out_channels, len(config.class_names), ground)
+            if not config.head.proposals.queries:
+                self.training_only = ("perspective_head",)
         self.register_buffer("max_speeds", max_speeds(config.class_names), persistent=False)
 
     def detect(
@@ -286,7 +292,7 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
         after them.
         """
         seen, proposed = None, None
-        count = sparsebev_head(self.config).proposals
+        count = self.config.head.proposals.queries
         if self.perspective_head is not None and (self.training or count):
             image2reference = invert_cameras(reference2image[:, 0])
             seen = self.perspective_head(levels_by_frame[0][0], image2reference, image_size)
@@ -322,10 +328,10 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
 
     def _propose(self, boxes: Tensor, labels: Tensor, velocities: Tensor) -> ProposedQueries:
         """Return lifted boxes [B, K, 8] that move with velocities [B, K, 2] as queries."""
-        relative = encode_centers(boxes[..., :3], sparsebev_head(self.config).pc_range).clamp(0, 1)
+        relative = encode_centers(boxes[..., :3], self.config.head.pc_range).clamp(0, 1)
         return ProposedQueries(torch.cat([relative, boxes[..., 3:], velocities], dim=-1), labels)
 
-    def predict(self, frames: Sequence[FrameFeatures], current: ModelInput) -> SparseBEVOutput:
+    def look(self, frames: Sequence[FrameFeatures], current: ModelInput) -> SparseBEVOutput:
         """Return the boxes for encoded frames, the first of which is `current`; the batch is 1."""
         weight = self.pts_bbox_head.init_query_bbox.weight
         return self.detect(
@@ -335,19 +341,22 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
             (current.images.shape[-2], current.images.shape[-1]),
         )
 
+    def decode(self, outputs: SparseBEVOutput, limits: Limits) -> Perception:
+        """Return the boxes of the last layer, in the reference frame.
 
-def _check(config: VariantConfig) -> None:
-    """Raise ConfigError for settings that do not fit together."""
-    head = sparsebev_head(config)
-    side = math.isqrt(head.num_query)
-    rules = (
-        (side**2 == head.num_query, f"head.num_query ({head.num_query}) must be a square number, such as {side**2}"),
-        (config.perspective or not head.proposals, "head.proposals need perspective: true"),
-        (head.proposals >= 0, f"head.proposals ({head.proposals}) must not be negative"),
-        (head.num_layers >= 1, f"head.num_layers ({head.num_layers}) must be positive"),
-        (head.code_size == len(CODE_WEIGHTS), f"head.code_size ({head.code_size}) must be {len(CODE_WEIGHTS)}"),
-    )
-    check_settings(config, rules)
+        Raises NotFiniteError for outputs that hold NaN or infinity, or come of such features.
+        """
+        own: DecodeConfig = self.config.head.decode
+        config = replace(
+            own,
+            score_threshold=own.score_threshold if limits.score is None else limits.score,
+            max_num=own.max_num if limits.count is None else limits.count,
+        )
+        boxes = decode_boxes(
+            *(outputs.logits[-1, 0], outputs.boxes[-1, 0], outputs.finite, config),
+            *(self.config.class_names, self.legacy_boxes),
+        )
+        return Perception(boxes=boxes)
 
 
 def time_differences(frames: Sequence[FrameFeatures]) -> np.ndarray:

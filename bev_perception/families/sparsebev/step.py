@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from bev_perception.config import TrainingConfig
-from bev_perception.families.sparsebev.config import sparsebev_head
 from bev_perception.families.sparsebev.losses import detection_losses, loss_names
 from bev_perception.families.sparsebev.model import SparseBEV
 from bev_perception.families.sparsebev.proposals.losses import LOSS_NAMES as PERSPECTIVE_LOSSES
 from bev_perception.families.sparsebev.proposals.losses import weighted_perspective_losses
+from bev_perception.families.sparsebev.proposals.step import wide_layers
 from bev_perception.families.sparsebev.targets import draw_denoising, make_denoising
 from bev_perception.supervision.samples import Batch, BoxTruth, sample_generators
 from bev_perception.supervision.step import TrainingStep
@@ -25,11 +25,15 @@ class DetectionStep(TrainingStep[BoxTruth]):
     def __init__(self, model: SparseBEV, recipe: TrainingConfig, precision: str) -> None:
         """Keep the model; `precision` must be a key of PRECISIONS."""
         super().__init__(model, recipe, precision)
-        self.loss_names = loss_names(sparsebev_head(model.config).num_layers, denoising=recipe.denoising_groups > 0)
+        self.loss_names = loss_names(model.config.head.num_layers, denoising=recipe.family.denoising_groups > 0)
         head = model.perspective_head
         self._supervised = head is not None and any(p.requires_grad for p in head.parameters())
         if self._supervised:
             self.loss_names += PERSPECTIVE_LOSSES
+
+    def wide_layers(self) -> Iterable[nn.Module]:
+        """Return those of the perspective head, if there is one."""
+        return wide_layers(self.model)
 
     def decoder_passes(self) -> Iterable[nn.Module]:
         """Return the one layer that all passes share."""
@@ -40,12 +44,12 @@ class DetectionStep(TrainingStep[BoxTruth]):
         config = self.model.config
         generators = sample_generators(batch)
         draws = [
-            draw_denoising(len(truth.labels), self.recipe.denoising_groups, len(config.class_names), generator)
+            draw_denoising(len(truth.labels), self.recipe.family.denoising_groups, len(config.class_names), generator)
             for truth, generator in zip(batch.truths, generators, strict=True)
         ]
-        queries = sparsebev_head(config).num_query + sparsebev_head(config).proposals
-        noise = self.recipe.denoising_velocity
-        denoising = make_denoising(batch.truths, draws, queries, sparsebev_head(config).pc_range, noise)
+        queries = config.head.num_query + config.head.proposals.queries
+        noise = self.recipe.family.proposals.denoising_velocity
+        denoising = make_denoising(batch.truths, draws, queries, config.head.pc_range, noise)
         views = self.encode(batch, generators)
         output = self.model.detect(
             views.levels_by_frame,
@@ -55,7 +59,7 @@ class DetectionStep(TrainingStep[BoxTruth]):
             None if denoising is None else denoising.queries,
         )
         weights = self.model.pts_bbox_head.code_weights
-        losses = detection_losses(output, batch.truths, denoising, weights, self.recipe.moving_weight)
+        losses = detection_losses(output, batch.truths, denoising, weights, self.recipe.family.proposals.moving_weight)
         if self._supervised and output.seen is not None:
             losses |= weighted_perspective_losses(output.seen, batch, views, self.recipe)
         return losses

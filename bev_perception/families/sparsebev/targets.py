@@ -96,7 +96,7 @@ def make_denoising(
 ) -> Denoising | None:
     """Make noisy copies of all samples' boxes; None if there is no box or no group.
 
-    velocity_noise: m/s, see TrainingConfig.denoising_velocity.
+    velocity_noise: m/s, see ProposalsRecipe.denoising_velocity.
 
     Group k of a sample takes the places k * m and on, where m is the most boxes that any sample has; what a sample
     with fewer leaves unused is a box and a feature of zeros, which its own group sees.

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bev_perception.config import VariantConfig
 from bev_perception.strict import ConfigError
 
 
 @dataclass(frozen=True)
 class SparseOccHeadConfig:
-    """The voxel decoder and the mask transformer of SparseOcc (Liu et al., ECCV 2024).
+    """The voxel decoder and the mask transformer.
 
-    kept_training, kept_testing: voxels that each of the three stages keeps, in training and otherwise.
-    num_query: masks.  mask_layers: passes of the one mask layer.  panoptic: whether objects are told apart.
-    score_threshold: of a mask's class.  overlap_threshold: share of a mask that must not be taken by better ones.
-    occ_range: x, y, z low, then high, m.  occ_size: number of voxels along x, y, z.
+    num_query: masks
+    num_points: sampling points a group, frame and query
+    num_levels: levels of the pyramid that are sampled
+    embed_dims: width of the features of queries and voxels
+    mask_layers: passes of the one mask layer
+    num_groups: groups of channels that sample and mix for themselves
+    num_heads: heads of the self-attention
+    ffn_dim: inner width of the feed-forward layers
+    mixing_out_points: points that mixing makes of the sampled ones
+    dropout: share of activations left out in training
+    kept_training: voxels that each of the three stages keeps in training
+    kept_testing: voxels that each of the three stages keeps in inference
+    panoptic: whether objects are told apart
+    score_threshold: lowest probability of a mask's class
+    overlap_threshold: share of a mask that better masks must leave to it, of panoptic variants
+    occ_range: x, y, z low, then high, m, of the grid in base_link
+    occ_size: number of voxels along x, y, z
     """
 
     num_query: int = 100
@@ -58,8 +70,15 @@ class SparseOccHeadConfig:
         return (self.occ_range[3] - self.occ_range[0]) / self.occ_size[0]
 
 
-def sparseocc_head(config: VariantConfig) -> SparseOccHeadConfig:
-    """Return the head's settings of a variant of this family; raise ConfigError for another family's."""
-    if not isinstance(config.head, SparseOccHeadConfig):
-        raise ConfigError(f"{config.name} is a variant of {config.family}, which gives no occupancy; choose another")
-    return config.head
+@dataclass(frozen=True)
+class SparseOccRecipe:
+    """How occupancy is trained.
+
+    camera_mask: whether masks are compared only where the cameras see
+    seen_only: whether voxels that neither the cameras nor the lidar see count as free, as in labels that come of lidar
+        points. Where labels know the far sides of objects, most of what is filled is hidden, and finding it uses up
+        the few voxels that a small model keeps
+    """
+
+    camera_mask: bool = False
+    seen_only: bool = False

@@ -5,6 +5,7 @@ Everything happens on the device that the outputs are on; what is copied from th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from bev_perception.classes import THINGS
 from bev_perception.families.sparseocc.config import SparseOccHeadConfig
+from bev_perception.models.protocol import NotFiniteError
 from bev_perception.types import Occupancy, VoxelGrid
 
 #: a voxel whose best class has less than this, added up over all masks, is free
@@ -45,11 +47,17 @@ class OccupancyOutput(Protocol):
     def mask_logits(self) -> Tensor:
         """[passes, B, Q, N]."""
 
+    @property
+    def finite(self) -> Tensor:
+        """[] bool, whether all that the logits come of is finite."""
+
 
 def decode_occupancy(output: OccupancyOutput, config: SparseOccHeadConfig, class_names: tuple[str, ...]) -> Occupancy:
     """Return the occupancy of the last predictions; voxels that the model has not kept are free.
 
     class_names: the last is free. A panoptic variant gives instances, and the semantics that belong to them.
+
+    Raises NotFiniteError for what is not finite.
     """
     class_logits, mask_logits = output.class_logits[-1, 0], output.mask_logits[-1, 0]
     locations = output.stages[-1].locations[0]  # [N, 3]
@@ -57,19 +65,30 @@ def decode_occupancy(output: OccupancyOutput, config: SparseOccHeadConfig, class
     if config.panoptic:
         thresholds = config.score_threshold, config.overlap_threshold
         labels, ids = merge_panoptic(class_logits, mask_logits, class_names, *thresholds)
-        instances = _scatter(ids.to(torch.int16), locations, config.occ_size, background=0)
+        instances, _ = _scatter(ids.to(torch.int16), locations, config.occ_size, 0, output.finite)
     else:
         labels = merge_semantics(class_logits, mask_logits, config.score_threshold)
-    semantics = _scatter(labels.to(torch.uint8), locations, config.occ_size, background=len(class_names) - 1)
+    semantics, finite = _scatter(
+        labels.to(torch.uint8), locations, config.occ_size, len(class_names) - 1, output.finite
+    )
+    if not finite:
+        raise NotFiniteError("the model's features or outputs hold NaN or infinity; look at the weights and the images")
     grid = VoxelGrid(config.occ_range[:3], config.resolution, config.occ_size)
     return Occupancy(semantics, class_names, grid, instances)
 
 
-def _scatter(values: Tensor, locations: Tensor, shape: tuple[int, int, int], background: int) -> np.ndarray:
-    """Return the grid with values [N] at locations [N, 3], the background everywhere else."""
-    dense = torch.full(shape, background, dtype=values.dtype, device=values.device)
-    dense[locations.unbind(dim=1)] = values
-    return dense.cpu().numpy()
+def _scatter(
+    values: Tensor, locations: Tensor, shape: tuple[int, int, int], background: int, finite: Tensor
+) -> tuple[np.ndarray, bool]:
+    """Return the grid with values [N] at locations [N, 3], the background everywhere else; and the flag `finite`.
+
+    Both come in one transfer from the device.
+    """
+    dense = torch.full((math.prod(shape) + 1,), background, dtype=values.dtype, device=values.device)
+    dense[:-1].view(shape)[locations.unbind(dim=1)] = values
+    dense[-1] = finite
+    moved = dense.cpu().numpy()
+    return moved[:-1].reshape(shape), bool(moved[-1])
 
 
 def merge_semantics(class_logits: Tensor, mask_logits: Tensor, score_threshold: float) -> Tensor:

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from bev_perception.config import VariantConfig
-from bev_perception.families.sparseocc.config import SparseOccHeadConfig, sparseocc_head
+from bev_perception.families.sparseocc.config import SparseOccHeadConfig
+from bev_perception.families.sparseocc.decode import decode_occupancy
 from bev_perception.families.sparseocc.mask_decoder import ChooseVoxels, MaskDecoder, RandomVoxels
 from bev_perception.families.sparseocc.voxel_decoder import CHILDREN, CUBE_SIDES, VoxelDecoder, VoxelStage
 from bev_perception.models.encoder import CameraModel, check_settings, reference2image
 from bev_perception.models.memory import FrameFeatures
+from bev_perception.models.protocol import Limits, Perception, all_finite
 from bev_perception.models.query_layers import EncodedViews
 from bev_perception.ops.sampling import LevelsByFrame
 from bev_perception.types import ModelInput
@@ -34,11 +36,13 @@ class SparseOccOutput:
     stages: of the voxel decoder, coarse to fine; the last one's N voxels are those that the masks are of.
     class_logits: [M + 1, B, Q, classes without free], before and after each of M passes of the mask transformer.
     mask_logits: [M + 1, B, Q, N], likewise.
+    finite: [] bool, whether all of it is.
     """
 
     stages: tuple[VoxelStage, ...]
     class_logits: Tensor
     mask_logits: Tensor
+    finite: Tensor
 
 
 class SparseOccHead(nn.Module):
@@ -64,7 +68,8 @@ class SparseOccHead(nn.Module):
         kept = self.kept_training if self.training else self.kept_testing
         stages, features = self.transformer["voxel_decoder"](views, kept)
         classes, masks = self.transformer["decoder"](features, stages[-1].locations, views, choose)
-        return SparseOccOutput(stages, classes, masks)
+        finite = all_finite(x.detach() for x in (classes, masks))
+        return SparseOccOutput(stages, classes, masks, finite)
 
 
 class SparseOcc(CameraModel[SparseOccOutput]):
@@ -74,9 +79,9 @@ class SparseOcc(CameraModel[SparseOccOutput]):
         """Build the model with fresh weights; raise ConfigError for settings that do not fit together."""
         _check(config)
         super().__init__(config)
-        self.pts_bbox_head = SparseOccHead(sparseocc_head(config), len(config.class_names), len(config.frames.offsets))
+        self.pts_bbox_head = SparseOccHead(config.head, len(config.class_names), len(config.frames.offsets))
 
-    def decode(
+    def perceive(
         self,
         levels_by_frame: LevelsByFrame,
         reference2image: Tensor,
@@ -90,33 +95,39 @@ class SparseOcc(CameraModel[SparseOccOutput]):
         is missing.  image_size: (height, width) of the encoded images with their padding, pixels.
         generator: of the voxels that queries look at, which are drawn from their masks; its device may be another.
         """
-        head = sparseocc_head(self.config)
+        head = self.config.head
         choose = RandomVoxels(generator, head.num_groups * head.num_points, head.occ_size)
         output: SparseOccOutput = self.pts_bbox_head(EncodedViews(levels_by_frame, reference2image, image_size), choose)
         return output
 
-    def predict(self, frames: Sequence[FrameFeatures], current: ModelInput) -> SparseOccOutput:
+    def look(self, frames: Sequence[FrameFeatures], current: ModelInput) -> SparseOccOutput:
         """Return the outputs for encoded frames, the first of which is `current`; the batch is 1.
 
         The same input gives the same output, whatever was predicted before.
         """
         weight = next(self.pts_bbox_head.parameters())
-        return self.decode(
+        return self.perceive(
             [[level[None] for level in frame.levels] for frame in frames],
             torch.from_numpy(reference2image(frames, current.reference2global)[None]).to(weight),
             (current.images.shape[-2], current.images.shape[-1]),
             torch.Generator().manual_seed(SAMPLING_SEED),
         )
 
+    def decode(self, outputs: SparseOccOutput, limits: Limits) -> Perception:
+        """Return the occupancy of the last predictions, in base_link; no limit has a meaning for it.
+
+        Raises NotFiniteError for outputs that hold NaN or infinity, or come of such features.
+        """
+        return Perception(occupancy=decode_occupancy(outputs, self.config.head, self.config.class_names))
+
 
 def _check(config: VariantConfig) -> None:
     """Raise ConfigError for settings that do not fit together."""
-    head = sparseocc_head(config)
+    head = config.head
     side, ratio = CUBE_SIDES[0], CUBE_SIDES[0] // CUBE_SIDES[-1]
     first = math.prod(size // side for size in head.occ_size)
     rules = [
         (not config.reference_frame.is_lidar, "reference_frame.sensor must be 'base_link', the frame of the grid"),
-        (not config.perspective, "perspective must be false; only detectors have such a head"),
         (config.class_names[-1] == "free", f"the last of class_names ({config.class_names[-1]}) must be 'free'"),
         (all(size % side == 0 for size in head.occ_size), f"head.occ_size {head.occ_size} must be multiples of {side}"),
         (head.num_points % ratio == 0, f"head.num_points ({head.num_points}) must be a multiple of {ratio}"),

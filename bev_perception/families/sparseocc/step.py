@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from bev_perception.config import TrainingConfig
-from bev_perception.families.sparseocc.config import sparseocc_head
 from bev_perception.families.sparseocc.losses import class_weights, occupancy_loss_names, occupancy_losses
 from bev_perception.families.sparseocc.mask_decoder import MaskDecoderLayer, RandomVoxels
 from bev_perception.families.sparseocc.model import SparseOcc
@@ -28,7 +27,7 @@ class OccupancyStep(TrainingStep[OccupancyTruth]):
         super().__init__(model, recipe, precision)
         weights = torch.tensor(class_weights(model.config.class_names))
         self.register_buffer("class_weights", weights, persistent=False)
-        self.loss_names = occupancy_loss_names(len(CUBE_SIDES), 1 + sparseocc_head(model.config).mask_layers)
+        self.loss_names = occupancy_loss_names(len(CUBE_SIDES), 1 + model.config.head.mask_layers)
 
     def decoder_passes(self) -> Iterable[nn.Module]:
         """Return the layers of the voxel decoder and the one that all passes over the masks share."""
@@ -37,7 +36,7 @@ class OccupancyStep(TrainingStep[OccupancyTruth]):
     def forward(self, batch: Batch[OccupancyTruth]) -> dict[str, Tensor]:
         """Return occupancy_losses of the batch."""
         generators = sample_generators(batch)
-        head = sparseocc_head(self.model.config)
+        head = self.model.config.head
         choices = [RandomVoxels(g, head.num_groups * head.num_points, head.occ_size) for g in generators]
 
         def choose(inside: Tensor, locations: Tensor) -> Tensor:

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bev_perception.config import TrainingConfig, VariantConfig
+from bev_perception.config import VariantConfig
 from bev_perception.data.augment import BevDraw, augment_grid
 from bev_perception.data.occupancy_labels import labels_path, read_labels
 from bev_perception.data.records import Records
-from bev_perception.families.sparseocc.config import sparseocc_head
 from bev_perception.families.sparseocc.targets import mask_targets
 from bev_perception.strict import ConfigError
 from bev_perception.supervision.samples import NO_INSTANCE, UNKNOWN_LABEL, OccupancyTruth
@@ -20,12 +19,14 @@ from bev_perception.supervision.samples import NO_INSTANCE, UNKNOWN_LABEL, Occup
 class OccupancyTruths:
     """Labels of voxels."""
 
-    def __init__(self, config: VariantConfig, recipe: TrainingConfig, records: Records, folder: str | Path) -> None:
+    def __init__(self, config: VariantConfig, records: Records, folder: str | Path) -> None:
         """Keep them; folder: of the labels, see labels_path.  Raises ConfigError for a recipe that labels forbid."""
+        recipe = config.training
+        assert recipe is not None, "what cannot be trained has no truths"
         if recipe.bev.scale != (1.0, 1.0):
             raise ConfigError(f"{config.name}: labels of voxels cannot be scaled; let training.bev.scale be [1, 1]")
-        self._classes, self._panoptic = config.class_names, sparseocc_head(config).panoptic
-        self._camera_mask, self._seen_only = recipe.camera_mask, recipe.seen_only
+        self._classes, self._panoptic = config.class_names, config.head.panoptic
+        self._camera_mask, self._seen_only = recipe.family.camera_mask, recipe.family.seen_only
         self._records, self._folder = records, folder
 
     def read(self, index: int, world: BevDraw) -> OccupancyTruth:
@@ -42,11 +43,11 @@ class OccupancyTruths:
             instances = self._required(labels.instances, path, "instances; `prepare panoptic-occ` writes them")
         visible = None
         if self._camera_mask:
-            seen = self._required(labels.mask_camera, path, "mask_camera; train without training.camera_mask")
+            seen = self._required(labels.mask_camera, path, "mask_camera; train without training.family.camera_mask")
             visible = torch.from_numpy(augment_grid(seen, world, outside=False))
         semantics = labels.semantics
         if self._seen_only:
-            remedy = "train without training.seen_only"
+            remedy = "train without training.family.seen_only"
             by_cameras = self._required(labels.mask_camera, path, f"mask_camera; {remedy}")
             by_lidar = self._required(labels.mask_lidar, path, f"mask_lidar; {remedy}")
             semantics = np.where(by_cameras | by_lidar, semantics, np.uint8(len(self._classes) - 1))

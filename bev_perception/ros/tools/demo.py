@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bev_perception.classes import NUSCENES_CLASSES
-from bev_perception.config import ConfigError
+from bev_perception.config import ConfigError, VariantConfig
 from bev_perception.data.drive import CAMERAS, Drive
 from bev_perception.data.messages import stamp_ns
 from bev_perception.data.nuscenes import open_scene
@@ -23,8 +23,16 @@ from bev_perception.data.rosbag import BagReader, write_bag
 from bev_perception.data.synthetic import synthetic_drive
 from bev_perception.evaluation.regression import TINY_RANGE
 from bev_perception.evaluation.replay import Replay
-from bev_perception.families.catalog import build_model
-from bev_perception.families.variants import TINY_DETECTOR, TINY_OCCUPANCY, load_variant, shipped_weights
+from bev_perception.families.catalog import build_model, gives
+from bev_perception.families.family import BOXES
+from bev_perception.families.variants import (
+    TINY_DETECTOR,
+    TINY_OCCUPANCY,
+    Variant,
+    load_variant,
+    shipped_weights,
+    write_variant,
+)
 from bev_perception.geometry import rotation_from_quaternion, yaw_from_rotation
 from bev_perception.health import Health
 from bev_perception.models.checkpoints import load_checkpoint
@@ -55,6 +63,8 @@ IMAGE_SIZE = (800, 450)
 SHOWN_SCORE, SHOWN = 0.3, 40
 #: pictures a second of the video, of the node's 12 results
 DRAWN_RATE = 4.0
+#: lowest score of the boxes that the node publishes and that are scored
+SCORED_SCORE = 0.05
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,7 @@ class DemoSettings:
     version: str
     scene: str
     seconds: float
-    variant: str
+    variant: Variant
     checkpoint: Path | None
 
 
@@ -129,16 +139,18 @@ def _choose_models(settings: DemoSettings) -> _Models:
     if checkpoint is None:
         checkpoint = settings.out / "untrained.safetensors"
         write_initial_weights(settings.variant, checkpoint, seed=0)
-    if config.family != "sparsebev":
+    if BOXES not in gives(config):
         raise ConfigError(f"the demo needs a variant that detects; {config.name} gives occupancy, see `show occupancy`")
     trained = load_checkpoint(build_model(config), checkpoint).trained
-    parameters: dict[str, object] = {"variant": settings.variant, "checkpoint": checkpoint}
+    changed = isinstance(settings.variant, VariantConfig)
+    named = write_variant(config, settings.out) if changed else settings.variant
+    parameters: dict[str, object] = {"variant": named, "checkpoint": checkpoint}
     second = shipped_weights(TINY_OCCUPANCY)
     both = settings.checkpoint is None and settings.variant == TINY_DETECTOR and trained and second is not None
     if both:
         parameters |= {"occupancy_variant": TINY_OCCUPANCY, "occupancy_checkpoint": second}
     # what is published is scored too: everything that the variant itself would give; untrained ones reach no score
-    parameters["score_threshold"] = config.decode.score_threshold if trained else 0.0
+    parameters["score_threshold"] = SCORED_SCORE if trained else 0.0
     return _Models(parameters, trained, both)
 
 

@@ -10,6 +10,7 @@ from bev_perception.classes import NUSCENES_CLASSES, attribute_of
 from bev_perception.families.sparsebev.config import DecodeConfig
 from bev_perception.families.sparsebev.decode import decode_boxes
 from bev_perception.geometry import box_corners, invert_transform, make_transform, rotation_from_yaw, transform_points
+from bev_perception.models.protocol import NotFiniteError
 from bev_perception.results.boxes import to_ego
 from bev_perception.types import Boxes3D
 
@@ -32,9 +33,9 @@ BOX = (1.0, 2.0, 3.0, 4.0, 1.9, 1.6, 0.7, 5.0, -6.0)
 CONFIG = DecodeConfig(max_num=4, score_threshold=0.3)
 
 
-def decode(scores, boxes, config=CONFIG, legacy=False):
+def decode(scores, boxes, config=CONFIG, legacy=False, finite=True):
     names = tuple("abcdefghij"[: len(scores[0])])
-    return decode_boxes(*raw(scores, boxes), config, names, legacy)
+    return decode_boxes(*raw(scores, boxes), torch.tensor(finite), config, names, legacy)
 
 
 def test_a_box():
@@ -146,3 +147,18 @@ def test_attributes(names, moving, still):
 def test_every_class_of_nuscenes_is_known():
     without = {name for name in NUSCENES_CLASSES if not attribute_of(name, 1.0)}
     assert without == {"barrier", "traffic_cone"}
+
+
+def test_what_is_not_finite_is_no_box():
+    """Zeros stand in the place of NaN by then, which would be boxes of score 0.5; a flag says what they are."""
+    with pytest.raises(NotFiniteError, match="NaN or infinity"):
+        decode([[0.5]], [BOX], finite=False)
+    with pytest.raises(NotFiniteError, match="NaN or infinity"):
+        decode([[0.9]], [(math.nan, *BOX[1:])])
+    logits, codes = raw([[0.9], [0.1]], [BOX, BOX])
+    codes[1, 2] = 800.0  # e^800 m: no size that a number can hold
+    flag = torch.tensor(True)
+    assert len(decode_boxes(logits, codes, flag, CONFIG, ("a",), False)) == 1  # it is below the threshold
+    codes[0, 2] = 800.0
+    with pytest.raises(NotFiniteError, match="infinitely large"):
+        decode_boxes(logits, codes, flag, CONFIG, ("a",), False)

@@ -57,10 +57,14 @@ def test_a_perfect_prediction_costs_next_to_nothing_and_the_divisor_is_the_numbe
     boxes[:, 0, 1:4] = encode_boxes(truths[0].boxes)
     logits = torch.full((2, 2, 5, 10), -20.0)
     logits[:, 0, torch.arange(1, 4), truths[0].labels] = 20.0
-    losses = detection_losses(SparseBEVOutput(logits, boxes), truths, None, torch.ones(10), moving_weight=1.0)
+    losses = detection_losses(
+        SparseBEVOutput(logits, boxes, torch.tensor(True)), truths, None, torch.ones(10), moving_weight=1.0
+    )
     assert set(losses) == set(loss_names(2, denoising=False))
     assert max(loss.item() for loss in losses.values()) < 1e-6
-    off = detection_losses(SparseBEVOutput(logits, boxes + 1), truths, None, torch.ones(10), moving_weight=1.0)
+    off = detection_losses(
+        SparseBEVOutput(logits, boxes + 1, torch.tensor(True)), truths, None, torch.ones(10), moving_weight=1.0
+    )
     assert off["loss_bbox"].item() == pytest.approx(0.25 * 10, rel=1e-5)
 
 

@@ -6,16 +6,16 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from vehicle import SECOND, START, frame, rig, run
+from vehicle import SECOND, START, frame, memory_of, rig, run, run_queue
 
 from bev_perception.config import BackboneConfig, ConfigError, FramesConfig, NeckConfig
 from bev_perception.families.catalog import build_model
-from bev_perception.families.sparsebev.config import sparsebev_head
 from bev_perception.families.sparsebev.model import time_differences
+from bev_perception.families.sparsebev.proposals.config import ProposalsConfig
 from bev_perception.families.variants import load_variant
 from bev_perception.geometry import make_transform, rotation_from_yaw
 from bev_perception.models.encoder import reference2image
-from bev_perception.models.memory import FeatureQueue, FrameFeatures
+from bev_perception.models.memory import FrameFeatures
 from bev_perception.models.query_layers import level_weights_by_frame
 from bev_perception.types import ModelInput
 
@@ -28,8 +28,9 @@ def tiny():
         frames=FramesConfig(past=3),
         backbone=BackboneConfig("resnet", 18),
         neck=NeckConfig("fpn", 64, 4),
-        head=dataclasses.replace(config.head, num_levels=4, embed_dims=64, num_heads=8, num_query=100, proposals=0),
-        perspective=False,
+        head=dataclasses.replace(
+            config.head, num_levels=4, embed_dims=64, num_heads=8, num_query=100, proposals=ProposalsConfig()
+        ),
     )
 
 
@@ -73,13 +74,13 @@ def test_frame_by_frame_equals_all_frames_at_once(model):
         frame(i, ego=make_transform(rotation_from_yaw(0.2 * i), np.array([100.0 + 3 * i, -50 + i, 0.1 * i])))
         for i in range(6)
     ]
-    memory = model.new_memory()
+    memory = None
     for inputs in drive:
         outputs, memory = run(model, inputs, memory)
     queue = drive[:1:-1]  # frames 5, 4, 3, 2
     with torch.inference_mode():
-        assert_same(outputs, model.predict_queue(queue), atol=0)
-        levels = model.encode(torch.cat([inputs.images for inputs in queue]))
+        assert_same(outputs, run_queue(model, queue), atol=0)
+        levels = model.pyramid(torch.cat([inputs.images for inputs in queue]))
         matrices = np.stack([inputs.global2image @ drive[-1].reference2global for inputs in queue])
         at_once = model.detect(
             [[level[None, 6 * t : 6 * t + 6] for level in levels] for t in range(4)],
@@ -88,22 +89,6 @@ def test_frame_by_frame_equals_all_frames_at_once(model):
             (128, 352),
         )
     assert_same(outputs, at_once)
-
-
-def test_frames_given_more_than_once_are_encoded_once(model, monkeypatch):
-    encoded, encode = [], model.encode
-    monkeypatch.setattr(model, "encode", lambda images: encoded.append(images) or encode(images))
-    now, before = frame(1), frame(0)
-    with torch.inference_mode():
-        outputs = model.predict_queue([now, before, before, before])
-    assert [id(images) for images in encoded] == [id(now.images), id(before.images)]
-    _, memory = run(model, before)
-    assert_same(outputs, run(model, now, memory)[0], atol=0)
-
-
-def test_another_number_of_frames_is_refused(model):
-    with pytest.raises(ValueError, match=r"4 frames \(0, -1, -2, -3\); 2 were given"):
-        model.predict_queue([frame(1), frame(0)])
 
 
 def test_the_memory_given_stays_as_it_was(model):
@@ -121,7 +106,7 @@ def test_history_matters_and_a_short_one_repeats_its_oldest_frame(model):
     _, memory = run(model, frame(0))
     short, _ = run(model, frame(1), memory)
     oldest = memory.entries[0]
-    filled, _ = run(model, frame(1), FeatureQueue(3, 10**12, (oldest, oldest, oldest)))
+    filled, _ = run(model, frame(1), memory_of(model, oldest, oldest, oldest))
     without, _ = run(model, frame(1))
     assert_same(short, filled, atol=0)
     assert (short.logits - without.logits).abs().max() > 1e-3
@@ -129,13 +114,13 @@ def test_history_matters_and_a_short_one_repeats_its_oldest_frame(model):
 
 def test_memory_follows_the_trained_interval_not_the_frame_rate(model):
     """At 4 Hz every second frame is looked at, and at last the oldest there is."""
-    memory = model.new_memory(8)
+    memory = model.new_memory(0.25)
     for quarter in range(6):
         stamp = START + quarter * SECOND // 4
         inputs = dataclasses.replace(frame(quarter), stamp=stamp, stamps=np.full(6, stamp))
         outputs, grown = run(model, inputs, memory)
         before, memory = memory.entries, grown  # before: quarters 4, 3, 2, 1, 0 at last
-    explicit, _ = run(model, inputs, FeatureQueue(3, 10**12, (before[1], before[3], before[4])))
+    explicit, _ = run(model, inputs, memory_of(model, before[1], before[3], before[4]))
     assert_same(outputs, explicit, atol=0)
 
 
@@ -209,7 +194,7 @@ def test_level_weights_keep_the_published_order(frames, groups):
 
 def test_a_batch_equals_its_samples(model):
     with torch.inference_mode():
-        levels = [model.encode(frame(i).images) for i in range(8)]
+        levels = [model.pyramid(frame(i).images) for i in range(8)]
         matrices = torch.from_numpy(rig(6)).float().expand(2, 4, -1, -1, -1)
         differences = torch.tensor([[0.0, 0.5, 1.0, 1.5], [0.0, 0.0, 0.0, 0.0]])
         both = [[torch.stack([a, b]) for a, b in zip(levels[t], levels[t + 4], strict=True)] for t in range(4)]
@@ -227,7 +212,7 @@ def test_a_batch_equals_its_samples(model):
 
 def test_gradients_reach_every_weight(model):
     model = copy.deepcopy(model).train()
-    levels = model.encode(frame(0, cameras=2).images)
+    levels = model.pyramid(frame(0, cameras=2).images)
     output = model.detect(
         [[level[None] for level in levels]] * 4,
         torch.from_numpy(rig(2)).float().expand(1, 4, -1, -1, -1),
@@ -265,8 +250,8 @@ def test_initial_scores_are_about_one_percent():
 
 
 def test_capacity_of_the_memory(model):
-    assert model.new_memory().capacity == model.config.frames.past
-    assert model.new_memory(11).capacity == 11
+    """It reaches the oldest of three frames, half a second apart, and what is nearest to it."""
+    assert [model.new_memory(interval).capacity for interval in (0.5, 0.25, 0.4)] == [5, 8, 6]
 
 
 @pytest.mark.parametrize(
@@ -277,7 +262,7 @@ def test_capacity_of_the_memory(model):
         (lambda c: small(c, embed_dims=256), "out_channels"),
         (lambda c: small(c, num_groups=3), "num_groups"),
         (lambda c: small(c, num_layers=0), r"num_layers \(0\) must be positive"),
-        (lambda c: dataclasses.replace(small(c, proposals=-1), perspective=True), "must not be negative"),
+        (lambda c: small(c, proposals=ProposalsConfig(perspective=True, queries=-1)), "must not be negative"),
         (lambda c: small(c, num_heads=7), "num_heads"),
         (lambda c: small(c, code_size=8), "code_size"),
         (
@@ -296,13 +281,6 @@ def test_settings_that_do_not_fit_are_refused(change, says):
         build_model(change(tiny()))
 
 
-def test_a_variant_that_needs_the_future_does_not_run_live():
-    config = tiny()
-    model = build_model(dataclasses.replace(config, frames=dataclasses.replace(config.frames, past=1, future=2)))
-    with pytest.raises(NotImplementedError, match="future.*predict_queue"):
-        run(model, frame(0))
-
-
 @pytest.mark.parametrize("order, offsets", [("sequential", (0, -1, -2, 1, 2)), ("interleaved", (0, -1, 1, -2, 2))])
 def test_the_future_is_sampled_where_moving_boxes_will_be(order, offsets):
     config = tiny()
@@ -314,7 +292,7 @@ def test_the_future_is_sampled_where_moving_boxes_will_be(order, offsets):
     model.pts_bbox_head.decoder_layer.sampling.register_forward_hook(lambda m, args, out: seen.append(out[0]))
     with torch.inference_mode():
         model.pts_bbox_head.init_query_bbox.weight[:, 8] = 4.0  # m/s along x
-        outputs = model.predict_queue([frame(5 + offset) for offset in offsets])
+        outputs = run_queue(model, [frame(5 + offset) for offset in offsets])
     assert outputs.boxes.isfinite().all()
     points = seen[0]  # [1, T, Q, G, P, 3]
     for t, offset in enumerate(offsets):
@@ -325,7 +303,7 @@ def test_the_future_is_sampled_where_moving_boxes_will_be(order, offsets):
 @pytest.mark.parametrize("correct", [False, True])
 @torch.no_grad()
 def test_each_pass_tells_the_velocity_anew_or_corrects_the_one_before(correct):
-    config = small(tiny(), correct_velocity=correct)
+    config = small(tiny(), proposals=ProposalsConfig(correct_velocity=correct))
     torch.manual_seed(0)
     model = build_model(config).eval()
     head = model.pts_bbox_head
@@ -336,7 +314,7 @@ def test_each_pass_tells_the_velocity_anew_or_corrects_the_one_before(correct):
     memory = run(model, frame(0))[1]
     outputs, _ = run(model, frame(1), memory)
     told = torch.tensor([0.6, 1.2])  # m/s, as frame 1 is half a second old
-    passes = torch.arange(1, sparsebev_head(config).num_layers + 1)[:, None]
+    passes = torch.arange(1, config.head.num_layers + 1)[:, None]
     expected = torch.tensor([4.0, -1.0]) + passes * told if correct else told.expand(len(passes), 2)
     velocities = outputs.boxes[:, 0, :, 8:]  # [layers, Q, 2]
     torch.testing.assert_close(velocities, expected[:, None].expand_as(velocities), atol=1e-4, rtol=0)
@@ -345,7 +323,7 @@ def test_each_pass_tells_the_velocity_anew_or_corrects_the_one_before(correct):
 def proposing():
     """The variant as it is: with queries that start where its perspective head sees objects."""
     config = load_variant("sparsebev_tiny")
-    assert config.perspective and sparsebev_head(config).proposals
+    assert config.head.proposals.perspective and config.head.proposals.queries
     torch.manual_seed(3)
     model = build_model(config).eval()
     with torch.no_grad():
@@ -358,8 +336,8 @@ def proposing():
 def test_proposals_are_queries_after_the_learnt_ones():
     model = proposing()
     outputs, _ = run(model, frame(0))
-    head = sparsebev_head(model.config)
-    assert outputs.boxes.shape[2] == head.num_query + head.proposals
+    head = model.config.head
+    assert outputs.boxes.shape[2] == head.num_query + head.proposals.queries
     assert outputs.seen.heat.shape[1] == 6 and outputs.boxes.isfinite().all()
     # a head that sees other things lets other queries start; the learnt ones start where they did
     placed = []
@@ -369,7 +347,7 @@ def test_proposals_are_queries_after_the_learnt_ones():
     model.perspective_head.codes[2].bias[2] += 0.5  # further away
     run(model, frame(0))
     hook.remove()
-    before, after = placed[0], placed[sparsebev_head(model.config).num_layers]
+    before, after = placed[0], placed[model.config.head.num_layers]
     assert torch.equal(before[:, : head.num_query], after[:, : head.num_query])
     assert not torch.allclose(before[:, head.num_query :, :3], after[:, head.num_query :, :3], atol=1e-3)
 
@@ -386,7 +364,7 @@ def test_proposals_start_with_the_motion_that_the_memory_shows():
         ego = make_transform(np.eye(3), np.array([2.0 * i, 0, 0]))
         inputs = dataclasses.replace(frame(i, ego=ego), images=frame(0).images)
         memory = run(model, inputs, memory)[1]
-    head = sparsebev_head(model.config)
+    head = model.config.head
     first, last = (boxes[0, head.num_query :, 8:] for boxes in (placed[0], placed[-head.num_layers]))
     assert not first.any()
     moving = last[last.norm(dim=-1) > 0]
@@ -404,5 +382,5 @@ def test_missing_cameras_propose_nothing_wild():
 
 
 def test_proposals_without_a_perspective_head_are_refused():
-    with pytest.raises(ConfigError, match="need perspective: true"):
-        build_model(dataclasses.replace(load_variant("sparsebev_tiny"), perspective=False))
+    with pytest.raises(ConfigError, match="need head.proposals.perspective: true"):
+        ProposalsConfig(queries=64)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from bev_perception.classes import OCC3D_CLASSES, THINGS
 from bev_perception.families.sparseocc.config import SparseOccHeadConfig
 from bev_perception.families.sparseocc.decode import decode_occupancy, merge_panoptic, merge_semantics
+from bev_perception.models.protocol import NotFiniteError
 from bev_perception.types import OCC3D_GRID
 
 FREE = 17
@@ -132,12 +133,15 @@ def test_merging_is_what_it_says(seed, count, voxels, threshold, overlap):
     assert (labels.tolist(), ids.tolist()) == naive_panoptic(*probabilities, threshold, overlap)
 
 
-def output(locations, classes, probabilities):
+def output(locations, classes, probabilities, finite=True):
     """The last predictions, after others that do not count."""
     last = torch.stack([torch.zeros(len(classes), FREE), queries(*classes)])[:, None]
     shapes = torch.stack([torch.zeros(len(classes), len(locations)), masks(*probabilities)])[:, None]
     return SimpleNamespace(
-        stages=(None, SimpleNamespace(locations=torch.tensor([locations]))), class_logits=last, mask_logits=shapes
+        stages=(None, SimpleNamespace(locations=torch.tensor([locations]))),
+        class_logits=last,
+        mask_logits=shapes,
+        finite=torch.tensor(finite),
     )
 
 
@@ -154,3 +158,10 @@ def test_the_grid_is_free_but_for_the_kept_voxels(with_instances):
         return
     assert occupancy.instances.dtype == np.int16 and (occupancy.instances > 0).sum() == 2
     assert (occupancy.instances[199, 0, 15], occupancy.instances[3, 150, 7]) == (1, 2)
+
+
+@pytest.mark.parametrize("with_instances", [False, True])
+def test_what_is_not_finite_is_no_free_space(with_instances):
+    made = output([[199, 0, 15]], [CAR], [[0.9]], finite=False)
+    with pytest.raises(NotFiniteError, match="NaN or infinity"):
+        decode_occupancy(made, SparseOccHeadConfig(panoptic=with_instances), OCC3D_CLASSES)

@@ -26,6 +26,7 @@ from bev_perception.supervision.samples import NO_INSTANCE, UNKNOWN_LABEL, Occup
 
 CLASSES = 4  # the last is free
 GRID = (8, 8, 4)
+FINITE = torch.tensor(True)
 
 
 def random_stage(scale, kept, seed, batch=1):
@@ -91,6 +92,7 @@ def output_of(stage, queries=3, seed=0):
         (stage, stage, stage),
         torch.randn((2, batch, queries, CLASSES - 1), generator=generator, dtype=torch.float64),
         torch.randn((2, batch, queries, kept), generator=generator, dtype=torch.float64),
+        FINITE,
     )
 
 
@@ -171,7 +173,7 @@ def test_certain_predictions_give_finite_losses_and_gradients(scale):
     logits = (stage.logits.float() * scale).requires_grad_()
     output = output_of(VoxelStage(stage.locations, logits, 2))
     masks = (output.mask_logits.float() * scale).requires_grad_()
-    output = SparseOccOutput(output.stages, output.class_logits.float() * scale, masks)
+    output = SparseOccOutput(output.stages, output.class_logits.float() * scale, masks, FINITE)
     losses = occupancy_losses(output, [truth_of(semantics[0], masks=2)], torch.ones(CLASSES))
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
@@ -190,7 +192,7 @@ def test_a_perfect_prediction_costs_next_to_nothing():
     classes = torch.full((3, CLASSES - 1), -40.0, dtype=torch.float64)
     classes[torch.arange(3), truth.class_ids[[2, 0, 1]]] = 40.0
     perfect = VoxelStage(stage.locations, logits, 1)
-    output = SparseOccOutput((perfect,) * 3, classes.expand(2, 1, -1, -1), masks.expand(2, 1, -1, -1))
+    output = SparseOccOutput((perfect,) * 3, classes.expand(2, 1, -1, -1), masks.expand(2, 1, -1, -1), FINITE)
     losses = occupancy_losses(output, [truth], torch.ones(CLASSES, dtype=torch.float64))
     assert set(losses) == set(occupancy_loss_names(3, 2)) and max(loss.item() for loss in losses.values()) < 1e-6
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vehicle import frame, rig, run
+from vehicle import frame, rig, run, run_queue
 
 from bev_perception.config import ConfigError, FramesConfig, ReferenceFrameConfig
 from bev_perception.families.catalog import build_model
-from bev_perception.families.sparseocc.config import sparseocc_head
 from bev_perception.families.sparseocc.decode import decode_occupancy
 from bev_perception.families.sparseocc.mask_decoder import RandomVoxels, pick_voxels
 from bev_perception.families.sparseocc.voxel_decoder import all_cubes, children_of, least_free
@@ -82,7 +81,7 @@ def test_sure_voxels_are_told_apart():
 
 def test_the_kept_voxels_are_the_best_children_of_the_ones_before(model):
     output, memory = run(model, frame(0, CAMERAS))
-    head = sparseocc_head(model.config)
+    head = model.config.head
     assert [stage.scale for stage in output.stages] == [4, 2, 1]
     parents = None
     for stage, kept in zip(output.stages, head.kept_testing, strict=True):
@@ -108,11 +107,11 @@ def test_frame_by_frame_equals_all_frames_at_once(model):
         frame(i, CAMERAS, ego=make_transform(rotation_from_yaw(0.2 * i), np.array([100.0 + 3 * i, -50 + i, 0.1 * i])))
         for i in range(6)
     ]
-    memory = model.new_memory()
+    memory = None
     for inputs in drive:
         output, memory = run(model, inputs, memory)
     with torch.inference_mode():
-        assert_same(output, model.predict_queue(drive[:1:-1]))
+        assert_same(output, run_queue(model, drive[:1:-1]))
     assert (output.mask_logits - run(model, drive[-1])[0].mask_logits).abs().max() > 1e-3
 
 
@@ -130,10 +129,10 @@ def test_the_same_frame_gives_the_same_again(model):
 def test_the_generator_decides_which_voxels_are_looked_at(model):
     inputs = frame(0, CAMERAS)
     with torch.inference_mode():
-        levels = [[level[None] for level in model.encode(inputs.images)]] * 4
+        levels = [[level[None] for level in model.pyramid(inputs.images)]] * 4
         matrices = torch.from_numpy(inputs.global2image).float().expand(1, 4, -1, -1, -1)
         one, same, other = (
-            model.decode(levels, matrices, (128, 352), torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+            model.perceive(levels, matrices, (128, 352), torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
         )
     assert_same(one, same)
     assert torch.equal(one.mask_logits[0], other.mask_logits[0])
@@ -178,7 +177,7 @@ def test_a_batch_equals_its_samples(model):
         return locations[:, None, :16].expand(-1, inside.shape[1], -1, -1)
 
     with torch.inference_mode():
-        encoded = [model.encode(frame(i, CAMERAS).images) for i in range(8)]
+        encoded = [model.pyramid(frame(i, CAMERAS).images) for i in range(8)]
         matrices = torch.from_numpy(rig(CAMERAS)).float().expand(2, 4, -1, -1, -1)
         both = [[torch.stack(pair) for pair in zip(encoded[t], encoded[t + 4], strict=True)] for t in range(4)]
         batch = look_at(model, both, matrices, first_voxels)
@@ -194,10 +193,10 @@ def test_a_batch_equals_its_samples(model):
 def trained(model, seed=0):
     """A copy in training mode, and its output for noise."""
     model = copy.deepcopy(model).train()
-    levels = model.encode(frame(0, CAMERAS).images)
+    levels = model.pyramid(frame(0, CAMERAS).images)
     matrices = torch.from_numpy(rig(CAMERAS)).float().expand(1, 4, -1, -1, -1)
     generator = torch.Generator().manual_seed(seed)
-    return model, model.decode([[level[None] for level in levels]] * 4, matrices, (128, 352), generator)
+    return model, model.perceive([[level[None] for level in levels]] * 4, matrices, (128, 352), generator)
 
 
 def test_gradients_reach_every_weight(model):
@@ -225,7 +224,7 @@ def test_gradients_stop_between_the_stages(model, learns_from):
 
 def test_training_keeps_other_voxels_and_drops_out(model):
     trained_model, output = trained(model)
-    kept = sparseocc_head(model.config).kept_training
+    kept = model.config.head.kept_training
     assert tuple(stage.locations.shape[1] for stage in output.stages) == kept
     assert output.mask_logits.shape[-1] == kept[-1]
     torch.manual_seed(1)
@@ -253,7 +252,7 @@ def test_the_grid_of_the_settings_is_the_grid_of_the_result():
     model = build_model(config)
     output, _ = run(model, frame(0, CAMERAS))
     assert (output.stages[-1].locations.amax(dim=(0, 1)) < torch.tensor([32, 48, 24])).all()
-    occupancy = decode_occupancy(output, sparseocc_head(config), config.class_names)
+    occupancy = decode_occupancy(output, config.head, config.class_names)
     assert occupancy.semantics.shape == (32, 48, 24)
     assert (occupancy.grid.origin, occupancy.grid.resolution) == ((0.0, -12.0, -2.0), 0.5)
 
@@ -274,7 +273,7 @@ def test_voxels_are_looked_at_where_they_are(model):
             seen.append(points)
             return super().sample(points, scores)
 
-    levels = [[level[None] for level in model.encode(frame(0, cameras=1).images)]] * 4
+    levels = [[level[None] for level in model.pyramid(frame(0, cameras=1).images)]] * 4
     views = Views(levels, torch.from_numpy(rig(1)).float().expand(1, 4, -1, -1, -1), (128, 352))
     locations = torch.tensor([[[0, 0, 0], [9, 7, 3]]])
     with torch.inference_mode():
@@ -355,7 +354,7 @@ def test_other_frames_and_classes_are_refused():
         build_model(dataclasses.replace(config, reference_frame=ReferenceFrameConfig()))
     with pytest.raises(ConfigError, match=r"last of class_names \(others\) must be 'free'"):
         build_model(dataclasses.replace(config, class_names=("free", "others")))
-    with pytest.raises(ConfigError, match="gives no occupancy"):
+    with pytest.raises(ConfigError, match="needs the head settings SparseOccHeadConfig, not SparseBEV"):
         build_model(dataclasses.replace(load_variant("sparsebev_tiny"), family="sparseocc"))
-    with pytest.raises(ConfigError, match="detects no boxes"):
+    with pytest.raises(ConfigError, match="needs the head settings SparseBEVHeadConfig, not SparseOcc"):
         build_model(dataclasses.replace(config, family="sparsebev"))

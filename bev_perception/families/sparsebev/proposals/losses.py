@@ -143,4 +143,4 @@ def weighted_perspective_losses(
 ) -> dict[str, Tensor]:
     """Return perspective_losses of a batch, times the weight that the recipe gives them."""
     losses = perspective_losses(seen, batch.truths, views.reference2image[:, 0], views.image_size)
-    return {name: recipe.perspective_weight * loss for name, loss in losses.items()}
+    return {name: recipe.family.proposals.perspective_weight * loss for name, loss in losses.items()}

@@ -15,11 +15,20 @@ from bev_perception.supervision.samples import Batch, BoxTruth, sample_generator
 from bev_perception.supervision.step import TrainingStep
 
 
+def wide_layers(model: SparseBEV) -> Iterable[nn.Module]:
+    """Return the layers of a model's perspective head that take as long as the encoder, if it has one."""
+    return () if model.perspective_head is None else model.perspective_head.wide_layers()
+
+
 class PerspectiveStep(TrainingStep[BoxTruth]):
     """Of a SparseBEV's encoder and perspective head alone, from the newest frame: perspective_losses."""
 
     model: SparseBEV
     loss_names = PERSPECTIVE_LOSSES
+
+    def wide_layers(self) -> Iterable[nn.Module]:
+        """Return those of the perspective head."""
+        return wide_layers(self.model)
 
     def decoder_passes(self) -> Iterable[nn.Module]:
         """Return nothing: the decoder takes no part."""

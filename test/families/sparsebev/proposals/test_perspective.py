@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bev_perception.families.catalog import build_model, build_step
+from bev_perception.families.catalog import build_model
 from bev_perception.families.sparsebev.proposals.losses import (
     CODE_WEIGHTS,
     draw_heat,
@@ -22,6 +22,7 @@ from bev_perception.families.sparsebev.proposals.perspective import (
 )
 from bev_perception.families.variants import load_variant
 from bev_perception.supervision.samples import BoxTruth
+from bev_perception.training.train import find_part
 
 SIZE = (128, 256)  # height, width of the images
 CELLS = (16, 32)  # of 8 pixels
@@ -278,7 +279,7 @@ def test_in_bf16_its_wide_layers_are_lowered_and_what_it_says_is_float32():
     for precision in ("fp32", "bf16"):
         torch.manual_seed(1)
         model = build_model(config)
-        build_step(model, config.training, precision, encoder_only=True)
+        find_part(config, "encoder").step(model, config.training, precision)
         head = model.perspective_head
         with torch.no_grad():
             for branch in (head.heat, head.codes):
