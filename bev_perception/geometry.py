@@ -6,17 +6,19 @@ import math
 
 import numpy as np
 
+from bev_perception.strict import UserError
+
 QUATERNION_TOLERANCE = 1e-2
 
 
 def rotation_from_quaternion(w: float, x: float, y: float, z: float) -> np.ndarray:
     """Return the [3, 3] rotation of a quaternion, which is normalised first.
 
-    Raises ValueError for a quaternion that is not finite or has no direction.
+    Raises UserError for a quaternion that is not finite or has no direction.
     """
     n = math.sqrt(w * w + x * x + y * y + z * z)
     if not math.isfinite(n) or n < QUATERNION_TOLERANCE:
-        raise ValueError(f"({w}, {x}, {y}, {z}) is no rotation: the quaternion's norm is {n}")
+        raise UserError(f"({w}, {x}, {y}, {z}) is no rotation: the quaternion's norm is {n}")
     w, x, y, z = w / n, x / n, y / n, z / n
     return np.array(
         [

@@ -47,7 +47,7 @@ class Calibration:
     distortion: coefficients in the order of sensor_msgs/CameraInfo; empty, or all zero in a polynomial model, means
     an ideal lens.
 
-    Raises ValueError, naming cause and remedy, for values that no camera can have.
+    Raises UserError, naming cause and remedy, for values that no camera can have.
     """
 
     intrinsics: np.ndarray
@@ -62,28 +62,28 @@ class Calibration:
         object.__setattr__(self, "intrinsics", k)
         object.__setattr__(self, "distortion", tuple(float(d) for d in self.distortion))
         if not np.isfinite(k).all():
-            raise ValueError(f"K of CameraInfo holds NaN or infinity: {k.ravel().tolist()}; recalibrate the camera")
+            raise UserError(f"K of CameraInfo holds NaN or infinity: {k.ravel().tolist()}; recalibrate the camera")
         if k[0, 0] <= 0 or k[1, 1] <= 0:
-            raise ValueError(
+            raise UserError(
                 f"K of CameraInfo has focal lengths {k[0, 0]}, {k[1, 1]}; they must be positive "
                 "(an all-zero K means that the driver publishes no calibration)"
             )
         if self.width <= 0 or self.height <= 0:
-            raise ValueError(f"CameraInfo says {self.width}x{self.height} pixels; fill in width and height")
+            raise UserError(f"CameraInfo says {self.width}x{self.height} pixels; fill in width and height")
         if not np.isfinite(self.distortion).all():
-            raise ValueError(f"D of CameraInfo holds NaN or infinity: {self.distortion}; recalibrate the camera")
+            raise UserError(f"D of CameraInfo holds NaN or infinity: {self.distortion}; recalibrate the camera")
         if not np.array_equal(k[2], (0, 0, 1)):
-            raise ValueError(f"the last row of K of CameraInfo is {k[2].tolist()}; it must be 0, 0, 1")
+            raise UserError(f"the last row of K of CameraInfo is {k[2].tolist()}; it must be 0, 0, 1")
         # the polynomials vanish with their coefficients; an equidistant lens bends without any
         if not any(self.distortion) and (self.distortion_model != "equidistant" or not self.distortion):
             object.__setattr__(self, "distortion", ())
             return
         if self.distortion_model not in DISTORTION_MODELS:
-            raise ValueError(
+            raise UserError(
                 f"distortion model {self.distortion_model!r} is unknown; supported: {', '.join(DISTORTION_MODELS)}"
             )
         if len(self.distortion) not in DISTORTION_MODELS[self.distortion_model]:
-            raise ValueError(
+            raise UserError(
                 f"{self.distortion_model} takes {DISTORTION_MODELS[self.distortion_model]} coefficients, "
                 f"D of CameraInfo has {len(self.distortion)}"
             )
@@ -195,6 +195,18 @@ class Boxes3D:
             self.labels[keep],
             self.class_names,
         )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much is handed out; None takes the variant's own.
+
+    score: lowest score of a box
+    count: the most boxes
+    """
+
+    score: float | None = None
+    count: int | None = None
 
 
 @dataclass(frozen=True)

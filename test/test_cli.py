@@ -1,4 +1,3 @@
-import json
 import os
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from safetensors.numpy import load_file
 from bev_perception import cli
 from bev_perception.data import rosbag
 from bev_perception.families.variants import list_variants
+from bev_perception.pipeline.offline import read_results
 
 
 @pytest.fixture(scope="module")
@@ -44,26 +44,42 @@ def test_init_weights_are_repeatable_and_say_they_are_untrained(tmp_path, capsys
 
 
 def test_run_writes_every_frame(bag, untrained, tmp_path, capsys):
-    out = tmp_path / "boxes.json"
+    out = tmp_path / "boxes.jsonl"
     assert run(bag, untrained, out, "--score-threshold", "0") == 0
     assert "6 frames; the weights are UNTRAINED" in capsys.readouterr().out
-    document = json.loads(out.read_text())
-    assert list(document["variants"]) == ["sparsebev_tiny"] and document["trained"] is False
-    assert [len(f["boxes"]) for f in document["frames"]] == [300] * 6
-    assert set(document["frames"][0]["boxes"][0]) == {"class", "score", "center", "size", "yaw", "velocity"}
-    assert not list(tmp_path.glob("*.part"))
+    results = read_results(out)
+    assert list(results.header["variants"]) == ["sparsebev_tiny"] and results.header["trained"] is False
+    frames = list(results.frames())
+    assert [len(f["boxes"]) for f in frames] == [300] * 6
+    assert set(frames[0]["boxes"][0]) == {"class", "score", "center", "size", "yaw", "velocity"}
+    assert results.end["frames"] == 6
+
+
+def test_run_goes_on_where_it_was_broken_off(bag, untrained, tmp_path, capsys):
+    """A complete file is left alone, and one of another run; without --resume it is replaced."""
+    out, threshold = tmp_path / "boxes.jsonl", ("--score-threshold", "0")
+    assert run(bag, untrained, out, *threshold) == 0
+    whole = out.read_bytes()
+    out.write_bytes(whole[: len(whole) // 2])
+    assert run(bag, untrained, out, *threshold, "--resume") == 0 and out.read_bytes() == whole
+    capsys.readouterr()
+    assert run(bag, untrained, out, *threshold, "--resume") == 0 and out.read_bytes() == whole
+    assert "boxes.jsonl is complete, with 6 frames; nothing is left to do" in capsys.readouterr().out
+    assert run(bag, untrained, out, "--resume") == 1 and out.read_bytes() == whole
+    assert "score_threshold is 0.0 there and 0.05 now" in capsys.readouterr().err
+    assert run(bag, untrained, out) == 0 and read_results(out).header["score_threshold"] == 0.05
 
 
 def test_run_takes_a_bag_with_other_topics(bag, untrained, tmp_path):
     """The same bag, told that its front camera is our back one."""
-    out, prefix = tmp_path / "new" / "boxes.json", "/bev_perception/input"
+    out, prefix = tmp_path / "new" / "boxes.jsonl", "/bev_perception/input"
     names = ("image/compressed", "camera_info")
     rules = [f"{prefix}/cam_front/{name}:={prefix}/cam_back/{name}" for name in names]
     rules += [f"{prefix}/cam_back/{name}:=/elsewhere/{name}" for name in names]
     assert run(bag, untrained, out, "--cameras", "cam_back", "--anchor", "cam_back", "--remap", *rules) == 0
-    stamps = [f["stamp"] for f in json.loads(out.read_text())["frames"]]
+    stamps = [f["stamp"] for f in read_results(out).frames()]
     assert run(bag, untrained, out, "--cameras", "cam_front") == 0
-    assert stamps == [f["stamp"] for f in json.loads(out.read_text())["frames"]]
+    assert stamps == [f["stamp"] for f in read_results(out).frames()]
 
 
 def test_a_bag_that_breaks_off_gives_what_it_held(bag, untrained, tmp_path, capsys, monkeypatch):
@@ -76,15 +92,15 @@ def test_a_bag_that_breaks_off_gives_what_it_held(bag, untrained, tmp_path, caps
             yield event
 
     monkeypatch.setattr(rosbag.BagReader, "_decode", breaks_off)
-    assert run(bag, untrained, tmp_path / "boxes.json") == 1
+    assert run(bag, untrained, tmp_path / "boxes.jsonl") == 1
     assert "the file is cut off" in capsys.readouterr().err
-    document = json.loads((tmp_path / "boxes.json").read_text())
-    assert document["complete"] is False and 1 <= len(document["frames"]) < 6
+    results = read_results(tmp_path / "boxes.jsonl")
+    assert results.end is None and 1 <= len(list(results.frames())) < 6
 
 
 def test_run_counts_what_it_drops(bag, untrained, tmp_path, capsys):
     """A camera that is not in the bag is missing in every frame, and that is said."""
-    out = tmp_path / "boxes.json"
+    out = tmp_path / "boxes.jsonl"
     assert run(bag, untrained, out, "--cameras", "cam_front", "cam_roof") == 0
     printed = capsys.readouterr().out
     assert "dropped: missing view" in printed and "cam_roof: no image arrived in time" in printed
@@ -100,6 +116,10 @@ def test_run_counts_what_it_drops(bag, untrained, tmp_path, capsys):
         (["bag", "create", "--nuscenes", "{tmp}", "{tmp}/x"], "--nuscenes needs --scene"),
         (["bag", "create", "--nuscenes", "{tmp}", "--scene", "s", "{tmp}/x"], "holds no tables"),
         (["run", "--bag", "{tmp}/no", "--variant", "v", "--checkpoint", "c", "--out", "o"], "does not exist"),
+        (
+            ["run", "--bag", "{bag}", "--variant", "v", "--out", "o", "--remap", "/front"],
+            "--remap /front names one topic; write BAG_TOPIC:=TOPIC",
+        ),
         (["run", "--bag", "{bag}", "--variant", "spasebev_tiny", "--checkpoint", "c", "--out", "o"], "did you mean"),
         (
             ["run", "--bag", "{bag}", "--variant", "sparsebev_tiny", "--checkpoint", "{tmp}/c.pth", "--out", "o"],
@@ -148,14 +168,61 @@ def test_eval_takes_the_shipped_weights(bag, shipped, capsys):
 
 
 def test_run_takes_a_precision(bag, untrained, tmp_path, capsys):
-    assert run(bag, untrained, tmp_path / "boxes.json", "--precision", "tf32") == 1
+    assert run(bag, untrained, tmp_path / "boxes.jsonl", "--precision", "tf32") == 1
     assert "'tf32' is a format of NVIDIA's GPUs" in capsys.readouterr().err
 
 
-def test_usage_errors_have_status_2(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "the following arguments are required"),
+        (["bag", "create", "--synthetic", "nan", "out"], "argument --synthetic: nan is no length of time"),
+        (["bag", "create", "--synthetic", "-1", "out"], "argument --synthetic: -1 is no length of time"),
+        (["bag", "create", "--synthetic", "1", "--seed", "-3", "out"], "argument --seed: -3 is out of range"),
+        (["init-weights", "--variant", "v", "--seed", "1" + 20 * "0", "out"], "is out of range; give a whole number"),
+        (
+            ["init-weights", "--variant", "v", "--seed", "one", "out"],
+            "argument --seed: invalid whole number value: 'one'",
+        ),
+        (["train", "--variant", "v", "--data", "d", "--out", "o", "--workers", "-1"], "from 0 on"),
+        (["prepare", "panoptic-occ", "--data", "d", "--out", "o", "--threads", "0"], "from 1 on"),
+        (["demo", "--seconds", "inf"], "argument --seconds: inf is no length of time"),
+    ],
+)
+def test_usage_errors_have_status_2(capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
-        cli.main(["run"])
+        cli.main(arguments)
     assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def main_with(error):
+    """Run the program in a process of its own, with a command that raises; return what is left of it."""
+    raising = f"""
+import sys
+from bev_perception import cli
+from bev_perception.strict import UserError
+
+def variants(args):
+    {error}
+
+cli.models._variants = variants
+sys.exit(cli.main(["variants"]))
+"""
+    return subprocess.run([sys.executable, "-c", raising], capture_output=True, text=True, check=False)
+
+
+def test_a_fault_of_ours_shows_its_traceback():
+    """Also one that numpy calls a ValueError: the sentence alone would not tell where it comes from."""
+    done = main_with("import numpy; numpy.zeros(3) + numpy.zeros(4)")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback") and "ValueError: operands could not be broadcast" in done.stderr
+    assert "bev_perception: operands" not in done.stderr
+
+
+def test_an_error_that_the_user_can_mend_is_one_sentence():
+    done = main_with("raise UserError('the disk is full; make room')")
+    assert done.returncode == 1 and done.stderr == "bev_perception: the disk is full; make room\n"
 
 
 def test_interrupt_has_status_130(monkeypatch, capsys):
@@ -176,11 +243,11 @@ def test_a_closed_pipe_is_no_traceback():
 
 def test_nuscenes_scene_as_bag(nuscenes_root, tmp_path, untrained, capsys):
     """The five real keyframes: boxes for each, a reset at the gap of 2.5 s."""
-    bag, out = tmp_path / "scene", tmp_path / "boxes.json"
+    bag, out = tmp_path / "scene", tmp_path / "boxes.jsonl"
     create = ["bag", "create", "--nuscenes", str(nuscenes_root), "--scene", "scene-0103", str(bag)]
     assert cli.main(create) == 0
     assert run(bag, untrained, out) == 0
-    frames = json.loads(out.read_text())["frames"]
+    frames = list(read_results(out).frames())
     assert len(frames) == 5
     assert [f["missing"] for f in frames] == [{}] * 5
     assert [f["history"] for f in frames] == [0, 1, 2, 3, 0]

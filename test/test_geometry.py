@@ -8,6 +8,7 @@ from scipy.spatial.transform import Rotation
 
 from bev_perception import geometry
 from bev_perception.sensing.poses import PoseBuffer, PoseNotYetError, PoseTooOldError
+from bev_perception.strict import UserError
 
 SECOND = 1_000_000_000
 quaternions = st.tuples(*[st.floats(-1, 1)] * 4).filter(lambda q: np.linalg.norm(q) > 0.05)
@@ -30,7 +31,7 @@ def test_quaternion_and_rotation_agree_with_scipy(q):
 
 @pytest.mark.parametrize("q", [(0, 0, 0, 0), (math.nan, 0, 0, 1), (math.inf, 0, 0, 0)])
 def test_no_rotation_is_an_error(q):
-    with pytest.raises(ValueError, match="no rotation"):
+    with pytest.raises(UserError, match="no rotation"):
         geometry.rotation_from_quaternion(*q)
 
 

@@ -1,6 +1,5 @@
 """What the README prints is run as printed; what is not run here says why."""
 
-import json
 import os
 import shlex
 import subprocess
@@ -14,13 +13,15 @@ from results.test_occupancy_codec import message_of
 from bev_perception import cli
 from bev_perception.classes import OCC3D_CLASSES
 from bev_perception.families.variants import list_variants
+from bev_perception.pipeline.offline import read_results
 from bev_perception.types import OCC3D_GRID, Occupancy
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 OFFLINE, IN_PYTHON = "bev_perception variants", "from bev_perception.data.drive"
+READ_RESULTS = "from pathlib import Path"
 SUBSCRIBER = "from bev_perception.results.occupancy_codec"
 #: how the blocks that are run here begin
-RUN = (OFFLINE, IN_PYTHON, SUBSCRIBER)
+RUN = (OFFLINE, IN_PYTHON, READ_RESULTS, SUBSCRIBER)
 #: how the others begin -> why they are not
 NOT_RUN = {
     "make demo": "makes the virtual environment; test/ros/tools/test_demo.py runs the demo",
@@ -97,14 +98,21 @@ def test_offline(directory):
     done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert all(name in done.stdout for name in list_variants())
-    document = json.loads((directory / "boxes.json").read_text())
-    assert document["complete"] and len(document["frames"]) == 18
+    results = read_results(directory / "boxes.jsonl")
+    assert results.end["frames"] == len(list(results.frames())) == 18
 
 
 def test_in_python(directory, capsys):
     """After test_offline, which leaves the weights and the bag."""
     exec(compile(in_directory(block(IN_PYTHON), directory), "README.md", "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) >= 18
+
+
+def test_results_are_read(directory, capsys):
+    """After test_offline, which leaves the results."""
+    exec(compile(in_directory(block(READ_RESULTS), directory), "README.md", "exec"), {})
+    first, *frames = capsys.readouterr().out.splitlines()
+    assert first.startswith("{'sparsebev_tiny': ") and first.endswith(" complete") and len(frames) == 18
 
 
 def test_subscriber_to_occupancy(capsys):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from bev_perception.strict import UserError
 from bev_perception.types import Calibration
 
 K = np.array([[1000.0, 0, 800], [0, 1000, 450], [0, 0, 1]])
@@ -34,5 +35,5 @@ def broken(row, column, value):
     ],
 )
 def test_impossible_calibrations_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         Calibration(*arguments)

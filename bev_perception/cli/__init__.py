@@ -9,13 +9,17 @@ import sys
 
 from bev_perception.cli import data, evaluation, models, show
 from bev_perception.cli.options import apply_changes
+from bev_perception.strict import UserError
 
-#: errors that are the user's to mend; shown as one sentence, without a traceback
-_EXPECTED = (ValueError, OSError)
+#: errors that the user can mend; shown as one sentence, without a traceback
+_EXPECTED = (UserError, OSError)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; return the exit status (0 done, 1 a named error, 130 interrupted)."""
+    """Run one command; return the exit status (0 done, 1 an error that the user can mend, 130 interrupted).
+
+    Any other error is a fault of ours and goes on, with its traceback.
+    """
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     args = make_parser().parse_args(argv)
     try:

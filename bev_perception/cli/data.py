@@ -6,9 +6,18 @@ import argparse
 import os
 from pathlib import Path
 
-from bev_perception.cli.options import LABELS_HELP, Commands, add_data, add_version, data_version
+from bev_perception.cli.options import (
+    LABELS_HELP,
+    Commands,
+    add_data,
+    add_version,
+    data_version,
+    duration,
+    whole_number,
+)
 from bev_perception.data.drive import NUSCENES_IMAGE_SIZE
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
+from bev_perception.strict import UserError
 
 
 def add_commands(commands: Commands) -> None:
@@ -23,10 +32,10 @@ def _add_bag(commands: Commands) -> None:
     create = bag.add_parser("create", help="write a drive as a rosbag2 (mcap) bag with the node's topics")
     source = create.add_mutually_exclusive_group(required=True)
     source.add_argument("--nuscenes", type=Path, metavar="ROOT", help="a nuScenes dataroot")
-    source.add_argument("--synthetic", type=float, metavar="SECONDS", help="a made-up drive of this length")
+    source.add_argument("--synthetic", type=duration, metavar="SECONDS", help="a made-up drive of this length")
     add_version(create)
     create.add_argument("--scene", help="name of the nuScenes scene, e.g. scene-0103")
-    create.add_argument("--seed", type=int, default=0, help="of the made-up drive")
+    create.add_argument("--seed", type=whole_number(0), default=0, help="of the made-up drive")
     create.add_argument("out", type=Path, help="directory to make")
     create.set_defaults(command=_bag_create)
 
@@ -38,7 +47,7 @@ def _bag_create(args: argparse.Namespace) -> int:
 
     if args.nuscenes is not None:
         if not args.scene:
-            raise ValueError("--nuscenes needs --scene NAME, e.g. --scene scene-0103")
+            raise UserError("--nuscenes needs --scene NAME, e.g. --scene scene-0103")
         drive = open_scene(args.nuscenes, data_version(args, args.nuscenes), args.scene)
     else:
         drive = synthetic_drive(args.synthetic, args.seed)
@@ -86,7 +95,7 @@ def _add_prepare(commands: Commands) -> None:
     panoptic.add_argument("--split", help="default: all key frames of the version")
     panoptic.add_argument("--labels", default=LABELS_FOLDER, help=LABELS_HELP)
     panoptic.add_argument("--out", type=Path, required=True, help="directory; labels that are in it already are kept")
-    panoptic.add_argument("--threads", type=int, default=os.cpu_count(), help="default: one a core")
+    panoptic.add_argument("--threads", type=whole_number(1), default=os.cpu_count(), help="default: one a core")
     panoptic.set_defaults(command=_prepare_panoptic)
 
 

@@ -20,6 +20,7 @@ from bev_perception.cli.options import (
 )
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
 from bev_perception.families.variants import TINY_DETECTOR, TINY_OCCUPANCY
+from bev_perception.strict import UserError
 
 if TYPE_CHECKING:
     from bev_perception.evaluation.evaluate import Scores
@@ -71,11 +72,11 @@ def _add_eval(commands: Commands) -> None:
 
 def _eval(args: argparse.Namespace) -> int:
     if args.no_memory and (args.bag or args.results or args.occupancy_results):
-        raise ValueError("--no-memory is for a variant that runs over a split; leave it out")
+        raise UserError("--no-memory is for a variant that runs over a split; leave it out")
     if args.bag is not None:
         return _eval_bags(args)
     if args.data is None:
-        raise ValueError("name --data, the root of the data set; only --bag can do without")
+        raise UserError("name --data, the root of the data set; only --bag can do without")
     scores = _score_files(args) if args.results or args.occupancy_results else _score_variant(args)
     if scores is not None:
         print(scores.table())
@@ -93,7 +94,7 @@ def _score_files(args: argparse.Namespace) -> Scores:
     if args.results is not None:
         return score_results(args.results, args.data, version, split, args.out, args.scenes, max_range=args.max_range)
     if args.max_range is not None:
-        raise ValueError("--max-range is about boxes; leave it out for occupancy")
+        raise UserError("--max-range is about boxes; leave it out for occupancy")
     records = open_split(args.data, version, split)
     records = records.of_scenes(args.scenes) if args.scenes else records
     classes = load_variant(args.variant).class_names if args.variant else OCC3D_CLASSES
@@ -104,7 +105,7 @@ def _score_variant(args: argparse.Namespace) -> Scores | None:
     from bev_perception.evaluation.evaluate import EvalSettings, evaluate
 
     if not args.variant:
-        raise ValueError("name --variant to run, or --results or --occupancy-results to score")
+        raise UserError("name --variant to run, or --results or --occupancy-results to score")
     version, split = _data_split(args)
     settings = EvalSettings(
         variant=args.variant,
@@ -143,13 +144,13 @@ def _eval_bags(args: argparse.Namespace) -> int:
     from bev_perception.pipeline.pipeline import PipelineSettings
 
     if not args.variant:
-        raise ValueError("--bag needs --variant")
+        raise UserError("--bag needs --variant")
     version = data_version(args, args.data) if args.data else ""
     replay = Replay(open_records(args.data, version) if args.data else None, args.labels)
     pipeline = load_pipeline(args.variant, args.checkpoint, args.device, PipelineSettings(precision=args.precision))
     occupancy = OCCUPANCY in pipeline.gives
     if occupancy and args.max_range is not None:
-        raise ValueError("--max-range is about boxes; leave it out for occupancy")
+        raise UserError("--max-range is about boxes; leave it out for occupancy")
     for path in args.bag:
         bag, settings = open_bag(args, path)
         frames = run_frames(replay.watch(bag.events()), pipeline, settings)

@@ -16,10 +16,13 @@ from bev_perception.cli.options import (
     add_variant,
     add_version,
     data_version,
+    duration,
     open_bag,
+    whole_number,
 )
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
 from bev_perception.families.variants import TINY_DETECTOR, TINY_OCCUPANCY
+from bev_perception.strict import UserError
 
 if TYPE_CHECKING:
     from bev_perception.config import VariantConfig
@@ -33,7 +36,7 @@ def add_commands(commands: Commands) -> None:
 
     init = commands.add_parser("init-weights", help="write untrained initial weights of a variant, for a trial run")
     add_variant(init)
-    init.add_argument("--seed", type=int, default=0)
+    init.add_argument("--seed", type=whole_number(0), default=0)
     init.add_argument("out", type=Path, metavar="OUT.safetensors")
     init.set_defaults(command=_init_weights)
 
@@ -68,7 +71,8 @@ def _add_run(commands: Commands) -> None:
     run.add_argument("--bag", type=Path, required=True)
     add_variant(run)
     add_checkpoint(run)
-    run.add_argument("--out", type=Path, required=True, metavar="RESULTS.json")
+    run.add_argument("--out", type=Path, required=True, metavar="RESULTS.jsonl")
+    run.add_argument("--resume", action="store_true", help="go on where --out was broken off")
     run.add_argument("--save-occupancy", type=Path, metavar="DIR", help="for the occupancy, <stamp>.npz a frame")
     run.add_argument("--device", default="auto")
     add_bag_options(run)
@@ -82,7 +86,7 @@ def _run(args: argparse.Namespace) -> int:
 
     from bev_perception.families.family import OCCUPANCY
     from bev_perception.pipeline.loading import load_pipeline
-    from bev_perception.pipeline.offline import run_events, write_results
+    from bev_perception.pipeline.offline import results_header, run_events, unfinished_results, write_results
     from bev_perception.pipeline.pipeline import PipelineSettings
 
     bag, settings = open_bag(args, args.bag)
@@ -90,10 +94,16 @@ def _run(args: argparse.Namespace) -> int:
     how = PipelineSettings(score_threshold=args.score_threshold, precision=args.precision)
     pipeline = load_pipeline(args.variant, args.checkpoint, args.device, how)
     if OCCUPANCY in pipeline.gives and args.save_occupancy is None:
-        raise ValueError(f"{pipeline.name} gives occupancy; say with --save-occupancy where it goes")
+        raise UserError(f"{pipeline.name} gives occupancy; say with --save-occupancy where it goes")
 
+    header = results_header(pipeline, bag, settings)
+    earlier = unfinished_results(args.out, header) if args.resume else None
+    if earlier is not None and earlier.end is not None:
+        pipeline.close()
+        print(f"{args.out} is complete, with {earlier.end['frames']} frames; nothing is left to do")
+        return 0 if earlier.end["frames"] else 1
     results = tqdm(run_events(bag.events(), pipeline, settings), unit="frame", desc=pipeline.name)
-    count = write_results(args.out, pipeline, results, args.save_occupancy)
+    count = write_results(args.out, header, results, pipeline.health, args.save_occupancy, earlier)
     pipeline.close()
     snapshot = pipeline.health.snapshot()
     untrained = "" if pipeline.trained else "; the weights are UNTRAINED"
@@ -127,11 +137,13 @@ def _add_train(commands: Commands) -> None:
     train.add_argument("--epochs", type=int, help="default: the variant's")
     train.add_argument("--lr", type=float, help="default: the variant's")
     train.add_argument("--batch", type=int, help="samples a process (default: the variant's, divided among all)")
-    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--seed", type=whole_number(0), default=0)
     train.add_argument("--device", default="auto")
     train.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="bf16", help="default: %(default)s")
     train.add_argument("--recompute", action="store_true", help="less memory, more time: compute activations twice")
-    train.add_argument("--workers", type=int, default=4, help="processes that read ahead (default: %(default)s)")
+    train.add_argument(
+        "--workers", type=whole_number(0), default=4, help="processes that read ahead (default: %(default)s)"
+    )
     train.set_defaults(command=_train)
 
 
@@ -215,7 +227,9 @@ def _add_demo(commands: Commands) -> None:
     demo.add_argument("--nuscenes", type=Path, metavar="ROOT", help="a real scene instead of a made-up drive")
     demo.add_argument("--version", default="v1.0-mini", help="of ROOT's tables (default: %(default)s)")
     demo.add_argument("--scene", default="scene-0103")
-    demo.add_argument("--seconds", type=float, default=10.0, help="length of the made-up drive (default: %(default)s)")
+    demo.add_argument(
+        "--seconds", type=duration, default=10.0, help="length of the made-up drive (default: %(default)s)"
+    )
     add_variant(demo, required=False, default=TINY_DETECTOR)
     demo.add_argument(
         "--checkpoint",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bev_perception.strict import UserError
 from bev_perception.types import BASE_FRAME, FIXED_FRAME
 
 if TYPE_CHECKING:
@@ -14,6 +17,27 @@ if TYPE_CHECKING:
 
 Commands = argparse._SubParsersAction
 LABELS_HELP = "folder of occupancy labels, relative to ROOT or on its own (default: %(default)s)"
+
+
+def whole_number(lowest: int) -> Callable[[str], int]:
+    """Return the type of an option that takes whole numbers from `lowest` on, of at most 63 bits."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if not lowest <= value < 2**63:
+            raise argparse.ArgumentTypeError(f"{value} is out of range; give a whole number from {lowest} on")
+        return value
+
+    number.__name__ = "whole number"  # for argparse's message on what is no number at all
+    return number
+
+
+def duration(text: str) -> float:
+    """Return the seconds that an option says, which must be positive and finite."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no length of time; give seconds, such as 10")
+    return value
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +121,9 @@ def open_bag(args: argparse.Namespace, path: Path) -> tuple[BagReader, Synchroni
     from bev_perception.sensing.synchronizer import SynchronizerSettings
 
     cameras = tuple(args.cameras or CAMERAS)
+    wrong = [rule for rule in args.remap if ":=" not in rule]
+    if wrong:
+        raise UserError(f"--remap {wrong[0]} names one topic; write BAG_TOPIC:=TOPIC, such as /front/image:=/cam/image")
     remap = dict(rule.split(":=", 1) for rule in args.remap)
     bag = BagReader(path, cameras, args.prefix or INPUT_PREFIX, remap)
     return bag, SynchronizerSettings(cameras, args.anchor, base_frame=args.base_frame, fixed_frame=args.fixed_frame)

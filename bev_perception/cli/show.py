@@ -15,6 +15,7 @@ from bev_perception.cli.options import (
     data_version,
     open_bag,
 )
+from bev_perception.strict import UserError
 
 if TYPE_CHECKING:
     from bev_perception.visualization.show import ShowSettings, Source
@@ -98,7 +99,7 @@ def _show_occupancy(args: argparse.Namespace) -> int:
         print(f"wrote {args.out}")
         return 0
     if not (args.variant and (args.data or args.bag)):
-        raise ValueError("name --variant and --data or --bag to run, or --file to draw a file alone")
+        raise UserError("name --variant and --data or --bag to run, or --file to draw a file alone")
     settings, source = _show_what(args)
     return _say_where(args, show_occupancy(settings, source, args.labels, objects))
 
@@ -109,7 +110,7 @@ def _show_what(args: argparse.Namespace) -> tuple[ShowSettings, Source]:
     settings = ShowSettings(args.variant, args.checkpoint, args.out, args.device, args.video)
     if args.bag is not None:
         if args.scene or args.sample:
-            raise ValueError("--scene and --sample choose among the key frames of --data; a bag is shown whole")
+            raise UserError("--scene and --sample choose among the key frames of --data; a bag is shown whole")
         return settings, BagFrames(*open_bag(args, args.bag))
     return settings, KeyFrames(args.data, data_version(args, args.data), args.scene, args.sample)
 

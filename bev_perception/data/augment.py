@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bev_perception.config import BevAugmentationConfig, ImageConfig
 from bev_perception.sensing.preprocess import ImageTransform
+from bev_perception.strict import UserError
 
 #: ranges of the colours' draws: shifts of 0..255 values, factors, degrees; each befalls half of the images
 MAX_BRIGHTNESS = 32.0
@@ -107,12 +108,10 @@ def augment_grid(grid: np.ndarray, draw: BevDraw, outside: float) -> np.ndarray:
     """Return a grid [X, Y, ...] of labels, the reference frame's origin in its middle, turned and mirrored.
 
     A voxel takes the label of the one that lay nearest to its place, `outside` where that was out of the grid.
-    Raises ValueError for a draw that scales: labels of voxels cannot be stretched.
+    Raises UserError for a draw that scales: labels of voxels cannot be stretched.
     """
     if draw.scale != 1.0:
-        raise ValueError(
-            f"labels of voxels cannot be scaled by {draw.scale}; let the variant's training.bev.scale be 1"
-        )
+        raise UserError(f"labels of voxels cannot be scaled by {draw.scale}; let the variant's training.bev.scale be 1")
     turned = _turn_grid(grid, draw.rotation, outside) if draw.rotation else grid
     return np.ascontiguousarray(turned[:: -1 if draw.flip_x else 1, :: -1 if draw.flip_y else 1])
 

@@ -1,7 +1,8 @@
 """ROS messages to the package's types, for the live node (rclpy) and for bags (rosbags) alike.
 
 Both libraries' messages have the same field names, so this module needs neither. Buffers are not copied.
-Every function raises ValueError, naming cause and remedy, for a message that cannot be used.
+Every function raises UserError, naming cause and remedy, for a message that cannot be used; for an array that is not as
+long as its type says, ValueError.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bev_perception.geometry import make_transform, rotation_from_quaternion
+from bev_perception.strict import UserError
 from bev_perception.types import Calibration, CameraImage
 
 JPEG_MAGIC = b"\xff\xd8"
@@ -40,7 +42,7 @@ def _compressed_encoding(image_format: str, data: np.ndarray) -> str:
     """Return "jpeg" or "png" from a format such as "jpeg" or "rgb8; jpeg compressed bgr8", else from the bytes."""
     text = image_format.lower()
     if "compresseddepth" in text:
-        raise ValueError(
+        raise UserError(
             f"CompressedImage of format {image_format!r} is a depth image; remap the topic to the colour camera"
         )
     if "jpeg" in text or "jpg" in text:
@@ -52,7 +54,7 @@ def _compressed_encoding(image_format: str, data: np.ndarray) -> str:
         return "jpeg"
     if start == PNG_MAGIC:
         return "png"
-    raise ValueError(f"CompressedImage of format {image_format!r} is neither jpeg nor png; have the driver send one")
+    raise UserError(f"CompressedImage of format {image_format!r} is neither jpeg nor png; have the driver send one")
 
 
 def calibration(msg: Any) -> Calibration:
@@ -77,9 +79,9 @@ def transform(msg: Any) -> tuple[str, str, int, np.ndarray]:
     q, t = msg.transform.rotation, msg.transform.translation
     translation = np.array([t.x, t.y, t.z], np.float64)
     if not np.isfinite(translation).all():
-        raise ValueError(f"tf {parent} -> {child}: the translation {translation.tolist()} is not finite")
+        raise UserError(f"tf {parent} -> {child}: the translation {translation.tolist()} is not finite")
     try:
         rotation = rotation_from_quaternion(q.w, q.x, q.y, q.z)
     except ValueError as error:
-        raise ValueError(f"tf {parent} -> {child}: {error}; correct the node that publishes it") from error
+        raise UserError(f"tf {parent} -> {child}: {error}; correct the node that publishes it") from error
     return parent, child, stamp_ns(msg.header.stamp), make_transform(rotation, translation)

@@ -68,7 +68,7 @@ def read_scores(path: Path) -> ScoresByVariant:
     remedy = "`bev_perception eval-demo --record` writes it"
     try:
         values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise EvaluationError(f"the recorded scores cannot be read from {path} ({error}); {remedy}") from error
     by_variant = isinstance(values, dict) and all(isinstance(scores, dict) for scores in values.values())
     if not by_variant or not all(isinstance(v, float | int) for scores in values.values() for v in scores.values()):

@@ -22,12 +22,12 @@ from bev_perception.data.queues import evaluation_queue, read_frame
 from bev_perception.data.records import Records
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.models.precision import check_precision, encoder_precision, strict_float32
-from bev_perception.models.protocol import Encoded, Limits, Model
+from bev_perception.models.protocol import Encoded, Model
 from bev_perception.pipeline.loading import choose_device, load_weights
 from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
 from bev_perception.results.boxes import to_ego
 from bev_perception.sensing.preprocess import NoUsableViewError, Preprocessor
-from bev_perception.types import ModelInput, Result
+from bev_perception.types import Limits, ModelInput, Result
 
 #: how long a process waits for the slowest one
 PATIENCE = timedelta(hours=12)

@@ -34,6 +34,7 @@ from bev_perception.families.variants import Variant, load_variant, shipped_weig
 from bev_perception.models.protocol import Model
 from bev_perception.pipeline.loading import load_pipeline, write_initial_weights
 from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
+from bev_perception.strict import UserError
 from bev_perception.types import CameraImage, Frame, View
 
 KEY_FRAME_RATE = 2.0  # Hz
@@ -59,7 +60,7 @@ class TimingSettings:
     def __post_init__(self) -> None:
         """Check the range."""
         if self.frames < 1:
-            raise ValueError(f"frames is {self.frames}; at least 1 must be timed")
+            raise UserError(f"frames is {self.frames}; at least 1 must be timed")
 
 
 @dataclass(frozen=True)

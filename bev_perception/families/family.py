@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bev_perception.config import VariantConfig
-from bev_perception.types import VoxelGrid
+from bev_perception.types import Limits, VoxelGrid
 
 if TYPE_CHECKING:  # what only needs the settings starts seconds sooner without torch
     from bev_perception.data.records import Records
@@ -31,6 +31,7 @@ class Family:
     classes: the classes that a variant tells apart unless it names others
     gives: what a variant gives, of BOXES, OCCUPANCY and INSTANCES
     area: x, y, z low, then high, m, in the reference frame, in which a variant sees
+    limits: the lowest score and the most boxes that a variant hands out by itself; None for those without boxes
     grid: the voxels of a variant that gives occupancy; None for others
     build: the network of a variant, with fresh weights
     truths: what key frames of records teach a variant; the path is the folder of occupancy labels
@@ -43,6 +44,7 @@ class Family:
     classes: tuple[str, ...]
     gives: Callable[[VariantConfig], frozenset[str]]
     area: Callable[[VariantConfig], tuple[float, ...]]
+    limits: Callable[[VariantConfig], Limits]
     grid: Callable[[VariantConfig], VoxelGrid | None]
     build: Callable[[VariantConfig], Model]
     truths: Callable[[VariantConfig, Records, str | Path], Truths]

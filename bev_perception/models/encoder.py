@@ -16,8 +16,8 @@ from bev_perception.config import ConfigError, VariantConfig
 from bev_perception.models.backbones import build_backbone
 from bev_perception.models.memory import FrameFeatures, Memory
 from bev_perception.models.necks import build_neck
-from bev_perception.models.protocol import Encoded, Limits, Model, Perception, Prediction, all_finite
-from bev_perception.types import ModelInput
+from bev_perception.models.protocol import Encoded, Model, Perception, Prediction, all_finite
+from bev_perception.types import Limits, ModelInput
 
 #: the family's outputs: a frozen dataclass with a field `finite`, see Encoded
 Output = TypeVar("Output")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bev_perception.config import VariantConfig
 from bev_perception.models.memory import E, Entry, Memory
-from bev_perception.types import Boxes3D, FrameError, ModelInput, Occupancy
+from bev_perception.types import Boxes3D, FrameError, Limits, ModelInput, Occupancy
 
 #: What an encoder makes of a frame's images, by name: "levels" is the pyramid, "finite" one bool tensor that says
 #: whether all of it is finite. A family may add what else it needs of the encoder.
@@ -24,18 +24,6 @@ Out = TypeVar("Out")
 
 class NotFiniteError(FrameError):
     """What a model computes, or the pose that it computes with, holds NaN or infinity: it means nothing."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much is handed out; None takes the variant's own.
-
-    score: lowest score of a box
-    count: the most boxes
-    """
-
-    score: float | None = None
-    count: int | None = None
 
 
 @dataclass(frozen=True)

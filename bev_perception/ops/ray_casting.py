@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bev_perception.strict import UserError
 from bev_perception.types import VoxelGrid
 
 LOG = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def cast_rays(occupied: Tensor, origins: Tensor, directions: Tensor) -> RayHits:
     An origin up to one voxel below or before the grid counts as inside, as in the published RayIoU: its coordinates are
     truncated towards zero. Ties between boundaries go to z, then y, then x.
 
-    Raises ValueError for origins and directions that no ray has.
+    Raises UserError for origins and directions that no ray has.
     """
     _check(origins, directions)
     voxels, depths, _ = _trace(occupied, _walk(origins, directions, origins.trunc()))
@@ -89,7 +90,7 @@ def observed_voxels(occupied: np.ndarray, grid: VoxelGrid, origins: np.ndarray, 
     occupied: [X, Y, Z] bool.  origins, directions: [R, 3] in the grid's frame, m; directions of any length but 0. Rays
     that start outside the grid are followed into it, through MAX_STEPS voxels in all.
 
-    Raises ValueError for origins and directions that no ray has.
+    Raises UserError for origins and directions that no ray has.
     """
     start = torch.from_numpy((np.asarray(origins, np.float64) - grid.origin) / grid.resolution)
     along = torch.from_numpy(np.array(directions, np.float64))
@@ -100,9 +101,9 @@ def observed_voxels(occupied: np.ndarray, grid: VoxelGrid, origins: np.ndarray, 
 
 def _check(origins: Tensor, directions: Tensor) -> None:
     if not bool((origins.abs() < FARTHEST_ORIGIN).all()):
-        raise ValueError(f"a ray starts at NaN or over {FARTHEST_ORIGIN:.0e} voxels from the grid; check the poses")
+        raise UserError(f"a ray starts at NaN or over {FARTHEST_ORIGIN:.0e} voxels from the grid; check the poses")
     if not bool((directions.isfinite().all(dim=1) & (directions != 0).any(dim=1)).all()):
-        raise ValueError("a ray's direction is zero, infinite or NaN; give it one")
+        raise UserError("a ray's direction is zero, infinite or NaN; give it one")
 
 
 def _walk(origins: Tensor, directions: Tensor, first: Tensor) -> _Walk:

@@ -16,13 +16,13 @@ from bev_perception.families.family import INSTANCES
 from bev_perception.health import Health, Stopwatch
 from bev_perception.models.memory import device_bytes
 from bev_perception.models.precision import check_precision, strict_float32
-from bev_perception.models.protocol import Limits, NotFiniteError, Perception, Prediction
+from bev_perception.models.protocol import NotFiniteError, Perception, Prediction
 from bev_perception.pipeline.continuity import Continuity
 from bev_perception.pipeline.encoders import Encoder, LoadedVariant, Stream, empty_input, group_by_encoder
 from bev_perception.results.boxes import to_ego
 from bev_perception.sensing.preprocess import NoUsableViewError, Preprocessor, reference2base
 from bev_perception.strict import ConfigError
-from bev_perception.types import Boxes3D, Frame, ModelInput, Occupancy, Result
+from bev_perception.types import Boxes3D, Frame, Limits, ModelInput, Occupancy, Result
 
 
 @dataclass(frozen=True)

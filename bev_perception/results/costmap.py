@@ -12,6 +12,7 @@ import numpy as np
 from bev_perception.geometry import intrinsics_4x4, invert_transform
 from bev_perception.ops.ray_casting import observed_voxels
 from bev_perception.sensing.lens import OUTSIDE, undistortion_map
+from bev_perception.strict import UserError
 from bev_perception.types import Calibration, Frame, Occupancy, VoxelGrid
 
 #: values of nav_msgs/OccupancyGrid
@@ -39,23 +40,23 @@ class CostmapSettings:
     def __post_init__(self) -> None:
         """Check the heights."""
         if not self.min_height < self.max_height:
-            raise ValueError(
+            raise UserError(
                 f"costmap_min_height is {self.min_height} m, costmap_max_height {self.max_height} m; "
                 "the first must be the lower one"
             )
 
     def check(self, class_names: tuple[str, ...], grid: VoxelGrid) -> None:
-        """Raise ValueError for classes that a variant does not have, and for heights that its grid does not have."""
+        """Raise UserError for classes that a variant does not have, and for heights that its grid does not have."""
         names = class_names[:-1]  # free space is no ground
         unknown = [name for name in self.free_classes if name not in names]
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"costmap_free_classes holds {', '.join(map(repr, unknown))}; the classes are {', '.join(names)}"
             )
         layers = self.layers(grid)
         if layers.start == layers.stop:
             low, high = grid.origin[2], grid.origin[2] + grid.resolution * grid.shape[2]
-            raise ValueError(
+            raise UserError(
                 f"costmap_min_height to costmap_max_height is {self.min_height} to {self.max_height} m; "
                 f"the grid reaches from {low:g} to {high:g} m above base_link"
             )
@@ -76,7 +77,7 @@ def costmap(occupancy: Occupancy, frame: Frame, missing: Container[str], setting
     to its ground, see `ground_voxels`: that rays pass high over a column, where something may be hidden behind a car,
     does not make it free.
 
-    Raises ValueError for settings that do not fit the occupancy.
+    Raises UserError for settings that do not fit the occupancy.
     """
     grid = occupancy.grid
     settings.check(occupancy.class_names, grid)

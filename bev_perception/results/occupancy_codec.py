@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bev_perception.strict import UserError
 from bev_perception.types import Occupancy, VoxelGrid
 
 #: the longest run that one entry can hold
@@ -57,23 +58,23 @@ def decode(message: Any) -> Occupancy:
     """Return the occupancy that a message holds; its frame and stamp are in message.header.
 
     Takes no more memory than some hundred times the message's own, however large the grid that it announces.
-    Raises ValueError, naming the field, for a message that does not follow the layout.
+    Raises UserError, naming the field, for a message that does not follow the layout.
     """
     grid, class_names = _grid(message), tuple(message.class_names)
     if not 1 <= len(class_names) <= 256:
-        raise ValueError(f"class_names holds {len(class_names)} names; 1 to 256 are possible")
+        raise UserError(f"class_names holds {len(class_names)} names; 1 to 256 are possible")
     labels = _values(message.run_labels, np.uint8, "run_labels", len(class_names) - 1)
     lengths = _values(message.run_lengths, np.uint8, "run_lengths", LONGEST_RUN)
     instances = _values(message.run_instances, np.int16, "run_instances", np.iinfo(np.int16).max)
     if len(labels) != len(lengths):
-        raise ValueError(f"run_labels has {len(labels)} entries, run_lengths {len(lengths)}; they must be as many")
+        raise UserError(f"run_labels has {len(labels)} entries, run_lengths {len(lengths)}; they must be as many")
     if len(instances) not in (0, len(lengths)):
-        raise ValueError(f"run_instances has {len(instances)} entries; it must be empty or have {len(lengths)}")
+        raise UserError(f"run_instances has {len(instances)} entries; it must be empty or have {len(lengths)}")
     voxels, total = math.prod(grid.shape), int(lengths.sum(dtype=np.int64))
     if total != voxels:
-        raise ValueError(f"run_lengths add up to {total} voxels, the shape {grid.shape} has {voxels}")
+        raise UserError(f"run_lengths add up to {total} voxels, the shape {grid.shape} has {voxels}")
     if not lengths.all():
-        raise ValueError("run_lengths holds a run of no voxels; each has 1 to 255")
+        raise UserError("run_lengths holds a run of no voxels; each has 1 to 255")
     return Occupancy(
         semantics=_unflatten(np.repeat(labels, lengths), grid.shape),
         class_names=class_names,
@@ -98,11 +99,11 @@ def _unflatten(flat: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
 def _grid(message: Any) -> VoxelGrid:
     shape = tuple(int(size) for size in message.shape)
     if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"shape is {shape}; it must be three numbers of at least 1")
+        raise UserError(f"shape is {shape}; it must be three numbers of at least 1")
     origin = (float(message.origin.x), float(message.origin.y), float(message.origin.z))
     resolution = float(message.resolution)
     if not all(map(math.isfinite, (*origin, resolution))) or resolution <= 0:
-        raise ValueError(f"origin is {origin}, resolution {resolution} m; they must be finite, resolution positive")
+        raise UserError(f"origin is {origin}, resolution {resolution} m; they must be finite, resolution positive")
     return VoxelGrid(origin, resolution, (shape[0], shape[1], shape[2]))
 
 
@@ -110,11 +111,11 @@ def _values(values: Any, dtype: type[np.integer], name: str, highest: int) -> np
     """Return a field as an array [r] of its type, checked; the arrays of rclpy and rosbags are not copied."""
     array = np.asarray(values)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise ValueError(f"{name} must be a sequence of whole numbers")
+        raise UserError(f"{name} must be a sequence of whole numbers")
     _check_range(array, highest, name)
     return array.astype(dtype, copy=False)
 
 
 def _check_range(values: np.ndarray, highest: int, name: str) -> None:
     if values.size and not 0 <= int(values.min()) <= int(values.max()) <= highest:
-        raise ValueError(f"{name} reaches from {values.min()} to {values.max()}; 0 to {highest} is possible")
+        raise UserError(f"{name} reaches from {values.min()} to {values.max()}; 0 to {highest} is possible")

@@ -49,6 +49,7 @@ from bev_perception.ros.parameters import (
 from bev_perception.ros.worker import Worker
 from bev_perception.sensing.synchronizer import Synchronizer
 from bev_perception.sensing.transform_tree import TransformTree
+from bev_perception.strict import UserError
 from bev_perception.types import Frame, Result
 
 IMAGE_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -161,7 +162,7 @@ class PerceptionNode(LifecycleNode):
     def _fail(self, what: str, error: Exception) -> None:
         self._failure = f"cannot {what}: {error}"
         self.get_logger().error(self._failure)
-        if not isinstance(error, (ValueError, OSError)):  # those say all that there is to say
+        if not isinstance(error, (UserError, OSError)):  # those say all that there is to say
             self.get_logger().error("".join(traceback.format_exception(error)))
 
     def _activate(self) -> None:

@@ -41,7 +41,7 @@ class Outputs:
     """
 
     def __init__(self, node: LifecycleNode, variants: Sequence[VariantConfig], costmap: CostmapSettings) -> None:
-        """Advertise the topics of boxes, of occupancy, or of both; raises ValueError as `check` does."""
+        """Advertise the topics of boxes, of occupancy, or of both; raises UserError as `check` does."""
         given = frozenset().union(*(gives(config) for config in variants))
         occupancy = OCCUPANCY in given
         topics = (DETECTION_TOPICS if BOXES in given else {}) | (OCCUPANCY_TOPICS if occupancy else {})
@@ -60,7 +60,7 @@ class Outputs:
         }
 
     def check(self, costmap: CostmapSettings) -> None:
-        """Raise ValueError for a costmap of classes or heights that the variant of occupancy does not have."""
+        """Raise UserError for a costmap of classes or heights that the variant of occupancy does not have."""
         for config in self._variants:
             grid = family_of(config).grid(config)
             if grid is not None:

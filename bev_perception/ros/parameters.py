@@ -133,7 +133,7 @@ def not_finite(parameter: Parameter) -> bool:
 
 
 def synchronizer_settings(node: Node) -> SynchronizerSettings:
-    """Read the parameters of the synchronizer; raises ValueError for combinations that make no sense."""
+    """Read the parameters of the synchronizer; raises UserError for combinations that make no sense."""
     get = _getter(node)
     return SynchronizerSettings(
         cameras=tuple(get("cameras")),
@@ -178,7 +178,7 @@ def variants(node: Node) -> list[tuple[str, Path | None]]:
 
 
 def costmap_settings(node: Node, changes: Sequence[Parameter] = ()) -> CostmapSettings:
-    """Read the parameters of the costmap, as they would be with `changes`; raises ValueError."""
+    """Read the parameters of the costmap, as they would be with `changes`; raises UserError."""
     new = {parameter.name: parameter.value for parameter in changes}
     get = _getter(node)
 

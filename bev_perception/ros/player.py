@@ -33,6 +33,7 @@ from std_srvs.srv import SetBool
 
 from bev_perception.data.messages import stamp_ns
 from bev_perception.data.rosbag import COMPRESSED_IMAGE, IMAGE, BagError, BagReader, BagTopic
+from bev_perception.strict import UserError
 
 CLOCK_PERIOD = 10_000_000  # ns of play time between two messages on /clock
 MAX_SLEEP = 0.05  # s between two looks at whether to stop or pause
@@ -61,11 +62,11 @@ class PlayerSettings:
     def __post_init__(self) -> None:
         """Check the values."""
         if not self.bag:
-            raise ValueError("the parameter bag is empty; name one: bag_player --ros-args -p bag:=PATH")
+            raise UserError("the parameter bag is empty; name one: bag_player --ros-args -p bag:=PATH")
         if not self.rate > 0:
-            raise ValueError(f"rate is {self.rate}; it must be positive (start_paused begins with a stop)")
+            raise UserError(f"rate is {self.rate}; it must be positive (start_paused begins with a stop)")
         if self.lockstep_timeout <= 0 or self.wait_for_subscribers < 0:
-            raise ValueError("lockstep_timeout must be positive and wait_for_subscribers not negative")
+            raise UserError("lockstep_timeout must be positive and wait_for_subscribers not negative")
 
 
 _DESCRIPTIONS = {
@@ -91,7 +92,7 @@ class BagPlayer(Node):
     """
 
     def __init__(self) -> None:
-        """Read the parameters and open the bag; raises ValueError for either."""
+        """Read the parameters and open the bag; raises UserError for either."""
         super().__init__("bag_player")
         self._settings = self._read_parameters()
         self._bag = BagReader(Path(self._settings.bag))
@@ -225,7 +226,7 @@ class BagPlayer(Node):
             try:
                 values[name] = self.declare_parameter(name, value, descriptor).value
             except InvalidParameterTypeException as error:
-                raise ValueError(f"parameter {name}: {error}; its default is {value!r}") from error
+                raise UserError(f"parameter {name}: {error}; its default is {value!r}") from error
         return PlayerSettings(**values)
 
     def _answer_class(self) -> Any:
@@ -233,7 +234,7 @@ class BagPlayer(Node):
         try:
             return _message_class(name)
         except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(f"lockstep_type {name!r} is no message's, such as pkg/msg/Name: {error}") from error
+            raise UserError(f"lockstep_type {name!r} is no message's, such as pkg/msg/Name: {error}") from error
 
     def _advertise(self) -> dict[str, Publisher]:
         publishers: dict[str, Publisher] = {}
@@ -311,7 +312,7 @@ def run_player(args: list[str] | None = None) -> int:
 def _play() -> int:
     try:
         player = BagPlayer()
-    except ValueError as error:
+    except UserError as error:
         logging.getLogger("bag_player").error("%s", error)
         return 1
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -17,6 +17,7 @@ from bev_perception.config import ImageConfig, VariantConfig
 from bev_perception.geometry import intrinsics_4x4, invert_transform, make_transform, rotation_from_yaw
 from bev_perception.sensing.images import ImageError, decode_image
 from bev_perception.sensing.lens import undistortion_map
+from bev_perception.strict import UserError
 from bev_perception.types import Calibration, Frame, FrameError, ModelInput, View
 
 #: undistortion maps kept at once; more than any rig has cameras
@@ -84,7 +85,7 @@ def image_transform(source_hw: tuple[int, int], config: ImageConfig) -> ImageTra
     """
     height, width = source_hw
     if height <= 0 or width <= 0:
-        raise ValueError(f"an image of {width}x{height} pixels cannot be resized; check the camera's CameraInfo")
+        raise UserError(f"an image of {width}x{height} pixels cannot be resized; check the camera's CameraInfo")
     resize = max(config.height / height, config.width / width)
     # int(width * resize) in whole numbers, where 49 * (1 / 49) is 1 and not a little less
     if config.height * width >= config.width * height:

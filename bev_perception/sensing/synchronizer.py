@@ -19,6 +19,7 @@ import numpy as np
 from bev_perception.health import Health
 from bev_perception.sensing.poses import PoseNotYetError
 from bev_perception.sensing.transform_tree import NoTransformError, TransformTree
+from bev_perception.strict import UserError
 from bev_perception.types import BASE_FRAME, FIXED_FRAME, Calibration, CameraImage, Frame, View
 
 #: an image this much (ns) before or after the others is from another time: a bag that loops, a gap, a wrong clock
@@ -55,13 +56,13 @@ class SynchronizerSettings:
     def __post_init__(self) -> None:
         """Check the camera names and the times."""
         if not self.cameras or len(set(self.cameras)) != len(self.cameras):
-            raise ValueError(f"cameras must name at least one camera, each once; got {list(self.cameras)}")
+            raise UserError(f"cameras must name at least one camera, each once; got {list(self.cameras)}")
         if self.anchor and self.anchor not in self.cameras:
-            raise ValueError(f"anchor_camera {self.anchor!r} is none of the cameras {list(self.cameras)}")
+            raise UserError(f"anchor_camera {self.anchor!r} is none of the cameras {list(self.cameras)}")
         for name in ("max_stamp_difference", "camera_timeout", "tf_timeout"):
             seconds = getattr(self, name)
             if not (math.isfinite(seconds) and seconds >= 0):
-                raise ValueError(f"{name} is {seconds} s; it must be finite and not negative")
+                raise UserError(f"{name} is {seconds} s; it must be finite and not negative")
 
 
 @dataclass

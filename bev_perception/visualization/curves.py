@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from bev_perception.strict import UserError
+
 Rows = list[dict[str, float]]
 
 
@@ -14,7 +16,7 @@ def draw_curves(logs: Sequence[Path], out: Path) -> int:
     """Write out.csv and out.png of the log.jsonl of a training; return the number of rows.
 
     logs: several are parts of one training, one after the other.  out: a path without suffix.
-    Raises ValueError for a file that is no such log.
+    Raises UserError for a file that is no such log.
     """
     rows = _read(logs)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +35,7 @@ def _read(logs: Sequence[Path]) -> Rows:
             rows |= {before + row["step"]: row | {"step": before + row["step"]} for row in own}
             before = max(rows)
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{log} is no log.jsonl of a training ({error!r}); name the one in its --out") from error
+            raise UserError(f"{log} is no log.jsonl of a training ({error!r}); name the one in its --out") from error
     return [rows[step] for step in sorted(rows)]
 
 

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from bev_perception.geometry import box_corners, invert_transform, transform_points
+from bev_perception.strict import UserError
 from bev_perception.types import Boxes3D, Frame
 from bev_perception.visualization.canvas import (
     FRACTION_BITS,
@@ -111,7 +112,7 @@ def write_png(path: str | Path, picture: np.ndarray) -> None:
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> int:
     """Write BGR pictures of one size as an mp4 video (MPEG-4 part 2, what every OpenCV can write); return their number.
 
-    Raises OSError when the file cannot be written, ValueError for no pictures or pictures of different sizes.
+    Raises OSError when the file cannot be written, UserError for no pictures, ValueError for different sizes.
     """
     path = Path(path)
     writer, size, count = None, (0, 0), 0
@@ -132,7 +133,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> i
             path.unlink(missing_ok=True)
         raise
     if writer is None:
-        raise ValueError(f"there are no pictures for {path}")
+        raise UserError(f"there are no pictures for {path}")
     writer.release()
     return count
 

@@ -31,7 +31,7 @@ from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
 from bev_perception.results.boxes import to_ego
 from bev_perception.sensing.preprocess import reference2base
 from bev_perception.sensing.synchronizer import SynchronizerSettings
-from bev_perception.strict import ConfigError
+from bev_perception.strict import ConfigError, UserError
 from bev_perception.types import Boxes3D, Frame, FrameError, Occupancy, Result
 from bev_perception.visualization.canvas import decode_views
 from bev_perception.visualization.occupancy import draw_occupancy
@@ -81,7 +81,7 @@ class KeyFrames:
         Raises NuScenesError for an unknown scene or token, and where no image of them is under root.
         """
         if (scene is None) == (sample is None):
-            raise ValueError("name either a scene or a sample of the data, e.g. --scene scene-0103")
+            raise UserError("name either a scene or a sample of the data, e.g. --scene scene-0103")
         self.records = records = open_records(root, version)
         if scene is not None:
             records.of_scenes([scene])  # raises for an unknown one
@@ -157,16 +157,16 @@ def show_points(
 
     queries: their numbers; None: the `top` ones with the best scores in each frame.
     frame: which of the frames that the model looks at is drawn, 0 the current one, 1 the first of the past, ...
-    Raises ConfigError for a variant of another family or with future frames, ValueError for numbers out of range.
+    Raises ConfigError for a variant of another family or with future frames, UserError for numbers out of range.
     """
     config = load_variant(settings.variant)
     record = family_of(config).record
     if record is None:
         raise ConfigError(f"the variants of {config.family} have no queries that can be shown; choose another")
     if top < 1:
-        raise ValueError(f"at least one query must be drawn; asked for the {top} best")
+        raise UserError(f"at least one query must be drawn; asked for the {top} best")
     if not 0 <= frame <= config.frames.past:
-        raise ValueError(f"{config.name} looks at the frames 0 to {config.frames.past}; asked for {frame}")
+        raise UserError(f"{config.name} looks at the frames 0 to {config.frames.past}; asked for {frame}")
     loaded = _load(settings)
     kept = _reach(config) if frame else 0
 
@@ -203,7 +203,7 @@ def show_occupancy(settings: ShowSettings, source: Source, labels: Path | None =
     """
     config = load_variant(settings.variant)
     if labels is not None and not isinstance(source, KeyFrames):
-        raise ValueError("labels belong to key frames of nuScenes; show them with --data, or leave them out")
+        raise UserError("labels belong to key frames of nuScenes; show them with --data, or leave them out")
     # where objects are not told apart, the two would be drawn in different colours
     objects = INSTANCES in _required(config, OCCUPANCY).gives(config) and objects
     loaded = _load(settings)
@@ -336,12 +336,12 @@ def _note(loaded: LoadedVariant, shot: Shot) -> str:
 def _write(settings: ShowSettings, kind: str, pictures: Iterator[Stamped]) -> int:
     """Write pictures as PNG files, or as a video at their own rate; return their number.
 
-    Raises ValueError if there are none.
+    Raises UserError if there are none.
     """
     settings.out.mkdir(parents=True, exist_ok=True)
     first = list(islice(pictures, 2))
     if not first:
-        raise ValueError("there is no frame to show; the log says what was wrong with those that there were")
+        raise UserError("there is no frame to show; the log says what was wrong with those that there were")
     stamped = tqdm(chain(first, pictures), desc=kind, unit="picture")
     if settings.video:
         seconds = (first[1][0] - first[0][0]) / 1e9 if len(first) > 1 else 1.0

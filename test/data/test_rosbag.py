@@ -338,3 +338,17 @@ def test_damaged_bytes_cost_no_more_than_an_error(bag, data):
         path = Path(directory) / "odd.mcap"
         path.write_bytes(content)
         read_all(path)  # anything but BagError fails the test
+
+
+@pytest.mark.parametrize("function", ["camera_image", "calibration", "transform"])
+def test_an_error_of_numpy_costs_the_message_alone(small_drive, tmp_path, monkeypatch, function):
+    """As it comes of an array that is too short; it is no UserError."""
+    write_bag(small_drive, tmp_path / "bag", progress=False)
+
+    def fails(*_):
+        raise ValueError("cannot reshape array of size 8 into shape (3,3)")
+
+    monkeypatch.setattr(f"bev_perception.data.messages.{function}", fails)
+    events = list(BagReader(tmp_path / "bag").events())
+    lost = [e for e in events if isinstance(e, InvalidEvent) or (isinstance(e, CalibrationEvent) and e.error)]
+    assert lost and all("cannot reshape" in event.error for event in lost) and len(lost) < len(events)

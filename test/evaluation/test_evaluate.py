@@ -27,11 +27,10 @@ from bev_perception.families.sparsebev.config import DecodeConfig
 from bev_perception.families.variants import load_variant, variants_directory
 from bev_perception.geometry import transform_points
 from bev_perception.models.checkpoints import load_checkpoint
-from bev_perception.models.protocol import Limits
 from bev_perception.pipeline.encoders import LoadedVariant
 from bev_perception.pipeline.pipeline import Pipeline
 from bev_perception.sensing.preprocess import Preprocessor
-from bev_perception.types import Boxes3D
+from bev_perception.types import Boxes3D, Limits
 
 pytest.importorskip("nuscenes")
 SPLIT = ("v1.0-mini", "mini_val")

@@ -29,7 +29,7 @@ from bev_perception.geometry import (
     yaw_from_rotation,
 )
 from bev_perception.health import Health
-from bev_perception.pipeline.offline import collect_frames
+from bev_perception.pipeline.offline import collect_frames, read_results
 from bev_perception.results.boxes import to_ego
 from bev_perception.sensing.synchronizer import SynchronizerSettings
 from bev_perception.types import Occupancy, Result, VoxelGrid
@@ -207,7 +207,7 @@ def test_real_key_frames(nuscenes_root, tmp_path, untrained, capsys):
         (root / name).symlink_to(nuscenes_root / name)
     for table in (nuscenes_root / VERSION).glob("*.json"):
         (root / VERSION / table.name).symlink_to(table)
-    bag, boxes, out = tmp_path / "bag", tmp_path / "boxes.json", tmp_path / "out"
+    bag, boxes, out = tmp_path / "bag", tmp_path / "boxes.jsonl", tmp_path / "out"
     assert cli.main(["bag", "create", "--nuscenes", str(root), "--scene", "scene-0103", str(bag)]) == 0
     variant = tmp_path / "tiny_low.yaml"  # the scores of untrained weights are all low
     text = (variants_directory() / "sparsebev_tiny.yaml").read_text().replace("name: sparsebev_tiny", "name: tiny_low")
@@ -223,7 +223,7 @@ def test_real_key_frames(nuscenes_root, tmp_path, untrained, capsys):
     records = open_records(root, VERSION)
     front = [records.images(records.cameras(i))[0] for i in range(len(records))]
     row_of = {image.stamp * 1000: i for i, image in enumerate(front)}
-    frames = json.loads(boxes.read_text())["frames"]
+    frames = list(read_results(boxes).frames())
     assert len(frames) == 5 and sum(map(len, results.values())) > 50
     for frame in frames:
         row = row_of[frame["stamp"]]

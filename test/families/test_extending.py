@@ -61,8 +61,8 @@ import torch
 from torch import Tensor, nn
 
 from bev_perception.models.encoder import CameraModel, check_settings
-from bev_perception.models.protocol import Limits, NotFiniteError, Perception
-from bev_perception.types import Boxes3D
+from bev_perception.models.protocol import NotFiniteError, Perception
+from bev_perception.types import Boxes3D, Limits
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,7 @@ FAMILY = '''
 
 from bev_perception.families.family import BOXES, Family
 from bev_perception.families.toy.config import ToyHead, ToyRecipe
+from bev_perception.types import Limits
 
 
 def _build(config):
@@ -154,6 +155,7 @@ TOY = Family(
     classes=("car", "pedestrian"),
     gives=lambda config: frozenset({BOXES}),
     area=lambda config: (-50.0, -50.0, -5.0, 50.0, 50.0, 3.0),
+    limits=lambda config: Limits(0.0, 1),
     grid=lambda config: None,
     build=_build,
     truths=_truths,

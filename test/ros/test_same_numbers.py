@@ -1,6 +1,5 @@
 """The same bag gives the same boxes offline and through DDS, the node and the bag player, in processes of their own."""
 
-import json
 import subprocess
 import sys
 
@@ -11,17 +10,18 @@ from kit import PARAMETERS, NodeProcess, new_domain, wait_until
 from bev_perception.data.messages import stamp_ns
 from bev_perception.data.rosbag import write_bag
 from bev_perception.data.synthetic import synthetic_drive
+from bev_perception.pipeline.offline import read_results
 from bev_perception.ros.tools.peer import Listener
 
 
 @pytest.mark.timeout(240)
 def test_node_and_offline_run_agree(tmp_path, untrained):
     write_bag(synthetic_drive(1.5, seed=5, image_size=(400, 225)), tmp_path / "bag", progress=False)
-    out = tmp_path / "results.json"
+    out = tmp_path / "results.jsonl"
     arguments = ["--bag", tmp_path / "bag", "--variant", "sparsebev_tiny", "--checkpoint", untrained, "--out", out]
     command = [sys.executable, "-m", "bev_perception.cli", "run", *map(str, arguments)]
     subprocess.run([*command, "--device", "cpu", "--score-threshold", "0"], check=True)
-    offline = {frame["stamp"]: frame for frame in json.loads(out.read_text())["frames"]}
+    offline = {frame["stamp"]: frame for frame in read_results(out).frames()}
     assert len(offline) == 18
 
     domain = new_domain()

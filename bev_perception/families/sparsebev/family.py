@@ -11,6 +11,7 @@ from bev_perception.classes import NUSCENES_CLASSES
 from bev_perception.config import VariantConfig
 from bev_perception.families.family import BOXES, Family
 from bev_perception.families.sparsebev.config import SparseBEVHeadConfig, SparseBEVRecipe
+from bev_perception.types import Limits
 
 if TYPE_CHECKING:
     from bev_perception.data.records import Records
@@ -59,6 +60,7 @@ SPARSEBEV = Family(
     classes=NUSCENES_CLASSES,
     gives=lambda config: frozenset({BOXES}),
     area=lambda config: config.head.pc_range,
+    limits=lambda config: Limits(config.head.decode.score_threshold, config.head.decode.max_num),
     grid=lambda config: None,
     build=_build,
     truths=_truths,

@@ -26,7 +26,7 @@ from bev_perception.families.sparsebev.proposals.perspective import (
 )
 from bev_perception.models.encoder import CameraModel, check_settings, reference2image
 from bev_perception.models.memory import FrameFeatures
-from bev_perception.models.protocol import Limits, Perception, all_finite
+from bev_perception.models.protocol import Perception, all_finite
 from bev_perception.models.query_layers import (
     AdaptiveMixing,
     FeedForward,
@@ -38,7 +38,7 @@ from bev_perception.models.query_layers import (
     inverse_sigmoid,
 )
 from bev_perception.ops.sampling import LevelsByFrame, sample_features
-from bev_perception.types import ModelInput
+from bev_perception.types import Limits, ModelInput
 
 #: weights of the ten box codes in the training loss; the official checkpoints carry them
 CODE_WEIGHTS = (2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)

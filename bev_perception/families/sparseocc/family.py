@@ -10,7 +10,7 @@ from bev_perception.classes import OCC3D_CLASSES
 from bev_perception.config import VariantConfig
 from bev_perception.families.family import INSTANCES, OCCUPANCY, Family
 from bev_perception.families.sparseocc.config import SparseOccHeadConfig, SparseOccRecipe
-from bev_perception.types import VoxelGrid
+from bev_perception.types import Limits, VoxelGrid
 
 if TYPE_CHECKING:
     from bev_perception.data.records import Records
@@ -52,6 +52,7 @@ SPARSEOCC = Family(
     classes=OCC3D_CLASSES,
     gives=_gives,
     area=lambda config: config.head.occ_range,
+    limits=lambda config: Limits(),
     grid=_grid,
     build=_build,
     truths=_truths,

@@ -20,10 +20,10 @@ from bev_perception.families.sparseocc.mask_decoder import ChooseVoxels, MaskDec
 from bev_perception.families.sparseocc.voxel_decoder import CHILDREN, CUBE_SIDES, VoxelDecoder, VoxelStage
 from bev_perception.models.encoder import CameraModel, check_settings, reference2image
 from bev_perception.models.memory import FrameFeatures
-from bev_perception.models.protocol import Limits, Perception, all_finite
+from bev_perception.models.protocol import Perception, all_finite
 from bev_perception.models.query_layers import EncodedViews
 from bev_perception.ops.sampling import LevelsByFrame
-from bev_perception.types import ModelInput
+from bev_perception.types import Limits, ModelInput
 
 #: of what is drawn in inference, afresh for every frame: a frame's result does not depend on those before it
 SAMPLING_SEED = 0

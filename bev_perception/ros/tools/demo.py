@@ -23,7 +23,7 @@ from bev_perception.data.rosbag import BagReader, write_bag
 from bev_perception.data.synthetic import synthetic_drive
 from bev_perception.evaluation.regression import TINY_RANGE
 from bev_perception.evaluation.replay import Replay
-from bev_perception.families.catalog import build_model, gives
+from bev_perception.families.catalog import build_model, family_of, gives
 from bev_perception.families.family import BOXES
 from bev_perception.families.variants import (
     TINY_DETECTOR,
@@ -63,8 +63,6 @@ IMAGE_SIZE = (800, 450)
 SHOWN_SCORE, SHOWN = 0.3, 40
 #: pictures a second of the video, of the node's 12 results
 DRAWN_RATE = 4.0
-#: lowest score of the boxes that the node publishes and that are scored
-SCORED_SCORE = 0.05
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ def _choose_models(settings: DemoSettings) -> _Models:
     if both:
         parameters |= {"occupancy_variant": TINY_OCCUPANCY, "occupancy_checkpoint": second}
     # what is published is scored too: everything that the variant itself would give; untrained ones reach no score
-    parameters["score_threshold"] = SCORED_SCORE if trained else 0.0
+    parameters["score_threshold"] = family_of(config).limits(config).score if trained else 0.0
     return _Models(parameters, trained, both)
 
 
