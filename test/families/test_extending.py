@@ -211,7 +211,9 @@ def test_a_family_is_a_folder_and_an_entry(checkout, small_drive, synthetic_nusc
     command("init-weights", "--variant", "toy_tiny", weights)
     run = ("--variant", "toy_tiny", "--checkpoint", weights, "--device", "cpu")
     command("run", *run, "--set", "head.distance=21", "--bag", bag, "--out", results)
-    assert '"center": [21.0, 0.0, 0.0]' in json.dumps([json.loads(x) for x in results.read_text().splitlines()])
+    first = json.loads(results.read_text().splitlines()[1])
+    # 21 m along x of the lidar, which is mounted ahead of base_link, above it, and turned to the right
+    assert first["boxes"][0]["center"] == pytest.approx([0.94, -21.0, 1.84])
     data = ("--data", synthetic_nuscenes, "--split", "mini_val")
     how = ("--precision", "fp32", "--workers", 0, "--batch", 5, "--device", "cpu")
     assert "done" in command("train", "--variant", "toy_tiny", *data, *how, "--out", out)
