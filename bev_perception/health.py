@@ -67,6 +67,11 @@ class Health:
             self._count_drop(cause, message)
             self._failures, self._failure = self._failures + 1, self._last_drop
 
+    def forget_failures(self) -> None:
+        """End a row of failures without a result, as when the node is activated again."""
+        with self._lock:
+            self._failures, self._failure = 0, ""
+
     def _count_drop(self, cause: str, message: str) -> None:
         self._drops[cause] += 1
         self._last_drop = f"{cause}: {message}"

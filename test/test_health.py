@@ -58,3 +58,11 @@ def test_failures_count_in_a_row_until_the_next_result():
     assert snapshot.drops == {"model busy": 1, "model error": 3}
     health.frame_done()
     assert (health.snapshot().failures, health.snapshot().failure) == (0, "")
+
+
+def test_failures_that_are_past_can_be_forgotten():
+    health = Health()
+    health.fail("model error", "out of memory")
+    health.forget_failures()
+    snapshot = health.snapshot()
+    assert (snapshot.failures, snapshot.failure, snapshot.drops) == (0, "", {"model error": 1})

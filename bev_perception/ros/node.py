@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 import signal
 import threading
+import time
 import traceback
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from bev_perception.pipeline.loading import give_back_device_memory, load_pipeli
 from bev_perception.pipeline.pipeline import Pipeline
 from bev_perception.results.costmap import CostmapSettings
 from bev_perception.ros import messages
+from bev_perception.ros.fault_log import FaultLog
 from bev_perception.ros.outputs import Outputs
 from bev_perception.ros.parameters import (
     LIVE_PARAMETERS,
@@ -55,7 +58,9 @@ IMAGE_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 TF_QOS = QoSProfile(depth=100)
 TF_STATIC_QOS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 IDLE = 2.0  # s without a result after which the diagnostics say so
+FAILED_ROW = 3  # frames in a row that failed from which on the diagnostics call it an error
 SPIN_TIMEOUT = 0.2  # s between two looks at whether to stop
+ERROR_PAUSE = 0.01  # s of rest after an error in the loop of callbacks, which may meet it at every turn
 IMAGE_TYPES = {"raw": (Image, "image"), "compressed": (CompressedImage, "image/compressed")}
 
 
@@ -81,6 +86,7 @@ class PerceptionNode(LifecycleNode):
         self._missing: dict[str, str] = {}
         self._failure = ""
         self._lifecycle = "unconfigured"
+        self._faults = FaultLog(self.get_logger().error)
         self._parameter_errors = declare_parameters(self)
         for error in self._parameter_errors.values():
             self.get_logger().error(f"{error}; the node will not configure until it is set to a valid value")
@@ -88,13 +94,14 @@ class PerceptionNode(LifecycleNode):
         self.add_post_set_parameters_callback(self._apply_parameters)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_service(Trigger, "~/reset", self._on_reset)
+        self._breakdown = self.create_guard_condition(self._on_breakdown)
         self._steady_clock = Clock(clock_type=ClockType.STEADY_TIME)
         self._timer = self.create_timer(self._get("diagnostics_period"), self._report, clock=self._steady_clock)
 
     def survive(self, error: Exception) -> None:
-        """Put an error that no callback foresaw on record."""
+        """Count and log an unexpected error of a callback."""
         self._health.drop("callback error", f"{type(error).__name__}: {error}")
-        self.get_logger().error("".join(traceback.format_exception(error)))
+        self._faults.record(error)
 
     def close(self) -> None:
         """End the worker and free the model, in any state."""
@@ -110,68 +117,83 @@ class PerceptionNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the variant and its weights, warm up, subscribe to tf and camera_info."""
-        try:
-            self._configure()
-        except Exception as error:  # rclpy would swallow it, and nobody would know why the node does nothing
-            self._fail("configure", error)
-            self._free()
-            return TransitionCallbackReturn.FAILURE
-        self._failure = ""
-        self._lifecycle = "inactive"
-        return TransitionCallbackReturn.SUCCESS
+        return self._transition("configure", self._configure, "inactive", undo=self._free)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe to the images and start the worker."""
-        try:
-            self._activate()
-        except Exception as error:  # as in on_configure
-            self._fail("activate", error)
-            self._stop_worker()
-            return TransitionCallbackReturn.FAILURE
-        self._failure = ""
-        self._lifecycle = "active"
-        return super().on_activate(state)
+        return self._transition("activate", lambda: self._activate(state), "active", undo=self._stop_worker)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop taking images; weights and memory stay."""
-        self._stop_worker()
-        self._missing = {}
-        self._lifecycle = "inactive"
-        return super().on_deactivate(state)
+        """Stop taking images; weights and memory stay. After a breakdown of the worker it is an error instead."""
+        breakdown = self._worker.breakdown if self._worker is not None else ""
+        outcome = self._transition("deactivate", lambda: self._deactivate(state), "inactive")
+        if not breakdown:
+            return outcome
+        self._failure = f"gave up after {breakdown}; configure the node again, or restart it if the error stays"
+        self.get_logger().error(self._failure)
+        return TransitionCallbackReturn.ERROR
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the model."""
-        self._free()
-        give_back_device_memory()
-        self._lifecycle = "unconfigured"
-        return TransitionCallbackReturn.SUCCESS
+        return self._transition("clean up", self._clean_up, "unconfigured")
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop and free everything."""
-        self.close()
-        self._lifecycle = "finalized"
-        return TransitionCallbackReturn.SUCCESS
+        return self._transition("shut down", self.close, "finalized")
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free everything; the node is unconfigured then and can be configured again."""
-        self.close()
         self._lifecycle = "unconfigured"
+        try:
+            self._stop_worker()
+            self._clean_up()
+        except Exception as error:  # of a GPU that is lost; the node stays, to be told to try again and to say why
+            self._faults.record(error)
         return TransitionCallbackReturn.SUCCESS
 
-    def _fail(self, what: str, error: Exception) -> None:
-        self._failure = f"cannot {what}: {error}"
-        self.get_logger().error(self._failure)
-        if not isinstance(error, (ValueError, OSError)):  # those say all that there is to say
-            self.get_logger().error("".join(traceback.format_exception(error)))
+    def _transition(
+        self, what: str, work: Callable[[], None], goal: str, undo: Callable[[], None] | None = None
+    ) -> TransitionCallbackReturn:
+        """Do the work of a transition; where it fails, say why, and undo it or leave the rest to on_error."""
+        try:
+            work()
+        except Exception as error:  # rclpy would swallow it, and nobody would know why the node does nothing
+            self._failure = f"cannot {what}: {error}"
+            self.get_logger().error(self._failure)
+            if not isinstance(error, (ValueError, OSError)):  # those say all that there is to say
+                self.get_logger().error("".join(traceback.format_exception(error)))
+            if undo is None:
+                return TransitionCallbackReturn.ERROR
+            undo()
+            return TransitionCallbackReturn.FAILURE
+        self._failure, self._lifecycle = "", goal
+        return TransitionCallbackReturn.SUCCESS
 
-    def _activate(self) -> None:
+    def _activate(self, state: LifecycleState) -> None:
         assert self._pipeline is not None and self._synchronizer is not None
         self._synchronizer.clear()
-        self._worker = Worker(self._pipeline, self._health, self._publish, self.get_logger().error)
+        self._health.forget_failures()
+        super().on_activate(state)  # the publishers
+        self._worker = Worker(
+            self._pipeline, self._health, self._publish, self.get_logger().error, self._breakdown.trigger
+        )
         kind, suffix = IMAGE_TYPES[self._get("image_transport")]
         for camera in self._synchronizer.settings.cameras:
             topic = f"~/input/{camera}/{suffix}"
             self._image_subscriptions.append(self._subscribe(kind, topic, partial(self._on_image, camera), IMAGE_QOS))
+
+    def _deactivate(self, state: LifecycleState) -> None:
+        self._stop_worker()
+        super().on_deactivate(state)  # the publishers
+
+    def _clean_up(self) -> None:
+        self._free()
+        give_back_device_memory()
+
+    def _on_breakdown(self) -> None:
+        """Leave the state active through the lifecycle's error transition, see on_deactivate and on_error."""
+        if self._worker is not None and self._worker.breakdown:
+            self.trigger_deactivate()
 
     def _configure(self) -> None:
         if self._parameter_errors:
@@ -216,9 +238,10 @@ class PerceptionNode(LifecycleNode):
     def _stop_worker(self) -> None:
         while self._image_subscriptions:
             self.destroy_subscription(self._image_subscriptions.pop())
-        if self._worker is not None:
-            self._worker.stop()
-            self._worker = None
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.stop()
+        self._missing = {}
 
     def _free(self) -> None:
         for subscriptions in (self._tf_subscriptions, self._info_subscriptions):
@@ -227,10 +250,10 @@ class PerceptionNode(LifecycleNode):
         if self._outputs is not None:
             self._outputs.destroy()
             self._outputs = None
-        if self._pipeline is not None:
-            self._pipeline.close()
-        self._pipeline = None
         self._synchronizer = None
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is not None:
+            pipeline.close()
 
     # ------------------------------------------------------------------ inputs
 
@@ -341,6 +364,8 @@ class PerceptionNode(LifecycleNode):
 
     def _publish(self, result: Result, frame: Frame) -> None:
         """Publish one result; called from the worker's thread."""
+        if not self.context.ok():
+            return  # shut down while the model worked on this frame; there is nobody to tell any more
         self._missing = result.missing
         assert self._outputs is not None
         self._outputs.publish(result, frame, self._get("base_frame"))
@@ -363,9 +388,12 @@ class PerceptionNode(LifecycleNode):
             return DiagnosticStatus.ERROR, self._failure
         if self._lifecycle != "active":
             return DiagnosticStatus.OK, self._lifecycle
+        snapshot = self._health.snapshot()
+        if snapshot.failures >= FAILED_ROW:
+            return DiagnosticStatus.ERROR, f"{snapshot.failures} frames in a row failed: {snapshot.failure}"
         busy = self._worker is not None and self._worker.busy
         waiting = self._synchronizer.waiting_for if self._synchronizer is not None else ""
-        if not busy and self._health.snapshot().idle > max(IDLE, 2 * self._get("diagnostics_period")):
+        if not busy and snapshot.idle > max(IDLE, 2 * self._get("diagnostics_period")):
             return DiagnosticStatus.WARN, f"no results: {waiting or 'no complete set of images arrives'}"
         if self._missing:
             return DiagnosticStatus.WARN, f"degraded: without {', '.join(sorted(self._missing))}"
@@ -429,11 +457,17 @@ def run_node(args: list[str] | None = None) -> int:
 
 
 def _spin(executor: SingleThreadedExecutor, node: PerceptionNode) -> None:
+    """Run callbacks until SIGINT, SIGTERM, or somebody else's shutdown of the ROS context."""
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
     while not stopping.is_set():
+        if not node.context.ok():
+            node.get_logger().info("the ROS context was shut down from outside; the node ends")
+            return
         try:
             executor.spin_once(timeout_sec=SPIN_TIMEOUT)
         except Exception as error:  # whatever a callback did not foresee must not end the node
-            node.survive(error)
+            if node.context.ok():
+                node.survive(error)
+                time.sleep(ERROR_PAUSE)

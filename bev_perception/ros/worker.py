@@ -8,24 +8,39 @@ from collections.abc import Callable
 
 from bev_perception.health import Health
 from bev_perception.pipeline.pipeline import Pipeline
-from bev_perception.sensing.preprocess import NoUsableViewError
-from bev_perception.types import Frame, Result
+from bev_perception.ros.fault_log import FaultLog
+from bev_perception.types import Frame, FrameError, Result
+
+#: unexpected errors in a row after which the worker counts as broken
+BREAKDOWN = 10
 
 
 class Worker:
     """Runs the pipeline on the newest frame; callers never wait for it.
 
-    publish(result, frame) is called from the worker's thread; log(message) for errors that are no one's input.
+    A FrameError costs its frame. Any other error does so too, and BREAKDOWN of them in a row are a breakdown.
     """
 
     def __init__(
-        self, pipeline: Pipeline, health: Health, publish: Callable[[Result, Frame], None], log: Callable[[str], None]
+        self,
+        pipeline: Pipeline,
+        health: Health,
+        publish: Callable[[Result, Frame], None],
+        log: Callable[[str], None],
+        on_breakdown: Callable[[], None],
     ) -> None:
-        """Start the thread."""
+        """Start the thread, which is also the one that calls the callbacks.
+
+        publish: called with each result and the frame that it was made of.
+        log: called with a text about unexpected errors, at a bounded rate.
+        on_breakdown: called once when `breakdown` becomes true.
+        """
         self._pipeline = pipeline
         self._health = health
         self._publish = publish
-        self._log = log
+        self._faults = FaultLog(log)
+        self._on_breakdown = on_breakdown
+        self._errors, self._breakdown = 0, ""
         self._slot: tuple[Frame, float] | None = None
         self._working = False
         self._stopping = False
@@ -46,6 +61,11 @@ class Worker:
         """Whether a frame waits or is being worked on."""
         with self._changed:
             return self._working or self._slot is not None
+
+    @property
+    def breakdown(self) -> str:
+        """Why no more results can be expected, or "" while they can."""
+        return self._breakdown
 
     def stop(self) -> None:
         """Finish the frame in progress and end the thread; one that waits is dropped and counted."""
@@ -70,15 +90,28 @@ class Worker:
             started = time.perf_counter()
             try:
                 result = self._pipeline.step(frame)
-                stepped = time.perf_counter()
-                self._publish(result, frame)
-            except NoUsableViewError:
-                continue  # counted by the pipeline, with the reasons
-            except Exception as error:
-                # One bad frame, or a GPU out of memory, must not end the node: it is counted, logged and survived.
-                self._health.drop("model error", f"{type(error).__name__}: {error}")
-                self._log(f"frame at {frame.stamp} ns failed: {type(error).__name__}: {error}")
+            except FrameError:
+                continue  # counted by the pipeline, with the reasons; it says nothing about the next frame
+            except Exception as error:  # a GPU out of memory, for one, must not end the node
+                self._fail("model error", error)
                 continue
+            stepped = time.perf_counter()
+            try:
+                self._publish(result, frame)
+            except Exception as error:  # likewise
+                self._fail("publish error", error)
+                continue
+            self._errors, self._breakdown = 0, ""
             self._health.time("queue", started - arrived)
             self._health.time("publish", time.perf_counter() - stepped)
             self._health.time("total", time.perf_counter() - arrived)
+
+    def _fail(self, cause: str, error: Exception) -> None:
+        text = f"{type(error).__name__}: {error}"
+        self._health.fail(cause, text)
+        self._faults.record(error)
+        self._errors += 1
+        if self._errors >= BREAKDOWN:
+            self._breakdown = f"{self._errors} unexpected errors in a row, the last one: {cause}: {text}"
+        if self._errors == BREAKDOWN:
+            self._on_breakdown()
