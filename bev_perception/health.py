@@ -54,7 +54,7 @@ class Health:
         self._started = time.monotonic()
         self._frames = 0
         self._new_drops: dict[str, tuple[int, str]] = {}
-        self._new_resets: deque[str] = deque(maxlen=50)
+        self._new_resets: dict[str, tuple[int, str]] = {}
 
     def drop(self, cause: str, message: str) -> None:
         """Count something that was lost: a short fixed `cause`, and a sentence with the particulars."""
@@ -75,14 +75,14 @@ class Health:
     def _count_drop(self, cause: str, message: str) -> None:
         self._drops[cause] += 1
         self._last_drop = f"{cause}: {message}"
-        self._new_drops[cause] = (self._new_drops.get(cause, (0, ""))[0] + 1, message)
+        _add_news(self._new_drops, cause, message)
 
     def reset(self, cause: str, message: str) -> None:
         """Count a wipe of the memory."""
         with self._lock:
             self._resets[cause] += 1
             self._last_reset = f"{cause}: {message}"
-            self._new_resets.append(self._last_reset)
+            _add_news(self._new_resets, cause, message)
 
     def time(self, stage: str, seconds: float) -> None:
         """Record how long a stage took for one frame."""
@@ -97,13 +97,9 @@ class Health:
             self._finished.append(time.monotonic())
 
     def drain_news(self) -> list[str]:
-        """Return what to log since the last call: a line a cause of drops, with the newest message, and every reset."""
+        """Return what to log since the last call: a line a cause of drops or resets, with the newest message."""
         with self._lock:
-            news = [
-                f"{cause}: {message}" + (f" ({count} times)" if count > 1 else "")
-                for cause, (count, message) in self._new_drops.items()
-            ]
-            news += [f"memory wiped: {reset}" for reset in self._new_resets]
+            news = _lines(self._new_drops) + [f"memory wiped: {line}" for line in _lines(self._new_resets)]
             self._new_drops.clear()
             self._new_resets.clear()
         return news
@@ -127,6 +123,16 @@ class Health:
                 failure=self._failure,
                 timings={stage: (float(p[0]), float(p[1])) for stage, p in timings.items()},
             )
+
+
+def _add_news(news: dict[str, tuple[int, str]], cause: str, message: str) -> None:
+    news[cause] = (news.get(cause, (0, ""))[0] + 1, message)
+
+
+def _lines(news: dict[str, tuple[int, str]]) -> list[str]:
+    return [
+        f"{cause}: {message}" + (f" ({count} times)" if count > 1 else "") for cause, (count, message) in news.items()
+    ]
 
 
 class Stopwatch:

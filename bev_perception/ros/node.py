@@ -58,6 +58,7 @@ IMAGE_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 TF_QOS = QoSProfile(depth=100)
 TF_STATIC_QOS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 IDLE = 2.0  # s without a result after which the diagnostics say so
+STUCK = 30.0  # s that the model may take for one frame before the diagnostics say so
 FAILED_ROW = 3  # frames in a row that failed from which on the diagnostics call it an error
 SPIN_TIMEOUT = 0.2  # s between two looks at whether to stop
 ERROR_PAUSE = 0.01  # s of rest after an error in the loop of callbacks, which may meet it at every turn
@@ -300,13 +301,16 @@ class PerceptionNode(LifecycleNode):
             self._worker.put(frame)
 
     def _catch_up_with_tf(self) -> None:
-        """Take every tf message that has arrived.
+        """Take the tf messages that have arrived, a full queue at most.
 
         The executor takes one message a topic and round, so after a stall the one topic /tf would fall behind the
         many image topics, and poses that are there would be called late.
         """
         for subscription in self._tf_subscriptions:
-            while (taken := subscription.handle.take_message(TFMessage, False)) is not None:
+            for _ in range(TF_QOS.depth):  # so that even tf that never ends leaves time for the images
+                taken = subscription.handle.take_message(TFMessage, False)
+                if taken is None:
+                    break
                 self._add_transforms(subscription is self._tf_subscriptions[1], taken[0])
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -391,6 +395,9 @@ class PerceptionNode(LifecycleNode):
         snapshot = self._health.snapshot()
         if snapshot.failures >= FAILED_ROW:
             return DiagnosticStatus.ERROR, f"{snapshot.failures} frames in a row failed: {snapshot.failure}"
+        working_for = self._worker.working_for if self._worker is not None else 0.0
+        if working_for > STUCK:
+            return DiagnosticStatus.WARN, f"no results: the model has been at work on one frame for {working_for:.0f} s"
         busy = self._worker is not None and self._worker.busy
         waiting = self._synchronizer.waiting_for if self._synchronizer is not None else ""
         if not busy and snapshot.idle > max(IDLE, 2 * self._get("diagnostics_period")):

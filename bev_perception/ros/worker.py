@@ -42,7 +42,7 @@ class Worker:
         self._on_breakdown = on_breakdown
         self._errors, self._breakdown = 0, ""
         self._slot: tuple[Frame, float] | None = None
-        self._working = False
+        self._working_since: float | None = None  # of time.perf_counter()
         self._stopping = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
@@ -60,7 +60,13 @@ class Worker:
     def busy(self) -> bool:
         """Whether a frame waits or is being worked on."""
         with self._changed:
-            return self._working or self._slot is not None
+            return self._working_since is not None or self._slot is not None
+
+    @property
+    def working_for(self) -> float:
+        """How long the frame in progress has taken until now, in seconds; 0 if there is none."""
+        since = self._working_since
+        return 0.0 if since is None else time.perf_counter() - since
 
     @property
     def breakdown(self) -> str:
@@ -78,11 +84,13 @@ class Worker:
 
     def _take(self) -> tuple[Frame, float] | None:
         with self._changed:
-            self._working = False
+            self._working_since = None
             self._changed.wait_for(lambda: self._stopping or self._slot is not None)
             taken, self._slot = self._slot, None
-            self._working = not self._stopping
-            return None if self._stopping else taken
+            if self._stopping:
+                return None
+            self._working_since = time.perf_counter()
+            return taken
 
     def _run(self) -> None:
         while (taken := self._take()) is not None:

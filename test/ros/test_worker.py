@@ -1,5 +1,6 @@
 """The worker: what a frame that fails costs, and what is said of it."""
 
+import threading
 import time
 
 import pytest
@@ -12,7 +13,7 @@ pytestmark = pytest.mark.timeout(30)
 
 
 class Planted:
-    """A pipeline that does at each frame what the frame says: an exception is raised, anything else is the result."""
+    """A pipeline that does what each frame is: an exception is raised, an event awaited, all else is the result."""
 
     def __init__(self, health):
         self.health = health
@@ -22,6 +23,8 @@ class Planted:
             self.health.fail("not finite", str(frame))
         if isinstance(frame, Exception):
             raise frame
+        if isinstance(frame, threading.Event):
+            frame.wait(10)
         self.health.frame_done()
         return frame
 
@@ -101,3 +104,14 @@ def test_frame_errors_are_no_breakdown(bench):
 def test_results_that_never_can_be_published_are_a_breakdown(bench):
     bench.feed(*["unpublishable"] * BREAKDOWN)
     assert bench.breakdowns == [1] and "no room" in bench.worker.breakdown
+
+
+def test_it_tells_for_how_long_it_has_been_working(bench):
+    assert bench.worker.working_for == 0
+    release = threading.Event()
+    bench.worker.put(release)
+    time.sleep(0.2)
+    assert 0.1 < bench.worker.working_for < 5
+    release.set()
+    bench.feed("a")
+    assert bench.worker.working_for == 0

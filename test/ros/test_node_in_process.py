@@ -1,8 +1,11 @@
-"""Transitions that fail, in a node without a process: each says why, frees what it has, and can be tried again."""
+"""The node in this process, on a planted pipeline: transitions that fail, and what never ends."""
+
+import threading
 
 import pytest
 import rclpy
-from kit import new_domain  # makes the messages importable
+from kit import new_domain, wait_until
+from tf2_msgs.msg import TFMessage
 
 from bev_perception.families.variants import load_variant
 from bev_perception.ros import node as ros_node
@@ -23,6 +26,12 @@ class Planted:
 
     def __init__(self, closing=None):
         self._closing = closing
+        self.released = threading.Event()
+
+    def step(self, frame):
+        """Work until `released`, then fail."""
+        self.released.wait(20)
+        raise RuntimeError("released")
 
     def warm_up(self, cameras):
         pass
@@ -127,3 +136,36 @@ def test_a_deactivation_that_fails_is_named(node, monkeypatch):
     node.trigger_deactivate()
     assert state(node) == "unconfigured"
     assert diagnostics(node, monkeypatch) == (2, "cannot deactivate: no such thread")
+
+
+def test_a_model_that_does_not_return_is_not_running(node, pipelines, monkeypatch):
+    pipeline = pipelines[0]
+    node.trigger_configure()
+    node.trigger_activate()
+    monkeypatch.setattr(ros_node, "STUCK", 0.2)
+    node._worker.put("frame")
+    assert diagnostics(node, monkeypatch)[0] == 0
+    wait_until(lambda: diagnostics(node, monkeypatch)[0] == 1, 5, lambda: str(diagnostics(node, monkeypatch)))
+    assert "on one frame for" in diagnostics(node, monkeypatch)[1]
+    pipeline.released.set()
+    wait_until(lambda: not node._worker.busy, 5, "the worker")
+    assert "on one frame" not in diagnostics(node, monkeypatch)[1]
+
+
+class Endless:
+    """A subscription of tf on which there is always one more message."""
+
+    def __init__(self):
+        self.handle, self.taken = self, 0
+
+    def take_message(self, kind, raw):
+        self.taken += 1
+        return TFMessage(), None
+
+
+def test_tf_without_an_end_leaves_time_for_images(node):
+    node.trigger_configure()
+    endless = [Endless(), Endless()]
+    node._tf_subscriptions = endless
+    node._catch_up_with_tf()
+    assert all(0 < subscription.taken <= 100 for subscription in endless)
