@@ -6,26 +6,20 @@ Import only after bev_perception.ros.interfaces.ensure_interfaces().
 from __future__ import annotations
 
 import math
-import signal
-import threading
-import time
 import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
@@ -52,6 +46,7 @@ from bev_perception.ros.parameters import (
 from bev_perception.ros.worker import Worker
 from bev_perception.sensing.synchronizer import Synchronizer
 from bev_perception.sensing.transform_tree import TransformTree
+from bev_perception.strict import UserError
 from bev_perception.types import Frame, Result
 
 IMAGE_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -60,8 +55,6 @@ TF_STATIC_QOS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCA
 IDLE = 2.0  # s without a result after which the diagnostics say so
 STUCK = 30.0  # s that the model may take for one frame before the diagnostics say so
 FAILED_ROW = 3  # frames in a row that failed from which on the diagnostics call it an error
-SPIN_TIMEOUT = 0.2  # s between two looks at whether to stop
-ERROR_PAUSE = 0.01  # s of rest after an error in the loop of callbacks, which may meet it at every turn
 IMAGE_TYPES = {"raw": (Image, "image"), "compressed": (CompressedImage, "image/compressed")}
 
 
@@ -161,7 +154,7 @@ class PerceptionNode(LifecycleNode):
         except Exception as error:  # rclpy would swallow it, and nobody would know why the node does nothing
             self._failure = f"cannot {what}: {error}"
             self.get_logger().error(self._failure)
-            if not isinstance(error, (ValueError, OSError)):  # those say all that there is to say
+            if not isinstance(error, (UserError, OSError)):  # those say all that there is to say
                 self.get_logger().error("".join(traceback.format_exception(error)))
             if undo is None:
                 return TransitionCallbackReturn.ERROR
@@ -441,40 +434,3 @@ def _resident_megabytes() -> float:
     except OSError:
         return math.nan
     return pages * 4096 / 1e6
-
-
-def run_node(args: list[str] | None = None) -> int:
-    """Run the node until SIGINT or SIGTERM; return the exit status."""
-    # With signal handlers of rclpy's own the context would be gone before the node can end its thread.
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    node = None
-    try:
-        node = PerceptionNode()
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        if node.get_parameter("autostart").value:
-            node.autostart()
-        _spin(executor, node)
-    finally:
-        if node is not None:
-            node.close()
-            node.destroy_node()
-        rclpy.try_shutdown()
-    return 0
-
-
-def _spin(executor: SingleThreadedExecutor, node: PerceptionNode) -> None:
-    """Run callbacks until SIGINT, SIGTERM, or somebody else's shutdown of the ROS context."""
-    stopping = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
-    while not stopping.is_set():
-        if not node.context.ok():
-            node.get_logger().info("the ROS context was shut down from outside; the node ends")
-            return
-        try:
-            executor.spin_once(timeout_sec=SPIN_TIMEOUT)
-        except Exception as error:  # whatever a callback did not foresee must not end the node
-            if node.context.ok():
-                node.survive(error)
-                time.sleep(ERROR_PAUSE)

@@ -67,7 +67,7 @@ def main() -> int:
 
     prepare_process()
     plant(Path(sys.argv[1]))
-    from bev_perception.ros.node import run_node
+    from bev_perception.ros.spin import run_node
 
     return run_node(sys.argv)
 

@@ -3,15 +3,14 @@
 import signal
 import time
 
+import kit  # noqa: F401 - makes the messages importable
 import pytest
 import rclpy
-from kit import wait_until  # makes the messages importable
 from rclpy.executors import ExternalShutdownException
 
-from bev_perception.ros import node as ros_node
+from bev_perception.ros.spin import spin
 
 pytestmark = pytest.mark.timeout(30)
-assert wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +64,7 @@ def test_an_error_at_every_spin_does_not_spin_hot(context):
             signal.raise_signal(signal.SIGTERM)
         raise RuntimeError("no wait set")
 
-    ros_node._spin(Executor(broken), node)
+    spin(Executor(broken), node)
     assert 5 < len(node.survived) < 100
 
 
@@ -78,12 +77,12 @@ def test_a_context_that_is_gone_ends_the_loop_with_one_line(context, symptom):
         if symptom is not None:
             raise symptom
 
-    ros_node._spin(Executor(shut_down), node)
+    spin(Executor(shut_down), node)
     assert not node.survived
     assert len(node.lines) == 1 and "ROS context" in node.lines[0]
 
 
 def test_sigint_ends_the_loop_without_a_word(context):
     node = Node(context)
-    ros_node._spin(Executor(lambda: signal.raise_signal(signal.SIGINT)), node)
+    spin(Executor(lambda: signal.raise_signal(signal.SIGINT)), node)
     assert not node.survived and not node.lines
