@@ -1,4 +1,4 @@
-"""The lifecycle node: messages to CameraImages and transforms, frames to the worker, results to messages.
+"""The lifecycle node: collects images and tf into frames, runs the model on them, and publishes the results.
 
 Import only after bev_perception.ros.interfaces.ensure_interfaces().
 """
@@ -52,21 +52,28 @@ from bev_perception.types import Frame, Result
 IMAGE_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 TF_QOS = QoSProfile(depth=100)
 TF_STATIC_QOS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-IDLE = 2.0  # s without a result after which the diagnostics say so
-STUCK = 30.0  # s that the model may take for one frame before the diagnostics say so
-FAILED_ROW = 3  # frames in a row that failed from which on the diagnostics call it an error
+#: s without a result until /diagnostics warns
+IDLE = 2.0
+#: s of work on one frame until /diagnostics warns
+STUCK = 30.0
+#: number of failed frames in a row until /diagnostics reports an error
+FAILED_ROW = 3
+#: image_transport -> message type, end of the topic
 IMAGE_TYPES = {"raw": (Image, "image"), "compressed": (CompressedImage, "image/compressed")}
 
 
 class PerceptionNode(LifecycleNode):
-    """Six (or N) camera topics and tf in; boxes, occupancy, or both out.
+    """Subscribes to N cameras and tf, and publishes boxes, occupancy, or both.
 
-    configure loads and warms up the model, activate subscribes to the images, deactivate keeps the weights, cleanup
-    frees them. Whatever goes wrong is counted, logged and shown in /diagnostics; the node lives on.
+    configure loads the model and warms it up, activate subscribes to the images, deactivate keeps the weights, cleanup
+    frees them. Errors are counted, logged and shown in /diagnostics; they do not end the node.
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        """Declare the parameters; see ros/parameters.py."""
+        """Declare the parameters, see ros/parameters.py, and start the diagnostics.
+
+        kwargs: passed on to rclpy's LifecycleNode.
+        """
         super().__init__("bev_perception", **kwargs)
         self._health = Health()
         self._pipeline: Pipeline | None = None
@@ -93,12 +100,12 @@ class PerceptionNode(LifecycleNode):
         self._timer = self.create_timer(self._get("diagnostics_period"), self._report, clock=self._steady_clock)
 
     def survive(self, error: Exception) -> None:
-        """Count and log an unexpected error of a callback."""
+        """Log and count an unexpected error of a callback."""
         self._health.drop("callback error", f"{type(error).__name__}: {error}")
         self._faults.record(error)
 
     def close(self) -> None:
-        """End the worker and free the model, in any state."""
+        """Stop the worker and free the model; allowed in every state."""
         self._stop_worker()
         self._free()
 
@@ -110,7 +117,7 @@ class PerceptionNode(LifecycleNode):
     # ------------------------------------------------------------------ lifecycle
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Load the variant and its weights, warm up, subscribe to tf and camera_info."""
+        """Load the model, warm it up, and subscribe to tf and camera_info."""
         return self._transition("configure", self._configure, "inactive", undo=self._free)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -118,7 +125,7 @@ class PerceptionNode(LifecycleNode):
         return self._transition("activate", lambda: self._activate(state), "active", undo=self._stop_worker)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop taking images; weights and memory stay. After a breakdown of the worker it is an error instead."""
+        """Stop receiving images; weights and memory are kept. After a breakdown of the worker, return ERROR."""
         breakdown = self._worker.breakdown if self._worker is not None else ""
         outcome = self._transition("deactivate", lambda: self._deactivate(state), "inactive")
         if not breakdown:
@@ -136,25 +143,31 @@ class PerceptionNode(LifecycleNode):
         return self._transition("shut down", self.close, "finalized")
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free everything; the node is unconfigured then and can be configured again."""
+        """Free everything. The node is unconfigured afterwards and can be configured again."""
         self._lifecycle = "unconfigured"
         try:
             self._stop_worker()
             self._clean_up()
-        except Exception as error:  # of a GPU that is lost; the node stays, to be told to try again and to say why
+        except Exception as error:  # as when the GPU is lost; any other return value would finalize the node
             self._faults.record(error)
         return TransitionCallbackReturn.SUCCESS
 
     def _transition(
         self, what: str, work: Callable[[], None], goal: str, undo: Callable[[], None] | None = None
     ) -> TransitionCallbackReturn:
-        """Do the work of a transition; where it fails, say why, and undo it or leave the rest to on_error."""
+        """Run a transition, and report in the log and in /diagnostics why it failed.
+
+        what: the transition's name in the error message.
+        work: the transition itself.
+        goal: the state that it leads to.
+        undo: frees what a failed `work` left behind; without it, the failure is an ERROR, and rclpy calls on_error.
+        """
         try:
             work()
-        except Exception as error:  # rclpy would swallow it, and nobody would know why the node does nothing
+        except Exception as error:  # rclpy would discard it without a word
             self._failure = f"cannot {what}: {error}"
             self.get_logger().error(self._failure)
-            if not isinstance(error, (UserError, OSError)):  # those say all that there is to say
+            if not isinstance(error, (UserError, OSError)):  # their text names the cause; no traceback is needed
                 self.get_logger().error("".join(traceback.format_exception(error)))
             if undo is None:
                 return TransitionCallbackReturn.ERROR
@@ -185,7 +198,7 @@ class PerceptionNode(LifecycleNode):
         give_back_device_memory()
 
     def _on_breakdown(self) -> None:
-        """Leave the state active through the lifecycle's error transition, see on_deactivate and on_error."""
+        """Deactivate the node because its worker broke down; on_deactivate then returns ERROR."""
         if self._worker is not None and self._worker.breakdown:
             self.trigger_deactivate()
 
@@ -212,7 +225,7 @@ class PerceptionNode(LifecycleNode):
         self.get_logger().info(f"{self._pipeline.name} is ready on {self._pipeline.device}{trained}")
 
     def _subscribe_standing(self, cameras: tuple[str, ...]) -> None:
-        """Subscribe to what is wanted in every state: tf and camera_info."""
+        """Subscribe to tf and camera_info, which are received in the state inactive, too."""
         self._tf_subscriptions = [
             self._subscribe(TFMessage, "/tf", partial(self._on_tf, False), TF_QOS),
             self._subscribe(TFMessage, "/tf_static", partial(self._on_tf, True), TF_STATIC_QOS),
@@ -225,7 +238,7 @@ class PerceptionNode(LifecycleNode):
         ]
 
     def _subscribe(self, kind: Any, topic: str, callback: Any, qos: QoSProfile) -> Any:
-        """Subscribe with a QoS that the parameters qos_overrides.<topic>.subscription.* may change."""
+        """Subscribe with a QoS that the parameters qos_overrides.<topic>.subscription.* can override."""
         overridable = QoSOverridingOptions.with_default_policies()
         return self.create_subscription(kind, topic, callback, qos, qos_overriding_options=overridable)
 
@@ -286,7 +299,7 @@ class PerceptionNode(LifecycleNode):
                 self._tree.add(parent, child, stamp, child2parent)
 
     def _pass_on(self) -> None:
-        """Give the worker whatever frames have become complete."""
+        """Give the frames that are complete to the worker."""
         if self._worker is None or self._synchronizer is None:
             return
         self._catch_up_with_tf()
@@ -294,13 +307,13 @@ class PerceptionNode(LifecycleNode):
             self._worker.put(frame)
 
     def _catch_up_with_tf(self) -> None:
-        """Take the tf messages that have arrived, a full queue at most.
+        """Take the tf messages that have arrived, at most as many as the queue holds.
 
-        The executor takes one message a topic and round, so after a stall the one topic /tf would fall behind the
-        many image topics, and poses that are there would be called late.
+        The executor takes one message per topic in turn. After a stall, the single topic /tf would fall behind the many
+        image topics, and frames would be dropped for poses that have already arrived.
         """
         for subscription in self._tf_subscriptions:
-            for _ in range(TF_QOS.depth):  # so that even tf that never ends leaves time for the images
+            for _ in range(TF_QOS.depth):  # a publisher may be faster than this loop
                 taken = subscription.handle.take_message(TFMessage, False)
                 if taken is None:
                     break
@@ -318,7 +331,7 @@ class PerceptionNode(LifecycleNode):
     # ------------------------------------------------------------------ parameters
 
     def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
-        """Set parameters as rclpy does, and put every refusal on record."""
+        """Set parameters as rclpy does, and count those that are refused."""
         result = super().set_parameters_atomically(parameter_list)
         if not result.successful:
             self._health.drop("parameter refused", result.reason)
@@ -342,7 +355,7 @@ class PerceptionNode(LifecycleNode):
         return SetParametersResult(successful=True)
 
     def _check_costmap(self, settings: CostmapSettings) -> None:
-        """Raise ValueError for what the variant that is loaded cannot have."""
+        """Raise ValueError for settings that the loaded variant does not support."""
         if self._outputs is not None:
             self._outputs.check(settings)
 
@@ -360,15 +373,15 @@ class PerceptionNode(LifecycleNode):
     # ------------------------------------------------------------------ outputs
 
     def _publish(self, result: Result, frame: Frame) -> None:
-        """Publish one result; called from the worker's thread."""
+        """Publish one result; called in the worker's thread."""
         if not self.context.ok():
-            return  # shut down while the model worked on this frame; there is nobody to tell any more
+            return  # the context was shut down while the model worked on this frame
         self._missing = result.missing
         assert self._outputs is not None
         self._outputs.publish(result, frame, self._get("base_frame"))
 
     def _report(self) -> None:
-        """Log what happened since the last report, and publish the diagnostics."""
+        """Log the news since the last report, and publish the diagnostics."""
         news = self._health.drain_news()
         for item in news:
             self.get_logger().warning(item)
@@ -381,6 +394,10 @@ class PerceptionNode(LifecycleNode):
         self._diagnostics.publish(array)
 
     def _judge(self, news: bool) -> tuple[bytes, str]:
+        """Return the level and the message of the diagnostics.
+
+        news: whether anything was dropped or reset since the last report.
+        """
         if self._failure:
             return DiagnosticStatus.ERROR, self._failure
         if self._lifecycle != "active":
@@ -402,6 +419,7 @@ class PerceptionNode(LifecycleNode):
         return DiagnosticStatus.OK, "running"
 
     def _figures(self) -> dict[str, str]:
+        """Return the key-value pairs of the diagnostics."""
         snapshot = self._health.snapshot()
         figures = {
             "state": self._lifecycle,
@@ -428,7 +446,7 @@ class PerceptionNode(LifecycleNode):
 
 
 def _resident_megabytes() -> float:
-    """Return the memory that the process holds now, or NaN where the system does not tell."""
+    """Return the process' resident memory in MB, or NaN if the system does not tell."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:

@@ -1,4 +1,4 @@
-"""Inference in a thread of its own, fed through a mailbox that keeps only the newest frame."""
+"""Inference in a separate thread, which always takes the newest frame."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from bev_perception.pipeline.pipeline import Pipeline
 from bev_perception.ros.fault_log import FaultLog
 from bev_perception.types import Frame, FrameError, Result
 
-#: unexpected errors in a row after which the worker counts as broken
+#: number of unexpected errors in a row that make a breakdown
 BREAKDOWN = 10
 
 
 class Worker:
-    """Runs the pipeline on the newest frame; callers never wait for it.
+    """Runs the pipeline on the newest frame in a thread; callers never wait for the model.
 
-    A FrameError costs its frame. Any other error does so too, and BREAKDOWN of them in a row are a breakdown.
+    Every error costs one frame. After BREAKDOWN errors in a row other than FrameError, no more results are expected.
     """
 
     def __init__(
@@ -29,11 +29,13 @@ class Worker:
         log: Callable[[str], None],
         on_breakdown: Callable[[], None],
     ) -> None:
-        """Start the thread, which is also the one that calls the callbacks.
+        """Start the thread. It also calls the callbacks.
 
-        publish: called with each result and the frame that it was made of.
-        log: called with a text about unexpected errors, at a bounded rate.
-        on_breakdown: called once when `breakdown` becomes true.
+        pipeline: turns a frame into a result.
+        health: counts dropped and failed frames, and records timings.
+        publish: called with each result and the frame that it was made from.
+        log: called with the text of unexpected errors, at a bounded rate.
+        on_breakdown: called when `breakdown` is set.
         """
         self._pipeline = pipeline
         self._health = health
@@ -49,7 +51,7 @@ class Worker:
         self._thread.start()
 
     def put(self, frame: Frame) -> None:
-        """Leave a frame for the model; one that is still waiting is dropped and counted."""
+        """Hand over a frame; it replaces one that is still waiting, which is dropped and counted."""
         with self._changed:
             if self._slot is not None:
                 self._health.drop("model busy", "the model is slower than the cameras; the older set gave way")
@@ -58,23 +60,23 @@ class Worker:
 
     @property
     def busy(self) -> bool:
-        """Whether a frame waits or is being worked on."""
+        """Whether a frame is waiting or being processed."""
         with self._changed:
             return self._working_since is not None or self._slot is not None
 
     @property
     def working_for(self) -> float:
-        """How long the frame in progress has taken until now, in seconds; 0 if there is none."""
+        """Seconds since the frame in progress was started; 0 if there is none."""
         since = self._working_since
         return 0.0 if since is None else time.perf_counter() - since
 
     @property
     def breakdown(self) -> str:
-        """Why no more results can be expected, or "" while they can."""
+        """Why no more results are expected; empty while they are."""
         return self._breakdown
 
     def stop(self) -> None:
-        """Finish the frame in progress and end the thread; one that waits is dropped and counted."""
+        """Finish the frame in progress and end the thread; a waiting frame is dropped and counted."""
         with self._changed:
             self._stopping = True
             if self._slot is not None:
@@ -99,8 +101,8 @@ class Worker:
             try:
                 result = self._pipeline.step(frame)
             except FrameError:
-                continue  # counted by the pipeline, with the reasons; it says nothing about the next frame
-            except Exception as error:  # a GPU out of memory, for one, must not end the node
+                continue  # counted by the pipeline; the next frame may be fine
+            except Exception as error:  # for example a GPU out of memory; it must not end the node
                 self._fail("model error", error)
                 continue
             stepped = time.perf_counter()
