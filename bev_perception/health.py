@@ -1,4 +1,4 @@
-"""What went well and what did not: counts, causes and timings, for logs and diagnostics."""
+"""Counts of results, drops and resets with their causes, and timings, for logs and diagnostics."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ import numpy as np
 class HealthSnapshot:
     """A consistent copy of a Health.
 
-    drops, resets: cause -> how often.  last_drop, last_reset: the newest message, or "".
-    failures: frames in a row that failed, up to now.  failure: why the newest of them did, or "".
-    timings: stage -> (p50, p95) in seconds over the newest frames.  frames: results made.
-    rate: results a second of wall clock over the last RATE_WINDOW seconds.
-    idle: s since the last result, or since the start.
+    frames: number of results.
+    rate: results per second of wall clock over the last RATE_WINDOW seconds.
+    idle: seconds since the last result, or since the start.
+    drops: cause -> number of drops.
+    resets: cause -> number of resets of the memory.
+    last_drop: cause and message of the newest drop, or "".
+    last_reset: cause and message of the newest reset, or "".
+    failures: number of frames in a row that failed, up to now.
+    failure: cause and message of the newest of them, or "".
+    timings: stage -> (p50, p95) in seconds over the newest frames.
     """
 
     frames: int
@@ -54,30 +59,47 @@ class Health:
         self._started = time.monotonic()
         self._frames = 0
         self._new_drops: dict[str, tuple[int, str]] = {}
-        self._new_resets: deque[str] = deque(maxlen=50)
+        self._new_resets: dict[str, tuple[int, str]] = {}
 
     def drop(self, cause: str, message: str) -> None:
-        """Count something that was lost: a short fixed `cause`, and a sentence with the particulars."""
+        """Count something that was lost.
+
+        cause: short and fixed; drops are counted by it.
+        message: the details.
+        """
         with self._lock:
             self._count_drop(cause, message)
 
     def fail(self, cause: str, message: str) -> None:
-        """Count a frame that gave no result because of an error; also counted as a drop."""
+        """Count a frame that gave no result because of an error. It is counted as a drop, too.
+
+        cause: short and fixed; drops are counted by it.
+        message: the details.
+        """
         with self._lock:
             self._count_drop(cause, message)
             self._failures, self._failure = self._failures + 1, self._last_drop
 
+    def forget_failures(self) -> None:
+        """Start counting failures in a row from zero, as when the node is activated again."""
+        with self._lock:
+            self._failures, self._failure = 0, ""
+
     def _count_drop(self, cause: str, message: str) -> None:
         self._drops[cause] += 1
         self._last_drop = f"{cause}: {message}"
-        self._new_drops[cause] = (self._new_drops.get(cause, (0, ""))[0] + 1, message)
+        _add_news(self._new_drops, cause, message)
 
     def reset(self, cause: str, message: str) -> None:
-        """Count a wipe of the memory."""
+        """Count a reset of the memory.
+
+        cause: short and fixed; resets are counted by it.
+        message: the details.
+        """
         with self._lock:
             self._resets[cause] += 1
             self._last_reset = f"{cause}: {message}"
-            self._new_resets.append(self._last_reset)
+            _add_news(self._new_resets, cause, message)
 
     def time(self, stage: str, seconds: float) -> None:
         """Record how long a stage took for one frame."""
@@ -85,20 +107,16 @@ class Health:
             self._timings.setdefault(stage, deque(maxlen=self.WINDOW)).append(seconds)
 
     def frame_done(self) -> None:
-        """Count one result; it ends a row of failures."""
+        """Count one result, which ends a row of failures."""
         with self._lock:
             self._frames += 1
             self._failures, self._failure = 0, ""
             self._finished.append(time.monotonic())
 
     def drain_news(self) -> list[str]:
-        """Return what to log since the last call: a line a cause of drops, with the newest message, and every reset."""
+        """Return the lines to log since the last call: one per cause of drops or resets, with the newest message."""
         with self._lock:
-            news = [
-                f"{cause}: {message}" + (f" ({count} times)" if count > 1 else "")
-                for cause, (count, message) in self._new_drops.items()
-            ]
-            news += [f"memory wiped: {reset}" for reset in self._new_resets]
+            news = _lines(self._new_drops) + [f"memory wiped: {line}" for line in _lines(self._new_resets)]
             self._new_drops.clear()
             self._new_resets.clear()
         return news
@@ -122,6 +140,16 @@ class Health:
                 failure=self._failure,
                 timings={stage: (float(p[0]), float(p[1])) for stage, p in timings.items()},
             )
+
+
+def _add_news(news: dict[str, tuple[int, str]], cause: str, message: str) -> None:
+    news[cause] = (news.get(cause, (0, ""))[0] + 1, message)
+
+
+def _lines(news: dict[str, tuple[int, str]]) -> list[str]:
+    return [
+        f"{cause}: {message}" + (f" ({count} times)" if count > 1 else "") for cause, (count, message) in news.items()
+    ]
 
 
 class Stopwatch:

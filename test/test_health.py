@@ -58,3 +58,20 @@ def test_failures_count_in_a_row_until_the_next_result():
     assert snapshot.drops == {"model busy": 1, "model error": 3}
     health.frame_done()
     assert (health.snapshot().failures, health.snapshot().failure) == (0, "")
+
+
+def test_failures_that_are_past_can_be_forgotten():
+    health = Health()
+    health.fail("model error", "out of memory")
+    health.forget_failures()
+    snapshot = health.snapshot()
+    assert (snapshot.failures, snapshot.failure, snapshot.drops) == (0, "", {"model error": 1})
+
+
+def test_resets_of_one_cause_are_one_line_of_news():
+    health = Health()
+    for _ in range(100):
+        health.reset("pose jump", "9 m")
+    health.reset("gap", "3 s")
+    assert health.drain_news() == ["memory wiped: pose jump: 9 m (100 times)", "memory wiped: gap: 3 s"]
+    assert health.drain_news() == []

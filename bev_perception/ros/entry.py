@@ -1,4 +1,4 @@
-"""What the ROS executables do before their imports, which take seconds."""
+"""Preparation of the ROS executables, before imports that take seconds."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 
 
 def prepare_process() -> None:
-    """Have SIGINT and SIGTERM end the process cleanly from now on, and make the ROS messages importable.
+    """Handle SIGINT and SIGTERM, set up memory allocation and logging, and make the ROS messages importable.
 
-    A KeyboardInterrupt would not do: where it passes an exec() of a string, as in torch's imports, Python kills itself
-    at the end although it was caught.
+    Either signal ends the process with status 0 by SystemExit. KeyboardInterrupt would not do: if it passes through an
+    exec() of a string, as in torch's imports, Python kills itself with SIGINT at exit even though it was caught.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)
@@ -32,13 +32,13 @@ def prepare_process() -> None:
 
 
 def _keep_memory_together() -> None:
-    """Have glibc serve all threads from one heap, large buffers too.
+    """Make glibc's malloc serve all threads from one heap, large buffers included.
 
-    By default every thread has heaps of its own, and buffers of megabytes that live for seconds (the remembered
-    features) between others that live for milliseconds break them up: the process grows for thousands of frames.
-    Mapping each large buffer apart would cure that as well, but made every frame clearly slower.
+    By default, each thread has its own heap. Large buffers that live for seconds (the remembered features) between
+    others that live for milliseconds fragment these heaps, so that the process grows for thousands of frames. Using
+    mmap for each large buffer would prevent that as well, but makes every frame clearly slower.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; elsewhere there is nothing to set
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has it
     if mallopt is not None:
         mallopt(M_ARENA_MAX, 1)
         mallopt(M_MMAP_THRESHOLD, 32 << 20)

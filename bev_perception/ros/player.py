@@ -1,4 +1,4 @@
-"""The node that plays a rosbag2 bag, in real time or in lockstep with whoever consumes it.
+"""The node that plays a rosbag2 bag, in real time or in lockstep with the node that processes it.
 
 Import only after bev_perception.ros.interfaces.ensure_interfaces().
 """
@@ -35,12 +35,18 @@ from bev_perception.data.messages import stamp_ns
 from bev_perception.data.rosbag import COMPRESSED_IMAGE, IMAGE, BagError, BagReader, BagTopic
 from bev_perception.strict import UserError
 
-CLOCK_PERIOD = 10_000_000  # ns of play time between two messages on /clock
-MAX_SLEEP = 0.05  # s between two looks at whether to stop or pause
-POLL = 0.002  # s between two looks at what is waited for
-HOLD_CLOCK_PERIOD = 0.1  # s between two messages on /clock while time stands still
-SETTLE = 0.5  # s that subscribers get to know us too, once we know them: what comes earlier is lost to them
-DRAIN = 2.0  # s that a reliable subscriber gets to confirm the last messages
+#: ns of play time between two messages on /clock
+CLOCK_PERIOD = 10_000_000
+#: s between two checks whether to stop or pause
+MAX_SLEEP = 0.05
+#: s between two checks of a condition that is waited for
+POLL = 0.002
+#: s between two messages on /clock while play time stands still
+HOLD_CLOCK_PERIOD = 0.1
+#: s to wait after all subscribers are matched here; until they have matched this side, too, they lose messages
+SETTLE = 0.5
+#: s that a reliable subscriber has to acknowledge the last messages
+DRAIN = 2.0
 
 
 @dataclass(frozen=True)
@@ -86,9 +92,9 @@ _DESCRIPTIONS = {
 
 
 class BagPlayer(Node):
-    """Publishes a bag's serialized messages with their recorded QoS, in the order and at the pace of their log times.
+    """Publishes the serialized messages of a bag with their recorded QoS, in the order and at the pace of log times.
 
-    play() runs in the main thread, the callbacks (pause, answers in lockstep) in the executor's.
+    play() runs in the main thread; the callbacks (pause, answers in lockstep) run in the executor's thread.
     """
 
     def __init__(self) -> None:
@@ -114,11 +120,11 @@ class BagPlayer(Node):
             self.create_subscription(self._answer_class(), self._settings.lockstep_topic, self._on_answer, 10)
 
     def stop(self) -> None:
-        """Let play() return soon; may be called from a signal handler."""
+        """Make play() return soon; may be called in a signal handler."""
         self._stopping = True
 
     def play(self) -> None:
-        """Play the bag, once or in a loop, until its end or stop()."""
+        """Play the bag once or in a loop, until its end or until stop() is called."""
         count = sum(topic.count for topic in self._bag.topics)
         self.get_logger().info(f"plays {self._bag.path}: {count} messages")
         self._wait_for_subscribers()
@@ -173,10 +179,13 @@ class BagPlayer(Node):
         self._hold(lambda: False, SETTLE)
 
     def _await_answer(self, stamps: Collection[int]) -> None:
-        """Wait for an answer to the set whose images have these header stamps (ns): one whose stamp lies among them."""
+        """Wait for the answer to a set of images: a message whose stamp lies between theirs.
+
+        stamps: header stamps of the images, ns.
+        """
         first, last = min(stamps), max(stamps)
         timeout = self._settings.lockstep_timeout
-        if self._slowest_answer is not None:  # a set that is never answered shall not cost the whole time-out each
+        if self._slowest_answer is not None:  # do not wait for the whole time-out each time a set is not answered
             timeout = min(timeout, 2.0 + 5 * self._slowest_answer)
         begin = time.monotonic()
         if self._hold(lambda: any(first <= answer <= last for answer in list(self._answers)), timeout):
@@ -188,7 +197,11 @@ class BagPlayer(Node):
             )
 
     def _hold(self, condition: Callable[[], bool], timeout: float = float("inf")) -> bool:
-        """Let play time stand still until `condition` holds; return whether it does."""
+        """Stop the play time until `condition` holds; return whether it does.
+
+        condition: checked every POLL seconds.
+        timeout: s of wall clock.
+        """
         reached = self._now()
         begin = shown = time.monotonic()
         while not (met := condition()) and not self._stopping and time.monotonic() - begin < timeout:
@@ -205,7 +218,7 @@ class BagPlayer(Node):
         return stamp + int((time.monotonic() - wall) * self._settings.rate * 1e9)
 
     def _wait_until(self, stamp: int) -> None:
-        """Wait until the play time has come to `stamp`; /clock runs on meanwhile."""
+        """Wait until the play time reaches `stamp` (ns), while /clock is published."""
         while not self._stopping:
             if self._paused:
                 self._hold(lambda: not self._paused)
@@ -261,7 +274,10 @@ class BagPlayer(Node):
         self._answers.append(stamp_ns(message.header.stamp))
 
     def _publish_clock(self, stamp: int, at_least: int = 1) -> None:
-        """Publish /clock if it has moved by `at_least` ns, or back."""
+        """Publish /clock if it has advanced by `at_least` ns or gone back.
+
+        stamp: play time, ns.
+        """
         if not 0 <= stamp - self._clock_sent < at_least:
             self._send_clock(stamp)
 
@@ -273,8 +289,8 @@ class BagPlayer(Node):
 
 
 def _header_stamp(serialized: bytes) -> int:
-    """Return the stamp (ns) of a serialized message that begins with a std_msgs/Header, as images do."""
-    order = "<" if serialized[1] & 1 else ">"  # the second byte of CDR's preamble tells the byte order
+    """Return the stamp (ns) of a serialized message that starts with a std_msgs/Header, as images do."""
+    order = "<" if serialized[1] & 1 else ">"  # the second byte of the CDR header gives the byte order
     sec, nanosec = struct.unpack_from(f"{order}iI", serialized, 4)
     return sec * 1_000_000_000 + nanosec
 
@@ -285,7 +301,7 @@ def _message_class(type_name: str) -> Any:
 
 
 def _qos(topic: BagTopic) -> QoSProfile:
-    """Return the recorded QoS; of several publishers' the one that most subscribers can use, which is reliable."""
+    """Return the recorded QoS; if publishers differed, reliable, which is compatible with most subscribers."""
     if not topic.qos:
         return QoSProfile(depth=10)
     best_effort = all(q.reliability == QosReliability.BEST_EFFORT for q in topic.qos)
@@ -293,7 +309,7 @@ def _qos(topic: BagTopic) -> QoSProfile:
     depth = max(1, *(q.depth for q in topic.qos))
     return QoSProfile(
         history=HistoryPolicy.KEEP_LAST,
-        # one publisher stands for all that were recorded: a late subscriber must get what each of them had latched
+        # one publisher replaces all that were recorded; a late subscriber must get the latched messages of each
         depth=max(depth, topic.count) if latched else depth,
         reliability=ReliabilityPolicy.BEST_EFFORT if best_effort else ReliabilityPolicy.RELIABLE,
         durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,

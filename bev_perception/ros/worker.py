@@ -1,4 +1,4 @@
-"""Inference in a thread of its own, fed through a mailbox that keeps only the newest frame."""
+"""Inference in a separate thread, which always takes the newest frame."""
 
 from __future__ import annotations
 
@@ -8,33 +8,50 @@ from collections.abc import Callable
 
 from bev_perception.health import Health
 from bev_perception.pipeline.pipeline import Pipeline
-from bev_perception.sensing.preprocess import NoUsableViewError
-from bev_perception.types import Frame, Result
+from bev_perception.ros.fault_log import FaultLog
+from bev_perception.types import Frame, FrameError, Result
+
+#: number of unexpected errors in a row that make a breakdown
+BREAKDOWN = 10
 
 
 class Worker:
-    """Runs the pipeline on the newest frame; callers never wait for it.
+    """Runs the pipeline on the newest frame in a thread; callers never wait for the model.
 
-    publish(result, frame) is called from the worker's thread; log(message) for errors that are no one's input.
+    Every error costs one frame. After BREAKDOWN errors in a row other than FrameError, no more results are expected.
     """
 
     def __init__(
-        self, pipeline: Pipeline, health: Health, publish: Callable[[Result, Frame], None], log: Callable[[str], None]
+        self,
+        pipeline: Pipeline,
+        health: Health,
+        publish: Callable[[Result, Frame], None],
+        log: Callable[[str], None],
+        on_breakdown: Callable[[], None],
     ) -> None:
-        """Start the thread."""
+        """Start the thread. It also calls the callbacks.
+
+        pipeline: turns a frame into a result.
+        health: counts dropped and failed frames, and records timings.
+        publish: called with each result and the frame that it was made from.
+        log: called with the text of unexpected errors, at a bounded rate.
+        on_breakdown: called when `breakdown` is set.
+        """
         self._pipeline = pipeline
         self._health = health
         self._publish = publish
-        self._log = log
+        self._faults = FaultLog(log)
+        self._on_breakdown = on_breakdown
+        self._errors, self._breakdown = 0, ""
         self._slot: tuple[Frame, float] | None = None
-        self._working = False
+        self._working_since: float | None = None  # of time.perf_counter()
         self._stopping = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
 
     def put(self, frame: Frame) -> None:
-        """Leave a frame for the model; one that is still waiting is dropped and counted."""
+        """Hand over a frame; it replaces one that is still waiting, which is dropped and counted."""
         with self._changed:
             if self._slot is not None:
                 self._health.drop("model busy", "the model is slower than the cameras; the older set gave way")
@@ -43,12 +60,23 @@ class Worker:
 
     @property
     def busy(self) -> bool:
-        """Whether a frame waits or is being worked on."""
+        """Whether a frame is waiting or being processed."""
         with self._changed:
-            return self._working or self._slot is not None
+            return self._working_since is not None or self._slot is not None
+
+    @property
+    def working_for(self) -> float:
+        """Seconds since the frame in progress was started; 0 if there is none."""
+        since = self._working_since
+        return 0.0 if since is None else time.perf_counter() - since
+
+    @property
+    def breakdown(self) -> str:
+        """Why no more results are expected; empty while they are."""
+        return self._breakdown
 
     def stop(self) -> None:
-        """Finish the frame in progress and end the thread; one that waits is dropped and counted."""
+        """Finish the frame in progress and end the thread; a waiting frame is dropped and counted."""
         with self._changed:
             self._stopping = True
             if self._slot is not None:
@@ -58,11 +86,13 @@ class Worker:
 
     def _take(self) -> tuple[Frame, float] | None:
         with self._changed:
-            self._working = False
+            self._working_since = None
             self._changed.wait_for(lambda: self._stopping or self._slot is not None)
             taken, self._slot = self._slot, None
-            self._working = not self._stopping
-            return None if self._stopping else taken
+            if self._stopping:
+                return None
+            self._working_since = time.perf_counter()
+            return taken
 
     def _run(self) -> None:
         while (taken := self._take()) is not None:
@@ -70,15 +100,28 @@ class Worker:
             started = time.perf_counter()
             try:
                 result = self._pipeline.step(frame)
-                stepped = time.perf_counter()
-                self._publish(result, frame)
-            except NoUsableViewError:
-                continue  # counted by the pipeline, with the reasons
-            except Exception as error:
-                # One bad frame, or a GPU out of memory, must not end the node: it is counted, logged and survived.
-                self._health.drop("model error", f"{type(error).__name__}: {error}")
-                self._log(f"frame at {frame.stamp} ns failed: {type(error).__name__}: {error}")
+            except FrameError:
+                continue  # counted by the pipeline; the next frame may be fine
+            except Exception as error:  # for example a GPU out of memory; it must not end the node
+                self._fail("model error", error)
                 continue
+            stepped = time.perf_counter()
+            try:
+                self._publish(result, frame)
+            except Exception as error:  # likewise
+                self._fail("publish error", error)
+                continue
+            self._errors, self._breakdown = 0, ""
             self._health.time("queue", started - arrived)
             self._health.time("publish", time.perf_counter() - stepped)
             self._health.time("total", time.perf_counter() - arrived)
+
+    def _fail(self, cause: str, error: Exception) -> None:
+        text = f"{type(error).__name__}: {error}"
+        self._health.fail(cause, text)
+        self._faults.record(error)
+        self._errors += 1
+        if self._errors >= BREAKDOWN:
+            self._breakdown = f"{self._errors} unexpected errors in a row, the last one: {cause}: {text}"
+        if self._errors == BREAKDOWN:
+            self._on_breakdown()
