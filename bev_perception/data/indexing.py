@@ -92,7 +92,9 @@ def build_index(tables: dict[str, list[Row]]) -> Index:
     """Return the index of tables as their JSON files hold them.  Raises NuScenesError for tables that do not fit."""
     try:
         return _Builder(tables).build()
-    except (KeyError, TypeError, IndexError) as error:
+    except NuScenesError:
+        raise
+    except (KeyError, TypeError, IndexError, ValueError) as error:  # ValueError: of numpy, or no rotation
         raise NuScenesError(
             f"the tables do not fit together ({type(error).__name__}: {error}); unpack the archive again"
         ) from error

@@ -109,6 +109,12 @@ def test_tables_that_do_not_fit_are_named(synthetic_nuscenes, tmp_path):
     refused("ego_pose.json", "[", "ego_pose.json is damaged")
     refused("ego_pose.json", "[]", "do not fit together")
     refused("ego_pose.json", '[{"token": "x"}, 3]', "do not fit together")
+    sensors = json.loads((synthetic_nuscenes / VERSION / "calibrated_sensor.json").read_text())
+    for place in ([1.0, 2.0], "here"):
+        moved = [s | {"translation": place} for s in sensors]
+        refused("calibrated_sensor.json", json.dumps(moved), "do not fit together")
+    zero = [s | {"rotation": [0.0, 0, 0, 0]} for s in sensors]
+    refused("calibrated_sensor.json", json.dumps(zero), "is no rotation")
     refused("sample.json", "[]", "samples is empty")
     shots = json.loads((tables / "sample_data.json").read_text())
     cut = [row for row in shots if not (row["is_key_frame"] and row["calibrated_sensor_token"] == "CAM_BACK")]
