@@ -1,8 +1,8 @@
 """Training-time augmentation after Liu et al., ICCV 2023 (boxes), and Liu et al., ECCV 2024 (occupancy).
 
-What is drawn, and, apart from it, how it acts. To the images, the image transform and the turn of the world are changes
-of matrices alone, so that preprocessing is the live one.
-The colours and the grid mask act on the device, on whole batches.
+Drawing random values and applying them are separate functions. Resizing, cropping and mirroring of images and the
+rotation of the world only change matrices, so training uses the same preprocessing as live operation. Colour changes
+and the grid mask run on the device, on whole batches.
 """
 
 from __future__ import annotations
@@ -18,21 +18,25 @@ from bev_perception.config import BevAugmentationConfig, ImageConfig
 from bev_perception.sensing.preprocess import ImageTransform
 from bev_perception.strict import UserError
 
-#: ranges of the colours' draws: shifts of 0..255 values, factors, degrees; each befalls half of the images
+#: ranges of the random colour changes (shift of 0..255 values, factors, degrees); half of the images get each of them
 MAX_BRIGHTNESS = 32.0
 CONTRAST = (0.5, 1.5)
 SATURATION = (0.5, 1.5)
 MAX_HUE = 18.0
-#: how often a batch gets a grid mask
+#: probability that a batch gets a grid mask
 GRID_MASK_PROBABILITY = 0.7
 
 
 def train_transform(
     source_hw: tuple[int, int], config: ImageConfig, resize: float, left: float, flip: bool
 ) -> ImageTransform:
-    """Return the image transform of one draw.
+    """Return the image transform for given random values; the bottom rows are always kept.
 
-    resize: the ratio.  left: the first column kept, truncated to whole pixels; the bottom rows are kept always.
+    source_hw: height and width of the image, pixels
+    config: size of the network's input
+    resize: scale factor of the image
+    left: first column of the resized image that is kept, pixels; truncated to a whole number
+    flip: whether to mirror the image
     """
     height, width = source_hw
     resized = (int(width * resize), int(height * resize))
@@ -47,7 +51,7 @@ def draw_image_transform(
     resize_range: tuple[float, float],
     flip: bool,
 ) -> ImageTransform:
-    """Draw a ratio from resize_range, a crop and, if `flip`, whether to mirror; one draw is for all of a sample."""
+    """Draw a scale factor from resize_range, a crop and, if `flip`, whether to mirror; a sample shares one draw."""
     resize = rng.uniform(*resize_range)
     left = rng.uniform(0, max(0, int(source_hw[1] * resize) - config.width))
     return train_transform(source_hw, config, resize, left, flip=flip and bool(rng.integers(2)))
@@ -55,9 +59,12 @@ def draw_image_transform(
 
 @dataclass(frozen=True)
 class BevDraw:
-    """A change of the world about the reference frame's origin.
+    """A random change of the world about the origin of the reference frame, applied in the order of the fields.
 
-    At first a turn by `rotation` (rad, counter-clockwise about z), then a scaling, then x and y change their signs.
+    rotation: rad, counter-clockwise about z
+    scale: factor
+    flip_x: whether x changes its sign
+    flip_y: whether y changes its sign
     """
 
     rotation: float
@@ -67,14 +74,14 @@ class BevDraw:
 
     @property
     def plane(self) -> np.ndarray:
-        """The [2, 2] turn and mirroring of x and y, without the scale."""
+        """[2, 2] rotation and mirroring of x and y, without the scale."""
         c, s = math.cos(self.rotation), math.sin(self.rotation)
         signs = np.array([[-1.0 if self.flip_x else 1.0], [-1.0 if self.flip_y else 1.0]])
         return signs * np.array([[c, -s], [s, c]])
 
 
 def draw_bev(rng: np.random.Generator, config: BevAugmentationConfig) -> BevDraw:
-    """Draw a change of the world; one draw is for all of a sample."""
+    """Draw a change of the world, which all frames of a sample share."""
     rotation, scale = rng.uniform(-config.max_rotation, config.max_rotation), rng.uniform(*config.scale)
     if not config.flip:
         return BevDraw(rotation, scale)
@@ -82,7 +89,7 @@ def draw_bev(rng: np.random.Generator, config: BevAugmentationConfig) -> BevDraw
 
 
 def augment_boxes(boxes: np.ndarray, draw: BevDraw) -> np.ndarray:
-    """Return changed boxes [n, 9]: x, y, z, length, width, height (m), yaw (rad), vx, vy (m/s)."""
+    """Return augmented boxes [n, 9]: x, y, z, length, width, height (m), yaw (rad), vx, vy (m/s)."""
     plane_t = draw.plane.T
     changed = boxes.copy()
     changed[:, :2] = boxes[:, :2] @ plane_t
@@ -97,7 +104,7 @@ def augment_boxes(boxes: np.ndarray, draw: BevDraw) -> np.ndarray:
 
 
 def augment_matrices(reference2other: np.ndarray, draw: BevDraw) -> np.ndarray:
-    """Return matrices [..., 4, 4] that take the changed reference frame to where the given ones took it."""
+    """Return matrices [..., 4, 4] that map the augmented frame to where the given ones map the reference frame."""
     back = np.eye(4)
     back[:2, :2] = draw.plane.T
     back[:3, :3] /= draw.scale
@@ -105,10 +112,13 @@ def augment_matrices(reference2other: np.ndarray, draw: BevDraw) -> np.ndarray:
 
 
 def augment_grid(grid: np.ndarray, draw: BevDraw, outside: float) -> np.ndarray:
-    """Return a grid [X, Y, ...] of labels, the reference frame's origin in its middle, turned and mirrored.
+    """Return a grid of voxel labels rotated and mirrored about its middle, by nearest neighbour.
 
-    A voxel takes the label of the one that lay nearest to its place, `outside` where that was out of the grid.
-    Raises UserError for a draw that scales: labels of voxels cannot be stretched.
+    grid: [X, Y, ...] labels; the origin of the reference frame is in its middle
+    draw: the change of the world
+    outside: label of voxels that come from outside of the grid
+
+    Raises UserError for a scale other than 1, since voxel labels cannot be scaled.
     """
     if draw.scale != 1.0:
         raise UserError(f"labels of voxels cannot be scaled by {draw.scale}; let the variant's training.bev.scale be 1")
@@ -130,10 +140,14 @@ def _turn_grid(grid: np.ndarray, rotation: float, outside: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PhotometricDraw:
-    """Colour changes of n images; the neutral value where an image draws none.
+    """Random colour changes of n images; an image without a change has its neutral value.
 
-    contrast_last: [n] bool, contrast after hue and saturation instead of before.  brightness: [n], added.
-    contrast, saturation: [n], factors.  hue: [n] degrees, added.  channels: [n, 3], indices into RGB.
+    contrast_last: [n] bool, whether contrast is changed after hue and saturation instead of before
+    brightness: [n], added to values of 0..255
+    contrast: [n], factor
+    saturation: [n], factor
+    hue: [n], degrees, added
+    channels: [n, 3], order of the channels as indices into RGB
     """
 
     contrast_last: Tensor
@@ -145,7 +159,7 @@ class PhotometricDraw:
 
 
 def draw_photometric(n: int, generator: torch.Generator) -> PhotometricDraw:
-    """Draw colour changes for n images, each on its own; the tensors are on the generator's device."""
+    """Draw colour changes for each of n images; the tensors are on the generator's device."""
 
     def coins() -> Tensor:
         return torch.rand(n, generator=generator, device=generator.device) < 0.5
@@ -166,7 +180,7 @@ def draw_photometric(n: int, generator: torch.Generator) -> PhotometricDraw:
 
 
 def distort_colors(images: Tensor, draw: PhotometricDraw) -> Tensor:
-    """Return images [n, 3, h, w] float BGR, 0..255, with other colours; what leaves 0..255 is not clipped."""
+    """Return images [n, 3, h, w] (float BGR, 0..255) with changed colours; values outside of 0..255 are not clipped."""
 
     def each(values: Tensor) -> Tensor:
         return values.to(images.device)[:, None, None, None]
@@ -195,9 +209,9 @@ def rgb_to_hsv(rgb: Tensor) -> Tensor:
 
 
 def hsv_to_rgb(hsv: Tensor) -> Tensor:
-    """Invert rgb_to_hsv; saturations and values out of their ranges are carried through the same formula."""
+    """Invert rgb_to_hsv; saturations and values outside of their ranges go through the same formula."""
     hue, saturation, value = hsv.unbind(1)
-    # a channel is at full value within 60 degrees of its hue, falls off over the next 60 and stays at its least
+    # a channel has its full value within 60 degrees of its hue, falls over the next 60 and stays at its minimum
     position = (hue[:, None] / 60 + hue.new_tensor([5.0, 3.0, 1.0])[:, None, None]).remainder(6)
     missing = torch.minimum(position, 4 - position).clamp(0, 1)
     return (value * (1 - saturation * missing.transpose(0, 1))).transpose(0, 1)
@@ -205,7 +219,12 @@ def hsv_to_rgb(hsv: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class GridMaskDraw:
-    """A grid of squares.  period: from one square to the next, pixels.  top, left: offset of the grid, pixels."""
+    """A random grid of squares to blank.
+
+    period: distance from one square to the next, pixels
+    top: offset of the grid along rows, pixels
+    left: offset of the grid along columns, pixels
+    """
 
     period: int
     top: int
@@ -213,7 +232,7 @@ class GridMaskDraw:
 
 
 def draw_grid_mask(height: int, width: int, generator: torch.Generator) -> GridMaskDraw | None:
-    """Draw the grid for a batch of images of this size (with their padding); None: this batch stays whole."""
+    """Draw the grid for a batch of images of this size (padding included); None: this batch gets no mask."""
 
     def below(low: int, high: int) -> int:
         return int(torch.randint(low, high, (), generator=generator, device=generator.device))
@@ -225,10 +244,10 @@ def draw_grid_mask(height: int, width: int, generator: torch.Generator) -> GridM
 
 
 def grid_mask(height: int, width: int, draw: GridMaskDraw) -> np.ndarray:
-    """Return [height, width] bool, False in the squares to be blanked (GridMask, Chen et al., 2020).
+    """Return [height, width] bool, False in the squares to blank (GridMask, Chen et al., 2020).
 
-    Stripes of half a period are kept; what neither a row's nor a column's stripe covers is blanked. The grid is laid
-    over a canvas of one and a half times the size, of which the middle is taken.
+    Stripes of rows and of columns, half a period wide, are kept; the squares between them are blanked. The grid is laid
+    out on a canvas one and a half times as large, of which the middle is used.
     """
     stripe = min(max(int(draw.period * 0.5 + 0.5), 1), draw.period - 1)
 

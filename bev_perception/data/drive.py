@@ -1,4 +1,4 @@
-"""A recorded drive, whatever it comes from: a rig of cameras, and images and ego poses in the order of time."""
+"""A recorded drive from any source: a rig of cameras, and images and ego poses in order of time."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ import numpy as np
 
 from bev_perception.types import Calibration
 
-#: the cameras' default names, in the order in which nuScenes-trained models take them
+#: default camera names, in the order that models trained on nuScenes expect
 CAMERAS = ("cam_front", "cam_front_right", "cam_front_left", "cam_back", "cam_back_left", "cam_back_right")
 
 
 @dataclass(frozen=True)
 class CameraRig:
-    """One mounted camera; its name is also its optical frame's.  sensor2ego: [4, 4], optical frame to base_link."""
+    """One mounted camera.
+
+    name: of the camera and of its optical frame
+    calibration: intrinsics and distortion
+    sensor2ego: [4, 4], optical frame to base_link
+    """
 
     name: str
     calibration: Calibration
@@ -24,7 +29,12 @@ class CameraRig:
 
 @dataclass(frozen=True)
 class DriveImage:
-    """An image.  camera: name in the rig.  stamp: ns.  jpeg: the encoded bytes."""
+    """An image.
+
+    camera: name in the rig
+    stamp: ns
+    jpeg: the encoded bytes
+    """
 
     camera: str
     stamp: int
@@ -33,7 +43,11 @@ class DriveImage:
 
 @dataclass(frozen=True)
 class DrivePose:
-    """Where the car was.  stamp: ns.  ego2global: [4, 4]."""
+    """The pose of the car.
+
+    stamp: ns
+    ego2global: [4, 4], base_link to the global frame
+    """
 
     stamp: int
     ego2global: np.ndarray
@@ -44,10 +58,12 @@ DriveEvent = DriveImage | DrivePose
 
 @dataclass(frozen=True)
 class Drive:
-    """A drive that can be walked through any number of times.
+    """A drive that can be iterated over any number of times.
 
-    name: for messages.  cameras: the rig.  length: number of events.
-    make_events: returns the events in the order of stamps; the pose at an image's stamp comes before the image.
+    name: used in messages
+    cameras: the rig
+    length: number of events
+    make_events: returns the events in order of stamps; the pose at an image's stamp comes before the image
     """
 
     name: str
@@ -64,5 +80,5 @@ class Drive:
         return self.make_events()
 
 
-#: (width, height) of its images, pixels
+#: (width, height) of the images of nuScenes, pixels
 NUSCENES_IMAGE_SIZE = (1600, 900)

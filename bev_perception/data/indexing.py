@@ -1,6 +1,6 @@
-"""The JSON tables of nuScenes (Caesar et al., CVPR 2020) become flat arrays: key frames, sweeps, images, boxes.
+"""Convert the JSON tables of nuScenes (Caesar et al., CVPR 2020) to flat arrays: key frames, sweeps, images, boxes.
 
-What a frame queue is made of are image sets: [6] indices into the table of images, one a camera.
+An image set is [6] indices into the table of images, one for each camera. Frame queues are made of image sets.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TABLES = (
 )
 #: images between two key frames: 12 Hz against 2 Hz
 SWEEPS = 5
-#: s, on either side of an annotation; over a longer time no velocity is computed (as in nuscenes-devkit)
+#: s, to a neighbouring annotation; over a longer time no velocity is computed (as in nuscenes-devkit)
 MAX_VELOCITY_TIME = 1.5
 #: the detection task's name of nuScenes' categories; the others take no part in it
 _CLASS_OF = {
@@ -56,14 +56,28 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Index:
-    """All key frames of one version of nuScenes, in the order of time.
+    """All S key frames of one version of nuScenes in order of time, with I images, C calibrations and A boxes.
 
-    S key frames: tokens, scenes (names), stamps (us), lidar2ego, ego2global [S, 4, 4] (at the lidar's stamp),
-    cameras [S, 6] image set, sweeps [S, 5, 6] image sets, newest first (-1 in the first key frame of a scene).
-    I images: image_path (bytes), image_stamp (us), image_size [I, 2] (width, height), image_calibration,
-    image_pose [I, 7] (w, x, y, z, translation).  C calibrations: sensor2ego [C, 4, 4], intrinsics [C, 3, 3].
-    A boxes, those of key frame s from box_start[s] to box_start[s + 1]; as in records.Annotations: boxes [A, 7],
-    velocities [A, 2], names, lidar_points, radar_points.
+    tokens: [S]
+    scenes: [S], names
+    stamps: [S], us
+    lidar2ego: [S, 4, 4]
+    ego2global: [S, 4, 4], at the lidar's stamp
+    cameras: [S, 6], image set of the key frame
+    sweeps: [S, 5, 6], image sets before it, newest first; -1 in the first key frame of a scene
+    image_path: [I], bytes, relative to the dataroot
+    image_stamp: [I], us
+    image_size: [I, 2], width and height, pixels
+    image_calibration: [I], index into the calibrations
+    image_pose: [I, 7], ego pose: quaternion w, x, y, z, then translation (m)
+    sensor2ego: [C, 4, 4]
+    intrinsics: [C, 3, 3]
+    box_start: [S + 1]; key frame s has the boxes from box_start[s] to box_start[s + 1]
+    boxes: [A, 7], as in records.Annotations
+    velocities: [A, 2], as in records.Annotations
+    names: [A], as in records.Annotations
+    lidar_points: [A], as in records.Annotations
+    radar_points: [A], as in records.Annotations
     """
 
     tokens: np.ndarray
@@ -89,7 +103,12 @@ class Index:
 
 
 def build_index(tables: dict[str, list[Row]]) -> Index:
-    """Return the index of tables as their JSON files hold them.  Raises NuScenesError for tables that do not fit."""
+    """Return the index of the tables.
+
+    tables: name of each table -> its rows, as in the JSON files
+
+    Raises NuScenesError for tables that contradict each other or hold unusable values.
+    """
     try:
         return _Builder(tables).build()
     except NuScenesError:
@@ -101,7 +120,7 @@ def build_index(tables: dict[str, list[Row]]) -> Index:
 
 
 class _Builder:
-    """The tables by token, and the images met on the way."""
+    """Looks up rows of the tables by token, and collects the images in use."""
 
     def __init__(self, tables: dict[str, list[Row]]) -> None:
         sensors = {row["token"]: row["channel"] for row in tables["sensor"]}
@@ -177,7 +196,7 @@ class _Builder:
         return [self._images.setdefault(image["token"], len(self._images)) for image in images]
 
     def _sweeps(self, cameras: list[Row], first: bool) -> list[list[int]]:
-        """Walk every camera's own chain back. A step on which one camera's chain has ended repeats the step before."""
+        """Follow the chain of images of each camera back; once a chain has ended, the last image set repeats."""
         if first:
             return [[-1] * len(CHANNELS)] * SWEEPS
         sweeps = []
@@ -193,7 +212,7 @@ class _Builder:
         center = transform_points(global2lidar, np.array([row["translation"]], np.float64))[0]
         width, length, height = row["size"]
         rotation = global2lidar[:3, :3] @ rotation_from_quaternion(*row["rotation"])
-        # of the tilted box's two headings, x axis and y axis, the reference takes the y axis's
+        # the x axis and the y axis of a tilted box give different headings; the reference uses the y axis
         yaw = np.arctan2(-rotation[0, 1], rotation[0, 0])
         velocity = global2lidar[:3, :2] @ self._velocity(row)  # [3]; nuScenes' velocities are level
         category = self._category[row["instance_token"]]
@@ -201,7 +220,7 @@ class _Builder:
         return (*center, length, width, height, yaw), velocity[:2], name, row["num_lidar_pts"], row["num_radar_pts"]
 
     def _velocity(self, row: Row) -> np.ndarray:
-        """Return an annotation's velocity [2] in the global frame, from its neighbours in time; NaN without any."""
+        """Return the velocity [2] of an annotation in the global frame, from its neighbours; NaN without any."""
         before, after = (self._annotations[row[side]] if row[side] else row for side in ("prev", "next"))
         seconds = 1e-6 * (self._stamp(after) - self._stamp(before))
         sides = (before is not row) + (after is not row)

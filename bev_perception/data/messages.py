@@ -1,6 +1,6 @@
-"""ROS messages to the package's types, for the live node (rclpy) and for bags (rosbags) alike.
+"""Convert ROS messages to the types of this package, for the live node (rclpy) and for bags (rosbags).
 
-Both libraries' messages have the same field names, so this module needs neither. Buffers are not copied.
+The messages of both libraries have the same field names, so this module imports neither. Buffers are not copied.
 Every function raises UserError, naming cause and remedy, for a message that cannot be used; for an array that is not as
 long as its type says, ValueError.
 """
@@ -25,7 +25,7 @@ def stamp_ns(stamp: Any) -> int:
 
 
 def frame_name(frame_id: str) -> str:
-    """Return a frame's name without the leading slash that drivers of ROS 1 times still write."""
+    """Return the name of a frame without the leading slash of ROS 1, which some drivers still write."""
     return frame_id.lstrip("/")
 
 
@@ -58,9 +58,9 @@ def _compressed_encoding(image_format: str, data: np.ndarray) -> str:
 
 
 def calibration(msg: Any) -> Calibration:
-    """Return a sensor_msgs/CameraInfo as the Calibration of the images that belong to it.
+    """Return a sensor_msgs/CameraInfo as the Calibration of its images.
 
-    K and D describe the full sensor; binning and a region of interest are folded into the intrinsics.
+    K and D describe the full sensor; the intrinsics returned include binning and the region of interest.
     """
     intrinsics = np.array(msg.k, np.float64).reshape(3, 3)
     width, height = int(msg.roi.width or msg.width), int(msg.roi.height or msg.height)

@@ -42,20 +42,24 @@ SPLITS = {
 
 
 class NuScenesError(UserError):
-    """A nuScenes scene that cannot be read; the message names cause and remedy."""
+    """A nuScenes data set that cannot be read; the message names cause and remedy."""
 
 
 def open_scene(root: str | Path, version: str, scene_name: str) -> Drive:
-    """Return a scene: the images of the six cameras (key frames and sweeps) and every sensor's poses between them.
+    """Return a scene as a Drive: images of the six cameras (key frames and sweeps), and the ego poses of all sensors.
 
-    root: the dataroot, the directory with samples/ and `version`/.  version: such as "v1.0-mini".
-    Images that are not on this disk are left out; how many, is logged.
-    Raises NuScenesError when the devkit, tables, the scene or all of its images are missing.
+    Images that are not on this disk are left out, and their number is logged.
+
+    root: the dataroot, which is the directory with samples/ and `version`/
+    version: of the tables, such as "v1.0-mini"
+    scene_name: such as "scene-0103"
+
+    Raises NuScenesError if the devkit, tables, the scene or all of its images are missing.
     """
     root = Path(root)
     tables = open_devkit(root, version)
     records = _records(tables, _scene(tables, scene_name))
-    # made-up key frames without sweeps have rows that repeat a key frame's file: each file counts once
+    # in synthetic data sets without sweeps, several rows name the file of a key frame: each file counts once
     files_once = {record["filename"]: record for record in reversed(records)}
     images = [record for record in files_once.values() if record["channel"].lower() in CAMERAS]
     present = [record for record in images if (root / record["filename"]).is_file()]
@@ -81,7 +85,7 @@ def open_scene(root: str | Path, version: str, scene_name: str) -> Drive:
 
 
 def open_devkit(root: Path, version: str) -> Any:
-    """Return the devkit's NuScenes object of a dataroot.  Raises NuScenesError, naming cause and remedy."""
+    """Return the devkit's NuScenes object of a dataroot; raise NuScenesError if it cannot be loaded."""
     missing = [table for table in TABLES if not (root / version / f"{table}.json").is_file()]
     if missing:
         raise NuScenesError(
@@ -101,7 +105,7 @@ def open_devkit(root: Path, version: str) -> Any:
 
 
 def official_splits() -> dict[str, list[str]]:
-    """Return the scenes' names of every official split, and of "trainval", both train and val."""
+    """Return the scene names of every official split, and of "trainval", which is train and val."""
     try:
         from nuscenes.utils.splits import create_splits_scenes
     except ImportError as error:
@@ -111,10 +115,11 @@ def official_splits() -> dict[str, list[str]]:
 
 
 def known_splits(root: Path, version: str) -> dict[str, list[str]]:
-    """Return the scenes' names of the official splits, and of those that splits.json beside the tables defines.
+    """Return the scene names of the official splits and of those that splits.json beside the tables defines.
 
-    nuscenes-devkit knows such splits too; as there, the official names cannot be taken by others.
-    Raises NuScenesError for a splits.json that is no table of lists of names.
+    As in nuscenes-devkit, splits.json cannot redefine an official split.
+
+    Raises NuScenesError for a splits.json that does not hold a list of scene names for each split.
     """
     file = Path(root) / version / "splits.json"
     own: Any = {}
@@ -129,7 +134,7 @@ def known_splits(root: Path, version: str) -> dict[str, list[str]]:
 
 
 def only_version(root: str | Path) -> str:
-    """Return the version of the tables that a dataroot holds.  Raises NuScenesError for none, or several."""
+    """Return the version of the tables in a dataroot; raise NuScenesError if it holds none, or several."""
     found = sorted(table.parent.name for table in Path(root).glob("v*/scene.json"))
     if not found:
         raise NuScenesError(
@@ -142,7 +147,7 @@ def only_version(root: str | Path) -> str:
 
 
 def default_split(version: str, purpose: str) -> str:
-    """Return the split of a version for the purpose "train" or "val".  Raises NuScenesError for an unknown version."""
+    """Return the split of a version for the purpose "train" or "val"; raise NuScenesError for an unknown version."""
     if version not in SPLITS:
         raise NuScenesError(f"which split of {version} is meant is not known; say it with --split")
     return SPLITS[version][purpose]
@@ -158,7 +163,7 @@ def _scene(tables: Any, name: str) -> Any:
 
 
 def _records(tables: Any, scene: Any) -> list[Any]:
-    """Return all sample_data of a scene, of every sensor."""
+    """Return the rows of sample_data of a scene, of all sensors."""
     samples, token = set(), scene["first_sample_token"]
     while token:
         samples.add(token)
@@ -167,7 +172,7 @@ def _records(tables: Any, scene: Any) -> list[Any]:
 
 
 def _stamp(record: Any) -> int:
-    """Return a record's time in ns; nuScenes counts microseconds."""
+    """Return the time of a record in ns; nuScenes uses microseconds."""
     return int(record["timestamp"]) * 1000
 
 
@@ -176,7 +181,7 @@ def _pose(record: Any) -> np.ndarray:
 
 
 def _rig(tables: Any, images: list[Any]) -> tuple[CameraRig, ...]:
-    """Return the cameras that have images; nuScenes' images are free of distortion."""
+    """Return the cameras that have images; images of nuScenes have no distortion."""
     first = {record["channel"].lower(): record for record in reversed(images)}
     cameras = []
     for name in CAMERAS:

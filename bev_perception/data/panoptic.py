@@ -1,4 +1,4 @@
-"""Objects for occupancy labels that only have classes, from the key frame's boxes (Liu et al., ECCV 2024)."""
+"""Add instances to semantic occupancy labels, from the boxes of the key frame (Liu et al., ECCV 2024)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bev_perception.types import OCC3D_GRID
 
 LOG = logging.getLogger(__name__)
 
-#: m, by which a box is longer, wider and higher when it is offered voxels that lie in no box
+#: m, added to length, width and height of a box to collect voxels that lie in no box
 MARGIN = 0.8
 
 
@@ -32,13 +32,17 @@ def instances_from_boxes(
     lidar2ego: np.ndarray,
     class_names: Sequence[str] = OCC3D_CLASSES,
 ) -> np.ndarray:
-    """Return the objects [X, Y, Z] of semantics [X, Y, Z] on OCC3D_GRID: numbers from 1 on; 0: free, or no object.
+    """Return the instance [X, Y, Z] of each voxel on OCC3D_GRID: numbers from 1 on; 0: free, or no instance.
 
-    boxes: [n, 7] as in Annotations, in the lidar's frame, with names [n].  lidar2ego: [4, 4].
+    A voxel belongs to the first box of its class that contains its centre. A voxel in no box belongs to the nearest box
+    of its class that has a voxel already and contains its centre when enlarged by MARGIN; without such a box it belongs
+    to no instance. A class that is never annotated with boxes is one instance.
 
-    A box is the object of the voxels of its class whose middles lie in it and in no earlier box. A class that is never
-    annotated with boxes is one object. A voxel that lies in no box belongs to the nearest box of its class that has
-    some voxel already and holds its middle when it is enlarged by MARGIN, to none where there is no such box.
+    semantics: [X, Y, Z], classes as indices into class_names
+    boxes: [n, 7], in the lidar frame, as in Annotations
+    names: [n], classes of the boxes
+    lidar2ego: [4, 4]
+    class_names: the last is free
     """
     free = len(class_names) - 1
     voxels = np.argwhere(semantics != free)  # [v, 3]
@@ -50,7 +54,7 @@ def instances_from_boxes(
     count = 0
 
     def inside(box: int, margin: float) -> np.ndarray:
-        """Return which of the voxels of the box's class [v] are in it."""
+        """Return [v] bool, the voxels of the class of the box that are in it."""
         found = labels == class_names.index(names[box])
         axes = lidar2ego[:3, :3] @ rotation_from_yaw(boxes[box, 6])  # its length, width and height in the ego frame
         found[found] = (np.abs((points[found] - centers[box]) @ axes) <= (boxes[box, 3:6] + margin) / 2).all(axis=1)
@@ -84,14 +88,20 @@ def instances_from_boxes(
 
 
 def prepare_panoptic(records: Records, labels: str | Path, out: Path, threads: int) -> int:
-    """Write the labels of all key frames with objects to out/<scene>/<token>/labels.npz; return how many were written.
+    """Write labels with instances to out/<scene>/<token>/labels.npz for all key frames; return how many were written.
 
-    labels: folder of Occ3D's labels, see labels_path. What is there already and whole is left alone.
-    Raises NuScenesError, once all others are written, if the labels of some key frames are missing or damaged.
+    Complete files in `out` are kept.
+
+    records: the key frames
+    labels: folder of the labels of Occ3D, see labels_path
+    out: directory to write to
+    threads: number of key frames at a time
+
+    Raises NuScenesError if the labels of some key frames are missing or damaged; all others are written before.
     """
 
     def prepare(i: int) -> str | bool:
-        """Write one key frame; return whether that was needed, or why it is impossible."""
+        """Write one key frame; return whether it was written, or why that is impossible."""
         scene, token = records.scenes[i], records.tokens[i]
         target = labels_path(out, scene, token, "")
         if _is_complete(target):

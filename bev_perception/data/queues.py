@@ -16,18 +16,18 @@ from bev_perception.data.records import Records
 from bev_perception.geometry import intrinsics_4x4, invert_transform
 from bev_perception.types import CameraImage, Frame, View
 
-#: images sets looked at on either side of a key frame
+#: image sets after which no more are collected before or after a key frame
 MAX_SETS = 60
-#: image sets from one key frame to the next
+#: distance between key frames, in image sets
 KEY_FRAME_STEP = 6
-#: the widest and the narrowest spacing of training, in image sets
+#: narrowest and widest spacing of the frames in training, in image sets
 TRAIN_INTERVALS = (4, 8)
 
 
 def previous_sets(records: Records, i: int) -> list[np.ndarray]:
-    """Return the image sets before key frame i, newest first, back to the start of its scene.
+    """Return the image sets before key frame i, newest first, not beyond the start of its scene.
 
-    The 6th, 12th, ... are the previous key frames.
+    The 6th, 12th, ... are key frames.
     """
     sets: list[np.ndarray] = []
     while len(sets) < MAX_SETS and len(sweeps := records.sweeps(i)):
@@ -37,9 +37,9 @@ def previous_sets(records: Records, i: int) -> list[np.ndarray]:
 
 
 def next_sets(records: Records, i: int) -> list[np.ndarray]:
-    """Return the image sets after key frame i, in the order of time; at a scene's end those of the next one follow.
+    """Return the image sets after key frame i, in order of time; they continue into the next scene.
 
-    That they do is how the published variants with future frames were trained and scored.
+    The published variants with future frames were trained and scored across the end of a scene, too.
     """
     sets: list[np.ndarray] = []
     for j in range(i + 1, len(records)):
@@ -50,14 +50,14 @@ def next_sets(records: Records, i: int) -> list[np.ndarray]:
 
 
 def select_sets(sets: Sequence[np.ndarray], current: np.ndarray, count: int, interval: int) -> list[np.ndarray]:
-    """Return `count` of the sets, one every `interval`; the last repeats where they end, `current` where none are."""
+    """Return `count` of the sets, `interval` apart; the last set repeats at the end, `current` if there are no sets."""
     if not sets:
         return [current] * count
     return [sets[min((k + 1) * interval, len(sets)) - 1] for k in range(count)]
 
 
 def evaluation_queue(records: Records, i: int, frames: FramesConfig) -> list[np.ndarray]:
-    """Return the queue of key frame i in evaluation, itself and its neighbouring key frames, in the model's order."""
+    """Return the queue of key frame i for evaluation: itself and its neighbours, in the order of the model."""
     current = records.cameras(i)
     past = select_sets(previous_sets(records, i), current, frames.past, KEY_FRAME_STEP)
     future = select_sets(next_sets(records, i), current, frames.future, KEY_FRAME_STEP) if frames.future else []
@@ -65,7 +65,7 @@ def evaluation_queue(records: Records, i: int, frames: FramesConfig) -> list[np.
 
 
 def training_queue(records: Records, i: int, frames: FramesConfig, rng: np.random.Generator) -> list[np.ndarray]:
-    """Return a queue of key frame i in training, with a spacing drawn from rng, one for the whole queue."""
+    """Return a queue of key frame i for training, with one random spacing for the whole queue."""
     current = records.cameras(i)
     past = previous_sets(records, i)
     narrow, wide = TRAIN_INTERVALS
@@ -88,7 +88,7 @@ def _in_order(
 
 
 def reference2image(records: Records, i: int, queue: Sequence[np.ndarray]) -> np.ndarray:
-    """Return [T, 6, 4, 4] float64: key frame i's lidar frame to the depth-scaled pixels of every image as stored."""
+    """Return [T, 6, 4, 4] float64: lidar frame of key frame i to depth-scaled pixels of the images as stored."""
     lidar2global = records.lidar2global(i)
     return np.array(
         [
@@ -102,9 +102,14 @@ def reference2image(records: Records, i: int, queue: Sequence[np.ndarray]) -> np
 
 
 def read_frame(records: Records, i: int, image_set: np.ndarray | None = None) -> Frame:
-    """Return key frame i, or any image set with key frame i's lidar as reference, as the frame that a live rig gives.
+    """Return key frame i as a live rig would give it.
 
-    The stamp and the poses of the frame are the lidar's, those of the images their own.
+    Stamp and pose of the frame are those of the lidar; each view has its own.
+
+    records: the key frames
+    i: the key frame
+    image_set: other images to take, with key frame i as their reference; None: its own images
+
     Raises OSError for a file that cannot be read.
     """
     views = tuple(
@@ -130,10 +135,16 @@ def read_frame(records: Records, i: int, image_set: np.ndarray | None = None) ->
 def training_boxes(
     records: Records, i: int, class_names: Sequence[str], pc_range: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the boxes of key frame i that count in training, and their labels [n] int64, indices into class_names.
+    """Return the boxes [n, 9] and labels [n] of key frame i for training.
 
-    Boxes [n, 9] in the lidar frame: x, y, z of the middle, length, width, height (m), yaw in [-pi, pi), vx, vy (m/s, 0
-    where unknown). Left out are objects that no sensor has seen, other classes, and middles outside pc_range in x, y.
+    Boxes are in the lidar frame: x, y, z of the centre, length, width, height (m), yaw in [-pi, pi) (rad), vx, vy (m/s,
+    0 where unknown). Labels are int64 indices into class_names. Objects without a lidar or radar point, of other
+    classes, or with centres outside of pc_range in x or y are left out.
+
+    records: the key frames
+    i: the key frame
+    class_names: the classes of the variant
+    pc_range: x, y, z low, then high, m
     """
     annotations = records.annotations(i)
     label_of = {name: label for label, name in enumerate(class_names)}

@@ -1,6 +1,6 @@
-"""The key frames of nuScenes (Caesar et al., CVPR 2020) with their sweeps and boxes, from an index of its tables.
+"""The key frames of nuScenes (Caesar et al., CVPR 2020) with their sweeps and boxes, read from an index of its tables.
 
-The index is made once and kept in a file beside the tables.
+The index is built once and cached in a file beside the tables.
 """
 
 from __future__ import annotations
@@ -26,13 +26,21 @@ from bev_perception.types import Calibration
 
 LOG = logging.getLogger(__name__)
 
-#: of the index's file; to be raised with every change of what it holds
+#: format of the cached index; increase it with every change of its contents
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class CameraRecord:
-    """One image.  camera: name.  path: relative to the dataroot.  stamp: us.  sensor2ego, ego2global: [4, 4]."""
+    """One image.
+
+    camera: name
+    path: relative to the dataroot
+    stamp: us
+    calibration: intrinsics
+    sensor2ego: [4, 4], optical frame to base_link
+    ego2global: [4, 4], base_link to the global frame, at the image's stamp
+    """
 
     camera: str
     path: str
@@ -43,18 +51,19 @@ class CameraRecord:
 
     @property
     def sensor2global(self) -> np.ndarray:
-        """[4, 4], with the ego pose at the image's own stamp."""
+        """[4, 4], optical frame to the global frame, with the ego pose at the image's stamp."""
         return self.ego2global @ self.sensor2ego
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """The boxes of a key frame in its lidar frame, as nuScenes has them.
+    """The annotated boxes of a key frame, in its lidar frame.
 
-    boxes: [n, 7] x, y, z of the middle, length, width, height (m), yaw (rad, counter-clockwise from +x).
-    velocities: [n, 2] m/s, NaN if unknown.
-    names: [n] detection classes, or nuScenes' own category where it belongs to none.
-    lidar_points, radar_points: [n], inside the box.
+    boxes: [n, 7], x, y, z of the centre, length, width, height (m), yaw (rad, counter-clockwise from +x)
+    velocities: [n, 2], m/s, NaN if unknown
+    names: [n], detection classes, or the category of nuScenes where it belongs to no detection class
+    lidar_points: [n], number of lidar points in the box
+    radar_points: [n], number of radar points in the box
     """
 
     boxes: np.ndarray
@@ -65,18 +74,25 @@ class Annotations:
 
     @property
     def valid(self) -> np.ndarray:
-        """[n] bool: some sensor has seen the object."""
+        """[n] bool, whether the object has any lidar or radar point."""
         return self.lidar_points + self.radar_points > 0
 
 
 class Records:
-    """The key frames of some scenes, in the order of time; made by open_records and open_split.
+    """The key frames of some scenes, in order of time; made by open_records and open_split.
 
-    tokens, scenes (names), stamps (us): lists, one entry a key frame.
+    tokens: sample token of each key frame
+    scenes: scene name of each key frame
+    stamps: stamp of each key frame, us
     """
 
     def __init__(self, root: Path, index: Index, rows: np.ndarray) -> None:
-        """Choose rows of an index.  rows: [n] int, ascending."""
+        """Select rows of an index.
+
+        root: the dataroot
+        index: all key frames of a version
+        rows: [n] int, ascending
+        """
         self.root = root
         self._index = index
         self._rows = rows
@@ -89,7 +105,7 @@ class Records:
         return len(self._rows)
 
     def of_scenes(self, names: Iterable[str]) -> Records:
-        """Return the key frames of these scenes alone.  Raises NuScenesError for a scene that is not among them."""
+        """Return the key frames of these scenes only; raise NuScenesError for an unknown scene."""
         wanted, known = set(names), sorted(set(self.scenes))
         unknown = sorted(wanted - set(known))
         if unknown:
@@ -114,7 +130,7 @@ class Records:
         return self._index.cameras[self._rows[i]]
 
     def sweeps(self, i: int) -> np.ndarray:
-        """Return the image sets [5, 6] before key frame i, newest first; [0, 6] where it is the first of its scene."""
+        """Return the image sets [5, 6] before key frame i, newest first; [0, 6] if it is the first of its scene."""
         sweeps = self._index.sweeps[self._rows[i]]
         return sweeps if sweeps[0, 0] >= 0 else sweeps[:0]
 
@@ -127,7 +143,7 @@ class Records:
         )
 
     def paths(self, image_set: np.ndarray) -> list[str]:
-        """Return the files of an image set, relative to the dataroot."""
+        """Return the file paths of an image set, relative to the dataroot."""
         return [path.decode() for path in self._index.image_path[image_set].tolist()]
 
     def image_stamps(self, image_set: np.ndarray) -> list[int]:
@@ -155,18 +171,22 @@ class Records:
         return found
 
     def missing_files(self, image_sets: Iterable[np.ndarray]) -> list[str]:
-        """Return those files of image sets that are not under the dataroot."""
+        """Return the files of image sets that are missing under the dataroot."""
         images = np.unique(np.concatenate([np.ravel(image_set) for image_set in image_sets]))
         return [path for path in self.paths(images) if not (self.root / path).is_file()]
 
 
 def open_records(root: Path, version: str, cache: Path | None = None) -> Records:
-    """Return all key frames of a version such as "v1.0-trainval".
+    """Return all key frames of a version of nuScenes.
 
-    The tables are read and indexed at the first call; the index is kept in `cache`, by default in the directory of
-    the tables or, where that cannot be written, in the user's cache directory.
+    The first call reads and indexes the tables, and caches the index.
 
-    Raises NuScenesError, naming cause and remedy, for missing or broken tables.
+    root: the dataroot
+    version: such as "v1.0-trainval"
+    cache: directory for the index; None: the directory of the tables, or the user's cache directory if that is not
+        writable
+
+    Raises NuScenesError for missing or damaged tables.
     """
     directory = Path(root) / version
     missing = [name for name in TABLES if not (directory / f"{name}.json").is_file()]
@@ -180,12 +200,16 @@ def open_records(root: Path, version: str, cache: Path | None = None) -> Records
 
 
 def open_split(root: Path, version: str, split: str, cache: Path | None = None) -> Records:
-    """Return the key frames of a split: train, val, test, mini_train, mini_val, or "trainval" for two.
+    """Return the key frames of a split.
 
-    Where the tables have a splits.json beside them, its splits can be chosen too.
+    Scenes of the split that are not in the tables are left out, so that a part of the data set can be used.
 
-    Scenes of the split that the tables lack are left out: they are a part of the data set.
-    Raises NuScenesError as open_records does, and for a split of which the tables hold nothing.
+    root: the dataroot
+    version: such as "v1.0-trainval"
+    split: train, val, trainval (both), test, mini_train, mini_val, or one of splits.json beside the tables
+    cache: as in open_records
+
+    Raises NuScenesError as open_records does, and for a split without any scene in the tables.
     """
     splits = known_splits(root, version)
     if split not in splits:
@@ -230,7 +254,7 @@ def _user_cache() -> Path:
 
 
 def _write_index(index: Index, path: Path) -> None:
-    """Write beside the final name, then rename: several processes may do so at once, and a reader sees a whole file."""
+    """Write to a temporary name, then rename: several processes may do so at once; readers see complete files only."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
     try:

@@ -1,4 +1,4 @@
-"""Pictures of the synthetic world: sky and hills, a painted ground, shaded boxes. numpy and OpenCV only."""
+"""Draw images of the ring road: sky and hills, a painted ground, shaded boxes; with numpy and OpenCV only."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ _FACES: tuple[tuple[tuple[int, ...], list[_Patch]], ...] = (
 
 @dataclass(frozen=True)
 class Scenery:
-    """What does not move.
+    """The static part of the world.
 
-    ground: LEVELS pictures [T, T, 3] BGR, x along columns and y along rows, from -EXTENT to EXTENT.
-    hills: [5] rad, phases of the waves that make up the skyline.
+    ground: LEVELS images [T, T, 3] BGR, x along columns and y along rows, from -EXTENT to EXTENT
+    hills: [5], rad, phases of the waves that make up the skyline
     """
 
     ground: list[np.ndarray]
@@ -50,7 +50,7 @@ class Scenery:
 
 
 def paint_ground(rng: np.random.Generator) -> list[np.ndarray]:
-    """Return the ground of Scenery: a ring road with lane markings, crossings, kerbs and pavements in grass."""
+    """Return the ground of a Scenery: a ring road in grass, with lane markings, crossings, kerbs and pavements."""
     size = round(2 * EXTENT / TEXEL)
     axis = ((np.arange(size) + 0.5) * TEXEL - EXTENT).astype(np.float32)
     x, y = np.meshgrid(axis, axis)
@@ -77,10 +77,10 @@ def paint_ground(rng: np.random.Generator) -> list[np.ndarray]:
 
 
 class Painter:
-    """Paints what one camera sees."""
+    """Draws the images of one camera."""
 
     def __init__(self, rig: CameraRig) -> None:
-        """Compute what does not depend on time: the sky, and where each pixel's ray meets the ground."""
+        """Compute what does not depend on time: the sky, and where the ray of each pixel hits the ground."""
         self._sensor2ego, self._intrinsics = rig.sensor2ego, rig.calibration.intrinsics
         width, height = rig.calibration.width, rig.calibration.height
         u, v = np.meshgrid(np.arange(width), np.arange(height))
@@ -103,7 +103,13 @@ class Painter:
         self._azimuths = np.linspace(azimuths[0] + 0.1, azimuths[-1] - 0.1, 80)  # a little wider than the view
 
     def paint(self, scenery: Scenery, ego2global: np.ndarray, boxes: Boxes3D, colors: np.ndarray) -> np.ndarray:
-        """Return the BGR image.  boxes: in the global frame, on the ground.  colors: [n, 3] BGR."""
+        """Return the image [h, w, 3] BGR.
+
+        scenery: the static part of the world
+        ego2global: [4, 4]
+        boxes: in the global frame, on the ground
+        colors: [n, 3] BGR, of the boxes
+        """
         image = self._sky.copy()
         self._paint_ground(image, scenery, ego2global)
         self._paint_hills(image, scenery, ego2global)
@@ -123,7 +129,7 @@ class Painter:
             cv2.remap(texture, at, None, cv2.INTER_LINEAR, out, cv2.BORDER_CONSTANT, GRASS)  # type: ignore[call-overload]
 
     def _paint_hills(self, image: np.ndarray, scenery: Scenery, ego2global: np.ndarray) -> None:
-        """Paint two ranges of hills, infinitely far away."""
+        """Draw two ranges of hills, infinitely far away."""
         world = self._azimuths + yaw_from_rotation(ego2global)
         for height, shift, color in ((0.055, 0, (150, 140, 120)), (0.03, 2, (95, 110, 95))):
             waves = [np.sin((3 + 2 * k) * world + scenery.hills[k] + shift) / (2.5 + k) for k in range(5)]
@@ -133,7 +139,7 @@ class Painter:
             self._fill(image, rays / rays[:, 2:], color)
 
     def _paint_boxes(self, image: np.ndarray, boxes: Boxes3D, colors: np.ndarray, ego2global: np.ndarray) -> None:
-        """Paint the boxes from far to near; of each the faces that look at the camera."""
+        """Draw the boxes from far to near, each with the faces that are turned to the camera."""
         sensor2global = ego2global @ self._sensor2ego
         global2sensor, eye = invert_transform(sensor2global), sensor2global[:3, 3]
         distance = np.linalg.norm(boxes.centers - eye, axis=1)
@@ -156,7 +162,7 @@ class Painter:
                     self._fill(image, transform_points(global2sensor, _part(quad, *place)), color)
 
     def _fill(self, image: np.ndarray, points: np.ndarray, color: tuple[float, ...]) -> None:
-        """Fill a flat polygon [n, 3], given in the camera's frame, as far as it lies beyond the near plane."""
+        """Fill the part of a flat polygon [n, 3] in the camera frame that lies beyond the near plane."""
         points = _clip_near(points)
         if len(points) < 3:
             return

@@ -1,4 +1,4 @@
-"""rosbag2 bags: a Drive written as one, and any bag read as the events that the pipeline runs on."""
+"""Write a Drive as a rosbag2 bag, and read any bag as the events that the pipeline takes."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class BagError(UserError):
 
 
 def image_topic(camera: str, prefix: str = INPUT_PREFIX) -> str:
-    """Return a camera's topic of raw images; that of compressed ones is `<it>/compressed`."""
+    """Return the topic of the raw images of a camera; compressed ones are on the same with /compressed."""
     return f"{prefix}/{camera}/image"
 
 
 def camera_info_topic(camera: str, prefix: str = INPUT_PREFIX) -> str:
-    """Return a camera's topic of calibrations."""
+    """Return the topic of the camera_info of a camera."""
     return f"{prefix}/{camera}/camera_info"
 
 
@@ -63,10 +63,13 @@ def _qos(depth: int, durability: QosDurability = QosDurability.VOLATILE) -> Qos:
 
 
 def write_bag(drive: Drive, path: str | Path, progress: bool = True) -> None:
-    """Write a drive as a rosbag2 mcap bag with the node's topics; the log time of a message is its header stamp.
+    """Write a drive as a rosbag2 mcap bag with the topics of the node; the log time of a message is its header stamp.
 
-    path: the bag's directory, which must not exist yet; it is removed again when writing fails.
-    Raises BagError when the path exists or the drive's events are not in the order of time.
+    drive: what to write
+    path: directory of the bag, which must not exist yet; it is removed if writing fails
+    progress: whether to show a progress bar
+
+    Raises BagError if the path exists or the events are not in order of time.
     """
     path = Path(path)
     if path.exists():
@@ -96,7 +99,7 @@ def _write_events(drive: Drive, bag: _BagWriter, progress: bool) -> None:
 
 
 class _BagWriter:
-    """Turns the events of a drive into serialized messages in an open bag."""
+    """Writes the events of a drive as serialized messages to an open bag."""
 
     def __init__(self, writer: Writer, cameras: Iterable[CameraRig]) -> None:
         self.writer = writer
@@ -187,7 +190,12 @@ class ImageEvent:
 
 @dataclass(frozen=True)
 class CalibrationEvent:
-    """A CameraInfo has arrived.  calibration: None if it is unusable, and `error` then says why."""
+    """A CameraInfo has arrived.
+
+    camera: name
+    calibration: None if it is unusable
+    error: why it is unusable
+    """
 
     camera: str
     calibration: Calibration | None
@@ -196,7 +204,14 @@ class CalibrationEvent:
 
 @dataclass(frozen=True)
 class TransformEvent:
-    """A transform has arrived.  stamp: ns.  child2parent: [4, 4].  static: it came on /tf_static."""
+    """A transform has arrived.
+
+    parent: tf frame
+    child: tf frame
+    stamp: ns
+    child2parent: [4, 4]
+    static: whether it came on /tf_static
+    """
 
     parent: str
     child: str
@@ -207,7 +222,11 @@ class TransformEvent:
 
 @dataclass(frozen=True)
 class InvalidEvent:
-    """An image or transform that cannot be used has arrived on `topic`; `error` says why."""
+    """An image or transform that cannot be used has arrived.
+
+    topic: where it came from
+    error: why it cannot be used
+    """
 
     topic: str
     error: str
@@ -218,7 +237,13 @@ BagEvent = ImageEvent | CalibrationEvent | TransformEvent | InvalidEvent
 
 @dataclass(frozen=True)
 class BagTopic:
-    """A topic of a bag.  qos: the profiles offered when it was recorded.  count: number of messages."""
+    """A topic of a bag.
+
+    name: such as /tf
+    type_name: of its messages, such as tf2_msgs/msg/TFMessage
+    qos: the profiles that its publishers offered during recording
+    count: number of messages
+    """
 
     name: str
     type_name: str
@@ -228,7 +253,12 @@ class BagTopic:
 
 @dataclass(frozen=True)
 class RawMessage:
-    """A serialized message.  stamp: log time, ns."""
+    """A serialized message.
+
+    topic: where it was recorded
+    stamp: log time, ns
+    data: CDR bytes
+    """
 
     topic: BagTopic
     stamp: int
@@ -237,13 +267,15 @@ class RawMessage:
 
 @dataclass(frozen=True)
 class BagReader:
-    """A rosbag2 bag (mcap or sqlite3; its directory or its single file). Holds no file open between calls.
+    """A rosbag2 bag (mcap or sqlite3). No file is kept open between calls.
 
-    cameras: names, as in the node's parameter of this name.  prefix: of the cameras' topics.
-    remap: the bag's topic -> the node's topic, where they differ, as `ros2 bag play --remap` does it.
-    topics: what the bag holds, by its own names.
+    path: directory or single file of the bag
+    cameras: names, as in the node's parameter of this name
+    prefix: of the topics of the cameras
+    remap: topic of the bag -> topic of the node, where they differ, as with `ros2 bag play --remap`
+    topics: topics of the bag, by the names in the bag
 
-    Raises BagError when the path is no bag, the bag is damaged, or it holds no message.
+    Raises BagError if the path is no bag, or the bag is damaged or empty.
     """
 
     path: Path
@@ -253,7 +285,7 @@ class BagReader:
     topics: tuple[BagTopic, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Look into the bag."""
+        """Read the topics."""
         object.__setattr__(self, "path", Path(self.path))
         with closing(_open(self.path)) as reader:
             object.__setattr__(self, "topics", _topics(reader.connections))
@@ -261,19 +293,20 @@ class BagReader:
             raise BagError(f"{self.path} holds no messages; was anything published while it was recorded?")
 
     def raw_messages(self) -> Iterator[RawMessage]:
-        """Yield every message as it was recorded, in the order of log time.
+        """Yield every message as it was recorded, in order of log time.
 
-        Raises BagError at the place where the bag turns out to be damaged.
+        Raises BagError at the first damaged place.
         """
         topics = {topic.name: topic for topic in self.topics}
         for connection, stamp, data in self._messages(set(topics)):
             yield RawMessage(topics[connection.topic], stamp, data)
 
     def events(self) -> Iterator[BagEvent]:
-        """Return the cameras' images and calibrations and all transforms, in the order of log time.
+        """Return images and calibrations of the cameras and all transforms, in order of log time.
 
-        Of a camera with both raw and compressed images the compressed ones are taken. Other topics are ignored.
-        Raises BagError when no camera of `cameras` has images; the iterator, where the bag turns out to be damaged.
+        Compressed images are preferred where a camera has both. Other topics are ignored.
+
+        Raises BagError if no camera has images; the iterator raises it at the first damaged place.
         """
         return self._decode(self._topics_of_cameras())
 
@@ -291,7 +324,7 @@ class BagReader:
         return self.remap.get(topic.name, topic.name)
 
     def _topics_of_cameras(self) -> dict[str, str]:
-        """Return the bag's topics of images and calibrations -> camera."""
+        """Return the topics of images and calibrations in the bag -> camera."""
         found = {self._name(topic): topic for topic in self.topics if topic.count}
         images, infos = {}, {}
         for camera in self.cameras:
@@ -351,7 +384,7 @@ def _events(connection: Connection, camera: str, message: Any, remap: Mapping[st
 
 
 def _topics(connections: Iterable[Connection]) -> tuple[BagTopic, ...]:
-    """Return the topics by name; several publishers of one topic are merged."""
+    """Return the topics sorted by name; several publishers of a topic are merged."""
     topics: dict[str, BagTopic] = {}
     for connection in connections:
         name = connection.topic

@@ -1,7 +1,7 @@
-"""A small drive of our own making: a ring road with traffic, seen by nuScenes' six cameras.
+"""A small synthetic drive on a ring road with traffic, seen by the six cameras of nuScenes.
 
-For demonstrations and tests that need no data. The world is fixed and the car moves through it, so whatever is
-computed from the pictures, calibrations and poses can be checked against the truth.
+For demonstrations and tests without data. The truth is known at any time, so everything that is computed from images,
+calibrations and poses can be checked.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ _TRAFFIC: tuple[tuple[float, int, float, dict[str, int]], ...] = (
 
 
 class World:
-    """The ring road, its traffic and the car on it, as functions of time (ns); everything follows from the seed.
+    """The ring road, its traffic and the car on it as functions of time (ns), determined by the seed.
 
-    colors: [n, 3] BGR 0..255 of the boxes, in the order of `boxes`.
+    colors: [n, 3] BGR 0..255, of the boxes in the order of `boxes`
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -73,12 +73,12 @@ class World:
         self.colors = cv2.cvtColor(hsv[None].astype(np.uint8), cv2.COLOR_HSV2BGR)[0]
 
     def scenery(self) -> Scenery:
-        """Paint what does not move."""
+        """Draw the static part of the world."""
         rng = np.random.default_rng((self._seed, 1))
         return Scenery(paint_ground(rng), rng.uniform(0, 2 * np.pi, 5))
 
     def ego2global(self, stamp: int) -> np.ndarray:
-        """Return the car's pose [4, 4]."""
+        """Return the pose of the car [4, 4]."""
         angle = (stamp - START) / 1e9 * EGO_SPEED / EGO_RADIUS
         position = EGO_RADIUS * np.array([np.cos(angle), np.sin(angle), 0.0])
         return make_transform(rotation_from_yaw(angle + np.pi / 2), position)
@@ -134,9 +134,12 @@ def synthetic_rig(image_size: tuple[int, int] = NUSCENES_IMAGE_SIZE) -> tuple[Ca
 def synthetic_drive(
     seconds: float, seed: int = 0, image_size: tuple[int, int] = NUSCENES_IMAGE_SIZE, rate: float = 12.0
 ) -> Drive:
-    """Return a drive of `seconds` s with six images of (width, height) pixels at `rate` Hz, each with its pose.
+    """Return a drive with six cameras and an ego pose for each image; the images are drawn during iteration.
 
-    World(seed) tells the truth about it. The images are drawn while the drive is walked through.
+    seconds: length, s
+    seed: World(seed) is the truth
+    image_size: width and height of the images, pixels
+    rate: of each camera, Hz
     """
     rig = synthetic_rig(image_size)
     shots = sorted(

@@ -1,4 +1,4 @@
-"""Boxes become a nuScenes submission, and submissions are scored by the official nuscenes-devkit.
+"""Write boxes as a nuScenes submission, and score submissions with the official nuscenes-devkit.
 
 The task and its metrics: Caesar et al., nuScenes, CVPR 2020; https://www.nuscenes.org/object-detection.
 """
@@ -33,19 +33,22 @@ CLASS_RANGE = {
     "traffic_cone": 30.0,
     "barrier": 30.0,
 }
-#: what the results were made from
+#: the sensors that the results come from, and whether other data was used
 META = {"use_lidar": False, "use_camera": True, "use_radar": False, "use_map": False, "use_external": True}
-#: the devkit's names of the true positives' errors -> those of the publications
+#: errors of true positives: name in the devkit -> name in publications
 ERRORS = {"trans_err": "mATE", "scale_err": "mASE", "orient_err": "mAOE", "vel_err": "mAVE", "attr_err": "mAAE"}
 
 
 @dataclass(frozen=True)
 class DetectionScores:
-    """What nuscenes-devkit says of a result file.
+    """The scores of a result file by nuscenes-devkit.
 
-    max_range: m; what is further from the car does not count; None: CLASS_RANGE alone decides.
-    mean_ap, nds: 0..1.  errors: mATE (m), mASE (1 - IOU), mAOE (rad), mAVE (m/s), mAAE (1 - accuracy).
-    class_aps: class -> AP.  class_errors: class -> the five errors, NaN where one has no meaning for the class.
+    mean_ap: mAP, 0..1
+    nds: nuScenes detection score, 0..1
+    errors: mATE (m), mASE (1 - IOU), mAOE (rad), mAVE (m/s), mAAE (1 - accuracy)
+    class_aps: class -> AP
+    class_errors: class -> the five errors, NaN where an error is not defined for the class
+    max_range: m, distance from the car up to which boxes count; None: CLASS_RANGE only
     """
 
     mean_ap: float
@@ -56,7 +59,7 @@ class DetectionScores:
     max_range: float | None = None
 
     def table(self) -> str:
-        """Return the scores as text for people, first those of all classes, then one line a class."""
+        """Return the scores as a readable table: first over all classes, then a line for each class."""
         heads = [name[1:] for name in ERRORS.values()]
         lines = [] if self.max_range is None else [f"within {self.max_range:g} m of the car"]
         lines += [f"mAP  {self.mean_ap:.4f}", *(f"{name} {value:.4f}" for name, value in self.errors.items())]
@@ -70,9 +73,14 @@ class DetectionScores:
 def to_submission(
     boxes: Boxes3D, sample_token: str, lidar2ego: np.ndarray, ego2global: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Return boxes of the lidar frame as the entries of one sample, in their order, those beyond CLASS_RANGE left out.
+    """Return boxes as the entries of one sample, in the same order; boxes beyond CLASS_RANGE are left out.
 
-    lidar2ego, ego2global: [4, 4], at the sample's stamp. Boxes are turned as a whole, with the tilt of lidar and car.
+    The rotation of an entry includes the tilt of lidar and car.
+
+    boxes: in the lidar frame
+    sample_token: of the sample
+    lidar2ego: [4, 4]
+    ego2global: [4, 4], at the stamp of the sample
     """
     names = [boxes.class_names[label] for label in boxes.labels.tolist()]
     in_ego = transform_points(lidar2ego, boxes.centers)
@@ -97,14 +105,14 @@ def to_submission(
 
 
 def _turned_about_z(quaternion: np.ndarray, yaws: np.ndarray) -> np.ndarray:
-    """Return [n, 4] quaternions w, x, y, z: a turn by each yaw about z, then `quaternion`."""
+    """Return [n, 4] quaternions w, x, y, z: a rotation by each yaw about z, then `quaternion`."""
     w, x, y, z = quaternion
     c, s = np.cos(yaws / 2), np.sin(yaws / 2)
     return np.stack([w * c - z * s, x * c + y * s, y * c - x * s, z * c + w * s], axis=1)
 
 
 def write_submission(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Write entries by sample token as a nuScenes result file; it appears when it is complete."""
+    """Write entries by sample token as a nuScenes result file, completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     partial.write_text(json.dumps({"meta": META, "results": results}))
@@ -123,14 +131,16 @@ def score_results(
 ) -> DetectionScores:
     """Score a result file with the official DetectionEval and its configuration detection_cvpr_2019.
 
-    root, version: the nuScenes tables.  split: an official one, such as "val" or "mini_val"; the file must hold every
-    sample of it that the tables have.  scenes: if given, only these count, and the file must hold their samples; with
-    a split of None they may be of any.  samples: tokens; if given, only these count, and the file holds more.
-    max_range: m; no class counts further than this from the car, whatever its own range is.
-    out: gets metrics_summary.json and plots/curves.png, precision and errors over recall.
+    results_json: the result file; it must hold all samples of the split, or of `scenes`, that are in the tables
+    root: the dataroot of nuScenes
+    version: of the tables
+    split: such as "val" or "mini_val"; None: the scenes may be of any split
+    out: directory for metrics_summary.json and plots/curves.png (precision and errors over recall)
+    scenes: names of the only scenes to score; empty: all of the split
+    samples: tokens of the only samples to score; empty: all in the file
+    max_range: m, distance from the car up to which boxes of any class count; None: the range of each class
 
-    Raises EvaluationError for a result file or a range that does not fit, NuScenesError for tables that are missing or
-    broken.
+    Raises EvaluationError for an unusable result file or range, NuScenesError for missing or damaged tables.
     """
     if max_range is not None and not max_range > 0:
         raise EvaluationError(f"a range of {max_range} m leaves nothing to score; give a positive one")
@@ -192,7 +202,7 @@ def _read_results(path: Path) -> dict[str, list[Any]]:
 
 
 def _tokens_by_scene(devkit: Any, split: str | None, scenes: Collection[str]) -> dict[str, str]:
-    """Return sample token -> scene name of the samples that the file must hold."""
+    """Return sample token -> scene name, for the samples that the result file must hold."""
     splits = known_splits(Path(devkit.dataroot), devkit.version)
     if split is not None and split not in splits:
         raise EvaluationError(f"unknown split {split!r}; known: {', '.join(sorted(splits))}")
@@ -218,7 +228,7 @@ def _check_samples(results: dict[str, list[Any]], scene_of: dict[str, str], path
 
 
 def _define_split(devkit: Any, scenes: Collection[str], out: Path) -> str:
-    """Make a split of these scenes known to the devkit, which reads such from a file under its dataroot."""
+    """Define a split of these scenes for the devkit, which reads it from a file under its dataroot."""
     name = "chosen_scenes"
     directory = out / "split"
     (directory / devkit.version).mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The lidar's rays that occupancy is judged by: Liu et al., ECCV 2024, section 4, with the details of its code.
 
-A prediction is seen as a lidar would see it, from where the lidar was in the key frames of the scene: behind the first
-surface nothing counts, so that thick surfaces gain nothing.
+Rays are cast through prediction and truth from the positions of the lidar in the key frames of the scene. Only the
+first surface that a ray hits counts, so a prediction gains nothing from thick surfaces.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from bev_perception.geometry import invert_transform
 from bev_perception.ops.ray_casting import cast_rays
 from bev_perception.types import OCC3D_GRID, VoxelGrid
 
-#: of the lidar's rows of rays: the lowest meet the ground 1, 2, ... times its height away, the others go on at the last
-#: interval up to this pitch (rad)
+#: rows of rays: the lowest GROUND_ROWS hit the ground at 1, 2, ... times the lidar's height from it; the others follow
+#: at the last interval, up to this pitch (rad)
 GROUND_ROWS, HIGHEST_PITCH = 10, 0.21
-#: m in the ego frame along x and y, within which origins count
+#: m, largest x and y in the ego frame of an origin that is used
 ORIGIN_REACH = 39.0
-#: origins of a key frame at most, evenly spread over those there are
+#: the most origins of a key frame; of more, evenly spaced ones are used
 MAX_ORIGINS = 8
 
 
 @dataclass(frozen=True)
 class LidarHits:
-    """What each ray meets in one grid.
+    """What each ray hits in a grid.
 
-    labels: [R] uint8.  depths: [R] float32 m, where the ray leaves the voxel; negative ones are meant, see cast_rays.
-    voxels: [R] int64, flat indices.
+    labels: [R] uint8, class of the voxel
+    depths: [R] float32, m, where the ray leaves the voxel; may be negative, see cast_rays
+    voxels: [R] int64, flat index of the voxel
     """
 
     labels: np.ndarray
@@ -41,7 +42,7 @@ class LidarHits:
 
 
 def lidar_directions() -> np.ndarray:
-    """Return [14040, 3] float32: 39 rows of rays from 45 degrees down to 12.5 degrees up, in each one every degree."""
+    """Return [14040, 3] float32: 39 rows of rays, from 45 degrees down to 12.5 degrees up, with a ray every degree."""
     pitches = [np.arctan(k + 1) - np.pi / 2 for k in range(GROUND_ROWS)]
     interval = pitches[-1] - pitches[-2]
     while pitches[-1] < HIGHEST_PITCH:
@@ -52,16 +53,18 @@ def lidar_directions() -> np.ndarray:
 
 
 def lidar_origins(records: Records, i: int) -> np.ndarray:
-    """Return [n, 3] float64, m: where the lidar was in the key frames of i's scene, in key frame i's ego frame."""
+    """Return [n, 3] float64, m: where the lidar is in each key frame of the scene, in the ego frame of key frame i."""
     scene = np.flatnonzero(np.asarray(records.scenes) == records.scenes[i])
     lidar2global = np.stack([records.lidar2global(j) for j in scene])
     return origins_in_ego(lidar2global, int(np.flatnonzero(scene == i)[0]), records.lidar2ego(i))
 
 
 def origins_in_ego(lidar2global: np.ndarray, i: int, lidar2ego: np.ndarray) -> np.ndarray:
-    """Return the origins [n, 3] that frame i's rays start from.
+    """Return the origins [n, 3] of the rays of frame i, m, in its ego frame.
 
-    lidar2global: [F, 4, 4], of a scene's key frames in the order of time.  lidar2ego: [4, 4], of frame i.
+    lidar2global: [F, 4, 4], of the key frames of a scene in order of time
+    i: the frame
+    lidar2ego: [4, 4], of frame i
     """
     in_lidar = (invert_transform(lidar2global[i]) @ lidar2global)[:, :3, 3].astype(np.float32)
     in_lidar[i] = 0
@@ -79,10 +82,15 @@ def cast_lidar(
     grid: VoxelGrid = OCC3D_GRID,
     device: torch.device | str = "cpu",
 ) -> list[LidarHits]:
-    """Cast the lidar's rays from each origin through grids of labels [X, Y, Z] uint8, in one pass.
+    """Cast the R = n * 14040 lidar rays through several grids in one pass; rays are in the order of the origins.
 
-    origins: [n, 3] m, in the grid's frame.  free: the label of free space.  The R = n * 14040 rays are in the order of
-    the origins. Points, resolution and depths are rounded to float32 as in the published evaluation.
+    Points, resolution and depths are rounded to float32, as in the published evaluation.
+
+    semantics: grids of labels [X, Y, Z] uint8
+    free: label of free space
+    origins: [n, 3], m, in the frame of the grid
+    grid: where the voxels are
+    device: where rays are cast
     """
     start, along = _rays_in_voxels(origins, grid)
     labels = torch.from_numpy(np.stack(semantics)).to(device)  # [G, X, Y, Z]
@@ -104,9 +112,9 @@ def _rays_in_voxels(origins: np.ndarray, grid: VoxelGrid) -> tuple[np.ndarray, n
 
 
 def measure_casting(samples: int = 20) -> float:
-    """Return how many samples (8 origins, 112,320 rays, prediction and truth at once) one core casts in a second.
+    """Return how many samples (8 origins, 112,320 rays, prediction and truth) one core casts in a second.
 
-    The scene is made up: a road between walls, with cars; the prediction is the truth a voxel off, with holes.
+    The scene is synthetic: a road between walls, with cars; the prediction is the truth shifted by a voxel, with holes.
     """
     rng = np.random.default_rng(0)
     truth = np.full(OCC3D_GRID.shape, 17, np.uint8)

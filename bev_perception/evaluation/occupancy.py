@@ -1,11 +1,11 @@
-"""How well occupancy agrees with its labels: by the lidar's rays, voxel by voxel, and object by object.
+"""Compare occupancy with its labels by lidar rays, voxels and objects.
 
 RayIoU and RayPQ: Liu et al., ECCV 2024, section 4.  mIoU over the voxels that a sensor has observed:
 Occ3D (Tian et al., NeurIPS 2023).  F-score of surfaces: Tatarchenko et al., What Do Single-view 3D Reconstruction
 Networks Learn?, CVPR 2019.  All as in the code of the former, where the papers leave something open.
 
-Everything that is averaged over a data set is a quotient of counts: a sample gives OccupancyCounts, counts of any
-samples add up, and scores are made of the sum.
+Scores of a data set are quotients of counts: each sample gives OccupancyCounts, counts of samples are added, and the
+scores are computed from the sum.
 """
 
 from __future__ import annotations
@@ -27,22 +27,23 @@ from bev_perception.evaluation.lidar_rays import LidarHits, cast_lidar
 from bev_perception.evaluation.segments import SegmentCounts, count_segments, truth_ids
 from bev_perception.types import OCC3D_GRID, Occupancy
 
-#: m, by which the depths of two hits may differ
+#: m, difference of the depths of two hits below which they agree
 THRESHOLDS = (1, 2, 4)
 #: the label of voxels that do not count
 IGNORED = 255
-#: rays and voxels that an unmatched segment must have, else it is passed over
+#: fewest rays and voxels of an unmatched segment that counts
 SMALLEST_OF_RAYS, SMALLEST_OF_VOXELS = 10, 20
-#: m, below which a surface is found
+#: m, distance below which a surface counts as found
 SURFACE_DISTANCE = 0.6
 
 
 @dataclass(frozen=True)
 class RayCounts:
-    """Rays that meet something in truth, by class (C, free included).
+    """Numbers of rays that hit something in the truth, by class (C, free included) and threshold (T).
 
-    truth, found: [C] int64, by what they meet in truth and in the prediction.  hits: [T, C], those that meet the same
-    class in both, at depths that differ by less than each of THRESHOLDS.
+    truth: [C] int64, by the class they hit in the truth
+    found: [C] int64, by the class they hit in the prediction
+    hits: [T, C] int64, rays that hit the same class in both, at depths that differ by less than each of THRESHOLDS
     """
 
     truth: np.ndarray
@@ -55,13 +56,16 @@ class RayCounts:
 
     @property
     def ious(self) -> np.ndarray:
-        """[T, C-1], without free; NaN for a class that is neither in truth nor in the prediction."""
+        """[T, C-1], without free; NaN for classes that are neither in the truth nor in the prediction."""
         return _divide(self.hits, self.truth + self.found - self.hits)[:, :-1]
 
 
 @dataclass(frozen=True)
 class VoxelCounts:
-    """confusion: [C+1, C] int64, voxels by label (rows; the last one is IGNORED) and prediction (columns)."""
+    """Numbers of voxels.
+
+    confusion: [C+1, C] int64, by label (rows; the last one is IGNORED) and prediction (columns)
+    """
 
     confusion: np.ndarray
 
@@ -71,12 +75,12 @@ class VoxelCounts:
 
     @property
     def ious(self) -> np.ndarray:
-        """[C], free included; NaN for a class that has no voxel in truth, be it predicted or not."""
+        """[C], free included; NaN for classes without a voxel in the truth, predicted or not."""
         return _ious(self.confusion[:-1])
 
     @property
     def occupied_ious(self) -> np.ndarray:
-        """[2]: of occupied and of free voxels, all classes taken together; ignored ones count as free."""
+        """[2], of occupied and of free voxels, over all classes; ignored ones count as free."""
         free = self.confusion.shape[1] - 1
         rows = np.add.reduceat(self.confusion, [0, free], axis=0)
         return _ious(np.add.reduceat(rows, [0, free], axis=1))
@@ -84,7 +88,13 @@ class VoxelCounts:
 
 @dataclass(frozen=True)
 class SurfaceSums:
-    """Sums over samples: share of predicted voxels near to true ones, of true ones near to predicted, and F-score."""
+    """Sums over samples.
+
+    samples: number of samples
+    accuracy: share of predicted voxels near a true one
+    completeness: share of true voxels near a predicted one
+    f_score: harmonic mean of both
+    """
 
     samples: int
     accuracy: float
@@ -102,17 +112,19 @@ class SurfaceSums:
 
     @property
     def means(self) -> tuple[float, float, float]:
-        """Accuracy, completeness and F-score of the mean sample."""
+        """Accuracy, completeness and F-score, averaged over samples."""
         return self.accuracy / self.samples, self.completeness / self.samples, self.f_score / self.samples
 
 
 @dataclass(frozen=True)
 class OccupancyCounts:
-    """What the scores of some samples are made of; counts of other samples can be added.
+    """Counts of samples, from which scores are computed; counts of other samples can be added.
 
-    voxels: by the mask that selects them: "camera", "lidar" (where the labels have these) and "none".
-    surfaces: by mask, "camera" alone.  segments: by what they are made of, "rays" and "voxels" (those under the
-    cameras' mask), where the model tells objects apart.
+    samples: number of samples
+    rays: of lidar rays
+    voxels: by mask: "camera" and "lidar" where the labels have them, and "none"
+    surfaces: by mask: "camera" where the labels have it
+    segments: by element: "rays", and "voxels" (within the camera mask), where prediction and labels have instances
     """
 
     samples: int
@@ -122,7 +134,7 @@ class OccupancyCounts:
     segments: dict[str, SegmentCounts]
 
     def __add__(self, other: OccupancyCounts) -> OccupancyCounts:
-        """Return the counts of both.  Raises EvaluationError if only one of them has a mask or objects."""
+        """Return the counts of both; raise EvaluationError if only one of them has a mask or segments."""
         return OccupancyCounts(
             self.samples + other.samples,
             self.rays + other.rays,
@@ -137,10 +149,13 @@ def count_sample(
 ) -> OccupancyCounts:
     """Compare a prediction with the labels of its key frame.
 
-    origins: [n, 3] m in the ego frame, see lidar_rays.lidar_origins.  device: where rays are cast.
+    found: the prediction
+    labels: of the key frame
+    origins: [n, 3], m, in the ego frame, see lidar_rays.lidar_origins
+    device: where rays are cast
 
-    Raises EvaluationError for a prediction on another grid or of other classes than the labels, and for labels that
-    lack the objects that the prediction tells apart.
+    Raises EvaluationError for a prediction on another grid or of other classes than the labels, and for labels without
+    instances if the prediction has them.
     """
     check_comparable(found, labels)
     classes = len(found.class_names)
@@ -161,7 +176,7 @@ def count_sample(
 
 
 def count_rays(found: LidarHits, truth: LidarHits, classes: int) -> RayCounts:
-    """Count what the same rays meet in a prediction and in truth; the last of `classes` is free."""
+    """Count what the same rays hit in a prediction and in the truth; the last of `classes` is free."""
     kept = truth.labels != classes - 1
     labels = truth.labels[kept]
     near = _near(found, truth)[:, kept] & (found.labels[kept] == labels)  # [T, K]
@@ -175,7 +190,7 @@ def count_rays(found: LidarHits, truth: LidarHits, classes: int) -> RayCounts:
 def count_ray_segments(
     found: LidarHits, found_ids: np.ndarray, truth: LidarHits, true_ids: np.ndarray, class_names: Sequence[str]
 ) -> SegmentCounts:
-    """Count the objects that the same rays meet, for each of THRESHOLDS; ids: [R], the instances that rays meet."""
+    """Count the segments that the same rays hit, for each of THRESHOLDS; ids: [R], the instances that rays hit."""
     classes = len(class_names)
     kept = truth.labels != classes - 1
     labels = truth.labels[kept]
@@ -191,7 +206,7 @@ def count_ray_segments(
 
 
 def count_voxel_segments(found: Occupancy, labels: OccupancyLabels, mask: np.ndarray) -> SegmentCounts:
-    """Count the objects among the voxels under a mask [X, Y, Z], as if for one threshold; both must have instances."""
+    """Count the segments among the voxels of a mask [X, Y, Z], as for a single threshold; both must have instances."""
     assert found.instances is not None and labels.instances is not None
     semantics = labels.semantics[mask]
     return count_segments(
@@ -212,7 +227,7 @@ def count_voxels(codes: np.ndarray, classes: int) -> VoxelCounts:
 
 
 def compare_surfaces(found: np.ndarray, truth: np.ndarray, free: int, mask: np.ndarray) -> SurfaceSums:
-    """Compare which voxels [X, Y, Z] under a mask are occupied, with SURFACE_DISTANCE to spare; all are cubes."""
+    """Compare which voxels [X, Y, Z] of a mask are occupied, with a tolerance of SURFACE_DISTANCE."""
     a, b = ((labels != free) & (labels != IGNORED) & mask for labels in (found, truth))
     if not a.any() or not b.any():
         return SurfaceSums(1, 0.0, 0.0, 0.0)
@@ -225,7 +240,7 @@ def compare_surfaces(found: np.ndarray, truth: np.ndarray, free: int, mask: np.n
 
 
 def _confusion_codes(truth: np.ndarray, found: np.ndarray, classes: int) -> np.ndarray:
-    """Return the cell of every voxel in a confusion matrix [C+2, C]; rows C and C+1: ignored, and labels unheard of."""
+    """Return the cell of every voxel in a confusion matrix [C+2, C]; rows C and C+1: ignored, and unknown labels."""
     row = np.arange(256).clip(max=classes + 1)
     row[classes:] = classes + 1
     row[IGNORED] = classes
@@ -233,7 +248,7 @@ def _confusion_codes(truth: np.ndarray, found: np.ndarray, classes: int) -> np.n
 
 
 def _near(found: LidarHits, truth: LidarHits) -> np.ndarray:
-    """Return [T, R] bool: the depths differ by less than each of THRESHOLDS."""
+    """Return [T, R] bool, whether the depths differ by less than each of THRESHOLDS."""
     apart = np.abs(found.depths - truth.depths)
     return np.stack([apart < np.float32(threshold) for threshold in THRESHOLDS])
 
@@ -264,7 +279,7 @@ def _added(a: dict[str, Counts], b: dict[str, Counts]) -> dict[str, Counts]:
 
 
 def check_comparable(found: Occupancy, labels: OccupancyLabels) -> None:
-    """Raise EvaluationError, naming cause and remedy, if the labels cannot judge the prediction."""
+    """Raise EvaluationError if prediction and labels cannot be compared."""
     if found.grid != OCC3D_GRID or found.semantics.shape != OCC3D_GRID.shape:
         raise EvaluationError(f"the prediction is on {found.grid}, the labels are on {OCC3D_GRID}: not comparable")
     known = labels.semantics[labels.semantics != IGNORED]
@@ -283,11 +298,15 @@ def check_comparable(found: Occupancy, labels: OccupancyLabels) -> None:
 
 @dataclass(frozen=True)
 class OccupancyScores:
-    """Scores of a data set; all in 0..1, NaN where there is nothing to judge.
+    """Scores of a data set, in 0..1; NaN where they are not defined.
 
-    class_names: the last is free.  ray_ious: [T, C-1].  voxel_ious: mask -> [C-1].  occupied_ious: mask -> IoU of
-    occupied space, whatever the class.  surfaces: mask -> accuracy, completeness, F-score.
-    qualities: "rays" -> [T, C] RayPQ, "voxels" -> [1, C]; empty for a variant that tells no objects apart.
+    samples: number of samples
+    class_names: the last is free
+    ray_ious: [T, C-1]
+    voxel_ious: mask -> [C-1]
+    occupied_ious: mask -> IoU of occupied space over all classes
+    surfaces: mask -> accuracy, completeness, F-score
+    qualities: "rays" -> [T, C] RayPQ, "voxels" -> [1, C]; empty for a variant without instances
     """
 
     samples: int
@@ -300,7 +319,7 @@ class OccupancyScores:
 
     @staticmethod
     def of(counts: OccupancyCounts, class_names: Sequence[str]) -> OccupancyScores:
-        """Make the scores of counts."""
+        """Compute the scores from counts."""
         return OccupancyScores(
             counts.samples,
             tuple(class_names),
@@ -313,7 +332,7 @@ class OccupancyScores:
 
     @property
     def summary(self) -> dict[str, float]:
-        """The scores of all classes, by name."""
+        """The scores over all classes, by name."""
         found = _by_threshold("RayIoU", self.ray_ious)
         if "rays" in self.qualities:
             found |= _by_threshold("RayPQ", self.qualities["rays"])
@@ -341,7 +360,7 @@ class OccupancyScores:
         }
 
     def table(self) -> str:
-        """Return the scores in percent as text for people, first those of all classes, then one line a class."""
+        """Return the scores in percent as a readable table: first over all classes, then a line for each class."""
         lines = [f"{self.samples} samples; all in percent", ""]
         lines += [f"{name:28}{_percent(value):>7}" for name, value in self.summary.items()]
         rows = self.by_class
@@ -354,7 +373,7 @@ class OccupancyScores:
         return "\n".join(lines)
 
     def write(self, path: Path) -> None:
-        """Write the scores as JSON, in 0..1, null where there is nothing to judge."""
+        """Write the scores as JSON, in 0..1; null where they are not defined."""
         document: dict[str, Any] = {
             "samples": self.samples,
             "scores": _without_nan(self.summary),
@@ -370,7 +389,7 @@ def _by_threshold(name: str, values: np.ndarray) -> dict[str, float]:
 
 
 def _mean(values: np.ndarray) -> float:
-    """Return the mean of those that are no NaN."""
+    """Return the mean of the values that are not NaN."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else math.nan
 

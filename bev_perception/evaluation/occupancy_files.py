@@ -1,7 +1,7 @@
-"""Occupancy in files: labels to judge by, and results as the challenge on Occ3D-nuScenes takes them.
+"""Score occupancy in files: results in the format of the Occ3D-nuScenes challenge, with the labels of the data set.
 
-A result is <sample token>.npz with the labels `pred` [200, 200, 16] uint8 and, where objects are told apart,
-`instances` beside them.
+A result is <sample token>.npz with the array `pred` [200, 200, 16] uint8 and, for variants with instances, the array
+`instances` of the same shape.
 """
 
 from __future__ import annotations
@@ -25,16 +25,22 @@ from bev_perception.evaluation.occupancy import OccupancyCounts, OccupancyScores
 from bev_perception.evaluation.running import whole_scenes
 from bev_perception.types import OCC3D_GRID, Occupancy
 
-#: what score_occupancy_files leaves in the directory that it is given
+#: name of the file of scores in the output directory
 SCORES_FILE = "occupancy_metrics.json"
 
 
 def count_row(
     found: Occupancy, records: Records, i: int, labels: str | Path, device: torch.device | str = "cpu"
 ) -> OccupancyCounts:
-    """Compare the occupancy of key frame i with its labels, which are in the folder `labels`; see labels_path.
+    """Compare the occupancy of key frame i with its labels.
 
-    Raises EvaluationError for a prediction that its labels cannot judge, NuScenesError for labels that are damaged.
+    found: the prediction
+    records: the key frames
+    i: the key frame
+    labels: folder of the labels, see labels_path
+    device: where rays are cast
+
+    Raises EvaluationError if the prediction cannot be compared with the labels, NuScenesError for damaged labels.
     """
     truth = read_labels(labels_path(records.root, records.scenes[i], records.tokens[i], labels))
     try:
@@ -44,7 +50,7 @@ def count_row(
 
 
 def check_labels(records: Records, labels: str | Path, class_names: Sequence[str], panoptic: bool) -> None:
-    """Raise EvaluationError if labels are missing, or the first ones there are cannot judge such a prediction."""
+    """Raise EvaluationError if labels are missing, or the first ones cannot be compared with such a prediction."""
     paths = [
         labels_path(records.root, scene, token, labels)
         for scene, token in zip(records.scenes, records.tokens, strict=True)
@@ -62,7 +68,7 @@ def check_labels(records: Records, labels: str | Path, class_names: Sequence[str
 
 
 def read_occupancy(path: Path, class_names: Sequence[str]) -> Occupancy:
-    """Return the result in a file; raise EvaluationError, naming cause and remedy, if it holds none."""
+    """Return the result in a file; raise EvaluationError if it holds none."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
@@ -92,13 +98,16 @@ def score_occupancy_files(
     class_names: Sequence[str],
     labels: str | Path = LABELS_FOLDER,
 ) -> OccupancyScores:
-    """Score the results in a directory, which must hold one of every key frame of records; on all cores.
+    """Score a directory of results, on all cores.
 
-    class_names: of the results and of the labels, the last is free.  labels: their folder, see labels_path.
-    out: gets occupancy_metrics.json.
+    directory: must hold a result for every key frame of `records`
+    records: the key frames
+    out: directory for occupancy_metrics.json
+    class_names: of results and labels; the last is free
+    labels: folder of the labels, see labels_path
 
-    Raises EvaluationError for missing results and labels, which are counted before anything is scored, and for
-    damaged ones, NuScenesError for damaged labels.
+    Raises EvaluationError for results or labels that are missing (before anything is scored) and for damaged results,
+    NuScenesError for damaged labels.
     """
     paths = [directory / f"{token}.npz" for token in records.tokens]
     missing = [i for i, path in enumerate(paths) if not path.is_file()]

@@ -1,10 +1,10 @@
-"""Replayed recordings: what was found in how many frames, and against the truth of nuScenes where it is at hand.
+"""Summarize results over recordings, and score them where the truth of nuScenes is available.
 
-A bag has no truth in it. One of a nuScenes scene, such as `bag create --nuscenes` writes, is scored by its stamps:
-a frame that took the stamp of a key frame's image answers for that key frame. Its boxes go to the global frame with
-the pose that the recording's tf has for the frame, as a live rig would do it, so that grouping, tf and mounting are
-part of what is scored. So is that boxes are of the anchor camera's time while the truth is of the lidar's, a few 10 ms
-later: what moves with 10 m/s is then 0.4 m behind. Voxels, too, are moved to where the car is at the lidar's time.
+A bag contains no truth. A bag of a nuScenes scene, as `bag create --nuscenes` writes it, is scored by its stamps: the
+result of a frame that has the stamp of an image of a key frame is scored on that key frame. Boxes are transformed to
+the global frame with the pose from the recording's tf, so that grouping, tf and mounting are part of what is scored.
+So is the difference in time: boxes belong to the anchor camera's stamp and the truth to the lidar's, a few 10 ms later,
+in which an object at 10 m/s moves about 0.4 m. Voxels are moved to the pose of the car at the stamp of the lidar.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from bev_perception.geometry import invert_transform, transform_points
 from bev_perception.health import HealthSnapshot
 from bev_perception.types import Frame, Occupancy, Result
 
-#: m that the recording's fixed frame may seem to be off the global frame; a car goes 2 m from camera to lidar
+#: m, largest distance between the poses of recording and nuScenes; between camera and lidar a car moves up to 2 m
 SAME_FRAME = 10.0
 
 
 class Replay:
-    """Collects the results of recordings, one after the other: `watch` the events, `add` what comes of them.
+    """Collects results of recordings one after the other: `watch` the events, and `add` the result of each frame.
 
-    frames: how many there were.
+    frames: number of frames so far
     """
 
     def __init__(self, records: Records | None = None, labels: str | Path = LABELS_FOLDER) -> None:
         """Start empty.
 
-        records: the key frames of nuScenes that may be among the frames.  labels: folder of their occupancy labels,
-        see labels_path.
+        records: key frames of nuScenes that may be among the frames; None: only a summary is possible
+        labels: folder of their occupancy labels, see labels_path
         """
         self._records, self._labels = records, labels
         rows = range(0 if records is None else len(records))
@@ -58,7 +58,7 @@ class Replay:
         self._boxes: Counter[str] = Counter()
 
     def watch(self, events: Iterable[BagEvent]) -> Iterator[BagEvent]:
-        """Pass on the events of one recording, and note which key frames it has images of."""
+        """Yield the events of a recording unchanged, and note which key frames it has images of."""
         self._last = 0
         for event in events:
             if isinstance(event, ImageEvent) and event.image.stamp in self._row_of:
@@ -66,10 +66,10 @@ class Replay:
             yield event
 
     def add(self, frame: Frame, result: Result) -> None:
-        """Take the result of a frame of the recording that is being watched.
+        """Add the result of a frame of the recording that is being watched.
 
-        Raises EvaluationError for a result of a recording the fixed frame of which is not nuScenes' global frame, and
-        for an occupancy that its labels cannot judge; NuScenesError for labels that are missing or damaged.
+        Raises EvaluationError if the fixed frame of the recording is not the global frame of nuScenes, or if the labels
+        cannot be compared with the occupancy; NuScenesError for missing or damaged labels.
         """
         if self._last:
             self._intervals += 1
@@ -94,7 +94,7 @@ class Replay:
                 self._nothing = replace(moved, semantics=np.full_like(moved.semantics, moved.free), instances=none)
 
     def summary(self, health: HealthSnapshot) -> str:
-        """Return as text how many frames there were, what was lost, and the boxes found, by class."""
+        """Return as text the number of frames, what was dropped, and the number of boxes by class."""
         rate = f", {self._intervals / self._seconds:.1f} Hz" if self._seconds else ""
         lines = [f"{self.frames} frames, {self._seconds:.1f} s of recording{rate}"]
         lines += [f"{what}: {cause} {n}" for what, causes in _losses(health) for cause, n in causes.items()]
@@ -104,12 +104,16 @@ class Replay:
         return "\n".join(lines)
 
     def score(self, version: str, out: Path, max_range: float | None = None) -> DetectionScores:
-        """Write out/results_nusc.json and score it on those key frames of which the recordings have an image.
+        """Write out/results_nusc.json and score it on the key frames of which the recordings have an image.
 
-        One that gave no result counts as one with no boxes found. The other key frames of the scenes stand in the file
-        without boxes, as nuscenes-devkit demands, and do not count.  max_range: as in score_results.
+        A key frame without a result counts as one without boxes. All other key frames of the scenes are in the file
+        without boxes, because nuscenes-devkit requires them, but are not scored.
 
-        Raises EvaluationError if there is no such key frame, or no truth of it.
+        version: of the tables
+        out: directory to write to
+        max_range: as in score_results
+
+        Raises EvaluationError if there is no such key frame, or no truth for any.
         """
         records = self._of_nuscenes
         self._check_held(version)
@@ -123,9 +127,9 @@ class Replay:
         return score_results(path, records.root, version, None, out, sorted(scenes), tokens, max_range)
 
     def score_occupancy(self, version: str, out: Path) -> OccupancyScores:
-        """Score occupancy on the same key frames, and write out/occupancy_metrics.json.
+        """Score occupancy on the same key frames as `score`, and write out/occupancy_metrics.json.
 
-        One that gave no result counts as one in which everything is free.
+        A key frame without a result counts as one in which everything is free.
 
         Raises EvaluationError if there is no such key frame, or no result at all.
         """
@@ -140,7 +144,7 @@ class Replay:
         return scores
 
     def coverage(self) -> str:
-        """Return as text which key frames are scored."""
+        """Return as text which key frames were scored."""
         records = self._of_nuscenes
         scenes = sorted({records.scenes[i] for i in self._held})
         total = sum(scene in scenes for scene in records.scenes)
@@ -162,7 +166,7 @@ class Replay:
             )
 
     def _key_stamps(self, row: int) -> list[int]:
-        """Return the stamps (ns) of a key frame's images; whichever camera is the anchor, a frame has one of them."""
+        """Return the stamps (ns) of a key frame's images; a frame has one of them, whichever camera is its anchor."""
         records = self._of_nuscenes
         return [stamp * 1000 for stamp in records.image_stamps(records.cameras(row))]
 
@@ -177,9 +181,11 @@ class Replay:
 
 
 def move_occupancy(occupancy: Occupancy, ego2global: np.ndarray, other2global: np.ndarray) -> Occupancy:
-    """Return an occupancy as it is seen from another place of the car; what was outside of the grid is free there.
+    """Return an occupancy resampled for another pose of the car; voxels from outside of the grid are free.
 
-    ego2global, other2global: [4, 4], of the base_link that its voxels are in, and of the one that they shall be in.
+    occupancy: in base_link at `ego2global`
+    ego2global: [4, 4], pose of the car that the voxels belong to
+    other2global: [4, 4], pose of the car that the voxels shall belong to
     """
     grid = occupancy.grid
     middles = np.stack(np.meshgrid(*(np.arange(n) + 0.5 for n in grid.shape), indexing="ij"), axis=-1).reshape(-1, 3)

@@ -1,4 +1,4 @@
-"""Panoptic quality (Kirillov et al., CVPR 2019) of things and stuff over elements, be they voxels or rays."""
+"""Panoptic quality (Kirillov et al., CVPR 2019) of things and stuff over elements, which are voxels or rays."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ import numpy as np
 
 from bev_perception.classes import THINGS
 
-#: a segment and its truth share more than this part of their union
+#: intersection over union above which a segment matches a true one
 MATCH_IOU = 0.5
 
 
 @dataclass(frozen=True)
 class SegmentCounts:
-    """Segments by threshold (T) and class (C), free space included: matched, missed and false ones.
+    """Numbers of segments by threshold (T) and class (C, free included).
 
-    matched, false, missed: [T, C] int64.  iou_sum: [T, C], over the matched.
+    matched: [T, C] int64, true segments that were found
+    false: [T, C] int64, predicted segments without a true one
+    missed: [T, C] int64, true segments that were not found
+    iou_sum: [T, C], sum of the intersections over union of the matched ones
     """
 
     matched: np.ndarray
@@ -36,17 +39,21 @@ class SegmentCounts:
 
     @property
     def quality(self) -> np.ndarray:
-        """[T, C] panoptic quality, NaN where there is no segment of the class."""
+        """[T, C] panoptic quality, NaN for classes without segments."""
         matched, wrong = self.matched, self.false / 2 + self.missed / 2
         quality = self.iou_sum / np.maximum(matched, 1e-5) * (matched / np.maximum(matched + wrong, 1e-5))
         return np.where(matched + wrong > 0, quality, np.nan)
 
 
 def truth_ids(labels: np.ndarray, instances: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    """Return the segment [N] int64 of every element within its class, from labels [N] and their instances [N].
+    """Return the segment [N] int64 of every element, numbered within its class.
 
-    An instance of one of THINGS is a segment if all its elements have that one class; all other elements of the class
-    are one segment together, as those of every other class are. (A voxel in the boxes of two objects is rare.)
+    An instance of THINGS is a segment of its own if all of its elements have the same class. All other elements of a
+    class form one segment.
+
+    labels: [N], classes as indices into class_names
+    instances: [N]
+    class_names: the last is free
     """
     has = np.zeros((int(instances.max(initial=0)) + 1, 256), bool)  # whether an instance has elements of a class
     has[instances, labels] = True
@@ -65,11 +72,15 @@ def count_segments(
     classes: int,
     smallest: int,
 ) -> SegmentCounts:
-    """Match the segments of one sample; those of fewer than `smallest` elements are not counted where unmatched.
+    """Match the segments of one sample.
 
-    truth, found: [N] labels, of which the last of `classes`, and whatever lies beyond, is in no segment.
-    true_ids, found_ids: [N], not negative, the segment within the class.
-    agreed: [T, N] bool, the elements that may count as shared, for each threshold.
+    truth: [N] labels; elements with the last class, or a label beyond, are in no segment
+    true_ids: [N], not negative, segment within the class
+    found: [N] predicted labels
+    found_ids: [N], not negative, predicted segment within the class
+    agreed: [T, N] bool, elements that may count as intersection, for each threshold
+    classes: number of classes, free included
+    smallest: unmatched segments of fewer elements are not counted
     """
     true_segment, true_class, true_area = _segments(truth, true_ids, classes)
     found_segment, found_class, found_area = _segments(found, found_ids, classes)
@@ -95,7 +106,7 @@ def count_segments(
 
 
 def _segments(labels: np.ndarray, ids: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return each element's segment [N], -1 for none, and the segments' classes and areas."""
+    """Return the segment of each element [N] (-1: none), and the classes and areas of the segments."""
     counted = labels < classes - 1
     keys = labels.astype(np.int64) * (int(ids.max(initial=0)) + 1) + ids
     distinct, inverse, areas = np.unique(keys[counted], return_inverse=True, return_counts=True)

@@ -1,8 +1,8 @@
-"""A bag through the pipeline without ROS, by the same steps as in the node, and the file of its results.
+"""Run the pipeline over a bag without ROS, with the same steps as the node, and write and read its results.
 
-A file of results holds one JSON value a line: a header, a line for each frame, and at the end, once the bag has been
-read to its end, a line with "complete". So a run that breaks off loses nothing that was written, and takes no more
-memory in its last hour than in its first.
+A results file has one JSON value on each line: a header, then a line for each frame, and a last line with "complete"
+once the bag has been read to its end. An interrupted run keeps all lines written so far, and memory does not grow with
+the length of the bag.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ RESULTS_VERSION = 1
 
 
 class ResultsError(UserError):
-    """A file of results that cannot be read or continued; the message names cause and remedy."""
+    """A results file that cannot be read or resumed; the message names cause and remedy."""
 
 
 # ---- running ----
 
 
 def collect_frames(events: Iterable[BagEvent], settings: SynchronizerSettings, health: Health) -> Iterator[Frame]:
-    """Yield the frames of a recording, as the node would form them; what is dropped is counted in `health`."""
+    """Yield the frames of a recording, grouped as in the node; what is dropped is counted in `health`."""
     tree = TransformTree()
     synchronizer = Synchronizer(settings, tree, health)
     for event in events:
@@ -62,7 +62,7 @@ def run_events(events: Iterable[BagEvent], pipeline: Pipeline, settings: Synchro
 def run_frames(
     events: Iterable[BagEvent], pipeline: Pipeline, settings: SynchronizerSettings
 ) -> Iterator[tuple[Frame, Result]]:
-    """Yield every frame of a recording that has a result, with it."""
+    """Yield every frame of a recording that has a result, and the result."""
     for frame in collect_frames(events, settings, pipeline.health):
         try:
             yield frame, pipeline.step(frame)
@@ -74,7 +74,7 @@ def run_frames(
 
 
 def results_header(pipeline: Pipeline, bag: BagReader, settings: SynchronizerSettings) -> dict[str, Any]:
-    """Return the first line of a file of results: what the numbers mean, and all that they depend on."""
+    """Return the first line of a results file: what the numbers mean, and what they depend on."""
     how = pipeline.settings
     threshold, count = _box_limits(pipeline)
     return {
@@ -106,7 +106,7 @@ def results_header(pipeline: Pipeline, bag: BagReader, settings: SynchronizerSet
 
 
 def _box_limits(pipeline: Pipeline) -> tuple[float | None, int | None]:
-    """Return the score threshold and the most boxes that hold, of the settings or the variant; None without boxes."""
+    """Return the score threshold and the largest number of boxes in use; None for variants without boxes."""
     how = pipeline.settings
     for variant in pipeline.variants:
         own = family_of(variant.config).limits(variant.config)
@@ -141,18 +141,18 @@ def write_results(
     occupancy: Path | None = None,
     earlier: ResultsFile | None = None,
 ) -> int:
-    """Write results as they come, a line each, and return how many the file holds then.
+    """Write each result as a line as soon as it is available; return the number of frames in the file.
 
-    Where the results break off with an error (a damaged bag), the lines before it stay, and the error goes on.
+    If the results end with an error (a damaged bag), the lines written before are kept, and the error is raised.
 
-    path: of the file; one that is there is replaced, unless it is continued
-    header: of results_header
-    results: of all frames of the recording, from its beginning on, also where a file is continued
-    health: what the last line takes the counts of drops and resets from
-    occupancy: directory for the voxels of the frames, <stamp>.npz each, see write_occupancy; None: not written
-    earlier: what the file holds already, see unfinished_results; None: start anew
+    path: of the file; an existing file is replaced, unless it is resumed
+    header: see results_header
+    results: of all frames from the beginning of the recording, also if a file is resumed
+    health: source of the counts of drops and resets in the last line
+    occupancy: directory for the voxels of each frame as <stamp>.npz, see write_occupancy; None: not written
+    earlier: the file to resume, see unfinished_results; None: start from the beginning
 
-    Raises ResultsError if the results do not begin with those that the file holds already.
+    Raises ResultsError if the results do not begin with those that are in the file already.
     """
     results = iter(results)
     count = 0 if earlier is None else _pass_over(earlier, results)
@@ -173,7 +173,7 @@ def write_results(
 
 
 def _pass_over(earlier: ResultsFile, results: Iterator[Result]) -> int:
-    """Take the results that the file holds already, whose frames fill the memory again; return how many they are."""
+    """Skip the results that are in the file already, which fills the memory again; return their number."""
     count = 0
     for frame in earlier.frames():
         result = next(results, None)
@@ -215,12 +215,12 @@ def _sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class ResultsFile:
-    """A file of results, complete or not.
+    """A results file, complete or not.
 
     path: of the file
-    header: its first line, see results_header
-    end: its last line ("frames", "drops" and "resets" of the whole run); None where the run was broken off
-    size: bytes of the header and of the whole lines of frames
+    header: the first line, see results_header
+    end: the last line, with "frames", "drops" and "resets" of the whole run; None if the run was interrupted
+    size: length of the header and the complete lines of frames, bytes
     """
 
     path: Path
@@ -231,7 +231,7 @@ class ResultsFile:
     def frames(self) -> Iterator[dict[str, Any]]:
         """Yield the frames one by one: "stamp", "boxes" (or None), "missing", "reset" and "history", see Result.
 
-        Half a line at the end, of a run that was broken off, is left out. Raises ResultsError for a damaged line.
+        An incomplete line at the end of an interrupted run is skipped. Raises ResultsError for a damaged line.
         """
         left = self.size
         with self.path.open("rb") as file:
@@ -244,9 +244,9 @@ class ResultsFile:
 
 
 def read_results(path: Path) -> ResultsFile:
-    """Open a file that write_results has written; its frames are read as they are asked for.
+    """Open a file of write_results; its frames are read on demand.
 
-    Raises ResultsError for a file that is none.
+    Raises ResultsError for any other file.
     """
     size = count = 0
     first = last = b""
@@ -267,9 +267,9 @@ def read_results(path: Path) -> ResultsFile:
 
 
 def unfinished_results(path: Path, header: dict[str, Any]) -> ResultsFile | None:
-    """Return what a file holds already of a run with this header; None where there is no file, or an empty one.
+    """Return the file to resume a run with this header from; None if there is no file, or an empty one.
 
-    Raises ResultsError, naming what differs, if it is the file of another run.
+    Raises ResultsError, naming the differences, if the file belongs to another run.
     """
     if not path.exists() or path.stat().st_size == 0:
         return None
@@ -289,14 +289,14 @@ def unfinished_results(path: Path, header: dict[str, Any]) -> ResultsFile | None
 
 
 def _parse(line: bytes, path: Path, number: int, key: str) -> dict[str, Any]:
-    """Return a line as the mapping that it must be, in which there must be `key`."""
+    """Return a line as a mapping, which must contain `key`."""
     try:
         value = json.loads(line)
     except ValueError:  # no JSON, or no text at all
         value = None
     if not isinstance(value, dict) or key not in value:
         raise ResultsError(
-            f"line {number} of {path} is not one of a file of results, as `bev_perception run` writes it; the file is "
-            "damaged, or of another kind or an older version: run the bag again, without --resume"
+            f"line {number} of {path} is not what `bev_perception run` writes; the file is damaged, of another kind "
+            "or of an older version: run the bag again, without --resume"
         )
     return value
