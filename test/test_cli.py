@@ -252,3 +252,25 @@ def test_nuscenes_scene_as_bag(nuscenes_root, tmp_path, untrained, capsys):
     assert [f["missing"] for f in frames] == [{}] * 5
     assert [f["history"] for f in frames] == [0, 1, 2, 3, 0]
     assert frames[4]["reset"].startswith("gap: 2.5")
+
+
+def test_set_changes_the_variant_of_every_command_that_takes_one(tmp_path, capsys):
+    weights = tmp_path / "weights.safetensors"
+    change = ["--set", "head.num_query=25", "--set", "head.num_layers=2"]
+    assert cli.main(["init-weights", "--variant", "sparsebev_tiny", *change, str(weights)]) == 0
+    assert load_file(weights)["pts_bbox_head.init_query_bbox.weight"].shape == (25, 10)
+    for command in (
+        ["init-weights", str(weights)],
+        ["run", "--bag", "b", "--out", "o"],
+        ["train", "--data", "d", "--out", "o"],
+        ["bench"],
+        ["demo"],
+        ["eval", "--data", "d"],
+        ["show", "boxes", "--bag", "b", "--out", "o"],
+        ["show", "points", "--bag", "b", "--out", "o"],
+        ["show", "occupancy", "--bag", "b", "--out", "o"],
+    ):
+        assert cli.main([*command, "--variant", "sparsebev_tiny", "--set", "head.num_quary=25"]) == 1
+        assert "unknown key 'num_quary'; did you mean 'num_query'?" in capsys.readouterr().err
+    assert cli.main(["eval", "--data", "d", "--set", "head.num_query=25"]) == 1
+    assert "--set changes a variant; name one with --variant" in capsys.readouterr().err

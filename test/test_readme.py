@@ -12,7 +12,7 @@ from results.test_occupancy_codec import message_of
 
 from bev_perception import cli
 from bev_perception.classes import OCC3D_CLASSES
-from bev_perception.families.variants import list_variants
+from bev_perception.families.variants import list_variants, load_variant
 from bev_perception.pipeline.offline import read_results
 from bev_perception.types import OCC3D_GRID, Occupancy
 
@@ -21,7 +21,8 @@ OFFLINE, IN_PYTHON = "bev_perception variants", "from bev_perception.data.drive"
 READ_RESULTS = "from pathlib import Path"
 SUBSCRIBER = "from bev_perception.results.occupancy_codec"
 #: how the blocks that are run here begin
-RUN = (OFFLINE, IN_PYTHON, READ_RESULTS, SUBSCRIBER)
+OWN_VARIANT = "name: mine"
+RUN = (OFFLINE, IN_PYTHON, READ_RESULTS, SUBSCRIBER, OWN_VARIANT)
 #: how the others begin -> why they are not
 NOT_RUN = {
     "make demo": "makes the virtual environment; test/ros/tools/test_demo.py runs the demo",
@@ -30,6 +31,7 @@ NOT_RUN = {
     "bev_perception synth": "compiles for minutes; test/synth",
     "bev_perception eval-demo": "makes drives for minutes; test/evaluation/test_regression.py",
     "bev_perception train": "needs nuScenes, and days",
+    "bev_perception eval --variant": "needs nuScenes; test/evaluation/test_evaluate.py",
     "bev_perception eval --bag": "needs a bag of nuScenes; test/evaluation/test_replay.py",
     "bev_perception bench": "takes minutes; test/evaluation/test_timing.py",
     "bev_perception show": "needs nuScenes; test/visualization/test_show.py",
@@ -123,3 +125,10 @@ def test_subscriber_to_occupancy(capsys):
     exec(compile(block(SUBSCRIBER), "README.md", "exec"), names)
     names["on_occupancy"](message_of(Occupancy(semantics, OCC3D_CLASSES)))
     assert capsys.readouterr().out == "40003 voxels are occupied, 3 by cars\n"
+
+
+def test_a_variant_of_ones_own(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(block(OWN_VARIANT))
+    mine, tiny = load_variant(path), load_variant("sparsebev_tiny", ["head.decode.max_num=100"])
+    assert mine.head == tiny.head and mine.frames == tiny.frames

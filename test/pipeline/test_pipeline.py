@@ -275,7 +275,7 @@ def poison(module, value=math.nan):
 
     def spoil(_module, _inputs, outputs):
         first = outputs[0] if isinstance(outputs, (list, tuple)) else outputs
-        first.view(-1)[0] = value
+        first[(0,) * first.dim()] = value
         return outputs
 
     return module.register_forward_hook(spoil)
