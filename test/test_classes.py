@@ -2,8 +2,9 @@
 
 import cv2
 import numpy as np
+import pytest
 
-from bev_perception.classes import NUSCENES_CLASSES, OCC3D_CLASSES, OCC3D_COLORS, class_colors
+from bev_perception.classes import NUSCENES_CLASSES, OCC3D_CLASSES, OCC3D_COLORS, attribute_of, class_colors
 
 
 def closest(colors: np.ndarray) -> float:
@@ -32,3 +33,24 @@ def test_unknown_classes_are_told_apart_too():
 
 def test_no_classes_no_colours():
     assert class_colors(()).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "names, moving, still",
+    [
+        (("car", "truck", "construction_vehicle", "trailer"), "vehicle.moving", "vehicle.parked"),
+        (("bus",), "vehicle.moving", "vehicle.stopped"),
+        (("bicycle", "motorcycle"), "cycle.with_rider", "cycle.without_rider"),
+        (("pedestrian",), "pedestrian.moving", "pedestrian.standing"),
+        (("barrier", "traffic_cone", "anything else"), "", ""),
+    ],
+)
+def test_attributes(names, moving, still):
+    for name in names:
+        assert attribute_of(name, 0.21) == moving
+        assert attribute_of(name, 0.2) == still
+
+
+def test_every_class_of_nuscenes_is_known():
+    without = {name for name in NUSCENES_CLASSES if not attribute_of(name, 1.0)}
+    assert without == {"barrier", "traffic_cone"}
