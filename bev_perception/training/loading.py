@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
 import signal
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from bev_perception.strict import UserError
 from bev_perception.supervision.samples import Batch, TrainingData, TrainingSample, Truth
+from bev_perception.training.state import TrainingError
+
+#: errors that a worker process hands over as they are, so that they remain one sentence
+_EXPECTED = (UserError, OSError)
 
 
 def collate(samples: Sequence[tuple[TrainingSample[Truth], int]]) -> Batch[Truth]:
@@ -40,32 +50,88 @@ def epoch_order(samples: int, batch: int, seed: int, epoch: int) -> np.ndarray:
 
 def load_epoch(
     data: TrainingData, order: np.ndarray, seed: int, epoch: int, workers: int, pin_memory: bool
-) -> Iterator[Batch]:
-    """Yield a batch for each row of order [steps, B], read ahead by `workers` processes (0: by this one)."""
-    return iter(
-        DataLoader(
-            _Seeded(data, seed, epoch),
-            batch_sampler=order.tolist(),
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=pin_memory,
-            worker_init_fn=_ignore_signals,
-        )
+) -> Generator[Batch, None, None]:
+    """Yield a batch for each row of order [steps, B], loaded by `workers` processes (0: by this one).
+
+    Worker processes ignore SIGTERM and SIGINT: the process that trains finishes its step and then ends them. They end
+    as soon as this generator is closed or its process ends, in whatever way.
+    """
+    lifeline, held = multiprocessing.Pipe(duplex=False)
+    loader = DataLoader(
+        _Seeded(data, seed, epoch),
+        batch_sampler=order.tolist(),
+        num_workers=workers,
+        collate_fn=_collate_or_error,
+        pin_memory=pin_memory,
+        worker_init_fn=_EndWithTrainer(lifeline, held),
     )
+    batches = _start(loader)  # outlives the loop: as PyTorch drops it, it waits for workers that are busy
+    try:
+        for batch in batches:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+    finally:
+        held.close()  # ends the workers, also those that are busy with a sample
+        lifeline.close()
 
 
-def _ignore_signals(worker: int) -> None:
-    """Let a reader live on when all processes are told to stop: the one that trains finishes its step and ends it."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+@contextlib.contextmanager
+def explained_losses() -> Iterator[None]:
+    """Turn PyTorch's error about a worker process that died, which can strike anywhere, into a TrainingError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error) or isinstance(error, TrainingError):
+            raise
+        raise TrainingError(
+            f"a process that reads ahead has ended ({error}); if memory ran out, use fewer --workers or a smaller "
+            "--batch; resume from the state saved last"
+        ) from error
+
+
+def _start(loader: DataLoader) -> Iterator[Batch | Exception]:
+    """Start the workers with SIGTERM and SIGINT blocked, which they inherit before a signal can reach them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _EndWithTrainer:
+    """Ends a worker process once nobody holds the other end of a pipe any more.
+
+    PyTorch and Python end workers by SIGTERM, which these ignore, and no signal tells them of a parent that was killed.
+    """
+
+    def __init__(self, lifeline: Connection, held: Connection) -> None:
+        self._lifeline, self._held = lifeline, held
+
+    def __call__(self, worker: int) -> None:
+        self._held.close()  # the worker's copy
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        self._lifeline.poll(None)
+        os._exit(0)
+
+
+def _collate_or_error(samples: Sequence[tuple[TrainingSample, int] | Exception]) -> Batch | Exception:
+    """Return the batch, or the first error of its samples."""
+    errors = (sample for sample in samples if isinstance(sample, Exception))
+    return next(errors, None) or collate(samples)  # type: ignore[arg-type]
 
 
 class _Seeded(Dataset):
-    """Gives every sample of an epoch its own stream of chance, whichever process reads it and whenever."""
+    """Gives every sample of an epoch its own random stream, whichever process reads it and whenever."""
 
     def __init__(self, data: TrainingData, seed: int, epoch: int) -> None:
         self.data, self.seed, self.epoch = data, seed, epoch
 
-    def __getitem__(self, index: int) -> tuple[TrainingSample, int]:
+    def __getitem__(self, index: int) -> tuple[TrainingSample, int] | Exception:
         rng = np.random.default_rng([self.seed, self.epoch, index])
-        return self.data.sample(index, rng), int(rng.integers(2**63))
+        try:
+            return self.data.sample(index, rng), int(rng.integers(2**63))
+        except _EXPECTED as error:  # raised in a worker, PyTorch would wrap it in a traceback
+            return error

@@ -25,9 +25,9 @@ from bev_perception.models.checkpoints import load_checkpoint, load_pretrained
 from bev_perception.models.encoder import ENCODER_PARTS
 from bev_perception.models.precision import PRECISIONS, tiny_is_zero
 from bev_perception.supervision.parts import TrainedPart
-from bev_perception.supervision.samples import EncodableData, TrainingData
+from bev_perception.supervision.samples import Batch, EncodableData, TrainingData
 from bev_perception.supervision.step import TrainingStep, freeze
-from bev_perception.training.loading import epoch_order, load_epoch
+from bev_perception.training.loading import epoch_order, explained_losses, load_epoch
 from bev_perception.training.progress import Progress
 from bev_perception.training.state import STATE, Identity, TrainingError, digest, load_state, save_state
 
@@ -92,7 +92,8 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
 
     SIGTERM or SIGINT ends training after the current step; what is saved then can be resumed, and the result is that
     of a training without the interruption (to the last bit on the CPU). Chance follows from seed, step and rank alone.
-    While images are encoded once, for a part that needs it, a signal is a TrainingError: there is nothing to save yet.
+    A single process that awaits a batch from its workers ends at once. While images are encoded once, for a part that
+    needs it, a signal is a TrainingError: there is nothing to save yet.
 
     Raises TrainingError, ConfigError or CheckpointError for settings and files that do not fit.
     """
@@ -103,6 +104,7 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
     settings.out.mkdir(parents=True, exist_ok=True)
     with _join_processes(settings.device) as processes, _StopOnSignal() as stop, contextlib.ExitStack() as stack:
         stack.enter_context(tiny_is_zero())
+        stack.enter_context(explained_losses())
         device = processes.device
         batch = _share(recipe.batch, processes.count) if settings.batch is None else settings.batch
         steps_per_epoch = -(-len(data) // (batch * processes.count))
@@ -158,7 +160,11 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
                 order = epoch_order(len(data), identity.batch, settings.seed, epoch)
                 mine = order[done % steps_per_epoch :, processes.rank * batch : (processes.rank + 1) * batch]
                 pinned = device.type == "cuda"
-                for loaded in load_epoch(data, mine, settings.seed, epoch, settings.workers, pinned):
+                loading = load_epoch(data, mine, settings.seed, epoch, settings.workers, pinned)
+                batches: Iterator[Batch] = stack.enter_context(contextlib.closing(loading))
+                if settings.workers and processes.count == 1:  # several processes must agree to stop, after a step
+                    batches = stop.interrupting(batches)
+                for loaded in batches:
                     lr_factor = schedule(recipe, done, epoch, epochs)
                     for group in optimizer.param_groups:
                         group["lr"] = lr * group["lr_factor"] * lr_factor
@@ -187,6 +193,9 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
                         return TrainResult(done, finished=done == total_steps)
                     if done % settings.save_every == 0 or done % steps_per_epoch == 0:
                         save()
+                if done < (epoch + 1) * steps_per_epoch:  # stopped while the next batch was awaited
+                    save()
+                    return TrainResult(done, finished=False)
         return TrainResult(done, finished=True)
 
 
@@ -324,11 +333,16 @@ def _average(
     return dict(zip(names, averages, strict=True)), stopping > 0
 
 
+class _AwaitedNoLonger(BaseException):
+    """A signal came while a batch was awaited. No Exception, as nothing on the way may take it for an error."""
+
+
 class _StopOnSignal:
     """Notes the first SIGTERM or SIGINT instead of dying of it; a second one kills as usual."""
 
     def __init__(self) -> None:
         self.requested = False
+        self._awaiting = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> _StopOnSignal:
@@ -339,9 +353,25 @@ class _StopOnSignal:
     def __exit__(self, *_: object) -> None:
         self._restore()
 
+    def interrupting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield the batches; a signal that comes while the next one is awaited, or came before, is the end of them."""
+        try:
+            while True:
+                self._awaiting = True
+                if self.requested or (batch := next(batches, None)) is None:
+                    return
+                self._awaiting = False
+                yield batch
+        except _AwaitedNoLonger:
+            return
+        finally:
+            self._awaiting = False
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         self._restore()
+        if self._awaiting:
+            raise _AwaitedNoLonger
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
