@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import math
 import time
 from pathlib import Path
 from types import TracebackType
@@ -48,8 +49,13 @@ class Progress:
         if self._writer is not None:
             self._writer.close()
 
-    def step(self, epoch: int, lr: float, values: dict[str, float]) -> None:
-        """Count one step.  lr: of the parameters without a factor of their own.  values: what is to be averaged."""
+    def step(self, epoch: int, lr: float, values: dict[str, float], skipped: int | None = None) -> None:
+        """Count one step.
+
+        lr: learning rate of the parameters without a factor of their own.
+        values: what is averaged until the next report.
+        skipped: number of steps of this run so far that fp16 skipped; None where none can be.
+        """
         self._done += 1
         if self._silent:
             return
@@ -58,16 +64,20 @@ class Progress:
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._since += 1
         if self._done % self._every == 0 or self._done == self._total:
-            self._report(epoch, lr)
+            self._report(epoch, lr, {} if skipped is None else {"skipped": skipped})
 
-    def _report(self, epoch: int, lr: float) -> None:
+    def _report(self, epoch: int, lr: float, counts: dict[str, int]) -> None:
         means = {name: total / self._since for name, total in self._sums.items()}
         self._sums, self._since = {}, 0
-        self._file.write(json.dumps({"step": self._done, "epoch": epoch, "lr": lr, **means}) + "\n")
+        values = {"lr": lr, **means, **counts}
+        line = {"step": self._done, "epoch": epoch} | {
+            name: value if math.isfinite(value) else None for name, value in values.items()
+        }
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
         if self._writer is not None:
-            for name, value in {"lr": lr, **means}.items():
+            for name, value in values.items():
                 self._writer.add_scalar(name, value, self._done)
-        shown = {name: f"{means[name]:.3g}" for name in ("loss", "grad_norm")}
+        shown = {name: f"{means[name]:.3g}" for name in ("loss", "grad_norm")} | counts
         self._bar.set_postfix(shown)
         if self._bar.disable:
             seconds = (time.monotonic() - self._started) / (self._done - self._start_step) * (self._total - self._done)

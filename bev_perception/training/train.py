@@ -29,6 +29,7 @@ from bev_perception.supervision.samples import Batch, EncodableData, TrainingDat
 from bev_perception.supervision.step import TrainingStep, freeze
 from bev_perception.training.loading import epoch_order, explained_losses, load_epoch
 from bev_perception.training.progress import Progress
+from bev_perception.training.scaling import SkippedSteps
 from bev_perception.training.state import STATE, Identity, TrainingError, digest, load_state, save_state
 
 #: directory of a training that keeps the features of a frozen encoder while it runs
@@ -139,6 +140,7 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
         if part.encoded_once:
             data = stack.enter_context(_encoded_once(data, training_step, settings.out / FEATURES, processes, stop))
 
+        skips = SkippedSteps(scaler)
         losses_of: nn.Module = training_step
         if processes.count > 1:
             device_ids = [device.index] if device.type == "cuda" else None
@@ -182,12 +184,12 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
                             "saved last with a lower lr, or train with precision fp32"
                         )
                     scaler.step(optimizer)
-                    scaler.update()
+                    skips.update()
                     done += 1
 
                     values, stopping = _average(losses, training_step.loss_names, stop.requested, processes)
                     values |= {"loss": sum(values.values()), "grad_norm": norm.item()}
-                    progress.step(epoch, lr * lr_factor, values)
+                    progress.step(epoch, lr * lr_factor, values, skips.count)
                     if stopping:
                         save()
                         return TrainResult(done, finished=done == total_steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,19 +32,26 @@ def _read(logs: Sequence[Path]) -> Rows:
     before = 0
     for log in logs:
         try:
-            own = [json.loads(line) for line in log.read_text().splitlines()]
+            own = [_known(json.loads(line)) for line in log.read_text().splitlines()]
             rows |= {before + row["step"]: row | {"step": before + row["step"]} for row in own}
             before = max(rows)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{log} is no log.jsonl of a training ({error!r}); name the one in its --out") from error
     return [rows[step] for step in sorted(rows)]
+
+
+def _known(row: dict[str, float | None]) -> dict[str, float]:
+    """Return the row with NaN where null stands for a value that was not finite."""
+    return {key: float("nan") if value is None else value for key, value in row.items()}
 
 
 def _write_table(rows: Rows, path: Path) -> None:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[-1]), restval="", extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows({key: f"{value:.5g}" for key, value in row.items()} for row in rows)
+        writer.writerows(
+            {key: "" if math.isnan(value) else f"{value:.5g}" for key, value in row.items()} for row in rows
+        )
 
 
 def _draw(rows: Rows, path: Path, title: str) -> None:

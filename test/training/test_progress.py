@@ -36,6 +36,14 @@ def test_tensorboard_shows_the_averages_of_the_log(tmp_path):
         assert points == [(line["step"], pytest.approx(line[name])) for line in lines(tmp_path)]
 
 
+def test_what_is_not_finite_is_null(tmp_path):
+    with Progress(tmp_path, 0, 3, 1, silent=False) as progress:
+        for loss in (float("nan"), float("inf"), 2.0):
+            progress.step(0, 1e-3, {"loss": loss, "grad_norm": -loss})
+    assert "NaN" not in (tmp_path / "log.jsonl").read_text() and "Infinity" not in (tmp_path / "log.jsonl").read_text()
+    assert [(line["loss"], line["grad_norm"]) for line in lines(tmp_path)] == [(None, None), (None, None), (2.0, -2.0)]
+
+
 def test_a_resumed_run_takes_the_place_of_steps_done_in_vain(tmp_path):
     report(tmp_path, done=0, steps=6)
     report(tmp_path, done=2, steps=6, total=8)  # the state was saved after step 2

@@ -46,8 +46,12 @@ KIT = "training.kit"
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def no_json(token):
+    raise AssertionError(f"{token} is no JSON")
+
+
 def log(out):
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [json.loads(line, parse_constant=no_json) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 def assert_same_weights(one, other):
@@ -417,6 +421,32 @@ def test_gradients_that_are_not_finite_end_the_training(tmp_path):
 
     with pytest.raises(TrainingError, match="gradients of step 0 are not finite"):
         train(small_config(), Broken(), settings(tmp_path))
+
+
+def test_fp16_ends_where_every_step_would_be_skipped(tmp_path):
+    class Broken(MadeUpData):
+        def sample(self, index, rng):
+            sample = super().sample(index, rng)
+            return dataclasses.replace(sample, time_differences=sample.time_differences * np.nan)
+
+    with pytest.raises(TrainingError, match="overflow fp16: 10 steps in a row were skipped.* bf16 or fp32, or .* lr"):
+        train(small_config(batch=1, epochs=2), Broken(), settings(tmp_path, precision="fp16"))
+    last = log(tmp_path)[-1]
+    assert (last["step"], last["skipped"], last["grad_norm"]) == (9, 9, None)
+
+
+def test_steps_that_fp16_skips_now_and_then_are_counted(tmp_path):
+    class OnceBroken(MadeUpData):
+        def sample(self, index, rng):
+            sample = super().sample(index, rng)
+            bad = np.nan if index % 3 == 0 else 1.0
+            return dataclasses.replace(sample, time_differences=sample.time_differences * bad)
+
+    result = train(small_config(batch=1, epochs=1), OnceBroken(6), settings(tmp_path, precision="fp16", log_every=3))
+    assert result == TrainResult(6, True)
+    assert [line["skipped"] for line in log(tmp_path)][-1] == 2
+    train(small_config(batch=1, epochs=1), MadeUpData(1), settings(tmp_path / "fp32"))
+    assert "skipped" not in log(tmp_path / "fp32")[0]
 
 
 class Stopping(MadeUpOccupancy):

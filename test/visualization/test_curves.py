@@ -31,6 +31,17 @@ def test_a_training_in_two_parts(tmp_path):
     assert [(row["step"], row["loss"]) for row in rows] == [("50", "3"), ("100", "3"), ("150", "1")]
 
 
+@pytest.mark.parametrize("bad", [0, 2])
+def test_nulls_are_gaps(tmp_path, bad):
+    """A loss that was not finite is logged as null, the first as well as the last."""
+    rows = [{"step": s, "epoch": 0, "lr": 1e-3, "loss_cls": 1.0, "loss": 2.0} for s in range(3)]
+    rows[bad] |= {"loss": None, "loss_cls": None}
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cli.main(["show", "curves", "--log", str(tmp_path / "log.jsonl"), "--out", str(tmp_path / "tiny")]) == 0
+    table = list(csv.DictReader((tmp_path / "tiny.csv").open()))
+    assert [row["loss"] for row in table] == ["" if k == bad else "2" for k in range(3)]
+
+
 @pytest.mark.parametrize("text", ["", "no json", "[1]\n", "{}\n"])
 def test_what_is_no_log_is_named(tmp_path, capsys, text):
     (tmp_path / "log.jsonl").write_text(text)
