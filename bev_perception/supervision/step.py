@@ -6,7 +6,7 @@ import contextlib
 import functools
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -15,11 +15,13 @@ from torch.utils.checkpoint import checkpoint
 
 from bev_perception.config import TrainingConfig
 from bev_perception.data.augment import distort_colors, draw_grid_mask, draw_photometric, grid_mask
-from bev_perception.models.encoder import CameraModel
+from bev_perception.models.encoder import ENCODER_PARTS, CameraModel
 from bev_perception.models.precision import PRECISIONS
 from bev_perception.models.query_layers import EncodedViews
 from bev_perception.sensing.preprocess import normalize_images, padded_size
 from bev_perception.supervision.samples import Batch, Truth
+
+Self = TypeVar("Self", bound="TrainingStep")
 
 
 def freeze(model: Any, encoder: str) -> None:
@@ -44,11 +46,12 @@ def encode_frames(model: CameraModel, images: Tensor, frames_with_gradient: int)
     trained = min(frames_with_gradient or frames, frames)
     levels_by_frame = _encode(model, images[:, :trained])
     if trained < frames:
+        mode = model.img_backbone.training
         model.img_backbone.eval()
         with torch.no_grad():
             for t in range(trained, frames):
                 levels_by_frame += _encode(model, images[:, t : t + 1])
-        model.img_backbone.train()
+        model.img_backbone.train(mode)
     return levels_by_frame
 
 
@@ -87,6 +90,14 @@ class TrainingStep(nn.Module, Generic[Truth]):
     def _in_precision(self, forward: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
         with self._autocast(values.device):
             return forward(values).float()
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """Set the mode; a backbone or neck of which nothing is trained stays in that of inference."""
+        super().train(mode)
+        for part in (getattr(self.model, name) for name in ENCODER_PARTS):
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
+        return self
 
     @abstractmethod
     def forward(self, batch: Batch[Truth]) -> dict[str, Tensor]:

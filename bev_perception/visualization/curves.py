@@ -33,7 +33,7 @@ def _read(logs: Sequence[Path]) -> Rows:
     for log in logs:
         try:
             own = [_known(json.loads(line)) for line in log.read_text().splitlines()]
-            rows |= {before + row["step"]: row | {"step": before + row["step"]} for row in own}
+            rows |= {before + int(row["step"]): row | {"step": before + row["step"]} for row in own}
             before = max(rows)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{log} is no log.jsonl of a training ({error!r}); name the one in its --out") from error
