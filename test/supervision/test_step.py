@@ -8,8 +8,9 @@ import torch
 from training.kit import CAMERAS, FRAMES, SIZE, small_config
 
 from bev_perception.config import BackboneConfig, EVA02Config
-from bev_perception.families.catalog import build_model, build_step
+from bev_perception.families.catalog import build_model
 from bev_perception.supervision.step import encode_frames, freeze
+from bev_perception.training.train import find_part
 
 EVA02 = EVA02Config(embed_dim=64, num_heads=2, window=4, trained_size=96, drop_path=0.9)
 
@@ -23,7 +24,7 @@ def training_step(encoder, **recipe):
     torch.manual_seed(0)
     model = build_model(config)
     freeze(model, encoder)
-    return build_step(model, config.training, "fp32", False)
+    return find_part(config, "all").step(model, config.training, "fp32")
 
 
 def encode(step, seed):
