@@ -1,4 +1,4 @@
-"""A made-up world in the format of nuScenes: streets, traffic, pictures, lidar sweeps, boxes and occupancy.
+"""A synthetic world in the nuScenes format: streets, traffic, images, lidar sweeps, boxes and occupancy.
 
-Everything is derived from one geometry, so whatever is computed from the pictures can be checked against the truth.
+All of these come from one geometry, so results computed from the images can be checked against exact ground truth.
 """

@@ -1,4 +1,4 @@
-"""How the loops over pixels, rays and voxels are compiled."""
+"""Numba compilation of the loops over pixels, rays and voxels."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from numba import njit
 
 _COMMON: dict[str, Any] = {"cache": True, "fastmath": True, "error_model": "numpy"}
 _HOT = _COMMON | {"forceinline": True, "_nrt": False}
-#: of all sources of this package
+#: hash of all source files of this package
 _SOURCES = hashlib.blake2b(
     b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))), digest_size=16
 ).hexdigest()
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a loop that Python calls."""
+    """Compile a function with loops that Python code calls."""
     return _stamped(njit(**_COMMON)(function))
 
 
 def hot(function: Callable[..., Any]) -> Any:
     """Compile a function that kernels call for every pixel.
 
-    It makes no array, so it can do without counting references to those that it is given; counting takes three times
-    as long as all the rest.
+    Such a function creates no arrays, so reference counting of its arguments is switched off; the counting would take
+    three times as long as everything else.
     """
     return _stamped(njit(**_HOT)(function))
 
 
 def _stamped(compiled: Any) -> Any:
-    """Let compiled code that is kept on disk count only as long as no source has changed.
+    """Make numba's on-disk cache invalid as soon as any source file of this package changes.
 
-    numba looks at the function's own file alone, but what it keeps has functions of other files in it.
+    By default numba checks only the function's own file, but the cached code also contains functions from other files.
     """
     compiled._cache._cache_file._source_stamp = _SOURCES
     return compiled

@@ -1,4 +1,4 @@
-"""Puts traffic on the streets: the ego car, vehicles on all lanes and turns, people on pavements and crossings."""
+"""Puts traffic on the streets: the ego car, vehicles on all lanes and turns, pedestrians on pavements and crossings."""
 
 from __future__ import annotations
 
@@ -13,32 +13,40 @@ from bev_perception.synth.shapes import Shape
 from bev_perception.synth.things import Thing
 from bev_perception.synth.traffic import WARM_UP, Agent
 
-#: of the ego car, m: size, from the nose back to the rear axle (its origin), and to the axles
+#: ego car: length, width, height, m
 EGO_SIZE = (4.08, 1.73, 1.56)
+#: ego car: m from its origin (the rear axle) forward to the nose, and to the rear and front axles
 EGO_NOSE, EGO_AXLES = 3.40, (0.0, 2.59)
-#: share of the scenes in which it leaves the main street, where one is short enough for that
+#: share of the scenes in which the ego car turns off the main street, if a turning way has room for the drive
 TURNING = 0.3
 
 
 class Spawner:
     """Puts agents on ways where there is room.
 
-    agents: everybody who moves, the ego car first.  things: their shapes; a lorry's trailer is one more.
-    turn: the stop line at which the ego car is to turn, and when (s) it gets there if nothing holds it up.
+    agents: everybody who moves, the ego car first
+    things: the objects that the agents move; a lorry's trailer is one more
+    turn: the stop line at which the ego car is to turn, and the time (s) at which it gets there if nothing holds it up;
+        None without a turn
     """
 
     def __init__(self, rng: np.random.Generator, streets: StreetMap, seconds: float) -> None:
-        """Start with empty streets."""
+        """Start with empty streets.
+
+        rng: source of all random choices
+        streets: where to put the traffic
+        seconds: length of the scene, s
+        """
         self.agents: list[Agent] = []
         self.things: list[Thing] = []
         self.turn: tuple[Stop, float] | None = None
         self._rng, self._streets = rng, streets
         self._seconds = seconds
-        self._pace = rng.uniform(7.0, 13.0)  # m/s, what most drivers want
-        self._taken: list[np.ndarray] = []  # [n, 2] places of vehicles at the start
+        self._pace = rng.uniform(7.0, 13.0)  # m/s, speed that most drivers want
+        self._taken: list[np.ndarray] = []  # [n, 2] positions that vehicles occupy at the start
 
     def put_ego(self) -> None:
-        """Start the ego car so that its drive fits on its way."""
+        """Place the ego car so that its whole drive fits on its way."""
         rng = self._rng
         direction = int(rng.choice([-1, 1]))
         turning = self._turning_drive(direction) if rng.random() < TURNING else None
@@ -48,11 +56,14 @@ class Spawner:
 
     @property
     def _ego_distance(self) -> float:
-        """M that the ego car may go, with some to spare."""
+        """Distance that the ego car may cover, with a margin, m."""
         return self._pace * (self._seconds + WARM_UP) + 30
 
     def _turning_drive(self, direction: int) -> tuple[Way, float] | None:
-        """Return a way that leaves the main street, and where to start to turn in the course of the scene."""
+        """Return a way that turns off the main street, and a start s from which the turn falls within the scene.
+
+        None if no junction has such a way.
+        """
         rng, streets = self._rng, self._streets
         for number in rng.permutation(len(streets.junctions)):
             way = turning_way(streets, int(number), direction, int(rng.choice([-1, 1])), onto_main=False)
@@ -66,7 +77,7 @@ class Spawner:
         return None
 
     def _main_drive(self, direction: int) -> tuple[Way, float]:
-        """Return a way along the main street, perhaps with a change of lanes, and where to start."""
+        """Return a way along the main street, perhaps with a lane change, and the s to start from."""
         way = self._main_way(direction)
         return way, float(np.clip(self._rng.uniform(40, 60), 0, max(way.length - self._ego_distance, 10)))
 
@@ -80,7 +91,10 @@ class Spawner:
         return main_way(self._streets, lane, direction)
 
     def put_vehicles(self, density: float) -> None:
-        """Fill lanes and turns.  density: vehicles per 100 m of a lane."""
+        """Fill lanes and turns with vehicles.
+
+        density: vehicles per 100 m of a lane
+        """
         rng, streets = self._rng, self._streets
         main = streets.main
         for direction in (-1, 1):
@@ -110,7 +124,7 @@ class Spawner:
             self._try(way, float(s), outermost)
 
     def _try(self, way: Way, s: float, outermost: bool = False) -> None:
-        """Put a vehicle on a way, its nose at s, if there is room; what it is, is drawn."""
+        """Put a vehicle of a random kind on a way, its nose at s, if there is room."""
         rng = self._rng
         makers: list[tuple[Callable[[float], None], float]] = [
             (lambda s: self._simple(way, s, vehicles.car(rng), "vehicle.car", 1.0), 0.60),
@@ -130,7 +144,7 @@ class Spawner:
         if s - length < 1.0 or s > way.length - 3.0:
             return False
         if any(0 < s - stop.s < 24 + length for stop in way.stops):
-            return False  # nobody starts within a junction
+            return False  # no vehicle starts within a junction
         places = way.at(np.arange(s - length - 3, s + 5.5, 1.5))
         return all(np.linalg.norm(places[:, None] - taken[None], axis=2).min() > 2.3 for taken in self._taken)
 
@@ -145,7 +159,7 @@ class Spawner:
         return True
 
     def _add(self, shape: Shape, category: str, activity: str, behind: float) -> None:
-        """Let the newest agent move a thing."""
+        """Add a thing that the newest agent moves."""
         self.things.append(Thing(shape, category, activity=activity, agent=len(self.agents) - 1, behind=behind))
 
     def _simple(self, way: Way, s: float, shape: Shape, category: str, pace: float) -> None:
@@ -182,12 +196,16 @@ class Spawner:
     # ---- people ----
 
     def put_walkers(self, crowd: float, rain: bool) -> None:
-        """Let people walk along the pavements and over the crossings.  crowd: 0..1, how many."""
+        """Let people walk along the pavements and over the crossings.
+
+        crowd: how many people, 0..1
+        rain: whether it rains, so that some carry an umbrella
+        """
         rng, main = self._rng, self._streets.main
         for side in (-1, 1):
             for direction in (-1, 1):
                 for _ in range(rng.poisson(3 + 14 * crowd)):
-                    # between what stands at the kerb and along the houses; who comes the other way keeps apart
+                    # between the things at the kerb and those along the houses; the two directions keep apart
                     share = rng.uniform(0.38, 0.52) if direction > 0 else rng.uniform(0.55, 0.68)
                     d = side * (main.half_width + max(1.0, share * main.pavement))
                     way = self._pavement_way(side, d, direction)
@@ -219,7 +237,7 @@ class Spawner:
         return smooth_way(xy, tuple(sorted(stops, key=lambda stop: stop.s)))
 
     def _zebra_way(self, number: int) -> Way:
-        """Return the way along one pavement, over the main street beside a junction, and along the other."""
+        """Return a way along one pavement, across the main street near a junction, and along the other pavement."""
         rng, main = self._rng, self._streets.main
         junction = self._streets.junctions[number]
         beside, side, away = (int(rng.choice([-1, 1])) for _ in range(3))

@@ -1,4 +1,4 @@
-"""Makes a data set: its scenes side by side, then the tables. What is done already is not made again."""
+"""Generates a synthetic data set: its scenes in parallel, then the tables. Complete scenes are not generated again."""
 
 from __future__ import annotations
 
@@ -17,27 +17,32 @@ from bev_perception.synth.scene import make_scene, scene_name
 from bev_perception.synth.settings import CAMERAS, KEY_RATE, SynthError, SynthSettings, key_frames
 from bev_perception.synth.tables import write_json, write_tables
 
-#: of what a scene of given settings looks like; to be raised with every change of it
+#: version of what a scene of given settings looks like; raise it with every change of that
 FORMAT = 3
-#: where the rows of complete scenes are kept until all are there, and for another call that wants more scenes
+#: directory with the rows of complete scenes, from which an interrupted call resumes and a later one adds scenes
 PROGRESS = ".synth"
 _ticks: Any = None
 
 
 def generate(root: Path, settings: SynthSettings, scenes: int, workers: int = 1) -> int:
-    """Make scenes 0 to `scenes` - 1 under a dataroot, in `workers` processes; return how many were still to be made.
+    """Generate scenes 0 to `scenes` - 1; return how many were still to be made.
 
     The files do not depend on the number of processes. A scene whose rows are in PROGRESS is complete; all others are
-    made anew. Then the tables are written.
+    generated anew. Then the tables are written.
 
-    Raises SynthError if there are scenes of other settings already, or for numbers below 1.
+    root: the dataroot
+    settings: of every scene
+    scenes: number of scenes that the data set is to have
+    workers: number of processes
+
+    Raises SynthError if the dataroot already holds scenes of other settings, or for numbers below 1.
     """
     if scenes < 1 or workers < 1:
         raise SynthError(f"{scenes} scenes in {workers} processes cannot be made; both must be at least 1")
     _claim(root, settings)
     todo = [k for k in range(scenes) if not _rows_file(root, settings, k).exists()]
     keys = key_frames(settings)
-    steps = keys + len(CAMERAS) * (1 + settings.camera_rate // KEY_RATE * (keys - 1))  # labels and images
+    steps = keys + len(CAMERAS) * (1 + settings.camera_rate // KEY_RATE * (keys - 1))  # label files and images
     with tqdm(total=len(todo) * steps, desc=f"making {len(todo)} scenes", unit="file") as bar:
         for done in _make(root, settings, todo, workers):
             bar.update(done)
@@ -46,7 +51,10 @@ def generate(root: Path, settings: SynthSettings, scenes: int, workers: int = 1)
 
 
 def _claim(root: Path, settings: SynthSettings) -> None:
-    """Note the settings of a dataroot, or check that they are the same."""
+    """Record the settings of a dataroot, or compare them with the recorded ones.
+
+    Raises SynthError if they differ.
+    """
     file = root / PROGRESS / "settings.json"
     wanted = json.loads(json.dumps({"format": FORMAT, **asdict(settings)}))
     if file.exists():
@@ -64,7 +72,7 @@ def _rows_file(root: Path, settings: SynthSettings, index: int) -> Path:
 
 
 def _make(root: Path, settings: SynthSettings, todo: list[int], workers: int) -> Iterator[int]:
-    """Make the scenes; yield how many files are done since the last time."""
+    """Generate the scenes; yield the number of files finished since the last yield."""
     if workers == 1:
         counts: list[int] = []
         for index in todo:
@@ -91,7 +99,13 @@ def _make(root: Path, settings: SynthSettings, todo: list[int], workers: int) ->
 
 
 def make_one(root: Path, settings: SynthSettings, index: int, tick: Any) -> None:
-    """Make a scene and note that it is complete."""
+    """Generate a scene and record that it is complete.
+
+    root: the dataroot
+    settings: of the scene
+    index: number of the scene
+    tick: called after every file
+    """
     rows = make_scene(root, settings, index, tick)
     write_json(_rows_file(root, settings, index), rows)
 

@@ -1,6 +1,6 @@
-"""The ground as a function of place: kind, height and colour of road, markings, kerbs, pavements and what lies beyond.
+"""The ground as a function of position: class, height and colour of road, markings, kerbs, pavements and land beyond.
 
-Pictures, lidar, occupancy and the map mask all ask the same functions. Compiled with numba.
+Images, lidar, occupancy and the map mask all use the same functions. Compiled with numba.
 """
 
 from __future__ import annotations
@@ -18,27 +18,33 @@ from bev_perception.synth.roads import CELL, EXIT, KERB, REACH, STOP_LINE, ZEBRA
 ROAD, OTHER_FLAT, PAVEMENT, TERRAIN = (
     OCC3D_CLASSES.index(name) for name in ("driveable_surface", "other_flat", "sidewalk", "terrain")
 )
-#: of the texture, a power of two
+#: texels along each side of the texture, a power of two
 TEXTURE = 512
-#: m along a street for which the land beyond the pavement stays the same
+#: m along a street, length of a lot; the land beyond the pavement is of one kind throughout a lot
 LOT = 28.0
-#: m, how softly the edges of two streets join
+#: m, blending distance that rounds the corners where two streets meet
 ROUNDING = 9.0
-#: m from a crossing street's edge at which the strip in the middle ends
+#: m from a crossing street's edge at which the median strip ends
 MEDIAN_GAP = 5.2
 _MAX_LINES = 16
 
 
 class Ground(NamedTuple):
-    """What the kernels know of the ground.
+    """What the kernels know of the ground; R streets, the main street first.
 
-    raster: [H, W, 7] at every CELL: the four of StreetMap, distance from the road's edge, number of the crossing
-    street near by (0: none), width of the pavement.
-    streets: [R, 6], the main street first: x, y, cos, sin of a crossing street's start, its half width, pavement.
-    extents: [R, 2] first and last s.  medians: [R].
-    lines: [R, _MAX_LINES, 5]: d, half width, period (0: solid), share painted, yellow; line_counts: [R].
-    hand: 1 or -1.  texture: [TEXTURE, TEXTURE, 2] int8 noise, fine and coarse.  seed: of the lots.
-    wear: 0..1, of the markings.  tone: [3] blue, green, red of the asphalt.  plots: [3] chances of grass, paving, soil.
+    raster: [H, W, 7] at every CELL: the four layers of StreetMap.raster, distance from the road's edge (m), number of
+        the crossing street nearby (0: none), width of the pavement (m)
+    streets: [R, 6] x, y (m), cos and sin of the heading at a crossing street's start, its half width, its pavement (m)
+    extents: [R, 2] first and last s, m
+    medians: [R] width of the median strip, m; 0: none
+    lines: [R, _MAX_LINES, 5] markings: d, half width, period (m; 0: solid), share painted, 1 for yellow and 0 for white
+    line_counts: [R] number of markings
+    hand: 1 where traffic drives on the right, -1 on the left
+    texture: [TEXTURE, TEXTURE, 2] int8 noise, fine and coarse
+    seed: of the lots
+    wear: of the markings, 0..1
+    tone: [3] colour of the asphalt: blue, green, red
+    plots: [3] probabilities of grass, paving and soil on a lot
     """
 
     raster: np.ndarray
@@ -108,7 +114,7 @@ def _lines_of(street: Street) -> np.ndarray:
 
 
 def _texture() -> np.ndarray:
-    """Return noise that repeats without a seam."""
+    """Return noise that repeats without a seam, as in Ground.texture."""
     noise = np.random.default_rng(0).normal(0, 1, (TEXTURE, TEXTURE)).astype(np.float32)
     layers = []
     for sigma in (0.7, 6.0):
@@ -119,7 +125,12 @@ def _texture() -> np.ndarray:
 
 @hot
 def coverage(distance: float, half_width: float, footprint: float) -> float:
-    """Return how much of a pixel's footprint (m) a stripe covers whose middle is `distance` m away."""
+    """Return the share of a pixel's footprint that a stripe covers.
+
+    distance: between the middles of pixel and stripe, m
+    half_width: of the stripe, m
+    footprint: of the pixel, m
+    """
     reach = 0.5 * footprint
     low = max(distance - reach, -half_width)
     high = min(distance + reach, half_width)
@@ -128,13 +139,13 @@ def coverage(distance: float, half_width: float, footprint: float) -> float:
 
 @hot
 def texture_at(texture: np.ndarray, layer: int, u: float, v: float) -> float:
-    """Return the noise at u, v, in texels, -1..1."""
+    """Return the noise (-1..1) of a texture's layer at u, v (texels)."""
     return texture[math.floor(v) & (TEXTURE - 1), math.floor(u) & (TEXTURE - 1), layer] * (1.0 / 127.0)
 
 
 @hot
 def hashed(a: int, b: int, c: int) -> float:
-    """Return a number in 0..1 that follows from three integers."""
+    """Return a pseudo-random number in 0..1, computed from three integers."""
     h = (a * 73856093) ^ (b * 19349663) ^ (c * 83492791)
     h = (h ^ (h >> 13)) * 1274126177 & 0x7FFFFFFF
     h = (h ^ (h >> 16)) & 0xFFFF
@@ -145,14 +156,14 @@ def hashed(a: int, b: int, c: int) -> float:
 def crossing_coordinates(
     streets: np.ndarray, extents: np.ndarray, number: int, x: float, y: float
 ) -> tuple[float, float]:
-    """Return s, d of a crossing street, number 1 on."""
+    """Return s and d (m) of the point x, y on a crossing street; numbers begin at 1."""
     dx, dy, c, sn = x - streets[number, 0], y - streets[number, 1], streets[number, 2], streets[number, 3]
     return extents[number, 0] + dx * c + dy * sn, dy * c - dx * sn
 
 
 @kernel
 def _fill_raster(raster: np.ndarray, streets: np.ndarray, extents: np.ndarray) -> None:
-    """Fill in what of Ground.raster follows from s and d of the main street."""
+    """Fill in the layers of Ground.raster that follow from s and d of the main street."""
     for j in range(raster.shape[0]):
         for i in range(raster.shape[1]):
             x, y = i * CELL, j * CELL
@@ -165,7 +176,7 @@ def _fill_raster(raster: np.ndarray, streets: np.ndarray, extents: np.ndarray) -
                     near, nearest = k, gap
                 if d > streets[0, 4] + streets[0, 5] + 4.0 and abs(dk) < 30.0 and sk > extents[k, 0] - 5.0:
                     pavement = streets[k, 5]
-                first = extents[k, 0] - (EXIT if extents[k, 0] < 0 else 0.0)  # 0: it begins at the main street
+                first = extents[k, 0] - (EXIT if extents[k, 0] < 0 else 0.0)  # 0: begins at the main street
                 other = max(gap, sk - extents[k, 1] - EXIT, first - sk)
                 # the smooth minimum of two distances (Quilez, "smooth minimum", quadratic)
                 h = max(ROUNDING - abs(edge - other), 0.0) / ROUNDING
@@ -175,7 +186,7 @@ def _fill_raster(raster: np.ndarray, streets: np.ndarray, extents: np.ndarray) -
 
 @hot
 def main_coordinates(ground: Ground, x: float, y: float) -> tuple[float, float, float, float]:
-    """Return s, d, cos and sin of the heading of the main street; d = 1000 far from it."""
+    """Return s, d (m), and cos and sin of the main street's heading at x, y; d is 1000 far from the main street."""
     raster = ground.raster
     u, v = x / CELL, y / CELL
     if not (0.0 <= u < raster.shape[1] - 1.001 and 0.0 <= v < raster.shape[0] - 1.001):
@@ -192,7 +203,7 @@ def main_coordinates(ground: Ground, x: float, y: float) -> tuple[float, float, 
 
 @hot
 def edge_distance(ground: Ground, x: float, y: float) -> float:
-    """Return the distance (m) from the road's edge, negative on the road; corners of junctions are round."""
+    """Return the distance (m) of x, y from the road's edge, negative on the road; corners of junctions are round."""
     raster = ground.raster
     u, v = x / CELL, y / CELL
     if not (0.0 <= u < raster.shape[1] - 1.001 and 0.0 <= v < raster.shape[0] - 1.001):
@@ -206,7 +217,7 @@ def edge_distance(ground: Ground, x: float, y: float) -> float:
 
 @hot
 def _nearest(ground: Ground, x: float, y: float, layer: int) -> float:
-    """Return a layer of the raster at the cell nearest to x, y, 0 outside."""
+    """Return the value of a raster layer in the cell nearest to x, y; 0 outside the raster."""
     i, j = int(x / CELL + 0.5), int(y / CELL + 0.5)
     if 0 <= i < ground.raster.shape[1] and 0 <= j < ground.raster.shape[0]:
         return ground.raster[j, i, layer]
@@ -215,14 +226,18 @@ def _nearest(ground: Ground, x: float, y: float, layer: int) -> float:
 
 @hot
 def land(ground: Ground, s: float, d: float) -> int:
-    """Return what lies beyond the pavement: 0 grass, 1 paving, 2 soil."""
+    """Return the kind of land beyond the pavement: 0 grass, 1 paving, 2 soil."""
     chance = hashed(math.floor(s / LOT), 1 if d > 0 else 2, ground.seed)
     return 0 if chance < ground.plots[0] else 1 if chance < ground.plots[0] + ground.plots[1] else 2
 
 
 @hot
 def kind_of(ground: Ground, x: float, y: float, edge: float, s: float, d: float) -> int:
-    """Return the class (of Occ3D) of the ground where edge_distance and main_coordinates say so."""
+    """Return the Occ3D class of the ground at x, y.
+
+    edge: result of edge_distance at x, y, m
+    s, d: results of main_coordinates at x, y, m
+    """
     if edge < 0:
         if abs(d) < 0.5 * ground.medians[0]:
             k = int(_nearest(ground, x, y, 5))
@@ -238,7 +253,7 @@ def kind_of(ground: Ground, x: float, y: float, edge: float, s: float, d: float)
 
 @hot
 def kind_at(ground: Ground, x: float, y: float) -> tuple[int, float]:
-    """Return the class (of Occ3D) and the height (m) of the ground."""
+    """Return the Occ3D class and the height (m) of the ground at x, y."""
     edge = edge_distance(ground, x, y)
     s, d, _, _ = main_coordinates(ground, x, y)
     return kind_of(ground, x, y, edge, s, d), 0.0 if edge < 0 else KERB
@@ -246,7 +261,11 @@ def kind_at(ground: Ground, x: float, y: float) -> tuple[int, float]:
 
 @hot
 def _painted(ground: Ground, k: int, s: float, d: float, across: float, along: float) -> tuple[float, float]:
-    """Return how much of a footprint (across, along: m) the lines of street k cover, white and yellow."""
+    """Return the shares of a footprint that the white and the yellow lines of street k cover.
+
+    s, d: position on the street, m
+    across, along: size of the footprint across and along the street, m
+    """
     white, yellow, lines = 0.0, 0.0, ground.lines
     for i in range(ground.line_counts[k]):
         if abs(d - lines[k, i, 0]) > lines[k, i, 1] + 0.5 * across:
@@ -265,7 +284,14 @@ def _painted(ground: Ground, k: int, s: float, d: float, across: float, along: f
 
 @hot
 def _zebra(s: float, d: float, half: float, gap: float, approach: float, a: float, b: float) -> float:
-    """Return how much of a footprint crossing and stop line cover; gap: m from the street that is crossed."""
+    """Return the share of a footprint that a zebra crossing or a stop line covers.
+
+    s, d: position on the street with the zebra crossing, m
+    half: half width of that street, m
+    gap: distance from the edge of the other street of the junction, m
+    approach: positive where traffic approaches the junction; only there is a stop line
+    a, b: size of the footprint across and along the street, m
+    """
     middle, reach = 0.5 * (ZEBRA[0] + ZEBRA[1]), 0.5 * (ZEBRA[1] - ZEBRA[0])
     share = coverage(gap - middle, reach, b)
     if share > 0 and abs(d) < half - 0.3:
@@ -290,10 +316,11 @@ def road_paint(
     far: float,
     near: float,
 ) -> tuple[float, float, float]:
-    """Return how much of a pixel white and yellow paint cover, and the median.
+    """Return the shares of a pixel that white paint, yellow paint and the median cover.
 
-    s, d, c, sn: of main_coordinates.  rx, ry: the level direction of sight.  far, near: m, the pixel's footprint along
-    and across it.
+    s, d, c, sn: results of main_coordinates at x, y
+    rx, ry: horizontal direction of sight
+    far, near: the pixel's footprint along and across the direction of sight, m
     """
     along_view, aside_view = abs(c * rx + sn * ry), abs(c * ry - sn * rx)
     across, along = far * aside_view + near * along_view, far * along_view + near * aside_view
@@ -306,7 +333,7 @@ def road_paint(
         off_cross = abs(dk) - ground.streets[k, 4]
         ck, snk = ground.streets[k, 2], ground.streets[k, 3]
         if off_main < 0 and 0 < off_cross < 8.0:
-            beyond = dk * (ck * sn - snk * c)  # positive where s is larger than the junction's
+            beyond = dk * (ck * sn - snk * c)  # positive where s is larger than at the junction
             white += _zebra(s, d, half, off_cross, d * ground.hand * beyond, across, along)
         elif off_main >= 0 and off_cross < 0:
             along_view, aside_view = abs(ck * rx + snk * ry), abs(ck * ry - snk * rx)
@@ -326,7 +353,7 @@ def road_paint(
 
 @kernel
 def heights_at(ground: Ground, places: np.ndarray) -> np.ndarray:
-    """Return the ground's heights [n] (m) at x, y of places [n, 2 or more]."""
+    """Return the ground's heights [n] (m) at the x, y of places [n, 2 or more]."""
     heights = np.empty(len(places))
     for i in range(len(places)):
         heights[i] = kind_at(ground, places[i, 0], places[i, 1])[1]

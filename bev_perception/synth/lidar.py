@@ -1,6 +1,7 @@
-"""Lidar sweeps by casting rays at the solids and the ground. Compiled with numba.
+"""Simulates lidar sweeps by casting rays at the solids and the ground. Compiled with numba.
 
-The scanner is nuScenes' (Caesar et al., CVPR 2020): 32 rings from -30.67 to +10.67 degrees, 1086 columns, 20 Hz.
+The scanner is that of nuScenes (Caesar et al., CVPR 2020): 32 rings from -30.67 to +10.67 degrees, 1086 columns,
+20 Hz.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from bev_perception.synth.solids import Solids
 
 RINGS, COLUMNS = 32, 1086
 ELEVATIONS = np.radians(np.linspace(-30.67, 10.67, RINGS))
-#: m, the farthest and the nearest return
+#: m, range of the farthest and of the nearest return
 MAX_RANGE, MIN_RANGE = 95.0, 1.0
-#: m, standard deviation of a range, and its limit
+#: m, standard deviation of the range noise, and the limit that it is clipped to
 NOISE, NOISE_LIMIT = 0.01, 0.025
-#: m, the range of a ray that meets nothing; compiled code knows no infinity
+#: m, the range of a ray that hits nothing; the compiled code cannot use infinity
 _NEVER = 1e6
 
 
 def ray_directions() -> np.ndarray:
-    """Return [COLUMNS, RINGS, 3] unit vectors in the lidar's frame."""
+    """Return the directions of all rays, [COLUMNS, RINGS, 3] unit vectors in the lidar's frame."""
     azimuth = 2 * np.pi * np.arange(COLUMNS) / COLUMNS
     c = np.cos(ELEVATIONS)
     return np.stack(
@@ -42,9 +43,14 @@ def ray_directions() -> np.ndarray:
 def sweep(
     solids: Solids, poses: Poses, ground: Ground, lidar2global: np.ndarray, wet: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the points [n, 5] float32 x, y, z (m, in the lidar's frame), intensity 0..255, ring; and whose they are.
+    """Return the points of a sweep, and the numbers of the objects that they lie on.
 
-    The owners [n] are numbers of objects, -1 for the ground; the last object, the ego car, returns nothing.
+    The points are [n, 5] float32: x, y, z (m, in the lidar's frame), intensity 0..255, ring. The object numbers are
+    [n], -1 for the ground. The last object, the ego car, returns no points.
+
+    poses: of the parts of `solids`
+    lidar2global: [4, 4]
+    wet: wetness, 0..1; more returns are lost when it is wet
     """
     local = ray_directions()
     rays = np.ascontiguousarray(local.reshape(-1, 3) @ lidar2global[:3, :3].T).reshape(COLUMNS, RINGS, 3)
@@ -64,9 +70,12 @@ def sweep(
 def cast(
     solids: Solids, poses: Poses, ground: Ground, origin: np.ndarray, rays: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return ranges (m, _NEVER for none), owners (-1: ground), reflectances [columns, rings] of rays from one point.
+    """Cast rays from one point; return ranges, object numbers and reflectances, each [columns, rings].
 
-    rays: [columns, rings, 3] unit vectors in the world; those of a column lie in one upright plane, nearly.
+    Ranges are in m, _NEVER for a ray that hits nothing. Object numbers are -1 for the ground.
+
+    origin: [3] where the rays start, m in the world
+    rays: [columns, rings, 3] unit vectors in the world; those of a column lie nearly in one vertical plane
     """
     columns, rings = rays.shape[:2]
     ranges = np.full((columns, rings), _NEVER)
@@ -110,7 +119,11 @@ def cast(
 def _enter(
     solids: Solids, p: int, eye: tuple[float, float, float], ray: tuple[float, float, float]
 ) -> tuple[float, int]:
-    """Return where a ray enters a hull and through which face, -1 if it does not (Cyrus and Beck, CGIP 1978)."""
+    """Return the range at which a ray enters a hull, and the face; face -1 for a miss (Cyrus and Beck, CGIP 1978).
+
+    p: number of the hull's part
+    eye, ray: origin (m) and direction of the ray in the object's frame
+    """
     planes, enter, leave, face = solids.planes, 0.0, _NEVER, -1
     for f in range(solids.part_faces[p], solids.part_faces[p + 1]):
         slope = planes[f, 0] * ray[0] + planes[f, 1] * ray[1] + planes[f, 2] * ray[2]
@@ -132,7 +145,7 @@ def _enter(
 
 @hot
 def _ground_hit(ground: Ground, origin: np.ndarray, rx: float, ry: float, rz: float) -> tuple[float, float]:
-    """Return the range at which a ray meets the ground, _NEVER for none, and the reflectance there."""
+    """Return the range (m) at which a ray hits the ground, _NEVER if it does not, and the reflectance there."""
     if rz > -1e-3:
         return _NEVER, 0.0
     t_kerb, t_road = (KERB - origin[2]) / rz, -origin[2] / rz
@@ -141,7 +154,7 @@ def _ground_hit(ground: Ground, origin: np.ndarray, rx: float, ry: float, rz: fl
     t = t_kerb
     if edge_distance(ground, origin[0] + t * rx, origin[1] + t * ry) < 0:
         t = t_road
-        if edge_distance(ground, origin[0] + t * rx, origin[1] + t * ry) >= 0:  # the kerb's face lies between
+        if edge_distance(ground, origin[0] + t * rx, origin[1] + t * ry) >= 0:  # it hits the kerb's vertical face
             low, high = t_kerb, t_road
             for _ in range(12):
                 t = 0.5 * (low + high)

@@ -1,7 +1,7 @@
-"""Occupancy labels in the form of Occ3D-nuScenes (Tian et al., NeurIPS 2023), from the same solids and ground.
+"""Occupancy labels in the format of Occ3D-nuScenes (Tian et al., NeurIPS 2023), from the same solids and ground.
 
-Compiled with numba. As in labels that were made from lidar points, what is filled is the surface of things, one voxel
-thick: a voxel counts as soon as a thing reaches into it, and free once it lies within one.
+Compiled with numba. As in labels made from lidar points, only the surfaces of objects are filled, one voxel thick:
+a voxel is occupied if the surface of an object reaches into it, and free if it lies completely inside an object.
 """
 
 from __future__ import annotations
@@ -21,21 +21,23 @@ from bev_perception.synth.solids import MAX_FACES, Solids
 from bev_perception.types import OCC3D_GRID
 
 FREE = len(OCC3D_CLASSES) - 1
-#: classes that are things, not ground or scenery, yield to nothing in a voxel that both reach into
+#: classes below this one are things; where a thing and ground or scenery share a voxel, the thing takes it
 _THINGS = OCC3D_CLASSES.index("driveable_surface")
 _ORIGIN = np.array(OCC3D_GRID.origin)
 _CELL = OCC3D_GRID.resolution
 _SHAPE = OCC3D_GRID.shape
-#: pixels of 1600x900 between the rays that say what a camera sees
+#: pixels of a 1600x900 image between the rays that determine what a camera sees
 _PIXELS = 7
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Of one key frame, all [200, 200, 16] uint8, in the ego frame at the lidar's stamp.
+    """Occupancy labels of one key frame, all [200, 200, 16] uint8, in the ego frame at the lidar's stamp.
 
-    semantics: classes of Occ3D.  instances: from 1 on, the same for all voxels of a thing that has a box; 0 elsewhere.
-    mask_lidar, mask_camera: 1 where a ray has passed or ended.
+    semantics: classes of Occ3D
+    instances: object numbers from 1 on, the same for all voxels of a thing that has a box; 0 elsewhere
+    mask_lidar: 1 where a lidar ray has passed or ended
+    mask_camera: 1 where a camera ray has passed or ended
     """
 
     semantics: np.ndarray
@@ -56,8 +58,12 @@ def label(
 ) -> Labels:
     """Return the labels of a key frame.
 
-    present: [O] bool, objects that are there.  boxed: [O] bool, objects that may have a box.
-    lidar: origin [3] and points [n, 3], cameras: origins [3] and directions [n, 3] of rays, all in the ego frame.
+    poses: of the parts of `solids`
+    present: [O] bool, objects that are there
+    boxed: [O] bool, objects that may have a box
+    ego2global: [4, 4]
+    lidar: origin [3] and points [n, 3] in the ego frame, m
+    cameras: origins [3] (m) and directions [n, 3] of rays in the ego frame
     """
     global2ego = invert_transform(ego2global)
     semantics, owners = fill(solids, poses, ground, present, ego2global, global2ego)
@@ -75,7 +81,12 @@ def label(
 
 
 def camera_rays(camera_matrix: np.ndarray, image_size: tuple[int, int], rotation: np.ndarray) -> np.ndarray:
-    """Return [n, 3] directions of rays all over a picture.  rotation: [3, 3] of the camera to the frame wanted."""
+    """Return the directions [n, 3] of rays spread over an image.
+
+    camera_matrix: [3, 3], pixels
+    image_size: width, height, pixels
+    rotation: [3, 3] from the camera's frame to the frame of the result
+    """
     width, height = image_size
     step = max(1.0, _PIXELS * width / NUSCENES_IMAGE_SIZE[0])
     u, v = np.meshgrid(np.arange(0, width, step), np.arange(0, height, step))
@@ -93,12 +104,12 @@ def fill(
     ego2global: np.ndarray,
     global2ego: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the classes uint8 and the objects int16 (-1: none) of all voxels."""
+    """Return the classes (uint8) and the object numbers (int16, -1: none) of all voxels."""
     semantics = np.full(_SHAPE, FREE, np.uint8)
     owners = np.full(_SHAPE, -1, np.int16)
     planes = np.empty((MAX_FACES, 5))
     _fill_ground(semantics, ground, ego2global)
-    # scenery first: where both reach into a voxel, the thing is what matters
+    # scenery first: in a voxel that both reach into, the thing overwrites it
     for things in (False, True):
         for o in range(len(solids.classes) - 1):
             if not present[o] or (solids.classes[o] < _THINGS) != things:
@@ -126,7 +137,7 @@ def _fill_ground(semantics: np.ndarray, ground: Ground, ego2global: np.ndarray) 
 def _cells(
     solids: Solids, poses: Poses, p: int, global2ego: np.ndarray, axis: int, origin: float, count: int
 ) -> tuple[int, int]:
-    """Return the first cell and the one after the last along an axis that a part reaches into."""
+    """Return the range of cells along an axis that a part reaches into: the first, and the one after the last."""
     low, high, at, r = 1e9, -1e9, poses.translations[p], poses.rotations[p]
     for v in range(solids.part_vertices[p], solids.part_vertices[p + 1]):
         x, y, z = turned(r, solids.vertices[v, 0], solids.vertices[v, 1], solids.vertices[v, 2])
@@ -147,11 +158,12 @@ def _fill_part(
     global2ego: np.ndarray,
     planes: np.ndarray,
 ) -> None:
-    """Fill the voxels that a hull's surface reaches into; free those wholly within it.
+    """Fill the voxels that a hull's surface reaches into; free those completely inside it.
 
-    planes: [MAX_FACES, 5], to be written over.
+    A voxel is outside a hull if it lies beyond one of the hull's planes. Near sharp edges this test also fills some
+    voxels that the hull does not reach.
 
-    A cube is apart from a hull if it lies beyond one of the hull's planes; near sharp edges the test is generous.
+    planes: [MAX_FACES, 5], scratch memory that is overwritten
     """
     i0, i1 = _cells(solids, poses, p, global2ego, 0, _ORIGIN[0], _SHAPE[0])
     j0, j1 = _cells(solids, poses, p, global2ego, 1, _ORIGIN[1], _SHAPE[1])
@@ -167,7 +179,7 @@ def _fill_part(
         nx, ny, nz = turned(global2ego, nx, ny, nz)
         offset += nx * global2ego[0, 3] + ny * global2ego[1, 3] + nz * global2ego[2, 3]
         planes[f, 0], planes[f, 1], planes[f, 2], planes[f, 3] = nx, ny, nz, offset
-        planes[f, 4] = 0.5 * _CELL * (abs(nx) + abs(ny) + abs(nz))  # how far a cube reaches along the normal
+        planes[f, 4] = 0.5 * _CELL * (abs(nx) + abs(ny) + abs(nz))  # how far a voxel reaches along the normal
     for i in range(i0, i1):
         for j in range(j0, j1):
             for k in range(k0, k1):
@@ -190,9 +202,13 @@ def _fill_part(
 
 @kernel
 def _see(semantics: np.ndarray, mask: np.ndarray, origin: np.ndarray, rays: np.ndarray, endless: bool) -> None:
-    """Mark the voxels that rays pass, up to the first filled one, or up to the ray's end if it is not endless.
+    """Mark the voxels that rays pass through.
 
-    Voxel by voxel as in Amanatides and Woo, Eurographics 1987.
+    Goes from voxel to voxel as in Amanatides and Woo, Eurographics 1987.
+
+    origin: [3] m
+    rays: [n, 3] from the origin, m
+    endless: whether a ray goes on to the first occupied voxel; else it ends at its own length
     """
     cell, step = np.empty(3, np.int64), np.empty(3, np.int64)
     t_next, t_step = np.empty(3), np.empty(3)

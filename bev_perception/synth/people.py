@@ -1,4 +1,4 @@
-"""Who walks and rides: pedestrians, bicycles and motorcycles, with the sizes of nuScenes."""
+"""Shapes of pedestrians, bicycles and motorcycles, with the sizes of nuScenes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _TROUSERS: tuple[Color, ...] = (
 )
 _VEST: Color = (0.10, 0.85, 0.75)
 _HELMETS: tuple[Color, ...] = ((0.1, 0.75, 0.9), (0.9, 0.9, 0.9), (0.1, 0.35, 0.9))
-_LEG_SWING, _ARM_SWING = 0.32, 0.34  # rad
+_LEG_SWING, _ARM_SWING = 0.32, 0.34  # rad, amplitudes of walking
 
 
 def _cloth(color: Color) -> Surface:
@@ -61,14 +61,18 @@ def _limb(top: tuple[float, float, float], length: float, thick: float, surface:
 
 
 def _torso(z: float, height: float, depth: float, width: float, surface: Surface) -> Hull:
-    """Return a trunk, broadest at the shoulders."""
+    """Return a torso, broadest at the shoulders."""
     around = 2 * np.pi * (np.arange(8) + 0.5) / 8
     ring = np.stack([np.cos(around) * depth / 2, np.sin(around) * width / 2], axis=1)
     return loft(np.c_[ring * 0.78, np.full(8, z)], np.c_[ring, np.full(8, z + height)], surface)
 
 
 def pedestrian(rng: np.random.Generator, role: str = "adult", umbrella: bool = False) -> Shape:
-    """Return somebody on foot.  role: adult, child, construction_worker or police_officer."""
+    """Return a standing or walking pedestrian.
+
+    role: adult, child, construction_worker or police_officer
+    umbrella: whether the pedestrian carries one
+    """
     tall = rng.normal(1.74, 0.08) if role != "child" else rng.uniform(1.1, 1.4)
     scale = tall / 1.74
     skin, hair = _cloth(_pick(rng, _SKINS)), Surface(Material.FOLIAGE, *(_pick(rng, _HAIRS),) * 2)
@@ -107,7 +111,7 @@ def pedestrian(rng: np.random.Generator, role: str = "adult", umbrella: bool = F
 
 
 def sitting_pedestrian(rng: np.random.Generator) -> Shape:
-    """Return somebody who sits on a bench 0.45 m high, looking along x."""
+    """Return a pedestrian who sits on a bench 0.45 m high, looking along x."""
     hulls = _seated(rng, seat=(0.0, 0.45), lean=rng.uniform(-0.1, 0.2), feet=0.0, reach=None)
     return Shape(tuple(Part(hull) for hull in hulls), OCC3D_CLASSES.index("pedestrian"))
 
@@ -115,7 +119,13 @@ def sitting_pedestrian(rng: np.random.Generator) -> Shape:
 def _seated(
     rng: np.random.Generator, seat: tuple[float, float], lean: float, feet: float, reach: tuple[float, float] | None
 ) -> list[Hull]:
-    """Return somebody who sits at x, z of `seat`, leaning forward by `lean` rad, hands at x, z of `reach`."""
+    """Return the hulls of a seated person.
+
+    seat: x, z of the seat, m
+    lean: of the torso, forward, rad
+    feet: z of the feet, m
+    reach: x, z of the hands, m; None rests them on the lap
+    """
     (x, z), skin, top, trousers = (
         seat,
         _cloth(_pick(rng, _SKINS)),
@@ -138,7 +148,7 @@ def _seated(
 
 
 def bicycle(rng: np.random.Generator, rider: bool) -> Shape:
-    """Return a bicycle, with somebody on it or without."""
+    """Return a bicycle, with or without a rider."""
     size = rng.uniform(0.94, 1.06)
     radius, base = 0.34 * size, 1.06 * size
     spokes = Surface(Material.SPOKES, (0.05, 0.05, 0.05), (0.35, 0.35, 0.33), 0.1)
@@ -158,7 +168,7 @@ def bicycle(rng: np.random.Generator, rider: bool) -> Shape:
 
 
 def motorcycle(rng: np.random.Generator, rider: bool) -> Shape:
-    """Return a motorcycle or a scooter, with somebody on it or without."""
+    """Return a motorcycle or a scooter, with or without a rider."""
     size = rng.uniform(0.92, 1.06)
     paint = Surface(Material.PAINT, _pick(rng, _TOPS), reflectance=0.4)
     black = Surface(Material.MATTE, (0.08, 0.08, 0.08))

@@ -1,4 +1,4 @@
-"""Pictures of a scene as a camera takes them: drawn, then seen through a lens, with noise and rain."""
+"""Camera images of a scene: rendered, then changed by lens, exposure, noise and raindrops."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ from bev_perception.synth.settings import RIGS, SynthSettings
 from bev_perception.synth.solids import Solids
 from bev_perception.synth.world import World
 
-#: m up to which shadows fall, and are drawn beneath things
+#: m from the camera up to which objects cast shadows, and darken the ground beneath them
 _SHADOW_REACH, _CONTACT_REACH = 75.0, 55.0
 _NOISE_SHAPE = (256, 512)
 
 
 @dataclass(frozen=True)
 class View:
-    """What one camera sees.  image: [H, W, 3] uint8 BGR.
+    """What one camera sees; O objects.
 
-    owners: [H, W] int16, number of the object at each pixel, -1 for ground and sky; drawn in place, so good until the
-    next picture.  seen, extent: [O] pixels of each object that show, and that would show if nothing hid it (0 unless
-    asked for).
+    image: [H, W, 3] uint8 BGR
+    owners: [H, W] int16, number of the object at each pixel, -1 for ground and sky; overwritten by the next image
+    seen: [O] visible pixels of each object (0 unless asked for)
+    extent: [O] pixels of each object that would be visible if nothing hid it (0 unless asked for)
     """
 
     image: np.ndarray
@@ -45,10 +46,16 @@ class View:
 
 
 class Photographer:
-    """Takes a scene's pictures with one rig."""
+    """Takes a scene's images with one rig."""
 
     def __init__(self, world: World, rig: int, settings: SynthSettings, rng: np.random.Generator) -> None:
-        """Prepare what does not depend on time: exposure, noise, vignette, drops on the lenses."""
+        """Prepare what does not depend on time: exposure, noise, vignette, drops on the lenses.
+
+        world: the scene
+        rig: number of the rig, an index of RIGS
+        settings: of the data set
+        rng: source of all random choices
+        """
         self._world, self._mounts, self._size = world, RIGS[rig], settings.image_size
         self._canvas = new_canvas(settings.image_size, len(world.solids.classes))
         width, height = settings.image_size
@@ -71,7 +78,11 @@ class Photographer:
         self._bonnet = {"CAM_BACK": _bonnet(settings.image_size)}
 
     def camera(self, channel: str, ego2global: np.ndarray) -> Camera:
-        """Return the camera in the world."""
+        """Return a camera at its position in the world.
+
+        channel: name of the camera
+        ego2global: [4, 4]
+        """
         mount = self._mounts[channel]
         global2sensor = invert_transform(ego2global @ mount.sensor2ego)
         k = mount.camera_matrix(self._size)
@@ -79,7 +90,12 @@ class Photographer:
         return Camera(np.ascontiguousarray(global2sensor[:3, :3]), position, k[0, 0], k[1, 1], k[0, 2], k[1, 2])
 
     def take(self, channel: str, time: float, with_extent: bool = False) -> View:
-        """Take a picture at a time (s) of the scene.  with_extent: count what is hidden too."""
+        """Take an image.
+
+        channel: name of the camera
+        time: s from the scene's start
+        with_extent: whether to count the visible and the hidden pixels of each object
+        """
         world, canvas = self._world, self._canvas
         camera = self.camera(channel, world.ego2global(time))
         draw(world, world.solids_at(time), world.poses_at(time), camera, canvas, with_extent)
@@ -92,7 +108,7 @@ class Photographer:
         return View(image, canvas.owners, seen, canvas.extent.copy())
 
     def _develop(self, channel: str, time: float) -> np.ndarray:
-        """Return the picture as it comes out of the camera."""
+        """Return the image as it comes out of the camera."""
         image = cv2.GaussianBlur(self._canvas.colors, (3, 3), 0.55 * self._size[0] / NUSCENES_IMAGE_SIZE[0] + 0.05)
         for x, y, radius in self._drops[channel]:
             _blur_drop(image, x, y, radius)
@@ -100,13 +116,13 @@ class Photographer:
             mask, color = self._bonnet[channel]
             tone = np.clip(color * self._world.light.skylight * 1.25, 0, 1) * 255
             image[mask] = tone.astype(np.uint8)
-        jump = 7919 * round(time * 1e6) % (1 << 20)  # another piece of the noise every time
+        jump = 7919 * round(time * 1e6) % (1 << 20)  # another part of the noise for every image
         _expose(image, self._curve, self._vignette, self._gains[channel], self._noise, jump)
         return image
 
 
 def draw(world: World, solids: Solids, poses: Poses, camera: Camera, canvas: Canvas, with_extent: bool = False) -> None:
-    """Draw a scene into a canvas; the ego car, which is the last object, throws its shadow alone."""
+    """Render a scene into a canvas; of the ego car, which is the last object, only the shadow is drawn."""
     clear(canvas)
     starts = solids.object_parts[:-1]
     distance = np.linalg.norm(poses.translations[starts] - camera.position, axis=1)
@@ -127,9 +143,14 @@ def draw(world: World, solids: Solids, poses: Poses, camera: Camera, canvas: Can
 def _expose(
     image: np.ndarray, curve: np.ndarray, vignette: np.ndarray, gain: np.ndarray, noise: np.ndarray, jump: int
 ) -> None:
-    """Apply the tone curve [256], darken towards the corners and add noise, in place.
+    """Apply tone curve, vignette and gain to an image, and add noise, in place.
 
-    gain: [3] and vignette: [H, W] in 1 / 256.
+    image: [H, W, 3] uint8
+    curve: [256] tone curve
+    vignette: [H, W] in 1 / 256
+    gain: [3] in 1 / 256
+    noise: [rows, columns + W, 3]
+    jump: offset into the noise
     """
     rows, columns = noise.shape[0], noise.shape[1] - image.shape[1]
     for y in range(image.shape[0]):
@@ -149,7 +170,7 @@ def _drops(rng: np.random.Generator, image_size: tuple[int, int]) -> tuple[tuple
 
 
 def _blur_drop(image: np.ndarray, x: int, y: int, radius: int) -> None:
-    """Show the world blurred and upside down through a drop, in place."""
+    """Draw a drop in place: what is behind it appears blurred and upside down."""
     height, width = image.shape[:2]
     x0, x1, y0, y1 = max(x - radius, 0), min(x + radius, width), max(y - radius, 0), min(y + radius, height)
     if x1 - x0 < 3 or y1 - y0 < 3:
@@ -162,7 +183,7 @@ def _blur_drop(image: np.ndarray, x: int, y: int, radius: int) -> None:
 
 
 def _bonnet(image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return where the car's own tail shows in the back camera, [H, W] bool, and its colour [n, 3] there."""
+    """Return the mask [H, W] bool of the car's own tail in the back camera, and its colours [n, 3] there."""
     width, height = image_size
     y, x = np.mgrid[0:height, 0:width]
     u = (x - width / 2) / (width / 2)
@@ -174,6 +195,10 @@ def _bonnet(image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def visibility(seen: float, extent: float) -> str:
-    """Return nuScenes' visibility token of an object with so many pixels to be seen, of so many it has."""
+    """Return the nuScenes visibility token of an object.
+
+    seen: visible pixels
+    extent: pixels that would be visible if nothing hid the object
+    """
     share = seen / extent if extent > 0 else 0.0
     return "1" if share < 0.4 else "2" if share < 0.6 else "3" if share < 0.8 else "4"

@@ -1,4 +1,4 @@
-"""Places and polygons as the compiled kernels handle them: poses, cameras, projection, rows of pixels."""
+"""Geometry for the compiled kernels: poses, cameras, projection of polygons, rows of pixels."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ import numpy as np
 
 from bev_perception.synth.compiled import hot
 
-#: m, the clipping plane before a camera
+#: m, distance of the near clipping plane from the camera
 NEAR = 0.15
 #: m beyond which objects are not drawn
 FAR = 220.0
 
 
 class Camera(NamedTuple):
-    """A camera in the world.  rotation: [3, 3] world to camera.  position: [3].  focal, cx, cy: pixels."""
+    """A camera in the world.
+
+    rotation: [3, 3] world to camera
+    position: [3] m
+    fx, fy: focal length, pixels
+    cx, cy: principal point, pixels
+    """
 
     rotation: np.ndarray
     position: np.ndarray
@@ -27,7 +33,11 @@ class Camera(NamedTuple):
 
 
 class Poses(NamedTuple):
-    """Where the parts of Solids are: rotations [P, 3, 3] and translations [P, 3], object to world."""
+    """Poses of the parts of Solids, object to world.
+
+    rotations: [P, 3, 3]
+    translations: [P, 3] m
+    """
 
     rotations: np.ndarray
     translations: np.ndarray
@@ -35,7 +45,12 @@ class Poses(NamedTuple):
 
 @hot
 def outside_view(camera: Camera, x: float, y: float, z: float, radius: float, width: int, height: int) -> bool:
-    """Whether a ball, its middle in the camera frame, is out of the picture for certain."""
+    """Return whether a ball is certainly outside the image.
+
+    x, y, z: its centre in the camera's frame, m
+    radius: m
+    width, height: of the image, pixels
+    """
     if z < -radius or z > FAR + radius:
         return True
     tx = max(camera.cx, width - camera.cx) / camera.fx
@@ -45,9 +60,12 @@ def outside_view(camera: Camera, x: float, y: float, z: float, radius: float, wi
 
 @hot
 def project_polygon(camera: Camera, polygon: np.ndarray, count: int, pixels: np.ndarray) -> int:
-    """Clip a polygon [count, 3] of the camera frame at the near plane; write its corners' pixels, return their number.
+    """Clip a polygon at the near plane and project it; return the number of its corners.
 
     Sutherland and Hodgman, CACM 1974, for one plane.
+
+    polygon: [count, 3] in the camera's frame, m
+    pixels: [count + 1 or more, 2], where the projected corners are written
     """
     kept = 0
     for i in range(count):
@@ -67,7 +85,7 @@ def project_polygon(camera: Camera, polygon: np.ndarray, count: int, pixels: np.
 
 @hot
 def row_span(pixels: np.ndarray, count: int, y: int, width: int) -> tuple[int, int]:
-    """Return the first pixel and the one after the last of a convex polygon in row y."""
+    """Return the range of pixels that a convex polygon covers in row y: the first, and the one after the last."""
     low, high = 1e9, -1e9
     for i in range(count):
         j = (i + 1) % count
@@ -82,7 +100,7 @@ def row_span(pixels: np.ndarray, count: int, y: int, width: int) -> tuple[int, i
 
 @hot
 def row_range(pixels: np.ndarray, count: int, height: int) -> tuple[int, int]:
-    """Return the first row of a polygon and the one after the last."""
+    """Return the range of rows that a polygon covers: the first, and the one after the last."""
     low, high = 1e9, -1e9
     for i in range(count):
         low, high = min(low, pixels[i, 1]), max(high, pixels[i, 1])
@@ -91,7 +109,7 @@ def row_range(pixels: np.ndarray, count: int, height: int) -> tuple[int, int]:
 
 @hot
 def turned(m: np.ndarray, x: float, y: float, z: float) -> tuple[float, float, float]:
-    """Return a [3, 3] matrix times a vector; for so few numbers quicker than the general product."""
+    """Return the product of a [3, 3] matrix and a vector; written out, it is faster than the general product."""
     return (
         m[0, 0] * x + m[0, 1] * y + m[0, 2] * z,
         m[1, 0] * x + m[1, 1] * y + m[1, 2] * z,
@@ -101,7 +119,7 @@ def turned(m: np.ndarray, x: float, y: float, z: float) -> tuple[float, float, f
 
 @hot
 def turned_back(m: np.ndarray, x: float, y: float, z: float) -> tuple[float, float, float]:
-    """Return the transpose of a [3, 3] matrix times a vector."""
+    """Return the product of the transpose of a [3, 3] matrix and a vector."""
     return (
         m[0, 0] * x + m[1, 0] * y + m[2, 0] * z,
         m[0, 1] * x + m[1, 1] * y + m[2, 1] * z,

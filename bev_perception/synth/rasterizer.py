@@ -1,6 +1,7 @@
-"""Draws the solids and the ground into a picture: one pass over the faces with a depth buffer, one over the rest.
+"""Renders the solids and the ground into an image: one pass over the faces with a depth buffer, one over the rest.
 
-Compiled with numba. Depths are kept as 1 / z, which is affine in the picture for a flat face, as are u / z and v / z.
+Compiled with numba. Depths are stored as 1 / z, which is affine in the pixel coordinates for a flat face, as are u / z
+and v / z.
 """
 
 from __future__ import annotations
@@ -19,16 +20,19 @@ from bev_perception.synth.shapes import Material
 from bev_perception.synth.solids import MAX_CORNERS, MAX_VERTICES, Solids
 
 _NOTHING, _PIERCED = -1, int(Material.LEAVES)
-#: sine of the elevation at which the ground gives way to the skyline
+#: sine of the angle below the horizontal at which the ground gives way to the skyline
 _HORIZON = 0.0015
 
 
 class Canvas(NamedTuple):
-    """What is drawn into.  colors: [H, W, 3] uint8 BGR.  depths: [H, W] float32, 1 / z, 0 where nothing is.
+    """The buffers that an image is drawn into; O objects.
 
-    owners: [H, W] int16, number of the object, -1 where there is none.  shadows: [H, W] uint8, 255: none.
-    marks: [H, W] int16, the last object drawn whether seen or hidden.  extent: [O] int64 pixels of each object if
-    nothing hid it.
+    colors: [H, W, 3] uint8 BGR
+    depths: [H, W] float32, 1 / z in 1/m, 0 where nothing is
+    owners: [H, W] int16, number of the object, -1 where there is none
+    shadows: [H, W] uint8, light that reaches the ground, 255: no shadow
+    marks: [H, W] int16, the last object drawn, visible or hidden
+    extent: [O] int64, pixels of each object that would be visible if nothing hid it
     """
 
     colors: np.ndarray
@@ -40,7 +44,11 @@ class Canvas(NamedTuple):
 
 
 def new_canvas(image_size: tuple[int, int], objects: int) -> Canvas:
-    """Return an empty canvas for pictures of width, height."""
+    """Return an empty canvas.
+
+    image_size: width, height, pixels
+    objects: number of objects
+    """
     width, height = image_size
     return Canvas(
         np.zeros((height, width, 3), np.uint8),
@@ -53,7 +61,7 @@ def new_canvas(image_size: tuple[int, int], objects: int) -> Canvas:
 
 
 def clear(canvas: Canvas) -> None:
-    """Make a canvas empty again."""
+    """Empty a canvas."""
     canvas.depths.fill(0)
     canvas.owners.fill(_NOTHING)
     canvas.shadows.fill(255)
@@ -72,7 +80,13 @@ def part_in_view(
     width: int,
     height: int,
 ) -> bool:
-    """Write a part's rotation [3, 3] and shift [3] to the camera frame; say whether the camera may see it."""
+    """Compute a part's pose in the camera's frame; return whether the camera may see the part.
+
+    p: number of the part
+    rotation: [3, 3], where the rotation from the object's to the camera's frame is written
+    shift: [3], where the translation (m) is written
+    width, height: of the image, pixels
+    """
     for i in range(3):
         for j in range(3):
             rotation[i, j] = 0.0
@@ -96,7 +110,12 @@ def draw_objects(
     with_extent: bool,
     canvas: Canvas,
 ) -> None:
-    """Draw objects in the given order, from near to far.  with_extent: fill in marks and extent too."""
+    """Draw objects from near to far.
+
+    texture: noise, as in Ground
+    order: numbers of the objects, the nearest first
+    with_extent: whether to fill in marks and extent, too
+    """
     height, width = canvas.depths.shape
     rotation, shift, points = np.empty((3, 3)), np.empty(3), np.empty((MAX_VERTICES, 3))
     polygon, pixels = np.empty((MAX_CORNERS, 3)), np.empty((2 * MAX_CORNERS, 2))
@@ -160,7 +179,14 @@ def _draw_face(
     with_extent: bool,
     canvas: Canvas,
 ) -> None:
-    """Fill one polygon of pixels [count, 2].  face: its plane, face * x = 1, in the camera frame.  world: normal."""
+    """Fill one polygon.
+
+    f, o: numbers of the face and of its object
+    pixels: [count, 2] its corners
+    face: its plane in the camera's frame, as face * x = 1
+    world: its normal in the world
+    rotation, shift: as in part_in_view
+    """
     height, width = canvas.depths.shape
     depths, owners, marks, colors = canvas.depths, canvas.owners, canvas.marks, canvas.colors
     top, bottom = row_range(pixels, count, height)
@@ -230,7 +256,7 @@ def _mirrored(
     camera: Camera,
     light: Light,
 ) -> tuple[float, float, float]:
-    """Return a colour with the sky's or the ground's reflection, stronger at a grazing view (Schlick, 1994)."""
+    """Return a colour mixed with the reflection of sky or ground, stronger at grazing angles (Schlick, 1994)."""
     cosine = rx * normal[0] + ry * normal[1] + rz * normal[2]
     mx, my, mz = rx - 2 * cosine * normal[0], ry - 2 * cosine * normal[1], rz - 2 * cosine * normal[2]
     rotation = camera.rotation
@@ -253,9 +279,9 @@ def _mirrored(
 
 @hot
 def _put(colors: np.ndarray, y: int, x: int, color: tuple[float, float, float], light: Light, distance: float) -> None:
-    """Write a colour as it looks through `distance` m of air."""
+    """Write a pixel's colour as it appears through `distance` m of haze."""
     depth = distance * light.haze_density
-    clear_share = 1.0 / (1.0 + depth + 0.5 * depth * depth)  # nearly exp(-depth), and quicker
+    clear_share = 1.0 / (1.0 + depth + 0.5 * depth * depth)  # nearly exp(-depth), and faster
     for k in range(3):
         value = color[k] * clear_share + light.haze[k] * (1 - clear_share)
         colors[y, x, k] = int(min(max(255.0 * value, 0.0), 255.0))
@@ -272,7 +298,13 @@ def draw_shadows(
     reach: float,
     canvas: Canvas,
 ) -> None:
-    """Darken Canvas.shadows where objects keep the sun off the ground.  sun_depth: by how much, 0..255."""
+    """Darken Canvas.shadows where objects block the sunlight.
+
+    sun: [3] unit vector towards the sun
+    sun_depth: how much to darken, 0..255
+    order: numbers of the objects
+    reach: distance from the camera up to which objects cast shadows, m
+    """
     height, width = canvas.depths.shape
     polygon, pixels = np.empty((MAX_CORNERS, 3)), np.empty((2 * MAX_CORNERS, 2))
     eye, turn, dark = camera.position, camera.rotation, 255 - sun_depth
@@ -306,7 +338,11 @@ def draw_shadows(
 def draw_contacts(
     solids: Solids, poses: Poses, camera: Camera, order: np.ndarray, reach: float, canvas: Canvas
 ) -> None:
-    """Darken Canvas.shadows where objects keep the sky's light off the ground beneath them."""
+    """Darken Canvas.shadows where objects block the skylight from the ground beneath them.
+
+    order: numbers of the objects
+    reach: distance from the camera up to which objects do so, m
+    """
     height, width = canvas.depths.shape
     polygon, pixels = np.empty((MAX_CORNERS, 3)), np.empty((2 * MAX_CORNERS, 2))
     eye, turn = camera.position, camera.rotation
@@ -349,7 +385,7 @@ def _darken(
 
 @kernel
 def draw_background(ground: Ground, camera: Camera, light: Light, canvas: Canvas) -> None:
-    """Draw ground and sky where no object is."""
+    """Draw ground and sky in all pixels without an object."""
     height, width = canvas.depths.shape
     owners, colors, shadows, r = canvas.owners, canvas.colors, canvas.shadows, camera.rotation
     blue = green = red = 0
@@ -361,7 +397,7 @@ def draw_background(ground: Ground, camera: Camera, light: Light, canvas: Canvas
                 continue
             rx = (x - camera.cx) / camera.fx
             dz = r[0, 2] * rx + r[1, 2] * ry + r[2, 2]
-            if dz > 0 and x <= sky_until:  # so soft that four pixels share it
+            if dz > 0 and x <= sky_until:  # the sky is so smooth that four pixels share a colour
                 colors[y, x, 0], colors[y, x, 1], colors[y, x, 2] = blue, green, red
                 continue
             dx = r[0, 0] * rx + r[1, 0] * ry + r[2, 0]
@@ -391,12 +427,15 @@ def _ground_pixel(
     clear_share: float,
     edge: float,
 ) -> tuple[tuple[float, float, float], float, float]:
-    """Return the colour of the ground in a direction of this length, its distance (m), and that from the road's edge.
+    """Return the colour of a pixel of the ground, its distance (m) and its distance from the road's edge (m).
 
-    clear_share: not shadowed.  edge: m, of the pixel before.
+    dx, dy, dz: direction of sight in the world
+    length: of that direction
+    clear_share: share of the light that shadows leave
+    edge: distance of the previous pixel in the row from the road's edge, m
     """
     eye = camera.position
-    on_road = edge < -2.0  # the next pixel of the same row is not that far away
+    on_road = edge < -2.0  # neighbouring pixels of a row are less than 2 m apart
     if not on_road:
         t = (KERB - eye[2]) / dz
         edge = edge_distance(ground, eye[0] + t * dx, eye[1] + t * dy)
@@ -406,7 +445,7 @@ def _ground_pixel(
         edge = edge_distance(ground, eye[0] + t * dx, eye[1] + t * dy)
     level = math.sqrt(dx * dx + dy * dy)
     near = t * length / camera.fx
-    if on_road and edge >= 0:  # between the two heights: the kerb's face
+    if on_road and edge >= 0:  # between the heights of road and pavement: the kerb's vertical face
         color = (0.46, 0.48, 0.49)
     else:
         far = min(near * length / -dz, 50.0)
@@ -418,7 +457,7 @@ def _ground_pixel(
         color[1] * (light.sunshine[1] * sun + light.skylight[1] * soft),
         color[2] * (light.sunshine[2] * sun + light.skylight[2] * soft),
     )
-    if light.wet > 0:  # darker, and the sky shows in it at a flat angle
+    if light.wet > 0:  # wet ground is darker, and reflects the sky at grazing angles
         grazing = (1 + dz / length) ** 4
         sky = sky_at(light.panorama, dx / length, dy / length, -dz / length)
         color = mixed((0.62 * color[0], 0.62 * color[1], 0.62 * color[2]), sky, light.wet * (0.08 + 0.5 * grazing))

@@ -1,6 +1,6 @@
 """The streets of a scene: one long street with bends, streets that cross it, and the ways through them.
 
-A place on a street is given by s, m along its middle, and d, m to the left of it.
+A position on a street is given by s, the distance along its centre line, and d, the distance to the left of it, in m.
 """
 
 from __future__ import annotations
@@ -11,28 +11,34 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
-#: m between the points of a street's middle, and of a way
+#: m between the points of a street's centre line, and between those of a way
 STREET_STEP, WAY_STEP = 1.0, 0.5
 #: m, a crossing street's length to either side
 CROSSING_REACH = 130.0
-#: m that a street can be seen to go on beyond its end
+#: m for which a street visibly continues beyond its end
 EXIT = 45.0
-#: m from the edge of the street that is crossed: zebra crossing, stop line
+#: m from the edge of the other street of a junction, start and end: zebra crossing, stop line
 ZEBRA, STOP_LINE = (1.2, 4.2), (5.0, 5.4)
 #: m, the height of the pavement and of all that lies beyond it
 KERB = 0.15
-#: m of the raster that tells s and d
+#: m, cell size of the raster of s and d
 CELL = 1.0
-#: m beyond which a raster knows nothing of a street
+#: m from the main street up to which the raster holds s and d
 REACH = 90.0
 
 
 @dataclass(frozen=True)
 class Street:
-    """A street.  points: [n, 3] x, y, heading of its middle, one every STREET_STEP, from s = start on.
+    """A street.
 
-    lanes: to each direction.  lane, median, parking, pavement: m, widths of one lane, of the strip in the middle, of a
-    row of parked cars on either side (0: none), of a pavement.  hand: 1 where one drives on the right, -1 on the left.
+    points: [n, 3] x, y (m), heading (rad) of its centre line, one every STREET_STEP
+    start: s of the first point, m
+    lanes: number of lanes in each direction
+    lane: width of one lane, m
+    median: width of the median strip, m
+    parking: width of a row of parked cars on either side, m; 0: none
+    pavement: width of a pavement, m
+    hand: 1 where traffic drives on the right, -1 on the left
     """
 
     points: np.ndarray
@@ -46,16 +52,16 @@ class Street:
 
     @property
     def half_width(self) -> float:
-        """M from the middle to the kerb."""
+        """Distance from the centre line to the kerb, m."""
         return self.median / 2 + self.lanes * self.lane + max(self.parking, 0.4)
 
     @property
     def end(self) -> float:
-        """The last s."""
+        """The last s, m."""
         return self.start + (len(self.points) - 1) * STREET_STEP
 
     def at(self, s: np.ndarray | float, d: np.ndarray | float) -> np.ndarray:
-        """Return [..., 3] x, y and the street's heading at s, d."""
+        """Return x, y (m) and the street's heading (rad) at s, d (m), [..., 3]."""
         s, d = np.broadcast_arrays(np.asarray(s, np.float64), np.asarray(d, np.float64))
         at = np.clip((s - self.start) / STREET_STEP, 0, len(self.points) - 1.001)
         i = at.astype(np.int64)
@@ -63,17 +69,26 @@ class Street:
         return np.stack([x - d * np.sin(heading), y + d * np.cos(heading), heading], axis=-1)
 
     def lane_at(self, number: int, direction: int) -> float:
-        """Return d of the middle of a lane; 0 is the innermost.  direction: 1 along s, -1 against it."""
+        """Return the d (m) of a lane's centre.
+
+        number: of the lane, 0 is the innermost
+        direction: of travel, 1 along s, -1 against it
+        """
         return -direction * self.hand * (self.median / 2 + (number + 0.5) * self.lane)
 
     def parking_at(self, direction: int) -> float:
-        """Return d of the middle of a row of parked cars."""
+        """Return the d (m) of the centre of a row of parked cars."""
         return -direction * self.hand * (self.median / 2 + self.lanes * self.lane + self.parking / 2)
 
 
 @dataclass(frozen=True)
 class Junction:
-    """Where a street crosses the main one.  s: of the main street.  street: its own s is 0 here.  tee: it ends here."""
+    """Where a street crosses the main street.
+
+    s: position on the main street, m
+    street: the crossing street; its own s is 0 here
+    tee: whether the crossing street ends here
+    """
 
     s: float
     street: Street
@@ -82,7 +97,12 @@ class Junction:
 
 @dataclass(frozen=True)
 class Stop:
-    """A stop line on a way.  s: m along the way.  junction: number.  group: of Signals that must be green."""
+    """A stop line on a way.
+
+    s: position on the way, m
+    junction: number of the junction
+    group: group of Signals that must be green
+    """
 
     s: float
     junction: int
@@ -91,18 +111,22 @@ class Stop:
 
 @dataclass(frozen=True)
 class Way:
-    """What a vehicle or a pedestrian follows.  points: [n, 3] x, y, heading, one every WAY_STEP.  stops: in order."""
+    """The path that a vehicle or a pedestrian follows.
+
+    points: [n, 3] x, y (m), heading (rad), one every WAY_STEP
+    stops: the stop lines, in the order of s
+    """
 
     points: np.ndarray
     stops: tuple[Stop, ...] = ()
 
     @property
     def length(self) -> float:
-        """In m."""
+        """Length of the way, m."""
         return (len(self.points) - 1) * WAY_STEP
 
     def at(self, s: np.ndarray | float) -> np.ndarray:
-        """Return x, y [..., 2] at s; before the start and beyond the end it goes straight on."""
+        """Return x, y [..., 2] (m) at s; before the start and beyond the end the way continues straight on."""
         s = np.asarray(s, np.float64)
         inside = np.clip(s / WAY_STEP, 0, len(self.points) - 1.001)
         i = inside.astype(np.int64)
@@ -113,7 +137,7 @@ class Way:
 
     @property
     def bends(self) -> np.ndarray:
-        """[n] the largest curvature (1/m) within the next 8 m of each point."""
+        """Largest curvature (1/m) within the next 8 m of each point, [n]."""
         turns = np.abs(np.diff(np.unwrap(self.points[:, 2]))) / WAY_STEP
         ahead = round(8 / WAY_STEP)
         padded = np.concatenate([turns, np.zeros(ahead)])
@@ -121,7 +145,7 @@ class Way:
 
 
 def smooth_way(xy: np.ndarray, stops: tuple[Stop, ...] = ()) -> Way:
-    """Return the way along a line of points [n, 2]."""
+    """Return the way along a line of points [n, 2], m."""
     steps = np.linalg.norm(np.diff(xy, axis=0), axis=1)
     xy = xy[np.concatenate([[True], steps > 1e-6])]
     along = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(xy, axis=0), axis=1))])
@@ -133,7 +157,13 @@ def smooth_way(xy: np.ndarray, stops: tuple[Stop, ...] = ()) -> Way:
 
 @dataclass(frozen=True)
 class StreetMap:
-    """All streets of a scene.  size: m, of the map, which has its corner at 0, 0.  seed: of the ground's pattern."""
+    """All streets of a scene.
+
+    main: the main street
+    junctions: where other streets cross it
+    size: width and height of the map, m; one corner is at 0, 0
+    seed: of the ground's pattern
+    """
 
     main: Street
     junctions: tuple[Junction, ...]
@@ -163,7 +193,7 @@ class StreetMap:
 
 
 def make_streets(rng: np.random.Generator, length: float) -> StreetMap:
-    """Draw the streets of a scene whose main street is at least `length` m long."""
+    """Sample the streets of a scene whose main street is at least `length` m long."""
     hand = 1 if rng.random() < 0.6 else -1
     points = _bends(rng, length)
     lanes = int(rng.choice([1, 2, 3], p=[0.35, 0.5, 0.15]))
@@ -182,7 +212,7 @@ def make_streets(rng: np.random.Generator, length: float) -> StreetMap:
 
 
 def _bends(rng: np.random.Generator, length: float) -> np.ndarray:
-    """Return [n, 3] x, y, heading: straight pieces and bends of 80 to 300 m radius, with soft changes."""
+    """Return x, y (m), heading (rad) [n, 3]: straight pieces and bends of 80 to 300 m radius, smoothly joined."""
     n = math.ceil(length / STREET_STEP) + 1
     curvature = np.zeros(n)
     at = int(rng.integers(20, 80))
@@ -196,7 +226,7 @@ def _bends(rng: np.random.Generator, length: float) -> np.ndarray:
         window:-window
     ]
     heading = rng.uniform(-math.pi, math.pi) + np.concatenate([[0], np.cumsum(curvature[:-1] * STREET_STEP)])
-    # a main street that curls up would cross itself: bends that lead too far are taken back
+    # limit the heading: a main street that curls up would cross itself
     middle = heading[0]
     heading = middle + np.clip(heading - middle, -1.2, 1.2)
     x = np.concatenate([[0], np.cumsum(np.cos(heading[:-1]) * STREET_STEP)])
@@ -218,13 +248,22 @@ def _crossing(rng: np.random.Generator, main: Street, s: float) -> Junction:
 
 
 def way_along(street: Street, d: float, direction: int, stops: tuple[Stop, ...] = ()) -> Way:
-    """Return the way at d from one end of a street to the other."""
+    """Return the way at d (m) from one end of a street to the other.
+
+    direction: of travel, 1 along s, -1 against it
+    stops: stop lines on the way
+    """
     s = np.arange(street.start, street.end, WAY_STEP)
     return smooth_way(street.at(s[::direction], d)[:, :2], stops)
 
 
 def main_way(streets: StreetMap, lane: int, direction: int, change: tuple[float, int] | None = None) -> Way:
-    """Return the way through the main street in a lane.  change: s at which it moves over to another lane."""
+    """Return the way along the main street in a lane.
+
+    lane: number of the lane, 0 is the innermost
+    direction: of travel, 1 along s, -1 against it
+    change: s (m) at which it changes lanes, and the number of the other lane; None stays in the lane
+    """
     main = streets.main
     s = np.arange(main.start, main.end, WAY_STEP)[::direction]
     d = np.full(len(s), main.lane_at(lane, direction))
@@ -241,7 +280,12 @@ def main_way(streets: StreetMap, lane: int, direction: int, change: tuple[float,
 
 
 def crossing_way(streets: StreetMap, number: int, lane: int, direction: int) -> Way:
-    """Return the way through a crossing street; one that ends here is followed away from the main street alone."""
+    """Return the way along a crossing street; a street that ends at the main street is only followed away from it.
+
+    number: of the junction
+    lane: number of the lane, 0 is the innermost
+    direction: of travel, 1 along s, -1 against it
+    """
     street = streets.junctions[number].street
     line = -street.start if direction > 0 else street.end
     stop = Stop(line - (streets.main.half_width + STOP_LINE[1] + 0.4), number, 2)
@@ -249,9 +293,12 @@ def crossing_way(streets: StreetMap, number: int, lane: int, direction: int) -> 
 
 
 def turning_way(streets: StreetMap, number: int, direction: int, exit_direction: int, onto_main: bool) -> Way | None:
-    """Return the way from one street into another; None where there is no such arm.
+    """Return the way from one street into another; None if the junction has no such arm.
 
-    direction: on the street it comes from.  exit_direction: on the one it goes into.
+    number: of the junction
+    direction: of travel on the street that it comes from, 1 along s, -1 against it
+    exit_direction: of travel on the street that it turns into
+    onto_main: whether it turns from the crossing street into the main street; else the other way round
     """
     junction = streets.junctions[number]
     main, street = streets.main, junction.street
@@ -273,7 +320,7 @@ def turning_way(streets: StreetMap, number: int, direction: int, exit_direction:
     length = float(np.linalg.norm(np.diff(head, axis=0), axis=1).sum())
     stop = Stop(length - (STOP_LINE[1] + 0.4 - gap), number, (2 if onto_main else 0) + (0 if near else 1))
     stops = [stop]
-    if not onto_main:  # junctions on the way to this one
+    if not onto_main:  # stop lines of the junctions before this one
         ahead = [j for k, j in enumerate(streets.junctions) if (junction.s - j.s) * direction > 1]
         for other in ahead:
             line = other.s - direction * (other.street.half_width + STOP_LINE[1] + 0.4)
@@ -284,7 +331,7 @@ def turning_way(streets: StreetMap, number: int, direction: int, exit_direction:
 
 
 def _is_near_turn(streets: StreetMap, number: int, direction: int, exit_direction: int, onto_main: bool) -> bool:
-    """Whether a turn does not cut across the oncoming traffic: right where one drives on the right."""
+    """Return whether a turn does not cross the oncoming traffic: a right turn where traffic drives on the right."""
     junction = streets.junctions[number]
     main_heading = streets.main.at(junction.s, 0.0)[2]
     across = junction.street.points[0, 2]
@@ -294,7 +341,7 @@ def _is_near_turn(streets: StreetMap, number: int, direction: int, exit_directio
 
 
 def _bezier(a: np.ndarray, along_a: np.ndarray, b: np.ndarray, along_b: np.ndarray) -> np.ndarray:
-    """Return a cubic Bezier curve [n, 2] from a to b that leaves and arrives in the given directions."""
+    """Return a cubic Bezier curve [n, 2] from a to b that starts and ends in the given directions."""
     reach = 0.5 * np.linalg.norm(b - a)
     p1 = a + along_a / np.linalg.norm(along_a) * reach
     p2 = b - along_b / np.linalg.norm(along_b) * reach

@@ -1,4 +1,4 @@
-"""Makes one scene: its files, and its rows of the tables."""
+"""Generates one scene: its files, and its rows of the tables."""
 
 from __future__ import annotations
 
@@ -39,19 +39,25 @@ from bev_perception.synth.tables import (
 )
 from bev_perception.synth.world import World, make_world
 
-#: us, of the first scene's start (September 2020), and from one scene to the next
+#: us, start of the first scene (September 2020), and time from the start of one scene to that of the next
 EPOCH, BETWEEN = 1_600_000_000_000_000, 3_600_000_000
-#: m from the car within which boxes are given, and pixels of 1600x900 that must show of what no lidar ray met
+#: m from the car within which objects get boxes; pixels of 1600x900 that must be visible of one without lidar points
 BOX_REACH, BOX_PIXELS = 85.0, 30
-MAP_RESOLUTION = 0.1  # m
+MAP_RESOLUTION = 0.1  # m per pixel
 
 
 @dataclass(frozen=True)
 class _Sight:
-    """What is known at one key frame.  points: [m, 3] of the lidar, in its frame.
+    """What is known at one key frame, with n things that may have a box.
 
-    Of the n things that may have a box, each [n]: centers [n, 3], yaws, lidar points within (hits), pixels that show
-    and would show if nothing hid it (seen, extent), m from the car, attribute.
+    points: [m, 3] lidar points in the lidar's frame, m
+    centers: [n, 3] of the boxes in the world, m
+    yaws: [n] rad
+    hits: [n] lidar points within the box
+    seen: [n] visible pixels
+    extent: [n] pixels that would be visible if nothing hid the thing
+    distance: [n] from the car, m
+    attributes: nuScenes attribute of each thing, "" for none
     """
 
     points: np.ndarray
@@ -65,14 +71,24 @@ class _Sight:
 
 
 def scene_name(seed: int, index: int) -> str:
-    """Return the name of the scene of a number."""
+    """Return the name of a scene.
+
+    seed: of the data set
+    index: number of the scene
+    """
     return f"synth-{seed:03d}-{index:04d}"
 
 
 def make_scene(
     root: Path, settings: SynthSettings, index: int, tick: Callable[[], None] = lambda: None
 ) -> dict[str, list[Row]]:
-    """Write the files of a scene under the dataroot and return its rows by table.  tick: called after every file."""
+    """Write the files of a scene; return its rows by table.
+
+    root: the dataroot
+    settings: of the data set
+    index: number of the scene
+    tick: called after every file
+    """
     return _SceneMaker(root, settings, index, tick).make()
 
 
@@ -124,7 +140,7 @@ class _SceneMaker:
         return self._token("sample", key)
 
     def _add_data(self, channel: str, stamp: int, key: int, is_key: bool, suffix: str, **more: Any) -> Path:
-        """Add a row of sample_data and its pose; return the path of its file."""
+        """Add a row of sample_data and its ego pose; return the path of its file."""
         folder = f"{'samples' if is_key else 'sweeps'}/{channel}"
         filename = f"{folder}/{self._name}__{channel}__{stamp}.{suffix}"
         token = self._token(channel, stamp)
@@ -144,9 +160,10 @@ class _SceneMaker:
         return self._root / filename
 
     def _with_stand_ins(self, rows: list[Row]) -> list[Row]:
-        """Return a camera's key frames with rows between them that repeat the nearer one's file, stamp and pose.
+        """Return a camera's key frames with rows between them that repeat the nearer key frame's file, stamp and pose.
 
-        There are as many as there are sweeps at the full rate: who steps back by a number of images gets as far.
+        There are as many such rows as there are sweeps at the full rate, so that stepping back by a number of images
+        covers the same time.
         """
         steps = max(CAMERA_RATES) // KEY_RATE
         spaced = rows[:1]
@@ -159,7 +176,7 @@ class _SceneMaker:
         return spaced
 
     def _write_image(self, channel: str, stamp: int, key: int, image: np.ndarray) -> None:
-        # what lies between two key frames belongs to the later one
+        # an image between two key frames belongs to the later one
         of_key = key if key >= 0 else int(np.searchsorted(self._schedule.key_stamps, stamp))
         height, width = image.shape[:2]
         path = self._add_data(channel, stamp, of_key, key >= 0, "jpg", fileformat="jpg", width=width, height=height)
@@ -167,7 +184,10 @@ class _SceneMaker:
         path.write_bytes(jpeg.tobytes())
 
     def _make_sweep(self, key: int, seen: np.ndarray, extent: np.ndarray) -> _Sight:
-        """Write the lidar sweep of a key frame; return what is known of the boxes."""
+        """Write the lidar sweep of a key frame; return what is known of the things that may have a box.
+
+        seen, extent: [O] pixels of each object, summed over the cameras, as in View
+        """
         world, stamp = self._world, int(self._schedule.key_stamps[key])
         time = self._time(stamp)
         ego2global = world.ego2global(time)
@@ -196,14 +216,18 @@ class _SceneMaker:
         )
 
     def _noticed(self, sights: list[_Sight]) -> np.ndarray:
-        """Return [S, n] bool: a thing has a box from the first key frame on which it shows to the last."""
+        """Return [S, n] bool: a thing has a box from the first key frame in which it is visible to the last."""
         enough = BOX_PIXELS * (self._settings.image_size[0] / NUSCENES_IMAGE_SIZE[0]) ** 2
         shows = np.array([((v.hits > 0) | (v.seen >= enough)) & (v.distance < BOX_REACH) for v in sights])
         begun, to_come = np.logical_or.accumulate(shows), np.logical_or.accumulate(shows[::-1])[::-1]
         return begun & to_come
 
     def _write_labels(self, key: int, points: np.ndarray, noticed: np.ndarray) -> None:
-        """Write the occupancy of a key frame; what nobody has noticed is not in it."""
+        """Write the occupancy labels of a key frame; things without a box in it are left out, see _noticed.
+
+        points: [m, 3] of the lidar in its frame, m
+        noticed: [n] bool, which of the things that may have a box have one
+        """
         world, time = self._world, self._time(int(self._schedule.key_stamps[key]))
         ego2global, lidar2ego = world.ego2global(time), RIGS[self._rig][LIDAR].sensor2ego
         present = ~self._boxed
@@ -223,7 +247,7 @@ class _SceneMaker:
         np.savez_compressed(folder / "labels.npz", **vars(labels))
 
     def _rays(self, key: int, ego2global: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return origins and rays of the six pictures of a key frame, in the ego frame at the lidar's stamp."""
+        """Return ray origins and directions of a key frame's six images, in the ego frame at the lidar's stamp."""
         found = []
         for shot in self._schedule.shots:
             if shot.key == key:
@@ -235,7 +259,11 @@ class _SceneMaker:
         return found
 
     def _add_annotations(self, sights: list[_Sight], noticed: np.ndarray) -> None:
-        """Add instances and annotations.  noticed: [S, n] of _noticed."""
+        """Add instances and annotations.
+
+        sights: one per key frame
+        noticed: [S, n] result of _noticed
+        """
         for n, o in enumerate(np.flatnonzero(self._boxed).tolist()):
             keys = np.flatnonzero(noticed[:, n])
             if not len(keys):
@@ -316,7 +344,7 @@ class _SceneMaker:
         return f"maps/{self._token('map')}.png"
 
     def _write_map(self) -> None:
-        """Write where road and pavements are, as nuScenes' mask: north up, 0.1 m a pixel."""
+        """Write the mask of road and pavements in the format of nuScenes: north up, 0.1 m per pixel."""
         edges, pavement = self._world.ground.raster[..., 4].copy(), self._world.streets.main.pavement
         size = [round(side / MAP_RESOLUTION) for side in self._world.streets.size]
         pixel2cell = np.array([[MAP_RESOLUTION / CELL, 0, 0], [0, MAP_RESOLUTION / CELL, 0]])
@@ -333,7 +361,13 @@ def _pose_row(pose: np.ndarray) -> dict[str, list[float]]:
 
 @kernel
 def count_inside(centers: np.ndarray, sizes: np.ndarray, yaws: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Return the number [n] of points [m, 3] in each box: centers [n, 3], sizes [n, 3] (length, width, height)."""
+    """Return the number of points in each box, [n].
+
+    centers: [n, 3] m
+    sizes: [n, 3] length, width, height, m
+    yaws: [n] rad
+    points: [m, 3] m
+    """
     counts = np.zeros(len(centers), np.int64)
     for n in range(len(centers)):
         c, s = np.cos(yaws[n]), np.sin(yaws[n])

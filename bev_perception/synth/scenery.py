@@ -1,4 +1,4 @@
-"""Puts down what does not move: houses, trees, lamps, parked cars, building sites, people who stand or sit."""
+"""Places what does not move: houses, trees, lamps, parked cars, construction sites, standing and sitting people."""
 
 from __future__ import annotations
 
@@ -18,24 +18,38 @@ Maker = Callable[[np.random.Generator], Shape]
 
 
 class Scenery:
-    """The things that were put down, and where there is room left."""
+    """Places stationary things, and keeps track of the free space.
+
+    things: those placed so far
+    """
 
     def __init__(self, rng: np.random.Generator, streets: StreetMap, ground: Ground) -> None:
-        """Start with bare streets."""
+        """Start with bare streets.
+
+        rng: source of all random choices
+        streets: where to place the things
+        ground: of the same scene
+        """
         self.things: list[Thing] = []
         self._rng, self._streets, self._ground = rng, streets, ground
         edges = ground.raster[..., 4]
-        self._taken = (edges < streets.main.pavement - 0.5).astype(np.uint8)  # [H, W], a cell a metre
+        self._taken = (edges < streets.main.pavement - 0.5).astype(np.uint8)  # [H, W], one cell per metre
         self._edges = edges
         self._spots: list[tuple[float, float, float]] = []  # x, y, radius of small things
 
     def put(self, shape: Shape, x: float, y: float, yaw: float, category: str = "", activity: str = "") -> None:
-        """Put down a thing, whatever is there."""
+        """Place a thing, whether or not the place is free.
+
+        shape: of the thing
+        x, y: m
+        yaw: rad
+        category, activity: as in Thing
+        """
         _, height = kind_at(self._ground, x, y)
         self.things.append(Thing(shape, category, (x, y, height, yaw), activity))
 
     def put_if_free(self, shape: Shape, x: float, y: float, yaw: float, category: str = "", activity: str = "") -> bool:
-        """Put down a small thing unless another is too near; say whether it was."""
+        """Place a small thing unless another is too near; return whether it was placed. Arguments as in put."""
         radius = float(max(np.abs(shape.low[:2]).max(), np.abs(shape.high[:2]).max()))
         if any(math.hypot(x - a, y - b) < radius + r for a, b, r in self._spots):
             return False
@@ -44,11 +58,11 @@ class Scenery:
         return True
 
     def reserve(self, x: float, y: float, radius: float) -> None:
-        """Keep a place free of small things."""
+        """Keep a circle free of small things; x, y and radius in m."""
         self._spots.append((x, y, radius))
 
     def put_on_land(self, shape: Shape, x: float, y: float, yaw: float) -> bool:
-        """Put down a house or the like, unless its ground is taken; say whether it was."""
+        """Place a house or the like unless the land is taken; return whether it was placed. Arguments as in put."""
         corners = np.array([(a, b) for a in (shape.low[0], shape.high[0]) for b in (shape.low[1], shape.high[1])])
         c, s = math.cos(yaw), math.sin(yaw)
         outline = (corners[[0, 1, 3, 2]] @ np.array([[c, s], [-s, c]]) + (x, y)).round().astype(np.int32)
@@ -61,7 +75,7 @@ class Scenery:
         return True
 
     def room(self, x: float, y: float) -> bool:
-        """Whether the land at x, y is free."""
+        """Return whether the land at x, y (m) is free."""
         i, j = round(x), round(y)
         inside = 0 <= j < self._taken.shape[0] and 0 <= i < self._taken.shape[1]
         return inside and not self._taken[j, i]
@@ -75,13 +89,13 @@ class Scenery:
         gaps = rng.uniform(0.05, 0.45)
         setback = rng.uniform(0.5, 7.0) if tall < 12 else rng.uniform(0.3, 3.0)
         roads = [self._streets.main, *(junction.street for junction in self._streets.junctions)]
-        for road, back in [(road, back) for back in (0.0, 24.0) for road in roads]:  # a second row shows in the gaps
+        for road, back in [(road, back) for back in (0.0, 24.0) for road in roads]:  # a second row fills the gaps
             for side in (-1, 1):
                 s = road.start
                 while s < road.end:
                     length = rng.uniform(9, 26)
                     x, y, heading = road.at(s + length / 2, side * (road.half_width + road.pavement + setback + back))
-                    # a house's front is on its own y = 0, its back behind: turn it so that the front looks at the road
+                    # a house's front is on its y = 0, its back on negative y: turn the front towards the road
                     yaw = heading + (math.pi if side > 0 else 0.0)
                     if rng.random() > gaps:
                         height = max(3.2, tall * rng.uniform(0.6, 1.5))
@@ -92,7 +106,7 @@ class Scenery:
                     s += length + rng.uniform(0.3, 5.0)
 
     def plant(self) -> None:
-        """Plant trees along the pavements and on free land, put up lamps, signs, benches, bins and bus stops."""
+        """Plant trees along the pavements and on free land; put up street lamps, signs, bins and bus stops."""
         rng, main = self._rng, self._streets.main
         spacing = rng.uniform(8, 22)
         with_trees = rng.random() < 0.65
@@ -119,7 +133,13 @@ class Scenery:
     def _at_kerb(
         self, road: Street, s: float, side: int, inward: float, maker: Maker, category: str = "", along: bool = False
     ) -> bool:
-        """Put a thing on a pavement, `inward` m from the kerb, facing the road, or along it; not within junctions."""
+        """Place a thing on a pavement unless it is within a junction; return whether it was placed.
+
+        s: position on the road, m
+        side: 1 for the left pavement, -1 for the right
+        inward: distance from the kerb, m
+        along: whether it faces along the road; else it faces the road
+        """
         x, y, heading = road.at(s, side * (road.half_width + inward))
         if not 0.3 < edge_distance(self._ground, x, y) < 0.99 * road.pavement:
             return False
@@ -127,7 +147,7 @@ class Scenery:
         return self.put_if_free(maker(self._rng), x, y, yaw, category)
 
     def put_up_signals(self) -> list[tuple[int, int, int]]:
-        """Put up traffic lights; return of each its number among the things, its junction and its group."""
+        """Put up traffic lights; return for each its number among the things, its junction and its signal group."""
         lights = []
         main = self._streets.main
         for number, junction in enumerate(self._streets.junctions):
@@ -138,8 +158,8 @@ class Scenery:
                 lights.append((len(self.things), number, 0))
                 self.put(street.signal_post(), x, y, heading + back)
                 if junction.tee and direction > 0:
-                    continue  # nobody comes from there
-                # where the street ends, on the far pavement of the main one
+                    continue  # no traffic comes from there
+                # at a T-junction, on the far pavement of the main street
                 x, y, heading = self._beyond(
                     cross, 0.0, main.half_width + (0.5 if junction.tee else 3.5), side, direction
                 )
@@ -148,11 +168,13 @@ class Scenery:
         return lights
 
     def _beyond(self, road: Street, s: float, onward: float, side: int, direction: int) -> list[float]:
-        """Return the first place (x, y, heading) off the roads at a street's kerb, or its prolongation, beyond s.
+        """Return the first place (x, y, heading) beyond s that is off the roads, at a street's kerb or its extension.
 
-        onward: m, how far beyond at least.
+        onward: least distance beyond s, m
+        side: 1 for the left kerb, -1 for the right
+        direction: in which to search, 1 along s, -1 against it
         """
-        for further in np.arange(0.0, 20.0, 0.25):  # corners are round, and not all streets meet at right angles
+        for further in np.arange(0.0, 20.0, 0.25):  # corners are round, and not all streets cross at right angles
             at = s + direction * (onward + further)
             inside = min(max(at, road.start), road.end)
             x, y, heading = road.at(inside, side * (road.half_width + 0.8)).tolist()
@@ -162,7 +184,10 @@ class Scenery:
         return [x, y, heading]
 
     def work_site(self, around: float) -> tuple[float, float, int]:
-        """Set up a building site at the kerb or beside the road near s = around; return first and last s and side."""
+        """Set up a construction site at the kerb or beside the road; return its first and last s (m), and its side.
+
+        around: s near which the site is to be, m
+        """
         rng, main = self._rng, self._streets.main
         side, length = int(rng.choice([-1, 1])), rng.uniform(22, 45)
         s0 = around
@@ -172,7 +197,7 @@ class Scenery:
         s1 = min(s0 + length, main.end - 5)
         wide = main.parking or 3.0
         outer = main.half_width - main.parking + 0.3 if main.parking else main.half_width + main.pavement + 0.4
-        for s in np.arange(s0, s1, 2.0):  # no house is built there
+        for s in np.arange(s0, s1, 2.0):  # keep houses away
             x, y, _ = main.at(s, side * (outer + wide))
             cv2.circle(self._taken, (round(float(x)), round(float(y))), 4, (1,), -1)
         kind = rng.choice(["concrete", "water", "board"])
@@ -208,7 +233,7 @@ class Scenery:
         return s0 - 4, s1 + 4, side
 
     def barrier_row(self) -> None:
-        """Put a row of barriers along the kerb somewhere."""
+        """Put a row of barriers along the kerb at a random position."""
         rng, main = self._rng, self._streets.main
         side, s0 = int(rng.choice([-1, 1])), rng.uniform(main.start + 40, main.end - 80)
         kind = str(rng.choice(["concrete", "water", "board"]))
@@ -220,7 +245,10 @@ class Scenery:
                 )
 
     def park(self, sites: list[tuple[float, float, int]]) -> None:
-        """Fill the rows of parking places, except along building sites (first s, last s, side)."""
+        """Fill the rows of parking spaces, except along construction sites.
+
+        sites: first s, last s (m) and side of each construction site
+        """
         rng = self._rng
         chance = rng.uniform(0.35, 0.9)
         for road in (self._streets.main, *(junction.street for junction in self._streets.junctions)):
@@ -265,9 +293,9 @@ class Scenery:
         return abs(s) > self._streets.main.half_width + reach
 
     def populate(self, crowd: float) -> None:
-        """Put people who stand or sit, and bicycles and motorcycles that were left, on the pavements.
+        """Place standing and sitting people, and bicycles and motorcycles without riders, on the pavements.
 
-        crowd: 0..1, how many.
+        crowd: how many people, 0..1
         """
         rng, main = self._rng, self._streets.main
         for _ in range(int(rng.integers(2, 5))):
@@ -283,7 +311,7 @@ class Scenery:
                     self.things.append(Thing(sitter, "human.pedestrian.adult", (*at, z, yaw), "sitting"))
         for _ in range(round(4 + 14 * crowd)):
             side, s = int(rng.choice([-1, 1])), rng.uniform(main.start + 20, main.end - 20)
-            for _ in range(int(rng.integers(1, 4))):  # out of the way of those who walk
+            for _ in range(int(rng.integers(1, 4))):  # out of the way of walking pedestrians
                 inward = rng.uniform(0.3, 0.6) if rng.random() < 0.5 else main.pavement - rng.uniform(0.2, 0.5)
                 x, y, _ = main.at(s + rng.normal(0, 0.9), side * (main.half_width + inward))
                 role = str(rng.choice(["adult", "child", "police_officer"], p=[0.9, 0.07, 0.03]))

@@ -1,4 +1,4 @@
-"""What is made: settings of a made-up data set, and the real rigs and trigger times that it has.
+"""Settings of a synthetic data set, and the real sensor rigs and trigger times that it uses.
 
 Rigs, times, sizes and speeds are those of nuScenes (Caesar et al., CVPR 2020), rounded.
 """
@@ -16,29 +16,32 @@ from bev_perception.geometry import make_transform, rotation_from_quaternion
 from bev_perception.strict import UserError
 
 VERSION = "v1.0-synth"
-#: key frames a second
+#: key frames per second
 KEY_RATE = 2
-#: images a second and camera; the lower one makes key frames only
+#: images per second and camera to choose from; the lower rate gives key frames only
 CAMERA_RATES = (12, 2)
-#: of all scenes, every so manieth is one of the validation split, the first one too
+#: every VAL_EVERY-th scene, from the first one on, belongs to the validation split
 VAL_EVERY = 5
 SPLITS = tuple(nuscenes.SPLITS[VERSION].values())
-#: the split of both
+#: name of the split with the scenes of both
 EVERY_SCENE = "synth_all"
 
 
 class SynthError(UserError):
-    """A data set that cannot be made; the message names cause and remedy."""
+    """A synthetic data set cannot be generated; the message names cause and remedy."""
 
 
 @dataclass(frozen=True)
 class SynthSettings:
-    """What every scene of a data set is made with.
+    """Settings of a synthetic data set; every scene is generated with them.
 
-    seconds: length of a scene.  seed: all scenes follow from it.  camera_rate: images a second and camera, one of
-    CAMERA_RATES.  image_size: width, height; the rigs' intrinsics scale with it.  jpeg_quality: 0..100.
+    seconds: length of a scene, s
+    seed: all scenes follow from it
+    camera_rate: images per second and camera, one of CAMERA_RATES
+    image_size: width, height, pixels; the rigs' intrinsics scale with it
+    jpeg_quality: 0..100
 
-    Raises SynthError for values that make no scene.
+    Raises SynthError for values with which no scene can be generated.
     """
 
     seconds: float = 20.0
@@ -61,9 +64,11 @@ class SynthSettings:
 
 
 class Mount(NamedTuple):
-    """A mounted sensor.  translation: m, rotation: quaternion w, x, y, z, both to base_link.
+    """A mounted sensor.
 
-    intrinsics: focal length, cx, cy in pixels of 1600x900; None for a lidar.
+    translation: to base_link, m
+    rotation: to base_link, quaternion w, x, y, z
+    intrinsics: focal length, cx, cy in pixels of a 1600x900 image; None for a lidar
     """
 
     translation: tuple[float, float, float]
@@ -72,18 +77,18 @@ class Mount(NamedTuple):
 
     @property
     def sensor2ego(self) -> np.ndarray:
-        """[4, 4]."""
+        """Transform from the sensor's frame to base_link, [4, 4]."""
         return make_transform(rotation_from_quaternion(*self.rotation), np.array(self.translation))
 
     def camera_matrix(self, image_size: tuple[int, int]) -> np.ndarray:
-        """Return the [3, 3] intrinsics for images of (width, height)."""
+        """Return the intrinsics [3, 3] for images of (width, height) pixels."""
         assert self.intrinsics is not None, "a lidar has no camera matrix"
         focal, cx, cy = self.intrinsics
         scale = np.divide(image_size, NUSCENES_IMAGE_SIZE)
         return np.diag([*scale, 1.0]) @ np.array([[focal, 0, cx], [0, focal, cy], [0, 0, 1.0]])
 
 
-#: three cars of nuScenes
+#: sensor rigs of three nuScenes cars, channel -> mount
 RIGS: tuple[dict[str, Mount], ...] = (
     {
         "CAM_FRONT": Mount((1.701, 0.016, 1.511), (0.4998, -0.5030, 0.4998, -0.4974), (1266, 816, 492)),
@@ -116,7 +121,7 @@ RIGS: tuple[dict[str, Mount], ...] = (
 CAMERAS = tuple(channel for channel in RIGS[0] if channel.startswith("CAM_"))
 LIDAR = "LIDAR_TOP"
 
-#: ms, when a camera fires against the lidar's stamp of a key frame
+#: ms, trigger time of each camera relative to the lidar's stamp of a key frame
 TRIGGER_MS = {
     "CAM_FRONT": -36.0,
     "CAM_FRONT_RIGHT": -28.0,
@@ -125,12 +130,17 @@ TRIGGER_MS = {
     "CAM_BACK_LEFT": -1.0,
     "CAM_BACK_RIGHT": -20.0,
 }
-#: ms, standard deviation of the whole set's times, and of each camera's within it
+#: ms, standard deviation of the time of a set of images, and of each camera's time within the set
 SET_JITTER_MS, CAMERA_JITTER_MS = 1.4, 0.1
 
 
 class Shot(NamedTuple):
-    """One image to be taken.  channel: the camera.  stamp: us.  key: number of the key frame it belongs to, or -1."""
+    """One image to be taken.
+
+    channel: the camera
+    stamp: us
+    key: number of the key frame that the image belongs to; -1 between key frames
+    """
 
     channel: str
     stamp: int
@@ -139,7 +149,11 @@ class Shot(NamedTuple):
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a scene's sensors fire.  key_stamps: [S] us, of the lidar.  shots: in the order of time."""
+    """The trigger times of a scene's sensors.
+
+    key_stamps: [S] us, of the lidar
+    shots: the images, in order of time
+    """
 
     key_stamps: np.ndarray
     shots: tuple[Shot, ...]
@@ -151,10 +165,10 @@ def key_frames(settings: SynthSettings) -> int:
 
 
 def make_schedule(settings: SynthSettings, start: int, rng: np.random.Generator) -> Schedule:
-    """Return the times of a scene that starts at `start` us: real offsets with the real jitter."""
+    """Return the trigger times of a scene that starts at `start` (us): real offsets with the real jitter."""
     keys = key_frames(settings)
-    # the key frames follow the lidar (which sweeps at 20 Hz, and is kept at key frames alone); the images their own
-    # 12 Hz, and the sixth is nearest to a key frame
+    # key frames follow the lidar, which sweeps at 20 Hz and is recorded at key frames only; images follow their own
+    # 12 Hz, and every sixth is the nearest to a key frame
     key_stamps = start + np.rint(np.arange(keys) * 1e6 / KEY_RATE + rng.normal(0, 500, keys)).astype(np.int64)
     per_key = settings.camera_rate // KEY_RATE
     shots = []

@@ -1,6 +1,6 @@
-"""What surfaces, ground and sky look like: small procedural textures under sun, sky, haze and dusk.
+"""The appearance of surfaces, ground and sky: small procedural textures under sun, sky, haze and dusk.
 
-Compiled with numba. Colours are blue, green, red, 0..1 of what the picture shows.
+Compiled with numba. Colours are blue, green, red, where 0..1 is the range of the image.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bev_perception.synth.ground import (
 )
 from bev_perception.synth.shapes import Material
 
-#: of the panorama: sines of elevation that its rows cover, from SKY_LOW up
+#: sines of the elevation of the panorama's first row, the lowest, and of its last
 SKY_LOW, SKY_HIGH = -0.03, 0.85
 _SKY_SHAPE = (384, 2048)
 
@@ -39,8 +39,14 @@ _LEAVES, _SPOKES = int(Material.LEAVES), int(Material.SPOKES)
 class Light(NamedTuple):
     """Light and weather of a scene.
 
-    sun: [3] unit vector to it.  sunshine, skylight: [3] how strongly either lights a surface.  haze: [3] its colour.
-    haze_density: 1/m.  wet: 0..1.  night: 0..1.  panorama: [h, w, 3] float32, the sky; azimuth along columns.
+    sun: [3] unit vector towards the sun
+    sunshine: [3] how strongly the sun lights a surface: blue, green, red
+    skylight: [3] how strongly the sky lights a surface, likewise
+    haze: [3] its colour
+    haze_density: 1/m
+    wet: wetness of the ground, 0..1
+    night: darkness, 0..1
+    panorama: [h, w, 3] float32, the sky; azimuth along the columns
     """
 
     sun: np.ndarray
@@ -54,7 +60,7 @@ class Light(NamedTuple):
 
 
 def make_light(rng: np.random.Generator) -> tuple[Light, str]:
-    """Draw light and weather; also what to call it."""
+    """Sample light and weather; also return the weather's name."""
     kind = str(rng.choice(["sunny", "cloudy", "dusk", "rain"], p=[0.42, 0.28, 0.13, 0.17]))
     azimuth, low = rng.uniform(-math.pi, math.pi), {"sunny": 0.45, "cloudy": 0.6, "dusk": 0.12, "rain": 0.7}[kind]
     elevation = rng.uniform(low, low + (0.08 if kind == "dusk" else 0.5))
@@ -87,7 +93,7 @@ def make_light(rng: np.random.Generator) -> tuple[Light, str]:
 def _panorama(
     rng: np.random.Generator, horizon: np.ndarray, zenith: np.ndarray, clouds: float, haze: np.ndarray
 ) -> np.ndarray:
-    """Return the sky all round with clouds and a skyline far away."""
+    """Return the sky in all directions with clouds and a distant skyline, as in Light.panorama."""
     rows, columns = _SKY_SHAPE
     elevation = np.linspace(SKY_LOW, SKY_HIGH, rows)[:, None]
     up = np.clip(elevation / 0.8, 0, 1)[..., None] ** 0.6
@@ -95,7 +101,7 @@ def _panorama(
     noise = np.zeros((rows, columns), np.float32)
     for cells, strength in ((8, 0.5), (24, 0.3), (80, 0.14), (240, 0.06)):
         small = rng.random((max(2, cells // 2), cells)).astype(np.float32)
-        small = np.concatenate([small, small[:, :1]], axis=1)  # no seam behind
+        small = np.concatenate([small, small[:, :1]], axis=1)  # no seam between the last column and the first
         noise += strength * cv2.resize(small, (columns, rows), interpolation=cv2.INTER_CUBIC)
     cover = np.clip((noise - (0.75 - 0.42 * clouds)) * 5, 0, 1)[..., None] * np.clip(elevation * 9, 0, 1)[..., None]
     white = horizon * (1.06 - 0.5 * np.clip(noise - 0.5, 0, 1)[..., None])
@@ -113,7 +119,7 @@ def _panorama(
 
 @hot
 def _azimuth(y: float, x: float) -> float:
-    """Return atan2 to within 0.001 rad, by a polynomial, which is quicker."""
+    """Return atan2 to within 0.001 rad by a polynomial, which is faster."""
     low, high = min(abs(x), abs(y)), max(abs(x), abs(y), 1e-9)
     a = low / high
     s = a * a
@@ -127,7 +133,7 @@ def _azimuth(y: float, x: float) -> float:
 
 @hot
 def sky_at(panorama: np.ndarray, x: float, y: float, z: float) -> tuple[float, float, float]:
-    """Return the sky's colour in a direction of length 1."""
+    """Return the sky's colour in the direction of a unit vector x, y, z."""
     row = (z - SKY_LOW) / (SKY_HIGH - SKY_LOW) * (panorama.shape[0] - 1)
     column = (_azimuth(y, x) / (2 * math.pi) + 0.5) * (panorama.shape[1] - 1)
     j = min(max(int(row), 0), panorama.shape[0] - 2)
@@ -144,13 +150,13 @@ def sky_at(panorama: np.ndarray, x: float, y: float, z: float) -> tuple[float, f
 
 @hot
 def mixed(a: tuple[float, float, float], b: tuple[float, float, float], share: float) -> tuple[float, float, float]:
-    """Return a colour `share` of the way from a to b."""
+    """Return the colour at `share` (0..1) of the way from a to b."""
     return a[0] + (b[0] - a[0]) * share, a[1] + (b[1] - a[1]) * share, a[2] + (b[2] - a[2]) * share
 
 
 @hot
 def _between(value: float, low: float, high: float, soft: float) -> float:
-    """Return 1 inside low..high and 0 outside, with edges of the given softness."""
+    """Return 1 inside low..high and 0 outside, with edges blurred over the width `soft`."""
     return coverage(value - 0.5 * (low + high), 0.5 * (high - low), soft)
 
 
@@ -166,7 +172,7 @@ def _facade(
     seed: int,
     night: float,
 ) -> tuple[float, float, float, float]:
-    """Return the colour of a house's front at u, v (m) and how much of it glows or mirrors."""
+    """Return the colour of a house's front at u, v (m), and how much of it glows or mirrors."""
     pitch = 2.4 + 1.6 * hashed(seed, 1, 3)
     storey = 3.1 + 0.6 * hashed(seed, 2, 3)
     wide = 0.35 + 0.3 * hashed(seed, 4, 3)
@@ -201,7 +207,7 @@ def _facade(
 def is_hole(
     material: int, u: float, v: float, width: float, height: float, footprint: float, seed: int, texture: np.ndarray
 ) -> bool:
-    """Whether one looks through a surface at u, v; arguments as in surface_color."""
+    """Return whether a surface is open at u, v; arguments as in surface_color."""
     if material == _LEAVES:
         fine = texture_at(texture, 0, 34 * u + 31 * seed, 34 * v) / (1.0 + 4.0 * footprint)
         return 0.55 * fine + 0.8 * texture_at(texture, 1, 42 * u + 17 * seed, 42 * v) < -0.22
@@ -228,7 +234,13 @@ def surface_color(
 ) -> tuple[float, float, float, float, float]:
     """Return a surface's own colour at u, v (m), how much it mirrors, and how much it glows.
 
-    a, b: the surface's two colours.  width, height: m, of the face.  footprint: m, of a pixel.
+    material: one of Material
+    a, b: the surface's two colours
+    width, height: of the face, m
+    footprint: of a pixel, m
+    seed: for what differs from object to object
+    texture: noise, as in Ground
+    night: as in Light
     """
     mirror, glow = 0.0, 0.0
     x, y = u / width, v / height
@@ -317,14 +329,18 @@ def surface_color(
 def ground_color(
     ground: Ground, x: float, y: float, edge: float, rx: float, ry: float, far: float, near: float
 ) -> tuple[float, float, float]:
-    """Return the ground's own colour; arguments as in ground.road_paint, edge as of ground.edge_distance."""
+    """Return the ground's own colour at x, y (m).
+
+    edge: result of ground.edge_distance at x, y, m
+    rx, ry, far, near: as in ground.road_paint
+    """
     texture = ground.texture
     rough = texture_at(texture, 1, 5.0 * x, 5.0 * y)
     broad = texture_at(texture, 1, 0.7 * x + 100, 0.7 * y)
     fine = texture_at(texture, 0, 45.0 * x, 45.0 * y) / (1.0 + 60.0 * near)
     s, d, c, sn = main_coordinates(ground, x, y)
     if edge < 0:
-        # mended patches
+        # repaired patches
         patch = hashed(math.floor(s / 5.3), math.floor(d / 1.7), ground.seed)
         mended = 0.14 if patch < 0.05 else -0.10 if patch < 0.09 else 0.0
         grain = 1 + 0.20 * fine + 0.09 * rough + 0.10 * broad + mended

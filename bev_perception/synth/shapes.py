@@ -1,6 +1,6 @@
-"""Convex solids with painted faces: what every object of the made-up world is put together from.
+"""Convex solids with coloured faces, of which every object of the synthetic world is built.
 
-A hull's faces are flat and convex, counter-clockwise seen from outside. Pictures are drawn from the faces' polygons,
+A hull's faces are flat and convex, counter-clockwise seen from outside. Images are rendered from the faces' polygons,
 lidar and occupancy from their planes.
 """
 
@@ -38,13 +38,19 @@ class Material(IntEnum):
     CAR_SIDE = 15
     SIDE_GLASS = 16
     LATTICE = 17
-    #: from here on one can see through between leaves and spokes
+    #: this and the following materials have holes, between leaves or spokes
     LEAVES = 18
     SPOKES = 19
 
 
 class Surface(NamedTuple):
-    """What a face looks like.  accent: the material's second colour.  reflectance: to the lidar, 0..1."""
+    """The appearance of a face.
+
+    material: one of Material
+    color: the main colour
+    accent: the material's second colour
+    reflectance: for the lidar, 0..1
+    """
 
     material: int
     color: Color
@@ -54,14 +60,24 @@ class Surface(NamedTuple):
 
 @dataclass(frozen=True)
 class Hull:
-    """A convex solid.  vertices: [v, 3] m.  faces: vertex numbers of each.  surfaces: one a face."""
+    """A convex solid.
+
+    vertices: [v, 3] m
+    faces: vertex numbers of each face
+    surfaces: one per face
+    """
 
     vertices: np.ndarray
     faces: tuple[tuple[int, ...], ...]
     surfaces: tuple[Surface, ...]
 
     def moved(self, offset: Sequence[float], yaw: float = 0.0, pitch: float = 0.0) -> Hull:
-        """Return the hull, turned about y by pitch (nose down positive), about z by yaw, then shifted."""
+        """Return the hull, turned about y by pitch, about z by yaw, then shifted.
+
+        offset: [3] m
+        yaw: rad
+        pitch: nose down positive, rad
+        """
         c, s, cp, sp = math.cos(yaw), math.sin(yaw), math.cos(pitch), math.sin(pitch)
         turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.array([[cp, 0, sp], [0, 1, 0], [-sp, 0, cp]])
         return replace(self, vertices=self.vertices @ turn.T + np.asarray(offset, np.float64))
@@ -69,9 +85,11 @@ class Hull:
 
 @dataclass(frozen=True)
 class Part:
-    """A hull of an object.  pivot, swing, phase: it swings about the y axis through pivot [3] while its object walks.
+    """A hull of an object; it may swing about a y axis while the object walks.
 
-    swing: rad, amplitude.  phase: rad, of the walking cycle.
+    pivot: [3] point on the axis, m
+    swing: amplitude, rad; 0 for a part that does not swing
+    phase: within the walking cycle, rad
     """
 
     hull: Hull
@@ -82,9 +100,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Shape:
-    """The parts of an object, x forward, y left, z up, on the ground z = 0.
+    """The parts of an object; x forward, y left, z up, standing on the ground z = 0.
 
-    occupancy: its class of Occ3D.  anchors: x (m) of the two axles that follow the road, rear and front.
+    occupancy: its Occ3D class
+    anchors: x of the two axles that follow the road, rear and front, m
+    low, high: [3] extent over the whole walking cycle, m
     """
 
     parts: tuple[Part, ...]
@@ -94,7 +114,7 @@ class Shape:
     high: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        """Measure the extent [3], low and high, over the whole walking cycle."""
+        """Measure the extent, low and high [3], over the whole walking cycle."""
         points = np.concatenate([swung(part, side) for part in self.parts for side in (-1.0, 0.0, 1.0)])
         object.__setattr__(self, "low", points.min(axis=0))
         object.__setattr__(self, "high", points.max(axis=0))
@@ -110,10 +130,11 @@ def swung(part: Part, amount: float) -> np.ndarray:
 
 
 def loft(bottom: np.ndarray, top: np.ndarray, sides: Surface | Sequence[Surface], cap: Surface | None = None) -> Hull:
-    """Return the hull between two rings [n, 3] of as many corners, both counter-clockwise seen from above.
+    """Return the hull between two rings; the caller ensures that its sides are flat.
 
-    sides: of all sides, or of each, the one from corner i to i + 1 being i.  cap: of both ends (default: as side 0).
-    The caller sees to it that the sides are flat.
+    bottom, top: [n, 3] rings with equally many corners, both counter-clockwise seen from above, m
+    sides: surface of all sides, or one per side; side i goes from corner i to i + 1
+    cap: surface of both ends; None takes that of side 0
     """
     n = len(bottom)
     surfaces = [sides] * n if isinstance(sides, Surface) else list(sides)
@@ -132,7 +153,15 @@ def block(
     top: Surface | None = None,
     taper: tuple[float, float] = (1.0, 1.0),
 ) -> Hull:
-    """Return a box with its middle at `center`, its top shrunk by taper (x, y)."""
+    """Return a box.
+
+    center: [3] of its middle, m
+    size: length, width, height, m
+    surface: of all faces without one of their own
+    front, rear: surface of the face at the end of x and at its beginning; None takes `surface`
+    top: surface of top and bottom; None takes `surface`
+    taper: factors that shrink the top along x and y
+    """
     (cx, cy, cz), (length, width, height) = center, size
     ring = np.array([(0.5, -0.5), (0.5, 0.5), (-0.5, 0.5), (-0.5, -0.5)]) * (length, width)
     bottom = np.c_[ring, np.full(4, -height / 2)] + (cx, cy, cz)
@@ -147,9 +176,13 @@ def extrude(
     edge: Callable[[float, float], Surface],
     lean: float = 0.0,
 ) -> Hull:
-    """Return the solid between y = -half_width and +half_width over a convex profile of points (x, z).
+    """Return the solid between y = -half_width and +half_width over a convex profile.
 
-    edge: surface of the face with the outward normal (nx, nz).  lean: by how much the sides come in per m of height.
+    profile: points (x, z), m
+    half_width: m
+    side: surface of both sides
+    edge: function that returns the surface of the face with the outward normal (nx, nz)
+    lean: how far the sides come in per m of height, m
     """
     points = _convex(np.asarray(profile, np.float64))  # clockwise in (x, z): counter-clockwise seen from -y
     n, bottom = len(points), points[:, 1].min()
@@ -184,7 +217,13 @@ def _convex(points: np.ndarray) -> np.ndarray:
 
 
 def wheel(x: float, y: float, radius: float, width: float, surface: Surface, corners: int = 12) -> Hull:
-    """Return a wheel that stands on the ground, its axle along y; its discs have the surface, its tread is black."""
+    """Return a wheel that stands on the ground, its axle along y; the tread is black.
+
+    x, y: of its middle, m
+    radius, width: m
+    surface: of the discs
+    corners: number of corners that approximate the circle
+    """
     angle = 2 * np.pi * np.arange(corners) / corners
     profile = [(x + radius * math.cos(a), radius + radius * math.sin(a)) for a in angle]
     tread = Surface(Material.MATTE, (0.06, 0.06, 0.06), reflectance=0.05)
@@ -192,7 +231,12 @@ def wheel(x: float, y: float, radius: float, width: float, surface: Surface, cor
 
 
 def ball(center: Sequence[float], radii: Sequence[float], surface: Surface, around: int = 8, rings: int = 5) -> Hull:
-    """Return an ellipsoid of flat faces."""
+    """Return an ellipsoid made of flat faces.
+
+    center: [3] m
+    radii: [3] m
+    around, rings: number of faces around it, and of rows of faces
+    """
     vertices = [(0.0, 0.0, -1.0)]
     for k in range(1, rings):
         latitude = math.pi * (k / rings - 0.5)
@@ -212,7 +256,7 @@ def ball(center: Sequence[float], radii: Sequence[float], surface: Surface, arou
 
 
 def dome(radii: Sequence[float], surface: Surface, around: int = 8, rings: int = 4) -> Hull:
-    """Return the upper half of an ellipsoid on the ground."""
+    """Return the upper half of an ellipsoid, standing on the ground; arguments as in ball."""
     angle = 2 * np.pi * np.arange(around) / around
     ring = np.stack([np.cos(angle), np.sin(angle), np.zeros(around)], axis=1)
     vertices = []
@@ -233,7 +277,13 @@ def dome(radii: Sequence[float], surface: Surface, around: int = 8, rings: int =
 def column(
     center: Sequence[float], radius: float, height: float, surface: Surface, top: float = 1.0, corners: int = 8
 ) -> Hull:
-    """Return an upright prism on `center`, x, y, z of its foot, its top shrunk by the factor `top`."""
+    """Return an upright prism.
+
+    center: [3] of its foot, m
+    radius, height: m
+    top: factor that shrinks the top
+    corners: number of corners of the cross-section
+    """
     angle = 2 * np.pi * (np.arange(corners) + 0.5) / corners
     ring = np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius
     foot = np.asarray(center, np.float64)
@@ -241,7 +291,11 @@ def column(
 
 
 def bar(start: Sequence[float], end: Sequence[float], thickness: float, surface: Surface) -> Hull:
-    """Return a square bar from start to end [3]."""
+    """Return a bar with a square cross-section.
+
+    start, end: [3] m
+    thickness: m
+    """
     a, b = np.asarray(start, np.float64), np.asarray(end, np.float64)
     along = (b - a) / np.linalg.norm(b - a)
     aside = np.cross(along, (0.0, 1.0, 0.0) if abs(along[1]) < 0.9 else (1.0, 0.0, 0.0))

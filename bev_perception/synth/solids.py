@@ -1,4 +1,4 @@
-"""The hulls of a scene as flat arrays, the form in which the compiled kernels take them."""
+"""The hulls of a scene as flat arrays, the form that the compiled kernels use."""
 
 from __future__ import annotations
 
@@ -11,19 +11,33 @@ import numpy as np
 from bev_perception.synth.compiled import hot, kernel
 from bev_perception.synth.shapes import Hull, Part, Shape
 
-#: of a hull, what compiled code has room for: corners of a face, with those that clipping adds; vertices; faces
+#: largest hull that compiled code can process: corners of a face, including those that clipping adds; vertices; faces
 MAX_CORNERS, MAX_VERTICES, MAX_FACES = 32, 128, 128
 
 
 class Solids(NamedTuple):
-    """All hulls; a hull's vertices and planes are in the frame of its object.
+    """All hulls of a scene: V vertices, P parts (one hull each), F faces, O objects.
 
-    V vertices [V, 3] float64.  P parts: part_vertices, part_faces [P + 1] where each part's begin, part_object [P],
-    part_middle [P, 3], part_radius [P].
-    F faces: face_corners [F + 1] where each face's begin in corners (numbers of vertices), planes [F, 4] outward normal
-    and offset (n * x <= offset inside), texture_axes [F, 2, 4] (u, v in m = axis * x - offset), texture_size [F, 2] m,
-    materials [F], colors [F, 6] and reflectances [F] float32.
-    O objects: object_parts [O + 1], object_radius [O] round its origin, object_low, object_high [O, 3], classes [O].
+    Vertices and planes are in the frame of their object.
+
+    vertices: [V, 3] float64, m
+    part_vertices: [P + 1] where each part's vertices begin
+    part_faces: [P + 1] where each part's faces begin
+    part_object: [P] number of each part's object
+    part_middle: [P, 3] m
+    part_radius: [P] around part_middle, m
+    face_corners: [F + 1] where each face's corners begin in `corners`
+    corners: numbers of vertices
+    planes: [F, 4] outward normal and offset (n * x <= offset inside)
+    texture_axes: [F, 2, 4] axis and offset of u and v (u, v in m = axis * x - offset)
+    texture_size: [F, 2] m
+    materials: [F]
+    colors: [F, 6] float32, colour and accent
+    reflectances: [F] float32
+    object_parts: [O + 1] where each object's parts begin
+    object_radius: [O] around its origin, m
+    object_low, object_high: [O, 3] m
+    classes: [O] of Occ3D
     """
 
     vertices: np.ndarray
@@ -48,7 +62,13 @@ class Solids(NamedTuple):
 
 
 class Swings(NamedTuple):
-    """How parts swing.  parts [n], pivots [n, 3], amplitudes [n] and phases [n] in rad."""
+    """How parts swing.
+
+    parts: [n] numbers of the parts
+    pivots: [n, 3] m
+    amplitudes: [n] rad
+    phases: [n] rad
+    """
 
     parts: np.ndarray
     pivots: np.ndarray
@@ -57,7 +77,9 @@ class Swings(NamedTuple):
 
 
 def flatten(shapes: Sequence[Shape]) -> tuple[Solids, Swings]:
-    """Return the hulls of objects, one shape each, and the parts among them that swing.
+    """Return the hulls of all objects, and how parts of them swing.
+
+    shapes: one per object
 
     Raises ValueError for a hull that is too complex.
     """
@@ -145,7 +167,7 @@ def _face_geometry(
         length = math.sqrt(nx * nx + ny * ny + nz * nz)
         nx, ny, nz = nx / length, ny / length, nz / length
         planes[f, 0], planes[f, 1], planes[f, 2], planes[f, 3] = nx, ny, nz, nx * mx + ny * my + nz * mz
-        # u is level where the face is not, v goes up
+        # u is horizontal unless the face is nearly horizontal itself; v goes up
         ux, uy, uz = (-ny, nx, 0.0) if abs(nz) < 0.9 else (-nx * ny, 1.0 - ny * ny, -nz * ny)
         length = math.sqrt(ux * ux + uy * uy + uz * uz)
         ux, uy, uz = ux / length, uy / length, uz / length

@@ -1,4 +1,4 @@
-"""What stands along a street: cones, barriers, bins; houses, walls, trees, hedges, lamps, signals, signs, benches."""
+"""Shapes along a street: cones, barriers, bins, houses, walls, trees, hedges, lamps, signals, signs, benches."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _pick(rng: np.random.Generator, colors: tuple[Color, ...]) -> Color:
 
 
 def traffic_cone(rng: np.random.Generator) -> Shape:
-    """Return a cone: orange, one white band, black foot."""
+    """Return an orange cone with one white band and a black foot."""
     height = rng.uniform(0.7, 1.0)
     skin = Surface(Material.CONE, (0.08, 0.32, 0.92), (0.85, 0.85, 0.85), 0.6)
     foot = Surface(Material.MATTE, (0.07, 0.07, 0.07))
@@ -54,7 +54,10 @@ def traffic_cone(rng: np.random.Generator) -> Shape:
 
 
 def barrier(rng: np.random.Generator, kind: str) -> Shape:
-    """Return a barrier across x.  kind: concrete (a Jersey barrier), water (filled plastic) or board (striped)."""
+    """Return a barrier across x.
+
+    kind: concrete (a Jersey barrier), water (filled plastic) or board (striped)
+    """
     if kind == "board":
         stripes = Surface(Material.STRIPES, (0.08, 0.32, 0.92), (0.85, 0.85, 0.85), 0.7)
         hulls = [block((0, 0, z), (0.06, 1.9, 0.22), stripes) for z in (0.95, 0.60)]
@@ -74,7 +77,7 @@ def barrier(rng: np.random.Generator, kind: str) -> Shape:
 
 
 def bin_(rng: np.random.Generator) -> Shape:
-    """Return a wheeled bin, which nuScenes calls pushable."""
+    """Return a wheeled bin, in nuScenes a pushable object."""
     colors: tuple[Color, ...] = ((0.20, 0.35, 0.12), (0.45, 0.25, 0.10), (0.15, 0.15, 0.15))
     skin = Surface(Material.PAINT, _pick(rng, colors))
     lid = Surface(Material.MATTE, _pick(rng, colors))
@@ -90,7 +93,11 @@ def _square(width: float, z: float) -> np.ndarray:
 
 
 def building(rng: np.random.Generator, length: float, depth: float, height: float) -> Shape:
-    """Return a house of this length along x, its front on y = 0 and its back on y = -depth."""
+    """Return a house, its front on y = 0 and its back on y = -depth.
+
+    length: along x, m
+    depth, height: m
+    """
     glassy = height > 14 and rng.random() < 0.35
     wall = _pick(rng, ((0.55, 0.50, 0.42),) if glassy else _WALLS)
     pane = _pick(rng, ((0.42, 0.36, 0.30), (0.28, 0.24, 0.20), (0.20, 0.18, 0.16)))
@@ -122,7 +129,7 @@ def building(rng: np.random.Generator, length: float, depth: float, height: floa
 
 
 def wall(rng: np.random.Generator, length: float) -> Shape:
-    """Return a garden wall or a fence along x."""
+    """Return a garden wall or a fence along x, `length` m long."""
     if rng.random() < 0.5:
         stone = Surface(Material.MASONRY, _pick(rng, _WALLS))
         return _shape([block((0, 0, 0.7), (length, 0.25, 1.4), stone)], _MANMADE)
@@ -135,7 +142,7 @@ def wall(rng: np.random.Generator, length: float) -> Shape:
 
 
 def tree(rng: np.random.Generator, conifer: bool = False) -> Shape:
-    """Return a tree with a round or a pointed crown."""
+    """Return a tree with a round crown, or with a pointed one if it is a conifer."""
     bark = Surface(Material.MASONRY, (0.16, 0.21, 0.27), reflectance=0.3)
     shade, dark = _greens(rng)
     leaves, core = Surface(Material.LEAVES, shade, dark, 0.45), Surface(Material.FOLIAGE, dark, dark, 0.45)
@@ -156,13 +163,13 @@ def tree(rng: np.random.Generator, conifer: bool = False) -> Shape:
 
 
 def _greens(rng: np.random.Generator) -> tuple[Color, Color]:
-    """Return a green for leaves in the light, and one for those in the shade."""
+    """Return a green for leaves in the light, and one for leaves in the shade."""
     b, g, r = light = _pick(rng, _LEAVES)
     return light, (0.5 * b, 0.52 * g, 0.5 * r)
 
 
 def hedge(rng: np.random.Generator, length: float) -> Shape:
-    """Return a hedge along x."""
+    """Return a hedge along x, `length` m long."""
     leaves = Surface(Material.FOLIAGE, *_greens(rng), 0.45)
     height = rng.uniform(0.7, 1.5)
     return _shape(
@@ -180,7 +187,7 @@ def bush(rng: np.random.Generator) -> Shape:
 
 
 def lamp_post(rng: np.random.Generator) -> Shape:
-    """Return a street lamp whose arm reaches along x."""
+    """Return a street lamp whose arm extends along x."""
     height = rng.uniform(5.5, 8.0)
     lamp = Surface(Material.LAMP, (0.75, 0.9, 0.95))
     hulls = [
@@ -188,13 +195,13 @@ def lamp_post(rng: np.random.Generator) -> Shape:
         bar((0, 0, height - 0.1), (1.8, 0, height + 0.2), 0.09, _STEEL),
     ]
     head = block((1.9, 0, height + 0.18), (0.7, 0.25, 0.12), _STEEL)
-    # the first side face is the front; the bottom cap glows
+    # the first surface is the bottom's, which glows
     glowing = Hull(head.vertices, head.faces, (lamp, *head.surfaces[1:]))
     return _shape([*hulls, glowing], _MANMADE)
 
 
 def signal_post() -> Shape:
-    """Return a traffic signal with its lights towards x: green, amber, red from below, all of them lit."""
+    """Return a traffic signal that faces x: green, amber, red from bottom to top, all of them lit."""
     case = Surface(Material.MATTE, (0.10, 0.12, 0.10))
     hulls = [column((0, 0, 0), 0.09, 3.6, _STEEL), block((0.05, 0, 3.1), (0.3, 0.34, 1.0), case)]
     for z, color in ((2.78, (0.55, 0.90, 0.15)), (3.10, (0.1, 0.7, 0.95)), (3.42, (0.10, 0.10, 0.95))):
@@ -215,7 +222,7 @@ def sign_post(rng: np.random.Generator) -> Shape:
 
 
 def bench(rng: np.random.Generator) -> Shape:
-    """Return a bench along y whose sitters look along x."""
+    """Return a bench along y; people sitting on it look along x."""
     wood = Surface(Material.MATTE, (0.16, 0.28, 0.42))
     hulls = [block((-0.02, 0, 0.40), (0.42, 1.6, 0.08), wood), block((-0.25, 0, 0.68), (0.06, 1.6, 0.4), wood)]
     hulls += [block((-0.05, y, 0.18), (0.4, 0.08, 0.36), _STEEL) for y in (-0.6, 0.6)]
@@ -223,7 +230,7 @@ def bench(rng: np.random.Generator) -> Shape:
 
 
 def shelter(rng: np.random.Generator) -> Shape:
-    """Return a bus stop along y, open towards x."""
+    """Return a bus shelter along y, open towards x."""
     glass = Surface(Material.GLASS, (0.3, 0.28, 0.25), reflectance=0.1)
     poster = Surface(Material.CARGO, _pick(rng, _WALLS), (0.2, 0.3, 0.7))
     hulls = [block((0.2, 0, 2.45), (1.5, 4.0, 0.1), _STEEL), block((-0.5, 0, 1.3), (0.04, 4.0, 2.0), glass)]

@@ -1,4 +1,4 @@
-"""The tables of nuScenes (Caesar et al., CVPR 2020) for made-up scenes."""
+"""The tables of nuScenes (Caesar et al., CVPR 2020) for synthetic scenes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bev_perception.data.nuscenes import TABLES
 from bev_perception.synth.settings import CAMERAS, EVERY_SCENE, LIDAR, SPLITS, VAL_EVERY, VERSION
 
 Row = dict[str, Any]
-#: tables that each scene adds rows to; the others are the same for all
+#: tables that each scene adds rows to; the others are the same for all scenes
 SCENE_TABLES = tuple(name for name in TABLES if name not in ("attribute", "category", "sensor", "visibility"))
 CATEGORIES = (
     "human.pedestrian.adult",
@@ -45,7 +45,7 @@ _LEVELS = {"1": "v0-40", "2": "v40-60", "3": "v60-80", "4": "v80-100"}
 
 
 def token_of(*what: object) -> str:
-    """Return the token of something, 32 hexadecimal digits; the same thing has always the same."""
+    """Return the token of something, 32 hexadecimal digits; the same arguments always give the same token."""
     return hashlib.blake2b("/".join(map(str, what)).encode(), digest_size=16).hexdigest()
 
 
@@ -65,7 +65,7 @@ def sensor_token(channel: str) -> str:
 
 
 def linked(rows: Sequence[Row]) -> list[Row]:
-    """Fill in prev and next of rows that follow one another."""
+    """Fill in prev and next of consecutive rows."""
     for k, row in enumerate(rows):
         row["prev"] = rows[k - 1]["token"] if k else ""
         row["next"] = rows[k + 1]["token"] if k + 1 < len(rows) else ""
@@ -89,7 +89,7 @@ def _common() -> dict[str, list[Row]]:
 
 
 def splits_of(names: Sequence[str]) -> dict[str, list[str]]:
-    """Return the splits of scenes in their order, as nuscenes-devkit reads splits of one's own from splits.json."""
+    """Return the scenes of each split, in the form in which nuscenes-devkit reads custom splits from splits.json."""
     train, val = SPLITS
     return {
         train: [name for k, name in enumerate(names) if k % VAL_EVERY],
@@ -99,7 +99,11 @@ def splits_of(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def write_tables(root: Path, scenes: Iterable[dict[str, list[Row]]]) -> None:
-    """Write all tables and splits.json.  scenes: rows by table (SCENE_TABLES), scene by scene."""
+    """Write all tables and splits.json.
+
+    root: the dataroot
+    scenes: rows of each scene by table (SCENE_TABLES)
+    """
     tables: dict[str, list[Row]] = {name: [] for name in TABLES} | _common()
     for scene in scenes:
         for name in SCENE_TABLES:
@@ -112,7 +116,7 @@ def write_tables(root: Path, scenes: Iterable[dict[str, list[Row]]]) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write a file that appears when it is complete."""
+    """Write a JSON file, which only appears once it is complete."""
     partial = path.with_name(path.name + ".part")
     partial.write_text(json.dumps(document))
     partial.replace(path)

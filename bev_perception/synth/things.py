@@ -1,4 +1,4 @@
-"""What a scene is made of, as far as its boxes go: who it is, where it stands or how it moves."""
+"""The objects of a scene: category, place or movement, and bounding box."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 
 from bev_perception.synth.shapes import Shape
 
-#: m/s above which somebody moves
+#: m/s above which an object counts as moving
 MOVING = 0.2
-#: m, how much larger a box is than what is in it, on every side
+#: m, how far a box extends beyond its object on every side
 MARGIN = 0.03
 
 
@@ -18,9 +18,13 @@ MARGIN = 0.03
 class Thing:
     """One object of a scene.
 
-    category: nuScenes' name; "" for what gets no box.  place: x, y, z (m), yaw of what stands.
-    activity: "parked", "driving", "ridden", "left" (a bicycle without rider), "walking", "standing", "sitting", "".
-    agent: number of the agent who moves it, -1 for none.  behind: m from the agent's front back to the shape's origin.
+    shape: its hulls
+    category: of nuScenes; "" for a thing without a box
+    place: x, y, z (m), yaw (rad) of a thing that stands still
+    activity: "parked", "driving", "ridden", "left" (a bicycle or motorcycle without rider), "walking", "standing",
+        "sitting" or ""
+    agent: number of the agent that moves it, -1 for none
+    behind: distance from the agent's front back to the shape's origin, m
     """
 
     shape: Shape
@@ -31,7 +35,7 @@ class Thing:
     behind: float = 0.0
 
     def attribute(self, speed: float) -> str:
-        """Return nuScenes' attribute at a speed (m/s), "" if it has none."""
+        """Return the nuScenes attribute at a speed (m/s), "" if there is none."""
         moves = speed > MOVING
         if self.category.startswith("human.pedestrian"):
             if self.activity == "sitting":
@@ -45,6 +49,6 @@ class Thing:
 
     @property
     def box(self) -> tuple[np.ndarray, np.ndarray]:
-        """The box's middle [3] in the shape's frame and its size [3]: length, width, height."""
+        """The box's centre [3] in the shape's frame and its size [3]: length, width, height, m."""
         low, high = self.shape.low - MARGIN, self.shape.high + MARGIN
         return (low + high) / 2, high - low

@@ -1,4 +1,4 @@
-"""Who moves, and how: vehicles follow one another, stop at red lights and for people, people keep to the pavements.
+"""Traffic simulation: vehicles follow one another and stop for red lights and people; people keep to the pavements.
 
 Car following: the Intelligent Driver Model (Treiber, Hennecke and Helbing, Phys. Rev. E 62, 2000).
 """
@@ -14,24 +14,29 @@ import numpy as np
 from bev_perception.synth.compiled import hot, kernel
 from bev_perception.synth.roads import EXIT, WAY_STEP, Stop, Way
 
-#: s, step of the simulation; s that run before the scene starts
+#: s, step of the simulation, and time that is simulated before the scene starts
 STEP, WARM_UP = 0.05, 8.0
-#: how far a driver looks ahead, m, and at which distances
+#: m, distances ahead at which a driver looks for others
 _LOOK = np.concatenate([np.arange(0.0, 12.0, 1.0), np.arange(12.0, 46.0, 2.0)])
-#: IDM: m/s^2 acceleration and braking, s headway, m gap at rest
+#: Intelligent Driver Model: acceleration, braking (m/s^2), headway (s), gap at rest (m)
 _ACCELERATION, _BRAKING, _HEADWAY, _REST_GAP = 1.6, 2.2, 1.3, 2.2
-_HARDEST = 6.0  # m/s^2
-#: m, where those are who have left the streets
+_HARDEST = 6.0  # m/s^2, hardest braking
+#: m, x and y of those who have left the streets
 _GONE = -1e4
-_SIDEWAYS = 2.2  # m/s^2, what drivers bear in a bend
+_SIDEWAYS = 2.2  # m/s^2, lateral acceleration that drivers accept in a bend
 
 
 @dataclass(frozen=True)
 class Signals:
     """The traffic lights of a junction: groups 0 to 3 are green one after the other.
 
-    groups: 0 main street ahead, 1 main street across the oncoming, 2 and 3 the same of the crossing street.
-    starts: [4] s at which each group's green begins within the cycle.  greens: [4] s.  cycle, phase: s.
+    Groups are 0 main street ahead, 1 main street turning across the oncoming traffic, 2 and 3 the same of the crossing
+    street.
+
+    starts: [4] time within the cycle at which each group's green begins, s
+    greens: [4] duration of each group's green, s
+    cycle: duration of the cycle, s
+    phase: time within the cycle when the scene starts, s
     """
 
     starts: np.ndarray
@@ -40,7 +45,7 @@ class Signals:
     phase: float
 
     def green(self, group: int, time: float) -> bool:
-        """Whether a group may go at a time (s)."""
+        """Return whether a group may go at a time (s)."""
         at = (time + self.phase - self.starts[group]) % self.cycle
         return bool(at < self.greens[group])
 
@@ -50,7 +55,11 @@ class Signals:
 
 
 def make_all_signals(rng: np.random.Generator, junctions: int, turn: tuple[Stop, float] | None) -> list[Signals]:
-    """Draw the timing of all junctions; who is to turn at a stop line at a time (s) finds it green."""
+    """Sample the signal timing of all junctions.
+
+    junctions: number of junctions
+    turn: a stop line, and the time (s) at which it is to be green; None for no such condition
+    """
     signals = [make_signals(rng) for _ in range(junctions)]
     if turn is not None:
         stop, time = turn
@@ -59,7 +68,7 @@ def make_all_signals(rng: np.random.Generator, junctions: int, turn: tuple[Stop,
 
 
 def make_signals(rng: np.random.Generator) -> Signals:
-    """Draw the timing of a junction."""
+    """Sample the signal timing of a junction."""
     main = rng.uniform(7, 12) if rng.random() < 0.3 else rng.uniform(25, 50)
     greens = np.array([main, rng.uniform(3.5, 5), rng.uniform(5, 8), rng.uniform(3.5, 5)])
     clearance = 2.0
@@ -72,8 +81,12 @@ def make_signals(rng: np.random.Generator) -> Signals:
 class Agent:
     """Somebody on a way.
 
-    s: m of the front end at first; speed: m/s wanted; length, width: m.  walks: a pedestrian, who minds lights and
-    nobody else.
+    way: the path to follow
+    s: initial position of the front end, m
+    speed: wanted speed, m/s
+    length: m
+    width: m
+    walks: whether this is a pedestrian, who heeds traffic lights but nobody else
     """
 
     way: Way
@@ -85,7 +98,12 @@ class Agent:
 
 
 class Ways(NamedTuple):
-    """Everybody's way in one array.  points: [M, 3].  starts: [n + 1].  bends: [M] 1/m, the sharpest soon to come."""
+    """Everybody's way in one array.
+
+    points: [M, 3] x, y (m), heading (rad)
+    starts: [n + 1] where each way begins
+    bends: [M] the largest curvature soon to come, 1/m
+    """
 
     points: np.ndarray
     starts: np.ndarray
@@ -93,28 +111,36 @@ class Ways(NamedTuple):
 
 
 class Fleet(NamedTuple):
-    """How agents have moved.  traces: [n, steps + 1] s on everybody's way at every STEP, from -WARM_UP on."""
+    """How agents have moved.
+
+    ways: of all agents
+    traces: [n, steps + 1] position s of each on its way at every STEP, from -WARM_UP on, m
+    """
 
     ways: Ways
     traces: np.ndarray
 
     def s_at(self, time: float) -> np.ndarray:
-        """Return s [n] of all front ends at a time (s) of the scene; after the last step nobody moves."""
+        """Return s [n] (m) of all front ends at a time (s) of the scene; after the last step nobody moves."""
         at = min(max((time + WARM_UP) / STEP, 0.0), self.traces.shape[1] - 1.001)
         i = int(at)
         return self.traces[:, i] + (at - i) * (self.traces[:, i + 1] - self.traces[:, i])
 
     def speeds_at(self, time: float) -> np.ndarray:
-        """Return everybody's speed [n] in m/s."""
+        """Return everybody's speed [n] (m/s) at a time (s) of the scene."""
         return (self.s_at(time + STEP) - self.s_at(time - STEP)) / (2 * STEP)
 
 
 @kernel
 def places_on(ways: Ways, s: np.ndarray, agents: np.ndarray, behind: np.ndarray, axles: np.ndarray) -> np.ndarray:
-    """Return x, y, yaw [m, 3] of bodies whose two axles are on their agents' ways.
+    """Return x, y (m), yaw (rad) [m, 3] of bodies whose two axles are on their agents' ways.
 
-    s: [n] of all front ends.  agents: [m] whose the bodies are.  behind: [m] m from the front end back to the body's
-    origin.  axles: [m, 2] m, x of rear and front axle.  Who has left the streets is out of everybody's sight.
+    Bodies that have left the streets are placed far out of sight.
+
+    s: [n] of all front ends, m
+    agents: [m] agent of each body
+    behind: [m] distance from the front end back to the body's origin, m
+    axles: [m, 2] x of rear and front axle, m
     """
     places = np.empty((len(agents), 3))
     for i in range(len(agents)):
@@ -123,7 +149,7 @@ def places_on(ways: Ways, s: np.ndarray, agents: np.ndarray, behind: np.ndarray,
             places[i, 0], places[i, 1], places[i, 2] = _GONE, _GONE, 0.0
             continue
         rear, front = axles[i, 0], axles[i, 1]
-        if front - rear < 0.1:  # no axles: a pedestrian looks ahead
+        if front - rear < 0.1:  # no axles: a pedestrian, who faces ahead
             rear, front = -0.2, 0.2
         x0, y0, _ = _place(ways, agent, origin + rear)
         x1, y1, _ = _place(ways, agent, origin + front)
@@ -133,7 +159,13 @@ def places_on(ways: Ways, s: np.ndarray, agents: np.ndarray, behind: np.ndarray,
 
 
 class _Bodies(NamedTuple):
-    """Everybody's length, width (m), wanted speed (m/s) and whether they walk, each [n]."""
+    """Size and behaviour of all agents.
+
+    length: [n] m
+    width: [n] m
+    wanted: [n] speed, m/s
+    walks: [n] bool, pedestrians
+    """
 
     length: np.ndarray
     width: np.ndarray
@@ -142,7 +174,11 @@ class _Bodies(NamedTuple):
 
 
 def simulate(agents: list[Agent], signals: list[Signals], seconds: float) -> Fleet:
-    """Let all agents move until `seconds`."""
+    """Simulate all agents from WARM_UP before the start of the scene to its end.
+
+    signals: one per junction
+    seconds: length of the scene, s
+    """
     steps = math.ceil((WARM_UP + seconds + 1.0) / STEP)
     starts = np.concatenate([[0], np.cumsum([len(a.way.points) for a in agents])])
     ways = Ways(np.concatenate([a.way.points for a in agents]), starts, np.concatenate([a.way.bends for a in agents]))
@@ -165,7 +201,7 @@ def simulate(agents: list[Agent], signals: list[Signals], seconds: float) -> Fle
 
 @hot
 def _place(ways: Ways, i: int, s: float) -> tuple[float, float, float]:
-    """Return x, y, heading of s on agent i's way; beyond its ends it goes straight on."""
+    """Return x, y (m), heading (rad) at s (m) on agent i's way; beyond its ends the way continues straight on."""
     first, count = ways.starts[i], ways.starts[i + 1] - ways.starts[i]
     inside = min(max(s / WAY_STEP, 0.0), count - 1.001)
     k = int(inside)
@@ -179,7 +215,12 @@ def _place(ways: Ways, i: int, s: float) -> tuple[float, float, float]:
 def _advance(
     ways: Ways, bodies: _Bodies, s: np.ndarray, v: np.ndarray, lines: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return everybody's s and speed one STEP later.  lines: [n] m to the line at which each must stop."""
+    """Return everybody's s (m) and speed (m/s) one STEP later.
+
+    s: [n] of the front ends, m
+    v: [n] speeds, m/s
+    lines: [n] distance to the line at which each must stop, m
+    """
     n = len(s)
     owners, middles = np.empty(n * 12, np.int64), np.empty((n * 12, 3))
     count = 0
@@ -217,7 +258,12 @@ def _acceleration(ways: Ways, bodies: _Bodies, i: int, s: float, v: float, gap: 
 def _gap(
     ways: Ways, bodies: _Bodies, i: int, s: np.ndarray, v: np.ndarray, owners: np.ndarray, middles: np.ndarray
 ) -> tuple[float, float]:
-    """Return the free length before vehicle i and the speed along its way of what ends it; middles: x, y, radius."""
+    """Return the free distance (m) ahead of vehicle i, and the speed (m/s) along its way of the body that ends it.
+
+    s, v: [n] of all agents, m and m/s
+    owners: [c] agent of each of the circles that cover the bodies
+    middles: [c, 3] x, y, radius of the circles, m
+    """
     x0, y0, _ = _place(ways, i, s[i])
     near = np.empty(len(owners), np.int64)
     found = 0
@@ -240,7 +286,7 @@ def _gap(
 
 
 def _red_line(agent: Agent, s: float, v: float, signals: list[Signals], time: float) -> float:
-    """Return the distance to the next stop line that the agent must heed now, or a large one."""
+    """Return the distance (m) to the next stop line at which the agent must stop now, 1000 if there is none."""
     for stop in agent.way.stops:
         distance = stop.s - s
         if distance < -0.5:
@@ -249,6 +295,6 @@ def _red_line(agent: Agent, s: float, v: float, signals: list[Signals], time: fl
             break
         if signals[stop.junction].green(stop.group, time) or distance < v * v / (2 * 4.0) - 0.5:
             continue
-        # the driver stops with the nose at the line: what is left of the gap at rest is taken off
+        # drivers stop _REST_GAP before an obstacle: put it beyond the line, so that the nose stops at the line
         return max(distance + _REST_GAP - 0.4, 0.1) if not agent.walks else max(distance + 0.3, 0.05)
     return 1e3

@@ -1,4 +1,4 @@
-"""What drives: cars, trucks, trailers, buses and construction vehicles, with the sizes of nuScenes."""
+"""Shapes of cars, trucks, trailers, buses and construction vehicles, with the sizes of nuScenes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GLASS = Surface(Material.GLASS, (0.10, 0.09, 0.08), reflectance=0.08)
 RIM: Color = (0.5, 0.5, 0.5)
 TYRE = Surface(Material.WHEEL, BLACK, RIM, reflectance=0.1)
 
-#: blue, green, red and how often, of cars
+#: colours of cars (blue, green, red), and how frequent each is
 _PAINTS: tuple[tuple[Color, float], ...] = (
     ((0.86, 0.87, 0.87), 0.25),
     ((0.06, 0.06, 0.06), 0.19),
@@ -75,7 +75,7 @@ def _body(profile: list[tuple[float, float]], half_width: float, color: Color, l
 
 
 def _cabin(profile: list[tuple[float, float]], half_width: float, color: Color, lean: float = 0.28) -> Hull:
-    """Return what is above the belt line: glass all round, painted roof and pillars."""
+    """Return a car's body above the belt line: glass all round, painted roof and pillars."""
     roof = Surface(Material.PAINT, color)
     side = Surface(Material.SIDE_GLASS, (0.10, 0.09, 0.08), color, 0.1)
     return extrude(profile, half_width, side, lambda nx, nz: roof if nz > 0.9 else GLASS, lean)
@@ -119,7 +119,7 @@ def car(rng: np.random.Generator) -> Shape:
 
 
 def pickup(rng: np.random.Generator) -> Shape:
-    """Return a pick-up: to nuScenes a truck."""
+    """Return a pick-up, in nuScenes a truck."""
     length, width, height = np.array([5.75, 2.0, 1.88]) * rng.uniform(0.96, 1.04, 3)
     color, half, belt = _paint(rng), length / 2, 0.60 * height
     lower = [(-half, 0.45), (-half, belt - 0.05), (half - 0.1, 0.56 * height), (half, 0.45), (half - 0.1, 0.33)]
@@ -142,7 +142,7 @@ def pickup(rng: np.random.Generator) -> Shape:
 
 
 def _lorry_cab(front: float, width: float, height: float, depth: float, color: Color) -> list[Hull]:
-    """Return a cab over the engine: bonnetless, a large pane in front."""
+    """Return a lorry's cab over the engine: without a bonnet, with a large windscreen."""
     paint = Surface(Material.PAINT, color)
     side = Surface(Material.CAR_SIDE, color)
     face = Surface(Material.CAR_FRONT, color, (0.85, 0.9, 0.9), 0.5)
@@ -181,7 +181,7 @@ def box_truck(rng: np.random.Generator) -> Shape:
 
 
 def dump_truck(rng: np.random.Generator) -> Shape:
-    """Return a lorry with an open body for rubble: to nuScenes a truck, not a construction vehicle."""
+    """Return a lorry with an open body for rubble, in nuScenes a truck and not a construction vehicle."""
     length, width, height = np.array([7.6, 2.5, 3.0]) * rng.uniform(0.92, 1.08, 3)
     color, accent = _livery(rng)
     half = length / 2
@@ -235,7 +235,7 @@ def trailer(rng: np.random.Generator) -> Shape:
 
 
 def bus(rng: np.random.Generator, front_section: bool = False) -> Shape:
-    """Return a bus, or the front section of an articulated one."""
+    """Return a bus, or the front section of an articulated bus."""
     length, width, height = np.array([11.4, 2.85, 3.3]) * rng.uniform((0.92, 0.98, 0.95), (1.08, 1.03, 1.06))
     if front_section:
         length = 9.5
@@ -244,7 +244,12 @@ def bus(rng: np.random.Generator, front_section: bool = False) -> Shape:
 
 
 def bus_in(color: Color, accent: Color, size: tuple[float, float, float], with_front: bool = True) -> Shape:
-    """Return a bus of this livery and size (m): length, width, height."""
+    """Return a bus.
+
+    color, accent: its livery
+    size: length, width, height, m
+    with_front: whether it has a front; the rear section of an articulated bus has none
+    """
     length, width, height = size
     half = length / 2
     side = Surface(Material.BUS_SIDE, color, accent, 0.3)

@@ -1,4 +1,4 @@
-"""A whole scene as a function of time: streets, things, light, and the car that looks at them."""
+"""A whole scene as a function of time: streets, things, light, and the ego car."""
 
 from __future__ import annotations
 
@@ -23,14 +23,18 @@ from bev_perception.synth.traffic import Fleet, Signals, make_all_signals, place
 
 #: rad of pitch and roll per m/s^2 of acceleration
 _TILT = 0.006
-#: m that a pedestrian goes in one cycle of steps
+#: m that a pedestrian walks in one cycle
 STRIDE = 1.4
-#: how bright a lamp is that is switched off
+#: brightness of a lamp that is off, as a share of one that is on
 _UNLIT = 0.13
 
 
 class _Movers(NamedTuple):
-    """The objects that move, the ego car the last: numbers, agents and the rest of traffic.places_on's arguments."""
+    """The objects that move, the ego car last.
+
+    objects: their numbers
+    agents, behind, axles: as in traffic.places_on
+    """
 
     objects: np.ndarray
     agents: np.ndarray
@@ -40,10 +44,13 @@ class _Movers(NamedTuple):
 
 @dataclass(frozen=True)
 class World:
-    """A scene.  Times are s from its start.
+    """A scene. Times are s from its start.
 
-    things: all objects but the ego car, in the order of Solids' objects; the ego car is Solids' last object and is
-    there for its shadow.  weather: its name.
+    weather: its name
+    things: all objects but the ego car, in the order of the objects in Solids
+    solids: the hulls of all objects; the last object is the ego car, which is only there for its shadow
+    signals: one per junction
+    fleet: the movements of all agents
     """
 
     streets: StreetMap
@@ -57,10 +64,10 @@ class World:
     _movers: _Movers
     _at_rest: np.ndarray
     _swings: Swings
-    _lamps: np.ndarray  # [n, 4] face, junction, group, colour (0 green, 1 amber, 2 red) of traffic lights
+    _lamps: np.ndarray  # [n, 4] face, junction, group, colour (0 green, 1 amber, 2 red) of each lamp
 
     def ego2global(self, time: float) -> np.ndarray:
-        """Return the pose [4, 4] of the car's rear axle on the ground; it dives and rolls a little."""
+        """Return the pose [4, 4] of the ego car's rear axle on the ground; the car pitches and rolls a little."""
         span = 0.25
         (x0, y0, yaw0), (x, y, yaw), (x1, y1, yaw1) = (self._ego_at(time + lag).tolist() for lag in (-span, 0.0, span))
         before, after = math.hypot(x - x0, y - y0) / span, math.hypot(x1 - x, y1 - y) / span
@@ -75,7 +82,7 @@ class World:
         return places_on(ways, s, np.zeros(1, np.int64), np.array([EGO_NOSE]), np.array([EGO_AXLES]))[0]
 
     def places_at(self, time: float) -> np.ndarray:
-        """Return x, y, z, yaw [O, 4] of all objects, the ego car the last."""
+        """Return x, y, z (m), yaw (rad) [O, 4] of all objects at a time (s), the ego car last."""
         places, movers = self._at_rest.copy(), self._movers
         moved = places_on(self.fleet.ways, self.fleet.s_at(time), movers.agents, movers.behind, movers.axles)
         places[movers.objects, 0], places[movers.objects, 1] = moved[:, 0], moved[:, 1]
@@ -83,13 +90,13 @@ class World:
         return places
 
     def speeds_at(self, time: float) -> np.ndarray:
-        """Return the speeds [O] of all objects in m/s."""
+        """Return the speeds [O] (m/s) of all objects at a time (s)."""
         speeds = np.zeros(len(self._at_rest))
         speeds[self._movers.objects] = self.fleet.speeds_at(time)[self._movers.agents]
         return speeds
 
     def poses_at(self, time: float) -> Poses:
-        """Return where all parts are."""
+        """Return the poses of all parts at a time (s)."""
         places, owner = self.places_at(time), self.solids.part_object
         c, s = np.cos(places[:, 3]), np.sin(places[:, 3])
         turns = np.zeros((len(places), 3, 3))
@@ -98,7 +105,7 @@ class World:
         parts, pivots, amplitudes, phases = self._swings
         strides, speeds = np.zeros(len(places)), self.speeds_at(time)
         strides[self._movers.objects] = 2 * np.pi / STRIDE * self.fleet.s_at(time)[self._movers.agents]
-        pace = np.clip(speeds / 0.8, 0, 1)  # who stands has the feet together
+        pace = np.clip(speeds / 0.8, 0, 1)  # a pedestrian who stands has the feet together
         angles = amplitudes * pace[owner[parts]] * np.sin(strides[owner[parts]] + phases)
         c, s = np.cos(angles), np.sin(angles)
         swing = np.zeros((len(parts), 3, 3))
@@ -109,7 +116,7 @@ class World:
         return Poses(rotations, translations)
 
     def solids_at(self, time: float) -> Solids:
-        """Return the solids with the traffic lights as they are."""
+        """Return the solids with the traffic lights as they are at a time (s)."""
         colors = self.solids.colors.copy()
         for face, junction, group, color in self._lamps:
             green = self.signals[junction].green(group, time)
@@ -127,7 +134,7 @@ def _rotation(roll: float, pitch: float, yaw: float) -> np.ndarray:
 
 
 def make_world(seed: tuple[int, ...], seconds: float) -> World:
-    """Return the scene of a seed; its first `seconds` are simulated."""
+    """Return the scene of a seed, simulated for `seconds`."""
     rng = np.random.default_rng(seed)
     streets = make_streets(rng, 13.0 * seconds + 260)
     ground = make_ground(streets, rng)
