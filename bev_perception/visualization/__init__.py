@@ -1,1 +1,1 @@
-"""Pictures and videos of what the pipeline sees and finds."""
+"""Pictures and videos of the pipeline's inputs and results."""

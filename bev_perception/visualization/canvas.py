@@ -1,4 +1,4 @@
-"""What all pictures are made of: tiles of cameras, the view from above, dashes, text."""
+"""Building blocks of all pictures: camera tiles, bird's-eye view, dashed lines, text."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ from bev_perception.types import Boxes3D, Frame, View
 
 Color = tuple[int, int, int]  # BGR
 
-CAPTION = 40  # pixels, height of the strip below
-REACH = 50.0  # m, shown from above in each direction
-EGO_LENGTH, EGO_WIDTH, EGO_HEIGHT, EGO_REAR = 4.1, 1.75, 1.55, 1.0  # m, base_link at the rear axle; EGO_REAR behind it
+CAPTION = 40  # pixels, height of the strip at the bottom
+REACH = 50.0  # m, shown by the bird's-eye view in each direction
+EGO_LENGTH, EGO_WIDTH, EGO_HEIGHT, EGO_REAR = 4.1, 1.75, 1.55, 1.0  # m; base_link: rear axle, EGO_REAR from the tail
 BACKGROUND, GRID, TEXT = (24, 22, 20), (75, 72, 70), (230, 230, 230)
-# of the cameras' default names; other rigs are laid out in the configured order
+# layout of cameras with the default names; other rigs are laid out in the configured order
 SURROUND = (
     ("cam_front_left", "cam_front", "cam_front_right"),
     ("cam_back_left", "cam_back", "cam_back_right"),
 )
-FRACTION_BITS = 4  # of the coordinates that OpenCV draws with
-DASH = 6.0  # pixels, of a dash and of the gap after it
+FRACTION_BITS = 4  # fraction bits of the coordinates that OpenCV draws with
+DASH = 6.0  # pixels, length of a dash and of the gap after it
 
 
 @dataclass(frozen=True)
 class Tile:
     """One camera's place in a picture.
 
-    picture: [h, w, 3] BGR, to be drawn on.  view: where the camera was.
-    source2tile: [3, 3], pixels of the camera's image without its lens distortion to those of the tile.
+    name: of the camera
+    picture: [h, w, 3] BGR, to be drawn on
+    view: the camera's image, calibration and pose
+    source2tile: [3, 3] from pixels of the camera's image without its lens distortion to pixels of the tile
     """
 
     name: str
@@ -45,14 +47,14 @@ class Tile:
 
 
 def decode_views(frame: Frame) -> dict[str, np.ndarray]:
-    """Return the images [H, W, 3] BGR of the cameras that have one which can be decoded."""
+    """Return the images [H, W, 3] BGR by camera, of all cameras whose image can be decoded."""
     images = {}
     for view in frame.views:
         if view is not None:
             try:
                 images[view.image.camera] = decode_image(view.image)
             except ImageError:
-                continue  # the pipeline has counted it and said why; its tile says so too
+                continue  # the pipeline has counted it and logged the reason, which its tile shows, too
     return images
 
 
@@ -63,10 +65,12 @@ def draw_cameras(
     rows: int,
     draw: Callable[[Tile], None] | None = None,
 ) -> np.ndarray:
-    """Return the frame's cameras in `rows` rows of tiles of (width, height) pixels.
+    """Return a picture of the frame's cameras, one tile per camera.
 
-    images: camera -> its decoded image [H, W, 3] BGR uint8, as it was taken (lens distortion is removed here).
-    draw: called with every tile that shows an image.
+    images: camera -> its decoded image [H, W, 3] BGR uint8, as it was taken (lens distortion is removed here)
+    tile_size: width, height, pixels
+    rows: number of rows of tiles
+    draw: called with every tile that shows an image; None draws nothing more
     """
     views = dict(zip(frame.cameras, frame.views, strict=True))
     pictures = []
@@ -91,7 +95,7 @@ def _order(cameras: tuple[str, ...], rows: int) -> list[str]:
 def _make_tile(
     name: str, view: View | None, image: np.ndarray | None, missing: Mapping[str, str], size: tuple[int, int]
 ) -> tuple[np.ndarray, Tile | None]:
-    """Return a camera's picture, and the tile to draw on unless there is no image to show."""
+    """Return a camera's picture and its tile to draw on; the tile is None if there is no image to show."""
     width, height = size
     picture = np.full((height, width, 3), BACKGROUND, np.uint8)
     if view is None or image is None:
@@ -105,7 +109,7 @@ def _make_tile(
 
 
 def _place_image(picture: np.ndarray, image: np.ndarray, view: View) -> np.ndarray:
-    """Put the image, undistorted, into the middle of the picture; return source2tile, see Tile."""
+    """Put the undistorted image into the middle of the picture; return source2tile, see Tile."""
     calibration = view.calibration
     tile_height, tile_width = picture.shape[:2]
     scale = min(tile_width / calibration.width, tile_height / calibration.height)
@@ -130,19 +134,25 @@ def _place_image(picture: np.ndarray, image: np.ndarray, view: View) -> np.ndarr
 
 
 class BirdsEye:
-    """A view from above of base_link's surroundings, +x up and +y left, to be drawn on.
+    """A bird's-eye view of the surroundings of base_link, +x up and +y left, to be drawn on.
 
-    canvas: [size, size, 3] BGR.  scale: pixels a metre.
+    canvas: [size, size, 3] BGR
+    size: width and height, pixels
+    reach: distance shown in each direction from base_link, m
+    scale: pixels per metre
     """
 
     def __init__(self, size: int, reach: float = REACH) -> None:
-        """Start empty; `reach` (m) each way from base_link is shown."""
+        """Start with an empty view; size and reach as in the class."""
         self.canvas = np.full((size, size, 3), BACKGROUND, np.uint8)
         self.size, self.reach = size, reach
         self.scale = (size / 2 - 12) / reach
 
     def pixels(self, points: np.ndarray) -> np.ndarray:
-        """Return points [n, 2 or more] (m, base_link) as pixels [n, 2], those far outside moved to where OpenCV can."""
+        """Return points as pixels [n, 2], those far outside clipped to coordinates that OpenCV can handle.
+
+        points: [n, 2 or more] in base_link, m
+        """
         at = self.size / 2 - self.scale * points[:, 1::-1]
         return np.clip(at, -4 * self.size, 5 * self.size)
 
@@ -159,14 +169,19 @@ class BirdsEye:
             cv2.line(self.canvas, start, end, TEXT, 1, cv2.LINE_AA, FRACTION_BITS)
 
     def draw_ego(self) -> None:
-        """Draw the outline of the car that base_link is on, with its bonnet."""
+        """Draw the outline and the bonnet of the ego car."""
         rear, front, side = -EGO_REAR, EGO_LENGTH - EGO_REAR, EGO_WIDTH / 2
         self.outline(np.array([[front, side], [rear, side], [rear, -side], [front, -side]]), TEXT)
         bonnet = fixed(self.pixels(np.array([[0.5, side], [front, 0], [0.5, -side]])))
         cv2.polylines(self.canvas, [bonnet], False, TEXT, 1, cv2.LINE_AA, FRACTION_BITS)
 
     def draw_boxes(self, boxes: Boxes3D, colors: list[Color], dashed: bool = False) -> None:
-        """Draw the ground outline of boxes in base_link, with a thick line from the middle to the front."""
+        """Draw the ground outline of boxes, with a thick line from the middle to the front.
+
+        boxes: in base_link
+        colors: one per box
+        dashed: whether to draw dashed outlines and a thin line to the front
+        """
         corners = box_corners(boxes.centers, boxes.sizes, boxes.yaws)[:, :4, :2]  # [n, 4, 2]
         for i, color in enumerate(colors):
             self.outline(corners[i], color, dashed)
@@ -175,7 +190,7 @@ class BirdsEye:
             cv2.line(self.canvas, start, end, color, 1 if dashed else 2, cv2.LINE_AA, FRACTION_BITS)
 
     def outline(self, corners: np.ndarray, color: Color, dashed: bool = False) -> None:
-        """Draw a polygon with corners [n, 2] in m."""
+        """Draw a polygon with corners [n, 2] in base_link, m."""
         at = fixed(self.pixels(corners))
         if not dashed:
             cv2.polylines(self.canvas, [at], True, color, 1, cv2.LINE_AA, FRACTION_BITS)
@@ -185,17 +200,20 @@ class BirdsEye:
 
 
 def bgr_colors(class_names: Sequence[str]) -> list[Color]:
-    """Return the classes' colours as OpenCV takes them."""
+    """Return the classes' colours in the order of OpenCV: blue, green, red."""
     return [(b, g, r) for r, g, b in class_colors(class_names).tolist()]
 
 
 def fixed(pixels: np.ndarray) -> np.ndarray:
-    """Return pixels [...] as whole numbers with FRACTION_BITS of fraction."""
+    """Return pixels [...] as fixed-point integers with FRACTION_BITS fraction bits."""
     return np.round(pixels * (1 << FRACTION_BITS)).astype(np.int32)
 
 
 def dashed_line(picture: np.ndarray, start: np.ndarray, end: np.ndarray, color: Color) -> None:
-    """Draw a thin dashed line between two points [2], see `fixed`; it begins and ends with a dash."""
+    """Draw a thin dashed line that begins and ends with a dash.
+
+    start, end: [2] results of `fixed`
+    """
     pixels = float(np.hypot(*(end - start))) / (1 << FRACTION_BITS)
     dashes = max(1, round((pixels / DASH + 1) / 2))
     along = np.linspace(0.0, 1.0, 2 * dashes)[:, None]
@@ -204,22 +222,31 @@ def dashed_line(picture: np.ndarray, start: np.ndarray, end: np.ndarray, color: 
 
 
 def draw_dots(picture: np.ndarray, pixels: np.ndarray, radius: float, color: Color, filled: bool = True) -> None:
-    """Draw a dot, or a ring, at each of the pixels [n, 2]."""
+    """Draw dots or rings.
+
+    pixels: [n, 2] their middles
+    radius: pixels
+    filled: True for dots, False for rings
+    """
     size = round(radius * (1 << FRACTION_BITS))
     for at in fixed(pixels).tolist():
         cv2.circle(picture, at, size, color, -1 if filled else 1, cv2.LINE_AA, FRACTION_BITS)
 
 
 def draw_caption(width: int, note: str, state: str) -> np.ndarray:
-    """Return a strip [CAPTION, width, 3] with `note` at its left and `state` at its right."""
+    """Return a strip [CAPTION, width, 3] with `note` on the left and `state` on the right."""
     strip = np.full((CAPTION, width, 3), BACKGROUND, np.uint8)
     put_text(strip, note, (12, 26), TEXT, 0.6)
     (state_width, _), _ = cv2.getTextSize(state, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)
-    strip[:, max(0, width - state_width - 24) :] = BACKGROUND  # a long note ends here
+    strip[:, max(0, width - state_width - 24) :] = BACKGROUND  # cut off a long note
     put_text(strip, state, (width - state_width - 12, 26), TEXT, 0.5)
     return strip
 
 
 def put_text(picture: np.ndarray, text: str, at: tuple[int, int], color: Color, size: float) -> None:
-    """Write a line of text; `at`: the left end of its base line, pixels."""
+    """Write a line of text.
+
+    at: left end of its base line, pixels
+    size: scale of OpenCV's font
+    """
     cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, color, 1, cv2.LINE_AA)

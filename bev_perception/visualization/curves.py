@@ -1,4 +1,4 @@
-"""The losses that a training has logged, as a table and a picture."""
+"""Loss curves: the losses of a training's log as a table and a picture."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ Rows = list[dict[str, float]]
 
 
 def draw_curves(logs: Sequence[Path], out: Path) -> int:
-    """Write out.csv and out.png of the log.jsonl of a training; return the number of rows.
+    """Write the losses of a training to out.csv and out.png; return the number of rows.
 
-    logs: several are parts of one training, one after the other.  out: a path without suffix.
+    logs: log.jsonl of the training; several files are consecutive parts of one training
+    out: path without suffix
+
     Raises UserError for a file that is no such log.
     """
     rows = _read(logs)
@@ -27,7 +29,7 @@ def draw_curves(logs: Sequence[Path], out: Path) -> int:
 
 
 def _read(logs: Sequence[Path]) -> Rows:
-    """Return what was logged, by step; what was done again after an interruption counts as it was the last time."""
+    """Return the rows of the logs by step; of a step that was repeated after an interruption, the last row counts."""
     rows: dict[int, dict[str, float]] = {}
     before = 0
     for log in logs:
@@ -68,7 +70,7 @@ def _draw(rows: Rows, path: Path, title: str) -> None:
     rates.plot(steps, [row["lr"] for row in rows], color="tab:gray", linestyle=":")
     rates.set(ylabel="learning rate (dotted)")
     for name in rows[-1]:
-        if name.startswith("loss_"):  # of the last pass or stage; "d0." and so on are of those before
+        if name.startswith("loss_"):  # of the last pass or stage; earlier ones have a prefix such as "d0."
             right.plot(steps, [row.get(name, float("nan")) for row in rows], label=name)
     right.set(title="its parts, of decoders' last passes", xlabel="step", yscale="log")
     right.legend(fontsize=7, ncols=2)

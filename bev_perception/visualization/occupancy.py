@@ -1,4 +1,4 @@
-"""Pictures of occupancy: voxels in perspective and from above, the truth beside them, the cameras over all."""
+"""Pictures of occupancy: voxels in perspective and from above, ground truth beside them, cameras at the top."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from bev_perception.visualization.canvas import (
 )
 from bev_perception.visualization.voxels import VoxelView
 
-PANEL = 960  # pixels, width of what is drawn of one occupancy
-PERSPECTIVE_HEIGHT, BIRDS_EYE = 460, 480  # pixels, of its two parts; the legend stands beside the second
-BELOW, LEGEND = 720, 360  # pixels, of what is drawn below boxes: height, and width of the legend
+PANEL = 960  # pixels, width of the panel of one occupancy
+PERSPECTIVE_HEIGHT, BIRDS_EYE = 460, 480  # pixels, heights of its two parts; the legend is beside the second
+BELOW, LEGEND = 720, 360  # pixels, below a picture of boxes: height of the occupancy, and width of its legend
 CAMERA_TILE = (320, 180)  # pixels, width and height
 EGO_COLOR = (240, 240, 240)
-LINE = 22  # pixels, of the legend
+LINE = 22  # pixels, height of a line of the legend
 
 
 def draw_occupancy(
@@ -40,11 +40,13 @@ def draw_occupancy(
     images: Mapping[str, np.ndarray] | None = None,
     note: str = "",
 ) -> np.ndarray:
-    """Return a BGR picture of an occupancy in perspective and from above, with what is really there beside it.
+    """Return a BGR picture of an occupancy in perspective and from above, with the ground truth beside it.
 
-    occupancy, truth: what was predicted and what is there; one of them may be None and is then left out.
-    frame, images: of the cameras, see canvas.draw_cameras; without them there are none above.
-    note: for the strip below.
+    occupancy: the prediction; None leaves it out
+    truth: the ground truth; None leaves it out, but one of the two must be given
+    frame: whose cameras are drawn above; None draws no cameras
+    images: of the cameras, see canvas.draw_cameras
+    note: text of the strip at the bottom
     """
     panels = [
         _draw_panel(o, title) for o, title in ((occupancy, "predicted"), (truth, "ground truth")) if o is not None
@@ -62,9 +64,12 @@ def draw_occupancy(
 
 
 def draw_beside_boxes(boxes: np.ndarray, occupancy: Occupancy) -> np.ndarray:
-    """Return a picture of pictures.draw_frame with the occupancy of the same frame below it.
+    """Return a picture of boxes with the occupancy of the same frame below it.
 
-    In perspective, the list of classes, and from above where the boxes are seen from above, too.
+    The occupancy is shown in perspective, and from above below the bird's-eye view of the boxes; between them is its
+    legend.
+
+    boxes: [H, W, 3] BGR, result of pictures.draw_frame
     """
     above = draw_occupancy_from_above(occupancy, BELOW)
     legend = _draw_legend(occupancy, (LEGEND, BELOW))
@@ -73,7 +78,10 @@ def draw_beside_boxes(boxes: np.ndarray, occupancy: Occupancy) -> np.ndarray:
 
 
 def draw_perspective(occupancy: Occupancy, size: tuple[int, int]) -> np.ndarray:
-    """Return a BGR picture of the voxels and the car from behind and above; size: (width, height), pixels."""
+    """Return a BGR picture of the voxels and the car, seen from behind and above.
+
+    size: width, height, pixels
+    """
     view = VoxelView(size)
     resolution = occupancy.grid.resolution
     view.add(occupancy.occupied, voxel_colors(occupancy), occupancy.grid.origin, (resolution,) * 3)
@@ -84,14 +92,15 @@ def draw_perspective(occupancy: Occupancy, size: tuple[int, int]) -> np.ndarray:
 
 
 def draw_occupancy_from_above(occupancy: Occupancy, size: int) -> np.ndarray:
-    """Return a BGR picture [size, size, 3] from above, +x up: the top-most voxel of each column; free is transparent.
+    """Return a BGR picture [size, size, 3] from above, +x up, of the top-most occupied voxel of each column.
 
-    It reaches as far from base_link, in all directions, as the grid does in the furthest.
+    Columns that are free show the background. The picture extends equally far from base_link in all directions: as far
+    as the grid does in the direction of its greatest extent.
     """
     grid = occupancy.grid
     ends = [(o, o + grid.resolution * n) for o, n in zip(grid.origin[:2], grid.shape[:2], strict=True)]
     view = BirdsEye(size, reach=max(abs(end) for pair in ends for end in pair))
-    middles = (size / 2 - np.arange(size)) / view.scale  # m, of the pixels: x of the rows, y of the columns
+    middles = (size / 2 - np.arange(size)) / view.scale  # m, pixel centres: x of the rows, y of the columns
     i, j = (np.floor((middles - o) / grid.resolution).astype(int) for o in grid.origin[:2])
     rows, columns = ((at >= 0) & (at < n) for at, n in zip((i, j), grid.shape[:2], strict=True))
     colors, filled = _top_colors(occupancy)
@@ -104,7 +113,7 @@ def draw_occupancy_from_above(occupancy: Occupancy, size: int) -> np.ndarray:
 
 
 def voxel_colors(occupancy: Occupancy) -> np.ndarray:
-    """Return the colours [X, Y, Z, 3] uint8 BGR: the class's, or the object's own where objects are told apart."""
+    """Return the colours [X, Y, Z, 3] uint8 BGR: one per class, and one per object if the occupancy has instances."""
     table = np.array(bgr_colors(occupancy.class_names), np.uint8)
     colors = table[occupancy.semantics]
     if occupancy.instances is not None:
@@ -114,14 +123,14 @@ def voxel_colors(occupancy: Occupancy) -> np.ndarray:
 
 
 def _objects(occupancy: Occupancy) -> np.ndarray:
-    """Return [X, Y, Z] bool, the voxels of countable things that have an instance."""
+    """Return the voxels of countable things that have an instance number, [X, Y, Z] bool."""
     assert occupancy.instances is not None
     countable = np.array([name in THINGS for name in occupancy.class_names])
     return countable[occupancy.semantics] & (occupancy.instances > 0)
 
 
 def _instance_colors(instances: np.ndarray) -> np.ndarray:
-    """Return a bright colour [n, 3] BGR for each instance number [n]; those of neighbouring numbers are far apart."""
+    """Return a bright colour [n, 3] BGR for each instance number [n]; consecutive numbers get distinct colours."""
     hues = np.round(instances * GOLDEN_RATIO % 1.0 * 180).astype(np.uint8) % 180
     hsv = np.stack([hues, np.full_like(hues, 190), np.full_like(hues, 250)], axis=1)
     return cv2.cvtColor(hsv[None], cv2.COLOR_HSV2BGR)[0]
@@ -144,7 +153,7 @@ def _draw_panel(occupancy: Occupancy, title: str) -> np.ndarray:
 
 
 def _draw_legend(occupancy: Occupancy, size: tuple[int, int]) -> np.ndarray:
-    """Return the list of classes with their numbers of voxels, and of objects where those are told apart."""
+    """Return the list of classes with their numbers of voxels and, if the occupancy has instances, of objects."""
     width, height = size
     legend = np.full((height, width, 3), BACKGROUND, np.uint8)
     voxels = np.bincount(occupancy.semantics.ravel(), minlength=len(occupancy.class_names))

@@ -1,4 +1,4 @@
-"""Pictures of a frame and its boxes: every camera with the boxes drawn in, beside a view from above; and videos."""
+"""Pictures and videos of a frame and its boxes: every camera with the boxes drawn in, beside a bird's-eye view."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from bev_perception.visualization.canvas import (
 TILE_WIDTH, TILE_HEIGHT = 640, 360  # pixels, of one camera's picture
 NEAR = 0.1  # m, nothing nearer to a camera is drawn
 MIN_SPEED = 0.5  # m/s, slower boxes get no arrow
-TRUTH: Color = (255, 255, 255)  # of dashed boxes, which are the ground truth
+TRUTH: Color = (255, 255, 255)  # colour of the ground truth's boxes, which are dashed
 _EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
 _FRONT_CROSS = ((0, 7), (3, 4))  # diagonals of the front face, see geometry.box_corners
 
@@ -40,11 +40,12 @@ def draw_frame(
     note: str = "",
     truth: Boxes3D | None = None,
 ) -> np.ndarray:
-    """Return a BGR picture of the frame: two rows of cameras, the view from above, and a strip with `note`.
+    """Return a BGR picture of the frame: two rows of cameras, a bird's-eye view, and a strip with `note` at the bottom.
 
-    images: camera -> its decoded image [H, W, 3] BGR uint8, as it was taken (lens distortion is removed here).
-    boxes: in base_link at the frame's stamp; in each camera they stand where its own stamp's ego pose puts them.
-    truth: what is really there, likewise; drawn with white dashes.
+    images: camera -> its decoded image [H, W, 3] BGR uint8, as it was taken (lens distortion is removed here)
+    boxes: in base_link at the frame's stamp; each camera shows them from the ego pose at its own stamp
+    note: text of the strip
+    truth: ground-truth boxes, like `boxes`, drawn with white dashes; None draws none
     """
 
     def draw(tile: Tile) -> None:
@@ -61,9 +62,9 @@ def draw_frame(
 
 
 def draw_birds_eye(boxes: Boxes3D, size: int, truth: Boxes3D | None = None) -> np.ndarray:
-    """Return a BGR picture [size, size, 3] of boxes in base_link from above, +x up, REACH m each way.
+    """Return a BGR picture [size, size, 3] of boxes in base_link from above, +x up, REACH m in each direction.
 
-    truth: what is really there, drawn with white dashes.
+    truth: ground-truth boxes in base_link, drawn with white dashes; None draws none
     """
     view = BirdsEye(size)
     view.draw_rings()
@@ -72,7 +73,7 @@ def draw_birds_eye(boxes: Boxes3D, size: int, truth: Boxes3D | None = None) -> n
         view.draw_boxes(truth, [TRUTH] * len(truth), dashed=True)
     view.draw_boxes(boxes, box_colors(boxes))
     noses = box_corners(boxes.centers, boxes.sizes, boxes.yaws)[:, [0, 3], :2].mean(1)  # [n, 2]
-    for i in np.flatnonzero(np.hypot(*boxes.velocities.T) >= MIN_SPEED):  # the way of one second
+    for i in np.flatnonzero(np.hypot(*boxes.velocities.T) >= MIN_SPEED):  # the distance travelled in one second
         tail, tip = fixed(view.pixels(np.stack([noses[i], noses[i] + boxes.velocities[i]])))
         cv2.arrowedLine(view.canvas, tail, tip, TEXT, 1, cv2.LINE_AA, FRACTION_BITS, tipLength=0.2)
     _draw_legend(view.canvas, boxes, truth)
@@ -82,9 +83,11 @@ def draw_birds_eye(boxes: Boxes3D, size: int, truth: Boxes3D | None = None) -> n
 def draw_wireframes(
     tile: Tile, ego2global: np.ndarray, boxes: Boxes3D, colors: list[Color], dashed: bool = False
 ) -> None:
-    """Draw boxes into a camera's tile, far ones first, each with a cross on its front; dashed ones thinly.
+    """Draw boxes into a camera's tile, far ones first, each with a cross on its front.
 
-    ego2global: [4, 4], of the base_link that the boxes are in.
+    ego2global: [4, 4] of the base_link that the boxes are in
+    colors: one per box
+    dashed: whether to draw thin dashed lines
     """
     corners = box_corners(boxes.centers, boxes.sizes, boxes.yaws).reshape(-1, 3)  # [n * 8, 3]
     ego2camera = invert_transform(tile.view.ego2global @ tile.view.sensor2ego) @ ego2global
@@ -95,13 +98,13 @@ def draw_wireframes(
 
 
 def box_colors(boxes: Boxes3D) -> list[Color]:
-    """Return the colour of every box, its class's."""
+    """Return the colour of every box, which is that of its class."""
     colors = bgr_colors(boxes.class_names)
     return [colors[label] for label in boxes.labels.tolist()]
 
 
 def write_png(path: str | Path, picture: np.ndarray) -> None:
-    """Write a BGR picture as PNG; the file appears when it is complete."""
+    """Write a BGR picture as a PNG file, which only appears once it is complete."""
     encoded = cv2.imencode(".png", picture)[1]
     path = Path(path)
     partial = path.with_name(path.name + ".part")
@@ -110,7 +113,11 @@ def write_png(path: str | Path, picture: np.ndarray) -> None:
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> int:
-    """Write BGR pictures of one size as an mp4 video (MPEG-4 part 2, what every OpenCV can write); return their number.
+    """Write BGR pictures of one size as an mp4 video; return their number.
+
+    The codec is MPEG-4 part 2, which every OpenCV can write.
+
+    fps: pictures per second
 
     Raises OSError when the file cannot be written, UserError for no pictures, ValueError for different sizes.
     """
@@ -139,7 +146,11 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> i
 
 
 def _draw_wireframe(picture: np.ndarray, corners: np.ndarray, camera: np.ndarray, color: Color, dashed: bool) -> None:
-    """Draw a box's edges, corners [8, 3] in the camera's frame, and a cross on its front."""
+    """Draw a box's edges and a cross on its front.
+
+    corners: [8, 3] in the camera's frame, m
+    camera: [3, 3] from the camera's frame to depth-scaled pixels of the picture
+    """
     for edges, thickness in ((_EDGES, 2), (_FRONT_CROSS, 1)):
         for a, b in edges:
             segment = _clip_near(corners[a], corners[b])
@@ -156,7 +167,7 @@ def _draw_wireframe(picture: np.ndarray, corners: np.ndarray, camera: np.ndarray
 
 
 def _clip_near(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
-    """Return the part [2, 3] of the segment a-b beyond the near plane, or None."""
+    """Return the part [2, 3] of the segment a-b beyond the near plane; None if there is none."""
     if a[2] < NEAR and b[2] < NEAR:
         return None
     if a[2] < NEAR:
@@ -167,7 +178,7 @@ def _clip_near(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
 
 
 def _draw_legend(canvas: np.ndarray, boxes: Boxes3D, truth: Boxes3D | None) -> None:
-    """List the classes with their colours and numbers of boxes; with `truth`, say how the two are told apart."""
+    """List the classes with their colours and numbers of boxes; with `truth`, explain solid and dashed boxes."""
     colors = bgr_colors(boxes.class_names)
     top = canvas.shape[0] - 12 - 17 * (len(boxes.class_names) - 1)
     for k, name in enumerate(boxes.class_names):

@@ -1,4 +1,4 @@
-"""Where a query decoder looks: the points at which queries sample the images, stage by stage, over the cameras."""
+"""Pictures of a query decoder's sampling points: where queries sample the images, stage by stage."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from bev_perception.visualization.canvas import (
 from bev_perception.visualization.pictures import TILE_HEIGHT, TILE_WIDTH, box_colors, draw_wireframes
 
 RADIUS = 2.5  # pixels, of a point in a camera
-LINE = 17  # pixels, of the legend
-LISTED = 12  # queries, named in the legend
+LINE = 17  # pixels, height of a line of the legend
+LISTED = 12  # largest number of queries in the legend
 
 
 def draw_points(
@@ -39,11 +39,19 @@ def draw_points(
     config: VariantConfig,
     note: str = "",
 ) -> np.ndarray:
-    """Return a BGR picture of a frame's cameras, the sampling points in them, beside the view from above.
+    """Return a BGR picture of a frame's cameras with the sampling points drawn in, beside a bird's-eye view.
 
-    A dot is sampled from this camera; a ring is seen by it too, but sampled from another, an earlier one.
-    frame, images: the frame that `samples` are of, see canvas.draw_cameras; `current`, or a past one.
-    queries: [n], their numbers.  boxes: [n], what they found, in the base_link of `current`.  config: of the variant.
+    A dot marks a point that is sampled from this camera. A ring marks a point that this camera sees, too, but that is
+    sampled from another, earlier one.
+
+    frame: the frame that `samples` belong to, either `current` or a past one
+    images: of the cameras of `frame`, see canvas.draw_cameras
+    samples: of the queries
+    queries: [n] their numbers
+    boxes: [n] what they found, in the base_link of `current`
+    current: the frame that the model was run on
+    config: of the variant
+    note: text of the strip at the bottom
     """
     colors = stage_colors(len(samples.points))
 
@@ -80,7 +88,7 @@ def stage_colors(stages: int) -> list[Color]:
 def _draw_samples(
     tile: Tile, samples: Samples, camera: int, input2tile: np.ndarray, colors: list[Color], queries: Sequence[int]
 ) -> None:
-    """Draw one camera's points, the last stage on top, and the queries' numbers beside their last points."""
+    """Draw one camera's points, those of the last stage on top, and the queries' numbers beside their last points."""
     pixels = samples.pixels[..., camera, :] @ input2tile[:2, :2].T + input2tile[:2, 2]  # [S, n, K, 2]
     sampled = samples.camera == camera
     seen = samples.visible[..., camera]
@@ -97,7 +105,7 @@ def _draw_samples(
 def _draw_legend(
     canvas: np.ndarray, samples: Samples, cameras: Sequence[str], colors: list[Color], found: Sequence[str]
 ) -> None:
-    """Write what the queries found, and from which camera how many points are sampled in each stage."""
+    """Write what the queries found, and how many points each stage samples from each camera."""
     for k, line in enumerate(found[:LISTED]):
         put_text(canvas, line, (8, 20 + LINE * k), TEXT, 0.4)
     top = canvas.shape[0] - 12 - LINE * (len(cameras) + 4)

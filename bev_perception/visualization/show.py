@@ -1,4 +1,4 @@
-"""The command `show`: what a variant says of recorded frames, and where it looks, as pictures or a video."""
+"""The command `show`: a variant's predictions and sampling points on recorded frames, as pictures or a video."""
 
 from __future__ import annotations
 
@@ -45,11 +45,13 @@ Stamped = tuple[int, np.ndarray]  # a picture and its stamp, ns
 
 @dataclass(frozen=True)
 class ShowSettings:
-    """What runs, and where the pictures go.
+    """What to run, and where to write the pictures.
 
-    variant: name, or path of a YAML file.  checkpoint: its weights; None: those that are shipped.
-    out: directory, which is made.
-    device: "auto", "cpu", "cuda" or "cuda:N".  video: whether one video takes the place of a picture a frame.
+    variant: name, or path of a YAML file
+    checkpoint: its weights; None takes those that are shipped
+    out: directory, which is created
+    device: "auto", "cpu", "cuda" or "cuda:N"
+    video: whether to write one video instead of one picture per frame
     """
 
     variant: Variant
@@ -61,9 +63,11 @@ class ShowSettings:
 
 @dataclass(frozen=True)
 class Shot:
-    """One frame to be run.  name: for people.  row: its number in the records; None: no key frame of nuScenes.
+    """One frame to run the variant on.
 
-    shown: False for a frame that is run for the sake of the memory alone.
+    name: for people to read
+    row: its number in the records; None for a frame that is no nuScenes key frame
+    shown: False for a frame that is only run to fill the memory
     """
 
     frame: Frame
@@ -73,12 +77,22 @@ class Shot:
 
 
 class KeyFrames:
-    """Key frames of nuScenes to be shown: those of a scene, or a single one."""
+    """Key frames of nuScenes to be shown: those of a scene, or a single one.
+
+    records: of the data set
+    rows: numbers of the key frames in the records
+    """
 
     def __init__(self, root: Path, version: str, scene: str | None = None, sample: str | None = None) -> None:
-        """Open the tables; scene: its name.  sample: the token of the one key frame, in place of a scene.
+        """Open the tables; name either a scene or a sample.
 
-        Raises NuScenesError for an unknown scene or token, and where no image of them is under root.
+        root: the dataroot
+        version: of the data set
+        scene: name of a scene
+        sample: token of a single key frame
+
+        Raises NuScenesError for an unknown scene or token, and if none of their images is under root; UserError unless
+        exactly one of scene and sample is given.
         """
         if (scene is None) == (sample is None):
             raise UserError("name either a scene or a sample of the data, e.g. --scene scene-0103")
@@ -97,14 +111,14 @@ class KeyFrames:
             LOG.warning("%d of %d key frames lack images and are left out", len(wanted) - len(self.rows), len(wanted))
 
     def shots(self, past: int) -> Iterator[Shot]:
-        """Yield the key frames, after `past` earlier ones of the scene that the memory shall hold."""
+        """Yield up to `past` earlier key frames of the scene to fill the memory, then the key frames to be shown."""
         records, first = self.records, self.rows[0]
         before = [i for i in range(max(0, first - past), first) if records.scenes[i] == records.scenes[first]]
         for i in [*filter(self._has_images, before), *self.rows]:
             yield Shot(read_frame(records, i), self.name(i), i, shown=i >= first)
 
     def name(self, i: int) -> str:
-        """Return what key frame i is called."""
+        """Return the name of key frame i: its scene and its token."""
         return f"{self.records.scenes[i]} {self.records.tokens[i]}"
 
     def _has_images(self, i: int) -> bool:
@@ -112,14 +126,18 @@ class KeyFrames:
 
 
 class BagFrames:
-    """The frames of a bag, as the node would form them."""
+    """The frames of a bag, as the node would assemble them."""
 
     def __init__(self, bag: BagReader, settings: SynchronizerSettings) -> None:
-        """Show the whole of `bag`."""
+        """Show the whole bag.
+
+        bag: the recording
+        settings: of the synchronizer that assembles the frames
+        """
         self._bag, self._settings = bag, settings
 
     def shots(self, past: int) -> Iterator[Shot]:
-        """Yield all frames; `past` does not matter, as they start with the recording."""
+        """Yield all frames; `past` has no effect, because the frames start with the recording."""
         health = Health()
         for frame in collect_frames(self._bag.events(), self._settings, health):
             yield Shot(frame, self._bag.path.name)
@@ -131,10 +149,14 @@ Source = KeyFrames | BagFrames
 
 
 def show_boxes(settings: ShowSettings, source: Source, score_threshold: float, max_boxes: int | None = None) -> int:
-    """Draw the boxes of a variant that detects, and nuScenes' own beside them; return the number of pictures.
+    """Draw the boxes of a detector, and those of nuScenes beside them; return the number of pictures.
 
-    score_threshold: of the boxes drawn.  max_boxes: the most that are drawn, the best ones; None: the variant's.
-    Raises the errors of load_variant and load_checkpoint, and ConfigError for a variant that detects nothing.
+    settings: what to run, and where to write the pictures
+    source: the frames
+    score_threshold: boxes with lower scores are not drawn
+    max_boxes: how many boxes are drawn at most, the best ones; None takes the variant's own limit
+
+    Raises the errors of load_variant and load_checkpoint, and ConfigError for a variant that predicts no boxes.
     """
     area = _required(load_variant(settings.variant), BOXES).area
     loaded = _load(settings)
@@ -155,9 +177,14 @@ def show_points(
 ) -> int:
     """Draw where the queries of a detector sample the images, stage by stage; return the number of pictures.
 
-    queries: their numbers; None: the `top` ones with the best scores in each frame.
-    frame: which of the frames that the model looks at is drawn, 0 the current one, 1 the first of the past, ...
-    Raises ConfigError for a variant of another family or with future frames, UserError for numbers out of range.
+    settings: what to run, and where to write the pictures
+    source: the frames
+    queries: numbers of the queries; None takes the `top` ones with the best scores in each frame
+    top: number of queries to draw if `queries` is None
+    frame: which of the model's frames to draw, 0 the current one, 1 the first past one, ...
+
+    Raises ConfigError for a variant of another family or with future frames and for query numbers that do not exist,
+    UserError for `top` or `frame` out of range.
     """
     config = load_variant(settings.variant)
     record = family_of(config).record
@@ -194,17 +221,20 @@ def show_points(
 
 
 def show_occupancy(settings: ShowSettings, source: Source, labels: Path | None = None, objects: bool = True) -> int:
-    """Draw what a variant of occupancy says, with the labels beside it; return the number of pictures.
+    """Draw the occupancy that a variant predicts, with the labels beside it; return the number of pictures.
 
-    labels: folder of Occ3D's labels, relative to the dataroot or on its own; None: there are none to draw.
-    objects: whether objects have a colour each, where they are told apart.
-    Raises the errors of load_variant and load_checkpoint, ConfigError for a variant that gives no occupancy, and
+    settings: what to run, and where to write the pictures
+    source: the frames
+    labels: folder of Occ3D's labels, relative to the dataroot or a path of its own; None draws no labels
+    objects: whether each object has a colour of its own, if the variant predicts instances
+
+    Raises the errors of load_variant and load_checkpoint, ConfigError for a variant that predicts no occupancy, and
     NuScenesError for a label that is missing.
     """
     config = load_variant(settings.variant)
     if labels is not None and not isinstance(source, KeyFrames):
-        raise UserError("labels belong to key frames of nuScenes; show them with --data, or leave them out")
-    # where objects are not told apart, the two would be drawn in different colours
+        raise ValueError("labels belong to key frames of nuScenes; show them with --data, or leave them out")
+    # without predicted instances, prediction and labels would be drawn in different colours
     objects = INSTANCES in _required(config, OCCUPANCY).gives(config) and objects
     loaded = _load(settings)
 
@@ -227,14 +257,25 @@ def show_occupancy(settings: ShowSettings, source: Source, labels: Path | None =
 
 
 def show_labels(path: Path, out: Path, class_names: tuple[str, ...], objects: bool = True) -> None:
-    """Draw a file of occupancy labels alone to `out`, a PNG.  Raises NuScenesError for a file that cannot be used."""
+    """Draw a single file of occupancy labels.
+
+    path: of the labels
+    out: PNG file to write
+    class_names: of the labels
+    objects: whether each object has a colour of its own, if the labels have instances
+
+    Raises NuScenesError for a file that cannot be used.
+    """
     picture = draw_occupancy(None, _coloured(load_labels(path, class_names), objects), note=str(path))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_png(out, picture)
 
 
 def load_labels(path: Path, class_names: tuple[str, ...]) -> Occupancy:
-    """Return a file of labels as an Occupancy.  Raises NuScenesError for a file that does not fit the classes."""
+    """Return a file of labels as an Occupancy.
+
+    Raises NuScenesError for a file that does not fit the classes.
+    """
     labels = read_labels(path)
     highest = int(labels.semantics.max())
     if highest >= len(class_names):
@@ -253,7 +294,7 @@ def _load(settings: ShowSettings) -> LoadedVariant:
 def _detections(
     loaded: LoadedVariant, settings: ShowSettings, source: Source, score_threshold: float, max_boxes: int | None
 ) -> Iterator[tuple[Shot, Boxes3D]]:
-    """Yield every frame to be shown with its boxes in base_link."""
+    """Yield every frame to be shown with its predicted boxes in base_link."""
     how = PipelineSettings(score_threshold, max_boxes)
     for shot, result in _results(loaded, settings, source, how):
         assert result.boxes is not None, "a detector always says which boxes there are"
@@ -264,7 +305,7 @@ def _detections(
 def _results(
     loaded: LoadedVariant, settings: ShowSettings, source: Source, how: PipelineSettings
 ) -> Iterator[tuple[Shot, Result]]:
-    """Yield every frame with its result; a variant that looks ahead gets the whole queues of key frames."""
+    """Yield every frame with its result; a variant with future frames gets whole queues of key frames."""
     if not (loaded.config.frames.future and isinstance(source, KeyFrames)):
         yield from _run(loaded, settings, source, how)
         return
@@ -292,7 +333,7 @@ def _run(
 
 
 def _true_boxes(records: Records, i: int, class_names: tuple[str, ...], pc_range: Sequence[float]) -> Boxes3D:
-    """Return the boxes that count in training, in base_link at the lidar's stamp."""
+    """Return the ground-truth boxes that count in training, in base_link at the lidar's stamp."""
     boxes, labels = training_boxes(records, i, class_names, pc_range)
     ones = np.ones(len(boxes))
     truth = Boxes3D(boxes[:, :3], boxes[:, 3:6], boxes[:, 6], boxes[:, 7:9], ones, labels, class_names)
@@ -300,7 +341,10 @@ def _true_boxes(records: Records, i: int, class_names: tuple[str, ...], pc_range
 
 
 def _known(trace: SamplingTrace, queries: Sequence[int]) -> Sequence[int]:
-    """Return the queries; raise ConfigError for numbers that there are not."""
+    """Return the queries.
+
+    Raises ConfigError for numbers that do not exist.
+    """
     count = len(trace.boxes)
     if not all(0 <= query < count for query in queries):
         raise ConfigError(f"the variant has the queries 0 to {count - 1}; asked for {list(queries)}")
@@ -308,7 +352,10 @@ def _known(trace: SamplingTrace, queries: Sequence[int]) -> Sequence[int]:
 
 
 def _required(config: VariantConfig, what: str) -> Family:
-    """Return a variant's family; raise ConfigError for a variant that does not give what is to be drawn."""
+    """Return a variant's family.
+
+    Raises ConfigError for a variant that does not predict what is to be drawn.
+    """
     family = family_of(config)
     if what not in family.gives(config):
         raise ConfigError(f"{config.name} gives {', '.join(sorted(family.gives(config)))}, no {what}; choose another")
@@ -316,7 +363,7 @@ def _required(config: VariantConfig, what: str) -> Family:
 
 
 def _reach(config: VariantConfig) -> int:
-    """Return how old the oldest frame is that the model looks at, at most, in ns."""
+    """Return the largest possible age of the oldest frame that the model uses, ns."""
     return round((config.frames.past + 1) * config.frames.interval * 1e9)
 
 

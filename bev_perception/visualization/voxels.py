@@ -1,8 +1,8 @@
-"""Solid voxels in perspective, drawn by numpy and OpenCV alone.
+"""Renders solid voxels in perspective with NumPy and OpenCV only.
 
-All faces of a voxel grid lie in few planes: X + 1 across x, and so on. Each plane is a small picture, which one
-homography puts on the screen, and there a depth buffer decides, pixel by pixel. So the time is bounded by the grid's
-sides, whatever is in it.
+All faces of a voxel grid lie in a few planes: X + 1 planes across x, and so on. Each plane is a small image, which one
+homography maps to the screen, where a depth buffer decides for every pixel which face is visible. So the run time is
+bounded by the grid's side lengths, whatever the grid contains.
 """
 
 from __future__ import annotations
@@ -17,13 +17,18 @@ from bev_perception.visualization.canvas import BACKGROUND
 
 NEAR = 0.5  # m, nothing nearer to the viewer is drawn
 SHADES = (0.68, 0.84, 1.0)  # brightness of faces across x, y and z
-SEAM = 0.6  # brightness of the lines between voxels that are near
-SEAM_FROM, SEAM_TO = 4.0, 12.0  # pixels, size of a voxel at which the lines begin to show, and show fully
+SEAM = 0.6  # brightness of the lines between voxels near the viewer
+SEAM_FROM, SEAM_TO = 4.0, 12.0  # pixels, size of a voxel at which the lines become visible, and fully visible
 
 
 @dataclass(frozen=True)
 class Viewpoint:
-    """Where a picture is seen from, in the voxels' frame: eye and what is in the middle (m), horizontal field (deg)."""
+    """The viewpoint of a picture, in the voxels' frame.
+
+    eye: m
+    target: what appears in the middle of the picture, m
+    field: horizontal field of view, deg
+    """
 
     eye: tuple[float, float, float]
     target: tuple[float, float, float]
@@ -31,7 +36,7 @@ class Viewpoint:
 
     @property
     def world2camera(self) -> np.ndarray:
-        """[3, 3], turns directions to x right, y down, z forward; +z of the voxels' frame is up."""
+        """Rotation [3, 3] from the voxels' frame, where +z is up, to the camera's: x right, y down, z forward."""
         forward = np.subtract(self.target, self.eye)
         forward = forward / np.linalg.norm(forward)
         right = np.cross(forward, (0.0, 0.0, 1.0))
@@ -39,25 +44,29 @@ class Viewpoint:
         return np.stack([right, np.cross(forward, right), forward])
 
 
-#: behind and above the vehicle, with all 40 m to each side in sight
+#: behind and above the vehicle, with 40 m to each side in sight
 BEHIND_ABOVE = Viewpoint((-50.0, 0.0, 34.0), (0.0, 0.0, -5.0))
 
 
 class VoxelView:
-    """A picture of voxels: `add` them, then take the `picture`."""
+    """A picture of voxels: call `add`, as often as needed, then `picture`."""
 
     def __init__(self, size: tuple[int, int], viewpoint: Viewpoint = BEHIND_ABOVE) -> None:
-        """Start empty; size: (width, height), pixels."""
+        """Start with an empty picture.
+
+        size: width, height, pixels
+        viewpoint: from where the voxels are seen
+        """
         width, height = size
         self._eye = np.array(viewpoint.eye)
         self._rotation = viewpoint.world2camera
         self._focal = width / 2 / math.tan(math.radians(viewpoint.field) / 2)
         self._intrinsics = np.array([[self._focal, 0, width / 2 - 0.5], [0, self._focal, height / 2 - 0.5], [0, 0, 1]])
         self._pixel2ray = self._rotation.T @ np.linalg.inv(self._intrinsics)  # in the voxels' frame, depth 1
-        self._nearness = np.zeros((height, width), np.float32)  # 1 / depth (1/m) of what is seen
-        self._seen = np.zeros((height, width), np.int32)  # 3 * voxel's number + axis across the face + 1; 0: nothing
-        self._size = np.zeros(1, np.float32)  # of the voxels, m, by number + 1
-        self._colors = np.array([BACKGROUND], np.float32)  # likewise
+        self._nearness = np.zeros((height, width), np.float32)  # 1 / depth (1/m) of the visible face
+        self._seen = np.zeros((height, width), np.int32)  # 3 * voxel's number + axis across its face + 1; 0: nothing
+        self._size = np.zeros(1, np.float32)  # m, size of each voxel, by number + 1
+        self._colors = np.array([BACKGROUND], np.float32)  # BGR, by number + 1
 
     def add(
         self,
@@ -66,9 +75,12 @@ class VoxelView:
         origin: tuple[float, float, float],
         steps: tuple[float, float, float],
     ) -> None:
-        """Draw the voxels at `occupied` [X, Y, Z] bool in their colours [X, Y, Z, 3] BGR.
+        """Draw voxels; voxel (i, j, k) begins at origin + steps * (i, j, k).
 
-        Voxel (i, j, k) begins at origin + steps * (i, j, k), m.
+        occupied: [X, Y, Z] bool, which voxels to draw
+        colors: [X, Y, Z, 3] BGR
+        origin: [3] m
+        steps: [3] size of a voxel, m
         """
         numbers = np.full(occupied.shape, -1, np.int32)
         count = int(occupied.sum())
@@ -81,7 +93,7 @@ class VoxelView:
     def _add_planes(
         self, axis: int, occupied: np.ndarray, faces: np.ndarray, origin: np.ndarray, steps: np.ndarray
     ) -> None:
-        """Draw the faces across one axis that are turned to the eye and have no neighbour before them."""
+        """Draw the faces across one axis that face the eye and have no neighbour in front of them."""
         solid = np.moveaxis(occupied, axis, 0)
         marks = np.moveaxis(faces, axis, 0)  # [planes, rows, columns]
         empty = np.zeros_like(solid[:1])
@@ -104,21 +116,24 @@ class VoxelView:
             corner[axis] = offset
             corner[first] += rows[0] * steps[first]
             corner[second] += columns[0] * steps[second]
-            across = np.zeros((2, 3))  # of one column, of one row
+            across = np.zeros((2, 3))  # step of one column, step of one row
             across[0, second], across[1, first] = steps[second], steps[first]
             self._put_on_screen(np.where(shown[part], marks[index][part], 0), corner, across, axis)
 
     def _put_on_screen(self, texture: np.ndarray, corner: np.ndarray, across: np.ndarray, axis: int) -> None:
-        """Draw a plane's faces; texture: [rows, columns], 0 where there is none.
+        """Draw a plane's faces.
 
-        corner: [3], of the texture's first cell, from the eye, m.  across: [2, 3], the way of a column and of a row.
+        texture: [rows, columns] marks of the faces, 0 where there is none
+        corner: [3] of the texture's first cell, relative to the eye, m
+        across: [2, 3] step of a column and step of a row, m
+        axis: across the plane
         """
         rows, columns = texture.shape
         region = self._screen_region(corner + np.array([[0, 0], [columns, 0], [columns, rows], [0, rows]]) @ across)
         if region is None:
             return
         left, top, right, bottom = region
-        # cells (column, row, 1) to depth-scaled pixels; OpenCV has whole numbers in the middle of a cell
+        # cells (column, row, 1) to depth-scaled pixels; in OpenCV the middle of a cell has integer coordinates
         cell2pixel = self._intrinsics @ self._rotation @ np.stack([*across, corner + across.sum(0) / 2], axis=1)
         shift = np.array([[1, 0, -left], [0, 1, -top], [0, 0, 1.0]])
         try:
@@ -128,7 +143,7 @@ class VoxelView:
         marks = cv2.warpPerspective(
             texture, pixel2cell, (right - left, bottom - top), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
         )
-        # a ray meets the plane at depth offset / (its part across the plane): the inverse is linear in the pixel
+        # a ray meets the plane at depth offset / (its component across the plane): 1 / depth is linear in the pixel
         slope = self._pixel2ray[axis] / corner[axis]
         nearness = (slope[0] * np.arange(left, right) + slope[2]).astype(np.float32)[None]
         nearness = nearness + (slope[1] * np.arange(top, bottom)).astype(np.float32)[:, None]
@@ -138,7 +153,10 @@ class VoxelView:
         np.copyto(self._seen[at], marks, where=wins)
 
     def _screen_region(self, corners: np.ndarray) -> tuple[int, int, int, int] | None:
-        """Return left, top, right, bottom (pixels) that hold a polygon [n, 3] in m from the eye; None if unseen."""
+        """Return the pixels left, top, right, bottom that enclose a polygon; None if it is not visible.
+
+        corners: [n, 3] relative to the eye, m
+        """
         local = corners @ self._rotation.T
         depths = local[:, 2]
         if (depths < NEAR).any():  # cut the polygon's edges at the near plane
@@ -165,7 +183,7 @@ class VoxelView:
         return np.round(self._colors[number] * shade[..., None]).astype(np.uint8)
 
     def _borders(self) -> np.ndarray:
-        """Return [height, width] bool, where the face to the left or above is another one."""
+        """Return where the face to the left or above is a different one, [height, width] bool."""
         borders = np.zeros(self._seen.shape, bool)
         borders[:, 1:] |= self._seen[:, 1:] != self._seen[:, :-1]
         borders[1:] |= self._seen[1:] != self._seen[:-1]
