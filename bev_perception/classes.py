@@ -1,4 +1,4 @@
-"""Names of classes, their nuScenes attributes, and one colour a class for every picture, point cloud and viewer."""
+"""Class names, their nuScenes attributes, and one colour per class for every picture, point cloud and viewer."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-#: RGB of the classes of Occ3D (OCC3D_CLASSES), our own choice: what may hit you is bright, ground is muted, and
-#: no two are closer than 25 in CIELAB
+#: RGB colours of the Occ3D classes (OCC3D_CLASSES), our own choice: obstacles are bright, ground is muted, and
+#: no two colours are closer than 25 in CIELAB
 OCC3D_COLORS: dict[str, tuple[int, int, int]] = {
     "others": (255, 255, 255),
     "barrier": (255, 180, 170),
@@ -29,12 +29,12 @@ OCC3D_COLORS: dict[str, tuple[int, int, int]] = {
     "vegetation": (20, 130, 55),
     "free": (45, 45, 45),
 }
-#: hues of classes without a colour of their own follow each other at this distance, which never comes round again
+#: distance between the hues of classes without a colour of their own; irrational, so that no hue repeats
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 def class_colors(class_names: Sequence[str]) -> np.ndarray:
-    """Return the classes' colours [n, 3] uint8 RGB; a name that is not in OCC3D_COLORS gets a hue by its position."""
+    """Return the classes' colours [n, 3] uint8 RGB; a name not in OCC3D_COLORS gets a hue from its position."""
     colors = [OCC3D_COLORS.get(name) or _hue(position) for position, name in enumerate(class_names)]
     return np.array(colors, np.uint8).reshape(-1, 3)
 
@@ -58,7 +58,7 @@ NUSCENES_CLASSES = (
 )
 
 
-#: of Occ3D-nuScenes (Tian et al., NeurIPS 2023); the last is free space
+#: classes of Occ3D-nuScenes (Tian et al., NeurIPS 2023); the last is free space
 OCC3D_CLASSES = (
     "others",
     "barrier",
@@ -81,7 +81,7 @@ OCC3D_CLASSES = (
 )
 
 
-#: m/s; what is faster than this counts as moving
+#: m/s; a faster object counts as moving
 MOVING_SPEED = 0.2
 
 
@@ -92,7 +92,11 @@ _CYCLES = frozenset({"motorcycle", "bicycle"})
 
 
 def attribute_of(class_name: str, speed: float) -> str:
-    """Return the nuScenes attribute of an object by its class and its speed over ground (m/s); "" if it has none."""
+    """Return the nuScenes attribute of an object; "" if its class has none.
+
+    class_name: one of NUSCENES_CLASSES
+    speed: over ground, m/s
+    """
     moving = speed > MOVING_SPEED
     if class_name == "bus":
         return "vehicle.moving" if moving else "vehicle.stopped"
@@ -105,5 +109,5 @@ def attribute_of(class_name: str, speed: float) -> str:
     return ""
 
 
-#: classes whose objects are told apart; of any other class, all voxels are one thing
+#: classes whose objects are separate instances; all voxels of any other class form a single segment
 THINGS = frozenset({"car", "truck", "construction_vehicle", "bus", "trailer", "motorcycle", "bicycle", "pedestrian"})

@@ -1,4 +1,4 @@
-"""Rigid transforms, quaternions, projection, boxes' yaw, and a pose history with interpolation."""
+"""Rigid transforms and their interpolation, quaternions, yaw, projection, and the corners of boxes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ QUATERNION_TOLERANCE = 1e-2
 
 
 def rotation_from_quaternion(w: float, x: float, y: float, z: float) -> np.ndarray:
-    """Return the [3, 3] rotation of a quaternion, which is normalised first.
+    """Return the [3, 3] rotation matrix of a quaternion, which is normalised first.
 
-    Raises UserError for a quaternion that is not finite or has no direction.
+    Raises UserError for a quaternion that is not finite or whose norm is almost zero.
     """
     n = math.sqrt(w * w + x * x + y * y + z * z)
     if not math.isfinite(n) or n < QUATERNION_TOLERANCE:
@@ -30,9 +30,9 @@ def rotation_from_quaternion(w: float, x: float, y: float, z: float) -> np.ndarr
 
 
 def quaternion_from_rotation(rotation: np.ndarray) -> np.ndarray:
-    """Return the quaternion (w, x, y, z) with w >= 0 of a [3, 3] rotation.
+    """Return the quaternion (w, x, y, z) with w >= 0 of a [3, 3] rotation matrix.
 
-    Shepperd's method: the largest of the four candidates is computed first, so no division is by a small number.
+    Shepperd's method: the component with the largest magnitude is computed first, so no division is by a small number.
     """
     m = rotation
     squares = np.array(
@@ -57,7 +57,7 @@ def quaternion_from_rotation(rotation: np.ndarray) -> np.ndarray:
 
 
 def rotation_from_yaw(yaw: float) -> np.ndarray:
-    """Return the [3, 3] counter-clockwise rotation about z by `yaw` rad."""
+    """Return the [3, 3] rotation matrix about z by `yaw` rad, counter-clockwise."""
     c, s = math.cos(yaw), math.sin(yaw)
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
@@ -91,9 +91,12 @@ def transform_points(transform: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def project(points2image: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Project points [n, 3] with a [4, 4] depth-scaled matrix; return pixels [n, 2] and depths [n] (m).
+    """Project points into an image; return pixels [n, 2] and depths [n] (m).
 
-    Pixels mean something only where the depth is positive.
+    points2image: [4, 4], to depth-scaled pixels (u*d, v*d, d)
+    points: [n, 3], m
+
+    Pixels are valid only where the depth is positive.
     """
     scaled = transform_points(points2image, points)  # [n, 3]: u*d, v*d, d
     depth = scaled[:, 2]
@@ -101,16 +104,21 @@ def project(points2image: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, n
 
 
 def intrinsics_4x4(intrinsics: np.ndarray) -> np.ndarray:
-    """Return a [3, 3] camera matrix as [4, 4]."""
+    """Return a [3, 3] camera matrix extended to [4, 4]."""
     k = np.eye(4)
     k[:3, :3] = intrinsics
     return k
 
 
 def box_corners(centers: np.ndarray, sizes: np.ndarray, yaws: np.ndarray) -> np.ndarray:
-    """Return the corners [n, 8, 3] of boxes: centers [n, 3], sizes [n, 3] (l, w, h), yaws [n].
+    """Return the corners [n, 8, 3] of boxes, m.
 
-    Corners 0-3 are the bottom face and 4-7 the top, counter-clockwise from front-left; 0, 3 (and 4, 7) are the front.
+    centers: [n, 3], m
+    sizes: [n, 3], length, width, height, m
+    yaws: [n], rad, counter-clockwise from +x
+
+    Corners 0-3 are the bottom face and 4-7 the top face, each counter-clockwise from the front left; 0, 3, 4 and 7 are
+    the front.
     """
     unit = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) / 2.0
     unit = np.concatenate([np.c_[unit, -0.5 * np.ones(4)], np.c_[unit, 0.5 * np.ones(4)]])  # [8, 3]
@@ -122,10 +130,13 @@ def box_corners(centers: np.ndarray, sizes: np.ndarray, yaws: np.ndarray) -> np.
 
 
 def interpolate_transform(a: np.ndarray, b: np.ndarray, weight: float) -> np.ndarray:
-    """Return the rigid transform `weight` of the way from a to b (0..1): slerp and linear translation."""
+    """Interpolate two rigid transforms [4, 4]: slerp of the rotation, linear interpolation of the translation.
+
+    weight: 0 gives a, 1 gives b
+    """
     qa, qb = quaternion_from_rotation(a[:3, :3]), quaternion_from_rotation(b[:3, :3])
     dot = float(qa @ qb)
-    if dot < 0:  # the two signs of a quaternion are one rotation: take the short way
+    if dot < 0:  # q and -q are the same rotation: take the shorter way
         qb, dot = -qb, -dot
     angle = math.acos(min(dot, 1.0))
     if angle < 1e-6:

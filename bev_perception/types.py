@@ -1,9 +1,9 @@
-"""The data that walks through the pipeline: images, calibrations, frames, boxes, results.
+"""The data types that pass through the pipeline: images, calibrations, frames, boxes, results.
 
-Conventions, everywhere in the package:
+Conventions throughout the package:
 
-* stamps are integer nanoseconds of the header (never the wall clock);
-* a transform named ``a2b`` is a [4, 4] float64 matrix that takes points of frame a to frame b;
+* stamps are integer nanoseconds from message headers (never the wall clock);
+* a transform named ``a2b`` is a [4, 4] float64 matrix that transforms points from frame a to frame b;
 * a camera frame is the optical frame (x right, y down, z forward);
 * the ego frame is base_link (x forward, y left, z up), the global frame is any fixed frame.
 """
@@ -17,15 +17,15 @@ import numpy as np
 
 from bev_perception.strict import UserError
 
-if TYPE_CHECKING:  # tools without a model, the bag player for one, start seconds sooner without it
+if TYPE_CHECKING:  # tools without a model, such as the bag player, start seconds sooner without torch
     import torch
 
 
 class FrameError(UserError):
-    """A frame that cannot be used; it costs itself alone, and the next one may be fine."""
+    """A frame that cannot be used; only this frame is lost, the next one may be fine."""
 
 
-#: default tf frames: of the vehicle, and of the world it moves in
+#: default tf frames: of the vehicle, and of the world that it moves in
 BASE_FRAME = "base_link"
 FIXED_FRAME = "odom"
 
@@ -39,13 +39,14 @@ DISTORTION_MODELS: dict[str, tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class Calibration:
-    """Pinhole intrinsics of one camera with its lens distortion.
+    """Pinhole intrinsics and lens distortion of one camera.
 
-    intrinsics: [3, 3] float64, pixels of the full, distorted image.
-    width, height: size in pixels of the images that the intrinsics belong to.
-    distortion_model: a key of DISTORTION_MODELS, or "" for an ideal lens.
+    intrinsics: [3, 3] float64, in pixels of the full, distorted image
+    width: of the images that the intrinsics belong to, pixels
+    height: of the images that the intrinsics belong to, pixels
+    distortion_model: a key of DISTORTION_MODELS, or "" for an ideal lens
     distortion: coefficients in the order of sensor_msgs/CameraInfo; empty, or all zero in a polynomial model, means
-    an ideal lens.
+        an ideal lens
 
     Raises UserError, naming cause and remedy, for values that no camera can have.
     """
@@ -57,7 +58,7 @@ class Calibration:
     distortion: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the values and normalise the distortion of an ideal lens to none."""
+        """Check the values; an ideal lens gets an empty distortion."""
         k = np.asarray(self.intrinsics, np.float64).reshape(3, 3)
         object.__setattr__(self, "intrinsics", k)
         object.__setattr__(self, "distortion", tuple(float(d) for d in self.distortion))
@@ -74,7 +75,7 @@ class Calibration:
             raise UserError(f"D of CameraInfo holds NaN or infinity: {self.distortion}; recalibrate the camera")
         if not np.array_equal(k[2], (0, 0, 1)):
             raise UserError(f"the last row of K of CameraInfo is {k[2].tolist()}; it must be 0, 0, 1")
-        # the polynomials vanish with their coefficients; an equidistant lens bends without any
+        # polynomial models with all-zero coefficients do not distort; an equidistant lens does
         if not any(self.distortion) and (self.distortion_model != "equidistant" or not self.distortion):
             object.__setattr__(self, "distortion", ())
             return
@@ -91,12 +92,16 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)
 class CameraImage:
-    """One image as it arrived, still encoded; decoding belongs to preprocess. Equal only to itself.
+    """One image as received, still encoded; preprocess decodes it. Instances compare by identity.
 
-    camera: name from the node's camera list.  stamp: ns.  frame_id: the optical frame in tf.
-    encoding: a sensor_msgs/Image encoding, or "jpeg" / "png" for compressed data.
-    data: the bytes (uint8, 1-D buffer).
-    width, height, step: of a raw image (pixels, pixels, bytes a row); 0 for compressed data.
+    camera: name from the node's camera list
+    stamp: ns
+    frame_id: the optical frame in tf
+    encoding: a sensor_msgs/Image encoding, or "jpeg" / "png" for compressed data
+    data: the bytes, a 1-D buffer of uint8
+    width: of a raw image, pixels; 0 for compressed data
+    height: of a raw image, pixels; 0 for compressed data
+    step: of a raw image, bytes per row; 0 for compressed data
     """
 
     camera: str
@@ -111,9 +116,12 @@ class CameraImage:
 
 @dataclass(frozen=True)
 class View:
-    """One camera of a Frame: its image and where the camera was when it was taken.
+    """One camera of a Frame: its image, and the camera's pose when the image was taken.
 
-    sensor2ego: [4, 4], optical frame to base_link.  ego2global: [4, 4] at the image's own stamp.
+    image: as received
+    calibration: of the camera
+    sensor2ego: [4, 4], optical frame to base_link
+    ego2global: [4, 4], base_link to the global frame at the image's own stamp
     """
 
     image: CameraImage
@@ -126,11 +134,13 @@ class View:
 class Frame:
     """One set of simultaneous views.
 
-    stamp: ns, of the anchor camera.  cameras: every camera's name, in the configured order.
-    views: one a camera, None where it is missing (the frame is then degraded).
-    ego2global: [4, 4] at `stamp`.  missing: camera name -> why it is missing.
-    lidar2global: [4, 4] at `stamp`, of the lidar whose frame boxes were trained in (nuScenes'), where there is one;
-    None takes the variant's nominal mounting on base_link.
+    stamp: ns, of the anchor camera
+    cameras: names of all cameras, in the configured order
+    views: one per camera, None for a missing camera (the frame is then degraded)
+    ego2global: [4, 4], base_link to the global frame at `stamp`
+    missing: camera name -> why the camera is missing
+    lidar2global: [4, 4], at `stamp`, from the lidar frame that boxes were trained in (that of nuScenes) to the global
+        frame; None takes the lidar's nominal mounting on base_link from the variant
     """
 
     stamp: int
@@ -143,12 +153,14 @@ class Frame:
 
 @dataclass(frozen=True)
 class ModelInput:
-    """A frame as the model takes it.
+    """A frame as input of a model.
 
-    images: [N, 3, H, W] float32 on the device, normalised; zeros where a camera is missing.
-    global2image: [N, 4, 4] float64, global frame to pixels of `images` (depth-scaled); see geometry.project.
-    reference2global: [4, 4] float64, the model's reference frame at `stamp` to the global frame.
-    present: [N] bool.  stamps: [N] int64 ns, the camera's own (the frame's where missing).  stamp: ns.
+    images: [N, 3, H, W] float32 on the device, normalised; zeros for a missing camera
+    global2image: [N, 4, 4] float64, global frame (m) to depth-scaled pixels of `images`; see geometry.project
+    reference2global: [4, 4] float64, the model's reference frame at `stamp` to the global frame
+    present: [N] bool, False for a missing camera
+    stamps: [N] int64, ns, of each camera's image; the frame's stamp for a missing camera
+    stamp: ns, of the frame
     """
 
     images: torch.Tensor
@@ -159,17 +171,21 @@ class ModelInput:
     stamp: int
 
     def seen_from(self, reference2global: np.ndarray) -> ModelInput:
-        """Return the same for a model with another reference frame, [4, 4]."""
+        """Return the same input for a model with another reference frame; reference2global is [4, 4]."""
         return replace(self, reference2global=reference2global)
 
 
 @dataclass(frozen=True)
 class Boxes3D:
-    """Detected boxes, in descending score.
+    """Detected boxes, in descending order of score.
 
-    centers: [n, 3] m, the box's middle.  sizes: [n, 3] m: length, width, height.
-    yaws: [n] rad, counter-clockwise from +x.  velocities: [n, 2] m/s over ground, in the box's frame of reference.
-    scores: [n] in 0..1.  labels: [n] int64, indices into class_names.
+    centers: [n, 3], m, the middle of each box
+    sizes: [n, 3], length, width, height, m
+    yaws: [n], rad, counter-clockwise from +x
+    velocities: [n, 2], m/s over ground, along the axes of the frame that the boxes are in
+    scores: [n], 0..1
+    labels: [n] int64, indices into class_names
+    class_names: names of the classes
     """
 
     centers: np.ndarray
@@ -185,7 +201,7 @@ class Boxes3D:
         return len(self.scores)
 
     def select(self, keep: np.ndarray) -> Boxes3D:
-        """Return the boxes at `keep` (a mask or indices)."""
+        """Return the boxes that `keep`, a mask or indices, selects."""
         return Boxes3D(
             self.centers[keep],
             self.sizes[keep],
@@ -211,9 +227,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class VoxelGrid:
-    """Where the voxels of an occupancy are: [X, Y, Z] cubes, voxel (i, j, k) from origin + resolution * (i, j, k) on.
+    """Where the voxels of an occupancy are: voxel (i, j, k) is the cube that starts at origin + resolution * (i, j, k).
 
-    origin: m, the outer corner of voxel (0, 0, 0).  resolution: m.  shape: number of voxels along x, y, z.
+    origin: x, y, z of the outer corner of voxel (0, 0, 0), m
+    resolution: edge length of a voxel, m
+    shape: number of voxels along x, y, z
     """
 
     origin: tuple[float, float, float]
@@ -221,17 +239,20 @@ class VoxelGrid:
     shape: tuple[int, int, int]
 
 
-#: of Occ3D-nuScenes (Tian et al., NeurIPS 2023) and OpenOcc: 40 m to each side, 1 m below to 5.4 m above base_link
+#: grid of Occ3D-nuScenes (Tian et al., NeurIPS 2023) and OpenOcc: 40 m to each side of base_link, from 1 m below it to
+#: 5.4 m above
 OCC3D_GRID = VoxelGrid((-40.0, -40.0, -1.0), 0.4, (200, 200, 16))
 
 
 @dataclass(frozen=True)
 class Occupancy:
-    """What fills the space round the vehicle, in base_link.
+    """Semantic (or panoptic) occupancy of the space around the vehicle, in base_link.
 
-    semantics: [X, Y, Z] uint8, indices into class_names, the last of which is free space.
-    instances: [X, Y, Z] int16, the same number for all voxels of one object, from 1 on; 0: no instance. None where the
-    variant tells no objects apart.
+    semantics: [X, Y, Z] uint8, indices into class_names
+    class_names: names of the classes; the last is free space
+    grid: where the voxels are
+    instances: [X, Y, Z] int16, object numbers from 1 on, the same for all voxels of an object; 0: no object. None if
+        the variant does not distinguish objects
     """
 
     semantics: np.ndarray
@@ -246,23 +267,23 @@ class Occupancy:
 
     @property
     def occupied(self) -> np.ndarray:
-        """[X, Y, Z] bool: not free."""
+        """Mask [X, Y, Z] bool of the voxels that are not free."""
         return self.semantics != self.free
 
 
 @dataclass(frozen=True)
 class Result:
-    """What the pipeline says of one frame.
+    """The pipeline's output for one frame.
 
-    stamp: ns, the frame's
-    boxes: in base_link at `stamp`; None if no variant that detects took part
-    occupancy: in base_link at `stamp`; None if no variant of occupancy took part
-    missing: camera -> why it took no part
-    reset: why memory was wiped before this frame, or None
-    timings: stage -> seconds
-    history: the most memory entries that a variant could choose from
-    reference_boxes: the same boxes in the frame that the model works in (nuScenes' lidar, where the Frame says where
-        that is), for benchmarks that turn them into the world in full precision
+    stamp: ns, of the frame
+    boxes: in base_link at `stamp`; None without a variant that detects boxes
+    occupancy: in base_link at `stamp`; None without a variant that predicts occupancy
+    missing: camera name -> why the camera was not used
+    reset: why the memory was cleared before this frame; None if it was not
+    timings: stage -> s
+    history: number of memory entries that a variant could choose from; the largest over the variants
+    reference_boxes: the same boxes in the model's reference frame (the nuScenes lidar's, where the Frame has its pose),
+        for benchmarks that transform them to the global frame in full precision
     """
 
     stamp: int
