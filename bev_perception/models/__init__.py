@@ -1,1 +1,1 @@
-"""What the families of models share."""
+"""Network parts and interfaces that the families of models share."""

@@ -1,4 +1,4 @@
-"""Weights from files into models, strictly, and from models into files."""
+"""Load checkpoints (model weights) strictly from files, and save them to files."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from bev_perception.strict import UserError
 
-#: the version of checkpoints of before mmdet3d 1.0, whose boxes follow another convention
+#: the version entry of checkpoints from before mmdet3d 1.0, whose boxes follow another convention
 LEGACY_VERSION = "v0.17.1"
-#: weights that an error message spells out; of more than that, so many of each part of the model
+#: an error message lists at most _MAX_LISTED weights; if there are more, _MAX_OF_PART of each part of the model
 _MAX_LISTED = 20
 _MAX_OF_PART = 3
 
@@ -32,8 +32,10 @@ class CheckpointError(UserError):
 class CheckpointInfo:
     """Where a model's weights come from.
 
-    trained: False for initial weights that `save_checkpoint` marked with "trained": "false".
-    version: the checkpoint's own version entry, if it has one.  metadata: everything else it says about itself.
+    path: the checkpoint file
+    trained: False for initial weights that `save_checkpoint` marked with "trained": "false"
+    version: the version entry of the checkpoint; None if it has none
+    metadata: other metadata of the checkpoint
     """
 
     path: Path
@@ -43,14 +45,16 @@ class CheckpointInfo:
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> CheckpointInfo:
-    """Fill `model` with the weights at `path`: every one of them, and no other.
+    """Load all weights of `model` from a checkpoint, which must hold exactly the model's weights.
 
-    A .safetensors file, or a .pth / .pt file holding a state_dict, bare or as the entry "state_dict" (or "model")
-    beside "meta" and "version". A model with an attribute legacy_boxes has it set by the version.
-    Entries that official checkpoints hold without need, as `derived_keys` names them, are accepted and not read.
+    model: gets the weights; if it has an attribute legacy_boxes, that is set according to the checkpoint's version
+    path: a .safetensors file, or a .pth / .pt file with a state_dict, bare or as the entry "state_dict" (or "model")
+        beside "meta" and "version"
 
-    Raises CheckpointError for a file that is missing, damaged or no checkpoint, that holds more than plain tensors,
-    or whose weights are not exactly the model's, or NaN or infinite. The model is then as it was.
+    Redundant entries of official checkpoints, see `derived_keys`, are allowed and ignored.
+
+    Raises CheckpointError for a file that is missing, damaged or not a checkpoint, that holds more than plain tensors,
+    or whose weights are not exactly the model's or are NaN or infinite. The model is then unchanged.
     """
     path = Path(path)
     state, version, metadata = _read(path)
@@ -65,10 +69,10 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> CheckpointInfo:
 
 
 def derived_keys(model: nn.Module) -> set[str]:
-    """Return the entries of an official checkpoint that the model computes for itself instead of storing them.
+    """Return the keys of official checkpoints whose tensors the model computes itself instead of storing them.
 
-    A module names its own, relative to itself, in an attribute derived_keys. Such an entry says nothing that the
-    configuration does not (and may be laid out for another image size), so it is neither required nor read.
+    A module lists its keys, relative to itself, in an attribute derived_keys. Such tensors follow from the
+    configuration (and may be laid out for another image size), so they are neither required nor read.
     """
     return {
         f"{prefix}.{key}".lstrip(".")
@@ -78,14 +82,17 @@ def derived_keys(model: nn.Module) -> set[str]:
 
 
 def load_pretrained(model: nn.Module, path: str | Path, part: str) -> None:
-    """Fill what training starts from: all of the model's `part`, such as "img_backbone", and nothing else.
+    """Initialise one part of a model with pretrained weights before training; the other parts stay as they are.
 
-    The file may be of another model, of a part alone or of a classifier: names count with and without a leading
-    "backbone." or the part's own name, whichever finds the most. Weights that are not the part's are left out: those
-    of another model's decoder may fit by chance.
+    model: gets the weights
+    path: a checkpoint of another model, of the part alone or of a classifier; its names may start with "backbone." or
+        the part's own name, or with neither: the reading that matches the most weights is used
+    part: name of the submodule to fill completely, such as "img_backbone"
+
+    Weights that do not belong to the part are ignored: those of another model's decoder may fit by chance.
 
     Raises CheckpointError for a file that cannot be read, as load_checkpoint does, and for one that lacks weights of
-    the part. The model is then as it was.
+    the part. The model is then unchanged.
     """
     path = Path(path)
     state, _, _ = _read(path)
@@ -114,7 +121,7 @@ def load_pretrained(model: nn.Module, path: str | Path, part: str) -> None:
 
 
 def save_checkpoint(model: nn.Module, path: str | Path, metadata: dict[str, str]) -> None:
-    """Write the model's weights as safetensors; a file that is already there is replaced at once or not at all."""
+    """Save the model's weights and the metadata as safetensors; an existing file is replaced atomically."""
     path = Path(path)
     if getattr(model, "legacy_boxes", False):
         metadata = {**metadata, "version": LEGACY_VERSION}
@@ -124,7 +131,7 @@ def save_checkpoint(model: nn.Module, path: str | Path, metadata: dict[str, str]
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str | None, dict[str, str]]:
-    """Return the weights, the version and what else the file at `path` says of itself."""
+    """Return the weights, the version and the other metadata of the file at `path`."""
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; download the variant's weights and give their path")
     if path.suffix == ".safetensors":
@@ -137,7 +144,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str | None, dict[str, str]]:
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None, dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (file is not a dict)
             metadata = dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
@@ -174,7 +181,7 @@ def _unpickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (
         *(pickle.UnpicklingError, RuntimeError, EOFError, OSError),
-        *(ValueError, LookupError, AttributeError, TypeError),  # damaged bytes can meet the reader anywhere
+        *(ValueError, LookupError, AttributeError, TypeError),  # damaged bytes can make the reader fail anywhere
     ) as error:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         if foreign is None:
@@ -190,7 +197,7 @@ def _unpickle(path: Path) -> Any:
 
 
 def _check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
-    """Raise CheckpointError, naming all that is missing, unexpected or of another shape."""
+    """Raise CheckpointError, naming all weights that are missing, unexpected or of another shape."""
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in found if key not in expected]
     reshaped = [
@@ -222,7 +229,7 @@ def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _listing(lines: Sequence[str]) -> str:
-    """Return the lines indented; of many, only the first ones of each part of the model and how many follow."""
+    """Return the lines indented; if there are many, only the first ones of each part of the model and a count."""
     parts: dict[str, list[str]] = {}
     for line in lines:
         parts.setdefault(".".join(line.split(".")[:2]), []).append(line)

@@ -1,4 +1,4 @@
-"""What the models of query decoders share: images are encoded once, and past frames' features are remembered."""
+"""Base of the models with query decoders: each image is encoded once, and past frames' features are remembered."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from bev_perception.models.necks import build_neck
 from bev_perception.models.protocol import Encoded, Model, Perception, Prediction, all_finite
 from bev_perception.types import Limits, ModelInput
 
-#: the family's outputs: a frozen dataclass with a field `finite`, see Encoded
+#: outputs of a family: a frozen dataclass with a field `finite`, a bool tensor [] as in Encoded
 Output = TypeVar("Output")
 
-#: the submodules that encode images, by the names of the official checkpoints
+#: the submodules that encode images, named as in the official checkpoints
 ENCODER_PARTS = ("img_backbone", "img_neck")
 
 
 class CameraModel(Model, Generic[Output]):
-    """A backbone and a pyramid for every image, and a decoder that looks at the pyramids of several frames."""
+    """A backbone and feature pyramid for every image, and a decoder that samples the pyramids of several frames."""
 
     encoder_parts: Sequence[str] = ENCODER_PARTS
 
@@ -40,44 +40,44 @@ class CameraModel(Model, Generic[Output]):
 
     @abstractmethod
     def look(self, frames: Sequence[FrameFeatures], current: ModelInput) -> Output:
-        """Return the outputs for encoded frames, the first of which is `current`; the batch is 1."""
+        """Return the decoder's outputs for encoded frames, the first of which is `current`; the batch is 1."""
 
     @abstractmethod
     def decode(self, outputs: Output, limits: Limits) -> Perception:
-        """See Model."""
+        """Return the outputs as boxes, occupancy or both; see Model."""
 
     def pyramid(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the pyramid of images, finest level first, each [N, h, w, C] contiguous.
+        """Return the feature pyramid of images, finest level first, each [N, h, w, C] contiguous.
 
-        images: [N, 3, H, W], normalised, H and W multiples of 32.
+        images: [N, 3, H, W], normalised; H and W are multiples of 32
         """
         maps = self.img_neck(self.img_backbone(images.contiguous(memory_format=torch.channels_last)))
         return tuple(level.permute(0, 2, 3, 1).contiguous() for level in maps)
 
     def encode(self, inputs: ModelInput) -> Encoded:
-        """Return "levels", float32 and zero for missing cameras, and whether they are "finite"."""
-        # what samples the features computes in float32, whatever autocast has made of the encoder
+        """Return "levels", the pyramid in float32 with zeros for missing cameras, and "finite"; see Encoded."""
+        # sampling computes in float32, whatever type autocast has used in the encoder
         levels = tuple(level.float() for level in self.pyramid(inputs.images))
         if not inputs.present.all():
-            # an empty image has features too (the biases): a missing camera must add nothing
+            # even an empty image gives features (from the biases), but a missing camera must contribute nothing
             present = torch.from_numpy(inputs.present).to(inputs.images.device)[:, None, None, None]
             levels = tuple(level * present for level in levels)
         return {"levels": levels, "finite": (all_finite(levels),)}
 
     def remember(self, encoded: Encoded, history: Sequence[FrameFeatures | None], inputs: ModelInput) -> FrameFeatures:
-        """Return the frame's pyramid with its cameras' matrices."""
+        """Return the memory entry of a frame: its pyramid and its cameras' matrices."""
         return FrameFeatures(encoded["levels"], inputs.global2image, inputs.present, inputs.stamps, inputs.stamp)
 
     def predict(
         self, encoded: Encoded, history: Sequence[FrameFeatures | None], inputs: ModelInput, carried: Any
     ) -> Prediction[Output, FrameFeatures]:
-        """Return the outputs for one frame with its history; nothing is carried."""
+        """Return the prediction for one frame with its history; no state is carried to the next frame."""
         current = self.remember(encoded, history, inputs)
         outputs: Any = self.look([current, *(current if past is None else past for past in history)], inputs)
         return Prediction(replace(outputs, finite=outputs.finite & encoded["finite"][0]), current)
 
     def new_memory(self, interval: float) -> Memory[FrameFeatures]:
-        """Return an empty memory that reaches back to the oldest frame that the variant looks at."""
+        """Return an empty memory that reaches back to the oldest frame that the variant uses."""
         frames = self.config.frames
         reach = math.ceil(frames.past * frames.interval / interval)
         return Memory(frames.past, frames.interval, capacity=reach + 2 if frames.past else 0)
@@ -86,7 +86,8 @@ class CameraModel(Model, Generic[Output]):
 def check_settings(config: VariantConfig, rules: Iterable[tuple[bool, str]] = ()) -> None:
     """Raise ConfigError, naming the key and the remedy, for settings that do not fit together.
 
-    rules: those of the family, each as whether it holds and what to do if it does not; those of all heads come first.
+    rules: further rules of the family, each as (whether it holds, the remedy if it does not); checked after the rules
+        that all heads share
     """
     head, neck = config.head, config.neck
     common = (
@@ -101,9 +102,9 @@ def check_settings(config: VariantConfig, rules: Iterable[tuple[bool, str]] = ()
 
 
 def reference2image(frames: Sequence[FrameFeatures], reference2global: np.ndarray) -> np.ndarray:
-    """Return [T, N, 4, 4] float64: the current reference frame to the pixels of every frame's cameras.
+    """Return the [T, N, 4, 4] float64 transforms from the current reference frame to the pixels of T frames' cameras.
 
-    A missing camera gets zeros: every point then has depth 0 and is not seen.
+    A missing camera gets zeros: every point then has depth 0 and is not visible.
     """
     return np.stack(
         [np.where(frame.present[:, None, None], frame.global2image @ reference2global, 0.0) for frame in frames]

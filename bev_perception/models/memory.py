@@ -1,4 +1,4 @@
-"""Rolling temporal memory: what a model remembers of past frames, immutable, chosen by time."""
+"""Rolling temporal memory: what a model remembers of past frames; immutable, with entries selected by time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Entry(Protocol):
 
     @property
     def stamp(self) -> int:
-        """Stamp of the frame, ns."""
+        """Stamp of the frame (ns)."""
 
     @property
     def tensors(self) -> Sequence[torch.Tensor]:
@@ -27,11 +27,11 @@ E = TypeVar("E", bound=Entry)
 
 @dataclass(frozen=True)
 class FrameFeatures:
-    """The pyramid of one frame, as the query decoders remember it.
+    """The feature pyramid of one frame, as the query decoders remember it.
 
-    levels: one tensor a pyramid level, channels last, [N, h, w, C], on the device; zeros where a camera was missing
+    levels: one tensor [N, h, w, C] per pyramid level, channels last, on the device; zeros for a missing camera
     global2image: [N, 4, 4] float64, global frame to depth-scaled pixels
-    present: [N] bool
+    present: [N] bool, False for a missing camera
     stamps: [N] int64, ns, of each camera
     stamp: ns, of the frame
     """
@@ -50,17 +50,17 @@ class FrameFeatures:
 
 @dataclass(frozen=True)
 class Memory(Generic[E]):
-    """Entries of past frames, newest first, and what is carried from frame to frame.
+    """Entries of past frames, newest first, and the state that is carried from frame to frame.
 
-    Immutable: `after` returns a new memory that shares the tensors. So a model can hand out what it would remember,
-    and the pipeline keeps it or not.
+    Immutable: `after` returns a new memory that shares the tensors. So the model proposes what to remember, and the
+    pipeline decides whether to keep it.
 
-    count: past frames that the model looks at
-    interval: s between them, as the model was trained
-    capacity: the most entries kept
-    missing: what stands for a frame that is not there: the "oldest" entry, or the "current" frame
+    count: number of past frames that the model uses
+    interval: s between these frames, as in training
+    capacity: maximum number of entries
+    missing: what replaces a frame that the memory does not reach: the "oldest" entry, or the "current" frame
     entries: of past frames, newest first
-    carried: kept from frame to frame, whether the frame is remembered or not; None for most families
+    carried: state that is kept from frame to frame, whether a frame is remembered or not; None for most families
     """
 
     count: int
@@ -75,9 +75,12 @@ class Memory(Generic[E]):
         return len(self.entries)
 
     def history(self, stamp: int) -> list[E | None]:
-        """Return `count` entries, the k-th being the nearest to `stamp` - k * `interval`; None is the current frame.
+        """Return `count` entries, the k-th being the one nearest to `stamp` - k * `interval`.
 
-        So the model sees the spacing that it was trained with at any camera rate.
+        stamp: of the current frame, ns
+
+        None in the list stands for the current frame. At any camera rate the model thus sees frames at the interval
+        that it was trained with.
         """
         if not self.entries:
             return [None] * self.count
@@ -92,22 +95,23 @@ class Memory(Generic[E]):
     def after(self, entry: E, carried: Any, due: bool) -> Memory[E]:
         """Return the memory after a frame.
 
-        entry: what to remember of the frame; kept only if `due`
-        carried: kept always
+        entry: what to remember of the frame
+        carried: state for the next frame; always kept
+        due: whether to keep the entry
         """
         kept = (entry, *self.entries)[: self.capacity] if due else self.entries
         return replace(self, entries=kept, carried=carried)
 
     def with_capacity(self, capacity: int) -> Memory[E]:
-        """Return the memory with room for `capacity` entries; the oldest ones give way."""
+        """Return the memory with room for `capacity` entries; the oldest ones beyond that are dropped."""
         return replace(self, capacity=capacity, entries=self.entries[:capacity])
 
     def wiped(self) -> Memory[E]:
-        """Return the memory without entries; what is carried stays, so that no track id is given twice."""
+        """Return the memory without entries; `carried` stays, so that no track id is assigned twice."""
         return replace(self, entries=())
 
 
 def device_bytes(memories: Iterable[Memory]) -> int:
-    """Return the bytes that memories take on the device; tensors that they share count once."""
+    """Return the bytes that memories occupy on the device; shared tensors count once."""
     tensors = {t.data_ptr(): t for memory in memories for entry in memory.entries for t in entry.tensors}
     return sum(t.element_size() * t.nelement() for t in tensors.values())

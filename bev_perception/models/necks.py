@@ -1,4 +1,4 @@
-"""Necks: from a backbone's maps to a pyramid of equally wide ones."""
+"""Necks: turn a backbone's feature maps into a pyramid whose levels all have the same number of channels."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from bev_perception.config import ConfigError, NeckConfig
 class FPN(nn.Module):
     """Feature pyramid network (Lin et al., CVPR 2017) without norms or activations.
 
-    in_channels: of the backbone's maps, finest first.  out_channels: of every level.
-    num_outs: number of levels; those beyond the backbone's are the last one at half the size, again and again.
+    in_channels: channels of the backbone's maps, finest first
+    out_channels: channels of every level
+    num_outs: number of levels; each one beyond the backbone's maps is the level before it at half the size
     """
 
     def __init__(self, in_channels: Sequence[int], out_channels: int, num_outs: int) -> None:
@@ -26,7 +27,7 @@ class FPN(nn.Module):
                 f"neck: the backbone gives {len(in_channels)} maps; num_outs is {num_outs}, which is fewer"
             )
         self.extra_levels = num_outs - len(in_channels)
-        # the names of the official checkpoints: lateral_convs.0.conv.weight
+        # names as in the official checkpoints: lateral_convs.0.conv.weight
         self.lateral_convs = nn.ModuleList(
             nn.Sequential(OrderedDict(conv=nn.Conv2d(channels, out_channels, 1))) for channels in in_channels
         )
@@ -40,7 +41,7 @@ class FPN(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Return num_outs levels [B, out_channels, h, w], finest first, of maps [B, in_channels[i], h, w]."""
+        """Return num_outs levels [B, out_channels, h, w], finest first, from maps [B, in_channels[i], h, w]."""
         laterals = [conv(x) for conv, x in zip(self.lateral_convs, maps, strict=True)]
         for i in range(len(laterals) - 1, 0, -1):
             finer = laterals[i - 1]
@@ -52,9 +53,11 @@ class FPN(nn.Module):
 
 
 def build_neck(config: NeckConfig, in_channels: Sequence[int]) -> nn.Module:
-    """Build the neck that `config` names, for a backbone's maps of `in_channels`, finest first.
+    """Build the neck that `config` names.
 
-    Raises ConfigError for an unknown type and for levels that it cannot give.
+    in_channels: channels of the backbone's maps, finest first
+
+    Raises ConfigError for an unknown type and for levels that the neck cannot output.
     """
     if config.type == "fpn":
         return FPN(in_channels, config.out_channels, config.num_outs)

@@ -1,6 +1,6 @@
-"""The number formats that a model's encoder, its backbone and neck, can compute in; all else computes in float32.
+"""Precisions (number formats) of a model's encoder, i.e. its backbone and neck; everything else computes in float32.
 
-In training the wide layers of a perspective head compute as the encoder does, see supervision.step.
+In training, the wide layers of a perspective head use the encoder's precision as well, see supervision.step.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import torch
 
 from bev_perception.config import ConfigError
 
-#: precision of the encoder in training and inference -> the type that autocast uses there
+#: precision of the encoder in training and inference -> dtype for autocast
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-#: in inference alone: float32 numbers, multiplied by NVIDIA's tensor cores with 10 bits of mantissa
+#: only in inference: float32 numbers, which NVIDIA's tensor cores multiply with 10 bits of mantissa
 TF32 = "tf32"
-#: compute capability of the first GPUs (Ampere) whose hardware has TF32 and bfloat16
+#: compute capability of the first GPUs (Ampere) that support TF32 and bfloat16 in hardware
 AMPERE = (8, 0)
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raise ConfigError, naming the remedy, for a precision that is unknown or that `device` does not have."""
+    """Raise ConfigError, naming the remedy, for a precision that is unknown or that `device` does not support."""
     if precision not in (*PRECISIONS, TF32):
         raise ConfigError(f"precision is {precision!r}; it must be one of {', '.join((*PRECISIONS, TF32))}")
     if precision == TF32 and device.type != "cuda":
@@ -36,9 +36,9 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def encoder_precision(precision: str, device: torch.device) -> AbstractContextManager[None]:
-    """Return the context in which the encoder computes in a precision that check_precision has let pass.
+    """Return the context in which the encoder computes in `precision`, which check_precision has accepted.
 
-    "fp32" means it: PyTorch's own default lets cuDNN convolve in TF32, so that its "float32" depends on the GPU.
+    "fp32" is strict: by default PyTorch lets cuDNN compute convolutions in TF32, so "float32" depends on the GPU.
     """
     dtype = PRECISIONS.get(precision)
     if dtype is not None:
@@ -47,19 +47,20 @@ def encoder_precision(precision: str, device: torch.device) -> AbstractContextMa
 
 
 def strict_float32(device: torch.device) -> AbstractContextManager[None]:
-    """Return the context in which float32 means float32 on `device`, whatever PyTorch's flags say of TF32."""
+    """Return a context in which float32 is never replaced by TF32 on `device`, whatever PyTorch's flags are."""
     return _tf32(False) if device.type == "cuda" else nullcontext()
 
 
 @contextmanager
 def tiny_is_zero() -> Iterator[None]:
-    """Take numbers below float32's normal range (1e-38) for zero; the CPU computes with them many times more slowly.
+    """Flush denormal numbers (below 1e-38 in float32) to zero; CPUs compute with them many times more slowly.
 
-    What attention hardly looks at has many such gradients. Where the CPU cannot do so, nothing changes. It holds for
-    this thread and for those that PyTorch starts inside, which keep to it; nothing depends on what such numbers are.
+    Attention weights near zero give many denormal gradients. On CPUs that cannot flush them, nothing changes. The
+    setting applies to this thread and to threads that PyTorch starts inside the context, which keep it afterwards; no
+    result depends on the values of denormals.
     """
     for kind in (np.float32, np.float64):
-        np.finfo(kind)  # NumPy looks at the range only once, and would warn if it then found no such numbers
+        np.finfo(kind)  # NumPy determines the range only once; inside the context it would warn of missing denormals
     torch.set_flush_denormal(True)
     try:
         yield
@@ -69,7 +70,7 @@ def tiny_is_zero() -> Iterator[None]:
 
 @contextmanager
 def _tf32(allowed: bool) -> Iterator[None]:
-    """Let float32 convolutions and matrix products inside use TF32 or not; leave PyTorch's flags as they were."""
+    """Allow or forbid TF32 in float32 convolutions and matrix products; restore PyTorch's flags afterwards."""
     convolution, product = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
     try:

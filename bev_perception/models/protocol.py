@@ -1,4 +1,4 @@
-"""What the house asks of a model, whatever its family."""
+"""The interface of a model, whatever its family."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from bev_perception.config import VariantConfig
 from bev_perception.models.memory import E, Entry, Memory
 from bev_perception.types import Boxes3D, FrameError, Limits, ModelInput, Occupancy
 
-#: What an encoder makes of a frame's images, by name: "levels" is the pyramid, "finite" one bool tensor that says
-#: whether all of it is finite. A family may add what else it needs of the encoder.
+#: An encoder's outputs for a frame's images, by name: "levels" is the feature pyramid, "finite" a single bool tensor []
+#: that is true if all of the pyramid is finite. A family may add further outputs of its encoder.
 Encoded = Mapping[str, tuple[Tensor, ...]]
 
 #: a family's own outputs, a frozen dataclass of tensors
@@ -23,12 +23,28 @@ Out = TypeVar("Out")
 
 
 class NotFiniteError(FrameError):
-    """What a model computes, or the pose that it computes with, holds NaN or infinity: it means nothing."""
+    """A model's features, outputs or input pose hold NaN or infinity, so the frame has no valid result."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits on the boxes that are returned; None takes the variant's own.
+
+    score: lowest score of a box, 0..1
+    count: maximum number of boxes
+    """
+
+    score: float | None = None
+    count: int | None = None
 
 
 @dataclass(frozen=True)
 class Perception:
-    """What a model sees, in its reference frame at the frame's stamp; None where it does not say."""
+    """A model's result, in its reference frame at the frame's stamp.
+
+    boxes: None for a model that detects no boxes
+    occupancy: None for a model that predicts no occupancy
+    """
 
     boxes: Boxes3D | None = None
     occupancy: Occupancy | None = None
@@ -36,11 +52,11 @@ class Perception:
 
 @dataclass(frozen=True)
 class Prediction(Generic[Out, E]):
-    """What a model makes of one frame.
+    """A model's prediction for one frame.
 
-    outputs: for the model's `decode`
+    outputs: raw outputs, for the model's `decode`
     entry: what to remember of the frame
-    carried: what goes on to the next frame, remembered or not
+    carried: state for the next frame, passed on whether this frame is remembered or not
     """
 
     outputs: Out
@@ -49,11 +65,11 @@ class Prediction(Generic[Out, E]):
 
 
 class Model(nn.Module):
-    """The base of every variant's network. The batch is 1.
+    """Base class of every variant's network. The batch is 1.
 
-    config: the variant's
-    encoder_parts: names of the submodules that encode images; variants in which they are equal share them
-    training_only: names of the submodules that training alone uses
+    config: settings of the variant
+    encoder_parts: names of the submodules that encode images; variants whose encoder parts are equal share them
+    training_only: names of the submodules that only training uses
     """
 
     config: VariantConfig
@@ -62,38 +78,40 @@ class Model(nn.Module):
 
     @abstractmethod
     def encode(self, inputs: ModelInput) -> Encoded:
-        """Return what the encoder makes of the images; missing cameras give zeros."""
+        """Return the encoder's outputs for the images; missing cameras give zeros."""
 
     @abstractmethod
     def predict(
         self, encoded: Encoded, history: Sequence[Any | None], inputs: ModelInput, carried: Any
     ) -> Prediction[Any, Any]:
-        """Return what the frame shows.
+        """Return the prediction for one frame.
 
-        history: entries of the other frames that the variant looks at, in the order of config.frames.offsets; None
-        stands for the current frame
-        carried: what the prediction before this one has handed on; None at first
+        encoded: output of `encode` for this frame
+        history: memory entries of the other frames that the variant uses, in the order of config.frames.offsets; None
+            stands for the current frame
+        inputs: of this frame
+        carried: `carried` of the previous prediction; None at first
         """
 
     @abstractmethod
     def remember(self, encoded: Encoded, history: Sequence[Any | None], inputs: ModelInput) -> Entry:
-        """Return what to remember of a frame, without predicting."""
+        """Return the memory entry of a frame without predicting; arguments as in `predict`."""
 
     @abstractmethod
     def decode(self, outputs: Any, limits: Limits) -> Perception:
         """Return the outputs as boxes, occupancy or both, in the model's reference frame.
 
-        Raises NotFiniteError for outputs that hold NaN or infinity, or come of such features.
+        Raises NotFiniteError for outputs that hold NaN or infinity, or that were computed from such features.
         """
 
     @abstractmethod
     def new_memory(self, interval: float) -> Memory[Any]:
-        """Return an empty memory of frames that are remembered every `interval` s."""
+        """Return an empty memory for frames that are remembered every `interval` s."""
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """Return whether all numbers are finite, as a bool tensor [] on their device: no transfer, no wait.
+    """Return whether all numbers are finite, as a bool tensor [] on their device, without waiting for the device.
 
-    A sum is NaN or infinite as soon as one summand is, and costs one pass over the data.
+    A sum is NaN or infinite as soon as one summand is, and takes a single pass over the data.
     """
     return torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors]).isfinite().all()

@@ -1,6 +1,6 @@
-"""Parts of query decoders that several families share.
+"""Layers of query decoders that several families share.
 
-Shapes: B batch, T frames, Q queries, G groups, P points a group and frame, L pyramid levels, C channels.
+Shapes: B batch, T frames, Q queries, G groups, P points per group and frame, L pyramid levels, C channels.
 A query's box is [..., 10]: x, y, z relative to the range (0..1), the logarithms of its three sizes (m), sin and cos of
 its yaw, and its velocity vx, vy (m/s).
 """
@@ -19,25 +19,28 @@ PcRange = tuple[float, float, float, float, float, float]
 
 
 def decode_centers(relative: Tensor, pc_range: PcRange) -> Tensor:
-    """Return centres in m of relative ones, both [..., 3]; pc_range is (x, y, z) low, then (x, y, z) high, m."""
+    """Convert centres relative to a range (0..1) to metres, both [..., 3].
+
+    pc_range: x, y, z low, then high, m
+    """
     axes = zip(relative.unbind(dim=-1), pc_range[:3], pc_range[3:], strict=True)
     return torch.stack([x * (high - low) + low for x, low, high in axes], dim=-1)
 
 
 def encode_centers(centers: Tensor, pc_range: PcRange) -> Tensor:
-    """Invert decode_centers; what lies outside of the range is below 0 or above 1."""
+    """Invert decode_centers; centres outside of the range are below 0 or above 1."""
     axes = zip(centers.unbind(dim=-1), pc_range[:3], pc_range[3:], strict=True)
     return torch.stack([(x - low) / (high - low) for x, low, high in axes], dim=-1)
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Return the logit of x [...], kept finite: x is clamped to 0..1 and both parts of the odds to at least eps."""
+    """Return the logit of x [...]; to keep it finite, x is clamped to 0..1, and x and 1 - x to at least eps."""
     x = x.clamp(0, 1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
 class PositionEncoding(nn.Sequential):
-    """Centres [..., 3] to features [..., C]."""
+    """Encode centres [..., 3] as features [..., C]."""
 
     def __init__(self, dims: int) -> None:
         """Build the two layers."""
@@ -52,12 +55,12 @@ class PositionEncoding(nn.Sequential):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers beside a shortcut (without norm): [..., C] -> [..., C]."""
+    """Two linear layers with a residual connection, without norm: [..., C] -> [..., C]."""
 
     def __init__(self, dims: int, hidden: int, dropout: float) -> None:
         """Build the layers; `hidden` is the inner width."""
         super().__init__()
-        # the names of the official checkpoints: layers.0.0, layers.1
+        # names as in the official checkpoints: layers.0.0, layers.1
         self.layers = nn.Sequential(
             nn.Sequential(nn.Linear(dims, hidden), nn.ReLU(inplace=True), nn.Dropout(dropout)),
             nn.Linear(hidden, dims),
@@ -70,24 +73,27 @@ class FeedForward(nn.Module):
 
 
 class ScaleAdaptiveSelfAttention(nn.Module):
-    """Self attention whose reach each head chooses per query (Liu et al., ICCV 2023, section 3.2).
+    """Self-attention in which each head chooses its range per query (Liu et al., ICCV 2023, section 3.2).
 
-    The distance of two queries' centres in the ground plane, times the query's own factor tau, lowers the logit.
+    The distance between two queries' centres in the ground plane, times a factor tau that the attending query predicts
+    for each head, is subtracted from the attention logit.
     """
 
     def __init__(self, dims: int, heads: int, dropout: float) -> None:
-        """Build the attention; the reach starts the same for all queries, from nearly global to a few metres."""
+        """Build the attention; heads start with ranges from nearly global to a few metres, equal for all queries."""
         super().__init__()
-        # the names of the official checkpoints: attention.attn.in_proj_weight
+        # names as in the official checkpoints: attention.attn.in_proj_weight
         self.attention = nn.ModuleDict({"attn": nn.MultiheadAttention(dims, heads, dropout, batch_first=True)})
         self.gen_tau = nn.Linear(dims, heads)
         nn.init.zeros_(self.gen_tau.weight)
         nn.init.uniform_(self.gen_tau.bias, 0.0, 2.0)
 
     def forward(self, features: Tensor, centers: Tensor, blocked: Tensor | None = None) -> Tensor:
-        """Return features [B, Q, C] plus what they attend to; centers [B, Q, >=2] in m carry no gradient.
+        """Return the features plus what they attend to, [B, Q, C].
 
-        blocked: [Q, Q] bool, True where a query (row) must not see another (column); None: all see all.
+        features: [B, Q, C]
+        centers: [B, Q, >=2], m; no gradient flows into them
+        blocked: [Q, Q] bool, True where a query (row) must not attend to another (column); None: all attend to all
         """
         places = centers.detach()[..., :2]
         distances = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")  # [B, Q, Q] m
@@ -102,10 +108,10 @@ class ScaleAdaptiveSelfAttention(nn.Module):
 
 
 class SamplingPoints(nn.Module):
-    """Where each query looks: points around its box, moved by its velocity, and how it weighs the pyramid levels."""
+    """Predict where each query samples: points around its box, moved by its velocity, and weights of pyramid levels."""
 
     def __init__(self, dims: int, groups: int, points: int, levels: int, pc_range: PcRange) -> None:
-        """Build the layers; the points start anywhere inside of the box."""
+        """Build the layers; the points start spread at random inside the box."""
         super().__init__()
         self.groups, self.points = groups, points
         self.pc_range = pc_range
@@ -117,8 +123,10 @@ class SamplingPoints(nn.Module):
     def forward(self, features: Tensor, boxes: Tensor, time_differences: Tensor, legacy: bool) -> tuple[Tensor, Tensor]:
         """Return points [B, T, Q, G, P, 3] in m and level weights [B, T, Q, G, P, L].
 
-        features: [B, Q, C].  boxes: [B, Q, 10].  time_differences: [B, T], s, current minus past.
-        legacy: turn the offsets clockwise, as the oldest checkpoints were trained.
+        features: [B, Q, C]
+        boxes: [B, Q, 10]
+        time_differences: [B, T], s, current minus past
+        legacy: whether to rotate the offsets clockwise, as the oldest checkpoints were trained
         """
         batch, queries, _ = features.shape
         offsets = self.sampling_offset(features).view(batch, queries, self.groups, self.points, 3)
@@ -130,7 +138,13 @@ class SamplingPoints(nn.Module):
 
 
 def points_in_boxes(offsets: Tensor, boxes: Tensor, pc_range: PcRange, legacy: bool) -> Tensor:
-    """Return points [B, Q, G, P, 3] in m from offsets in box sizes (0.5 is a face), boxes [B, Q, 10]."""
+    """Return points [B, Q, G, P, 3], m, at offsets from the centres of boxes.
+
+    offsets: [B, Q, G, P, 3] in box sizes, along the box's axes; 0.5 is on a face
+    boxes: [B, Q, 10]
+    pc_range: see decode_centers
+    legacy: see SamplingPoints
+    """
     local = offsets * boxes[:, :, None, None, 3:6].exp()
     yaw = torch.atan2(boxes[..., 6], boxes[..., 7])[:, :, None, None]
     sin, cos = (-yaw.sin() if legacy else yaw.sin()), yaw.cos()
@@ -140,16 +154,19 @@ def points_in_boxes(offsets: Tensor, boxes: Tensor, pc_range: PcRange, legacy: b
 
 
 def weigh_levels(scores: Tensor, groups: int, points: int, frames: int) -> Tensor:
-    """Return level weights [B, T, Q, G, P, L] of scores [B, Q, G*P*L]; over the levels they add up to 1."""
+    """Return level weights [B, T, Q, G, P, L] from scores [B, Q, G*P*L]; the weights of a point add up to 1."""
     weights = scores.unflatten(-1, (groups, points, -1)).softmax(dim=-1)
     return level_weights_by_frame(weights, frames)
 
 
 def level_weights_by_frame(weights: Tensor, frames: int) -> Tensor:
-    """Return level weights [B, T, Q, G, P, L] of [B, Q, G, P, L], in the order that the official weights have learnt.
+    """Repeat level weights [B, Q, G, P, L] for T frames, in the order that the official checkpoints were trained with.
 
-    The reference lays the samples out as (frame, group) but the weights as (group, frame), so that frame t, group g
-    takes the weights of group (t * G + g) // T. All released weights were trained so: setting it right breaks them.
+    The reference implementation lays out the samples as (frame, group) but the weights as (group, frame), so that frame
+    t, group g takes the weights of group (t * G + g) // T. All released checkpoints were trained this way; correcting
+    the order would break them.
+
+    Returns [B, T, Q, G, P, L].
     """
     groups = weights.shape[2]
     taken = torch.arange(frames * groups, device=weights.device) // frames
@@ -158,16 +175,22 @@ def level_weights_by_frame(weights: Tensor, frames: int) -> Tensor:
 
 @dataclass(frozen=True)
 class EncodedViews:
-    """The encoded images that queries look into: levels_by_frame, reference2image, image_size as in sample_features."""
+    """The encoded images that queries sample.
+
+    levels_by_frame: see sample_features
+    reference2image: see sample_features
+    image_size: see sample_features
+    """
 
     levels_by_frame: LevelsByFrame
     reference2image: Tensor
     image_size: tuple[int, int]
 
     def sample(self, points: Tensor, scores: Tensor) -> Tensor:
-        """Return features [B, Q, G, T*P, C/G] at points that stand still.
+        """Return features [B, Q, G, T*P, C/G] at points that do not move.
 
-        points: [B, Q, G, P, 3] m, the same in all frames.  scores: [B, Q, G*P*L] of the levels, see weigh_levels.
+        points: [B, Q, G, P, 3], m, the same in all frames
+        scores: [B, Q, G*P*L], of the levels; see weigh_levels
         """
         frames, (groups, per_group) = self.reference2image.shape[1], points.shape[2:4]
         everywhere = points[:, None].expand(-1, frames, -1, -1, -1, -1)
@@ -176,13 +199,13 @@ class EncodedViews:
 
 
 class AdaptiveMixing(nn.Module):
-    """Mix sampled features over channels, then over points, by matrices that each query makes for itself.
+    """Mix sampled features over channels, then over points, with matrices that are predicted from each query.
 
-    Liu et al., ICCV 2023, section 3.4, after AdaMixer (Gao et al., CVPR 2022).
+    See Liu et al., ICCV 2023, section 3.4, after AdaMixer (Gao et al., CVPR 2022).
     """
 
     def __init__(self, dims: int, groups: int, in_points: int, out_points: int) -> None:
-        """Build the layers; in_points is the number of samples a group, over all frames."""
+        """Build the layers; in_points is the number of samples per group, over all frames."""
         super().__init__()
         self.groups, self.in_points, self.out_points = groups, in_points, out_points
         self.width = dims // groups
@@ -191,7 +214,7 @@ class AdaptiveMixing(nn.Module):
         nn.init.zeros_(self.parameter_generator.weight)
 
     def forward(self, sampled: Tensor, features: Tensor) -> Tensor:
-        """Return features [B, Q, C] plus the mixture of sampled [B, Q, G, in_points, C/G]."""
+        """Return features [B, Q, C] plus the mixed samples; sampled: [B, Q, G, in_points, C/G]."""
         batch, queries = features.shape[:2]
         parameters = self.parameter_generator(features).view(batch * queries * self.groups, -1)
         channel, spatial = parameters.split([self.width**2, self.in_points * self.out_points], dim=1)

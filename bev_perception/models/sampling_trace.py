@@ -1,4 +1,4 @@
-"""Where the queries of a model sample the images; recorded by the families, drawn by visualization."""
+"""Where the queries of a model sample the images; recorded by the families, shown by visualization."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from bev_perception.types import Boxes3D
 
 @dataclass(frozen=True)
 class SamplingTrace:
-    """Where one run of a model sampled, and what it found; S stages (decoder layers), T frames, the current first.
+    """Where one run of a model sampled the images, and the boxes that it found.
 
-    points: [S, T, Q, K, 3] m in the model's reference frame, of the K = groups * points a group
-    reference2image: [T, N, 4, 4], to the depth-scaled pixels of the network's input images
-    image_size: (height, width) of those, pixels
-    time_differences: [T] s, how much older each frame is than the first
-    boxes: one a query, of its best class after the last stage, in the model's reference frame
+    Shapes: S stages (decoder layers), T frames with the current one first, Q queries, K = groups * points per group.
+
+    points: [S, T, Q, K, 3], m, in the model's reference frame
+    reference2image: [T, N, 4, 4], reference frame (m) to depth-scaled pixels of the network's input images
+    image_size: (height, width) of the input images, pixels
+    time_differences: [T], s, how much older each frame is than the first
+    boxes: one per query, of its best class after the last stage, in the model's reference frame
     """
 
     points: Tensor
@@ -30,12 +32,12 @@ class SamplingTrace:
     boxes: Boxes3D
 
     def best(self, count: int) -> list[int]:
-        """Return the numbers of the queries with the best scores, the best first."""
+        """Return the indices of the `count` queries with the highest scores, highest first."""
         found: list[int] = np.argsort(-self.boxes.scores, kind="stable")[:count].tolist()
         return found
 
     def samples(self, queries: Sequence[int], frame: int) -> Samples:
-        """Return where some queries sample one of the frames; 0 is the current one."""
+        """Return where the given queries sample one frame; frame 0 is the current one."""
         points = self.points[:, frame][:, list(queries)]  # [S, n, K, 3]
         uv, _, visible = project_points(
             points.reshape(1, 1, -1, 3), self.reference2image[None, None, frame], self.image_size
@@ -57,10 +59,11 @@ class SamplingTrace:
 class Samples:
     """Where n queries sample one frame.
 
-    points: [S, n, K, 3] m, in the model's reference frame.
-    pixels: [S, n, K, N, 2], of the network's input image of each camera; of no meaning where not visible.
-    visible: [S, n, K, N] bool, the camera sees the point.
-    camera: [S, n, K], the one that the features are taken from, the first that sees the point; -1: none does.
+    points: [S, n, K, 3], m, in the model's reference frame
+    pixels: [S, n, K, N, 2], in the network's input image of each camera; invalid where not visible
+    visible: [S, n, K, N] bool, whether the camera sees the point
+    camera: [S, n, K], index of the camera that the features come from, the first that sees the point; -1: no camera
+        sees it
     """
 
     points: np.ndarray

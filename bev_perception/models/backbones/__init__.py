@@ -1,4 +1,4 @@
-"""Image backbones: [B, 3, H, W] to a list of feature maps; the attribute `out_channels` says how wide they are."""
+"""Image backbones: images [B, 3, H, W] to a list of feature maps, whose channels are in the attribute out_channels."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """EVA-02 (Fang et al., 2023) as a detector's backbone, after ViTDet (Li et al., ECCV 2022).
 
-A plain vision transformer at stride 16: most blocks attend within windows, every third over the whole image, and
+A plain vision transformer at stride 16: most blocks attend within windows, every third one over the whole image, and
 positions enter as rotations of queries and keys (Su et al., 2021). A simple pyramid over its last map gives five
-levels, so no neck is needed. The parameters' names are those of the official checkpoints.
+levels, so no neck is needed. Parameters are named as in the official checkpoints.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bev_perception.config import EVA02Config
 
 PATCH = 16  # pixels
 MLP_RATIO = 8 / 3
-#: side of the token grid of the pretraining; stored position embeddings have it, and rotary positions count in it
+#: sides of the token grids that the stored position embeddings and the rotary positions were pretrained with
 PRETRAINED_GRID = 14
 ROTARY_GRID = 16
 #: block i attends over the whole image if i % GLOBAL_EVERY == GLOBAL_EVERY - 1
@@ -28,7 +28,7 @@ NORM_EPS = 1e-6
 
 
 def resize_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return table [N, h, w, C] as [N, *grid, C], interpolated bicubically."""
+    """Return table [N, h, w, C] resized to [N, *grid, C] by bicubic interpolation."""
     if table.shape[1:3] == grid:
         return table
     resized = F.interpolate(table.permute(0, 3, 1, 2), size=grid, mode="bicubic", align_corners=False)
@@ -36,11 +36,16 @@ def resize_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def rotary_tables(grid: tuple[int, int], trained: int, dims: int, device: torch.device) -> Tensor:
-    """Return the cosines and sines that turn queries and keys of width `dims`, [2, h * w, dims].
+    """Return the cosines and sines that rotate queries and keys, [2, h * w, dims].
 
-    Half of the channels turn with the row, half with the column, in pairs of equal angle. The tables are laid out for
-    trained x trained tokens; another grid (h, w) gets the tables (not the angles) resized, as the weights were trained.
-    They are float32 whatever the model's precision, and computed so as to equal those of the reference to the bit.
+    grid: (h, w), in tokens
+    trained: side of the square grid that the angles are computed for, in tokens; for another grid the tables (not the
+        angles) are resized, as the weights were trained
+    dims: channels of a query or key
+    device: of the result
+
+    Half of the channels rotate with the row, half with the column, in pairs of equal angle. The tables are float32
+    whatever the model's precision, and equal those of the reference implementation bit for bit.
     """
     half = dims // 2
     frequencies = 1.0 / 10000.0 ** (torch.arange(0, half, 2, device=device, dtype=torch.float32) / half)
@@ -53,14 +58,14 @@ def rotary_tables(grid: tuple[int, int], trained: int, dims: int, device: torch.
 
 
 def _rotate(x: Tensor, tables: Tensor) -> Tensor:
-    """Turn neighbouring channels of x [B, heads, L, D] by tables [2, L, D]."""
+    """Rotate pairs of neighbouring channels of x [B, heads, L, D] by the angles of tables [2, L, D]."""
     even, odd = x[..., ::2], x[..., 1::2]
     across = torch.stack([-odd, even], dim=-1).flatten(-2)
     return (x * tables[0] + across * tables[1]).to(x.dtype)
 
 
 def split_windows(tokens: Tensor, window: int) -> Tensor:
-    """Return [B * windows, window * window, C] of tokens [B, h, w, C], padded with zeros below and at the right."""
+    """Split tokens [B, h, w, C], zero-padded at the bottom and right, into [B * windows, window * window, C]."""
     batch, height, width, channels = tokens.shape
     tokens = F.pad(tokens, (0, 0, 0, -width % window, 0, -height % window))
     rows, columns = tokens.shape[1] // window, tokens.shape[2] // window
@@ -69,7 +74,7 @@ def split_windows(tokens: Tensor, window: int) -> Tensor:
 
 
 def join_windows(windows: Tensor, window: int, size: tuple[int, int, int]) -> Tensor:
-    """Return tokens [B, h, w, C] of what split_windows made of them; size is (B, h, w)."""
+    """Invert split_windows; return tokens [B, h, w, C] for size (B, h, w)."""
     batch, height, width = size
     rows, columns = -(-height // window), -(-width // window)
     tokens = windows.view(batch, rows, columns, window, window, -1).transpose(2, 3)
@@ -77,7 +82,7 @@ def join_windows(windows: Tensor, window: int, size: tuple[int, int, int]) -> Te
 
 
 def _drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Leave a residual branch out of a share of the samples (Huang et al., ECCV 2016); x is [B, h, w, C]."""
+    """Drop a residual branch x [B, h, w, C] for a share of the samples (Huang et al., ECCV 2016)."""
     if not training or rate == 0:
         return x
     kept = torch.empty(len(x), 1, 1, 1, device=x.device, dtype=x.dtype).bernoulli_(1 - rate)
@@ -85,7 +90,7 @@ def _drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose queries and keys are turned by their positions; keys have no bias."""
+    """Multi-head attention with rotary position embeddings of queries and keys; keys have no bias."""
 
     def __init__(self, dims: int, heads: int) -> None:
         """Build the projections."""
@@ -99,7 +104,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dims, dims)
 
     def forward(self, tokens: Tensor, tables: Tensor) -> Tensor:
-        """Return [B, L, C] of tokens [B, L, C], all of which see each other; tables as rotary_tables gives them."""
+        """Return attended tokens [B, L, C]; every token attends to all L. tables: [2, L, D] of rotary_tables."""
         query = _rotate(self._split_heads(F.linear(tokens, self.q_proj.weight, self.q_bias)), tables)
         key = _rotate(self._split_heads(self.k_proj(tokens)), tables)
         value = self._split_heads(F.linear(tokens, self.v_proj.weight, self.v_bias))
@@ -123,14 +128,14 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(hidden, dims)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [..., C] of x [..., C]."""
+        """Return the layer's output [..., C] for x [..., C]."""
         return self.w3(self.ffn_ln(F.silu(self.w1(x)) * self.w2(x)))
 
 
 class Block(nn.Module):
-    """Attention and feed-forward layer, each normed first and added to what it gets.
+    """Attention and feed-forward layer, each with a norm before it and a residual connection.
 
-    window: side of the windows that tokens see each other in, 0 for the whole image.
+    window: side of the windows within which tokens attend to each other, in tokens; 0 for the whole image
     """
 
     def __init__(self, dims: int, heads: int, window: int, drop_path: float) -> None:
@@ -151,13 +156,13 @@ class Block(nn.Module):
     def _attend(self, x: Tensor, tables: Tensor) -> Tensor:
         if not self.window:
             return self.attn(x.flatten(1, 2), tables).view_as(x)
-        # the padding comes after the norm and is not masked: padded tokens answer with the bias of the values
+        # padding follows the norm and is not masked: padded tokens contribute the bias of the values
         windows = self.attn(split_windows(x, self.window), tables)
         return join_windows(windows, self.window, (x.shape[0], x.shape[1], x.shape[2]))
 
 
 class VisionTransformer(nn.Module):
-    """The blocks over patches of 16 x 16 pixels: images [B, 3, H, W] -> tokens [B, H / 16, W / 16, C]."""
+    """A transformer over patches of 16 x 16 pixels: images [B, 3, H, W] -> tokens [B, H / 16, W / 16, C]."""
 
     def __init__(self, depth: int, config: EVA02Config) -> None:
         """Build the transformer with fresh weights."""
@@ -165,7 +170,7 @@ class VisionTransformer(nn.Module):
         dims = config.embed_dim
         self.config = config
         self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(3, dims, PATCH, PATCH)))
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + PRETRAINED_GRID**2, dims))  # the first one: of the class token
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + PRETRAINED_GRID**2, dims))  # the first is the class token's
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.blocks = nn.ModuleList(
             Block(
@@ -193,7 +198,7 @@ class VisionTransformer(nn.Module):
     def _tables(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Return the rotary tables of a window and of the whole image.
 
-        They cost next to nothing beside a block and follow the image's size, so they are not stored.
+        They depend on the image's size and cost next to nothing compared with a block, so they are not stored.
         """
         window = self.config.window
         dims = self.config.embed_dim // self.config.num_heads
@@ -204,19 +209,19 @@ class VisionTransformer(nn.Module):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of every pixel: [B, C, h, w] -> [B, C, h, w]."""
+    """Layer norm over the channels of each pixel: [B, C, h, w] -> [B, C, h, w]."""
 
     def __init__(self, channels: int) -> None:
         """Build the norm."""
         super().__init__(channels, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the normed maps."""
+        """Return the normalised maps."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class NormedConv(nn.Conv2d):
-    """Convolution without bias, then a ChannelNorm."""
+    """Convolution without bias, followed by a ChannelNorm."""
 
     def __init__(self, in_channels: int, out_channels: int, size: int) -> None:
         """Build both."""
@@ -229,16 +234,16 @@ class NormedConv(nn.Conv2d):
 
 
 def _pyramid_level(channels: int, *scaling: nn.Module) -> nn.Sequential:
-    """Return layers that bring a map to a level's size, leaving it `channels` wide, and make it a level."""
+    """Return the layers of one pyramid level: `scaling`, which outputs `channels` channels, then two convolutions."""
     return nn.Sequential(*scaling, NormedConv(channels, OUT_CHANNELS, 1), NormedConv(OUT_CHANNELS, OUT_CHANNELS, 3))
 
 
 class EVA02(nn.Module):
-    """The transformer and its pyramid.
+    """The transformer and its feature pyramid.
 
-    out_channels: of the five outputs, at strides 4, 8, 16, 32 and 64.
-    derived_keys: entries of the official checkpoints, relative to this module, that follow from the configuration:
-    the rotary tables, stored twice. They are made anew for every image size, so that a checkpoint's are not needed.
+    out_channels: of the five outputs, at strides 4, 8, 16, 32 and 64
+    derived_keys: keys of official checkpoints, relative to this module, that are not loaded: the rotary tables, stored
+        twice, which are computed for each image size instead
     """
 
     def __init__(self, depth: int, config: EVA02Config) -> None:
@@ -271,18 +276,18 @@ class EVA02(nn.Module):
         return net
 
     def frozen_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that detectors leave as pretrained: those of the embeddings and of the first blocks."""
+        """Return the parameters that detectors keep frozen as pretrained: the embeddings and the first blocks."""
         net = self.transformer
         return [net.pos_embed, *net.patch_embed.parameters(), *net.blocks[:FROZEN_BLOCKS].parameters()]
 
     def blocks(self) -> list[nn.Module]:
-        """Return the blocks in order; their activations are what training may compute twice to save memory."""
+        """Return the blocks in order; training may recompute their activations to save memory."""
         return list(self.transformer.blocks)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return five maps, [B, out_channels[i], H / 2^(i+2), W / 2^(i+2)], of images [B, 3, H, W].
+        """Return five maps [B, out_channels[i], H / 2^(i+2), W / 2^(i+2)] of images [B, 3, H, W].
 
-        H and W are multiples of 32; the last map is rounded up.
+        H and W are multiples of 32; the size of the last map is rounded up.
         """
         tokens = self.transformer(images).permute(0, 3, 1, 2)
         levels = [self.backbone[f"simfp_{i}"](tokens) for i in (2, 3, 4, 5)]

@@ -1,6 +1,6 @@
 """ResNet (He et al., CVPR 2016) as detectors use it: four feature maps, batch norm with fixed statistics.
 
-The stride of a bottleneck is on its 3x3 convolution, and the parameters' names are torchvision's.
+The stride of a bottleneck is in its 3x3 convolution; parameters are named as in torchvision.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bev_perception.config import ConfigError
 from bev_perception.models.backbones.fixed_norm import FixedNormModule
 
-#: depth -> (bottlenecks, number of blocks of the four stages)
+#: depth -> (whether blocks are bottlenecks, number of blocks in each of the four stages)
 _DEPTHS: dict[int, tuple[bool, tuple[int, int, int, int]]] = {
     10: (False, (1, 1, 1, 1)),
     18: (False, (2, 2, 2, 2)),
@@ -34,7 +34,7 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut: [B, in, h, w] -> [B, width, h / stride, w / stride]."""
+    """Two 3x3 convolutions and a shortcut: [B, in, h, w] -> [B, width, h / stride, w / stride]."""
 
     expansion = 1
 
@@ -56,7 +56,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 beside a shortcut: [B, in, h, w] -> [B, 4 * width, h / stride, w / stride]."""
+    """1x1, 3x3, 1x1 convolutions and a shortcut: [B, in, h, w] -> [B, 4 * width, h / stride, w / stride]."""
 
     expansion = 4
 
@@ -84,13 +84,17 @@ class Bottleneck(nn.Module):
 class ResNet(FixedNormModule):
     """A ResNet without its classifier.
 
-    depth: 10, 18, 50 or 101 (ConfigError otherwise).  width: of the stem and the first stage, channels; every later
-    stage has twice as many.  first_level: the stage, of 0 to 3, whose output is the first that is given.
-    patches: whether the stem takes the image apart into patches of 4x4, which costs less than overlapping 7x7
-    windows and a max pool (Liu et al., A ConvNet for the 2020s, CVPR 2022, section 2.2).
-    out_channels: of the outputs.
+    depth: 10, 18, 50 or 101
+    width: channels of the stem and of the first stage; each later stage has twice as many as the one before
+    first_level: first stage, of 0 to 3, whose output is returned
+    patches: whether the stem splits the image into patches of 4x4 pixels, which costs less than overlapping 7x7 windows
+        and a max pool (Liu et al., A ConvNet for the 2020s, CVPR 2022, section 2.2)
+    out_channels: channels of the outputs
+
     Batch norm uses its stored statistics in evaluation and in training, unless learns_statistics; its weights and
     biases can be trained.
+
+    Raises ConfigError for another depth.
     """
 
     def __init__(self, depth: int, width: int = 64, first_level: int = 0, patches: bool = False) -> None:
@@ -127,8 +131,9 @@ class ResNet(FixedNormModule):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        # what all blocks together add may multiply the variance by e at most: fixed statistics could not tame more.
-        # Zero (Goyal et al., 2017) is no place to start from: Adam leaves it in small steps, however steep the loss.
+        # Scale the residual branches so that all blocks together multiply the variance by at most e; batch norm with
+        # fixed statistics could not compensate for more. Starting at zero (Goyal et al., 2017) is worse: Adam leaves
+        # zero in small steps, however steep the loss.
         share = len(self.blocks()) ** -0.5
         for module in self.modules():
             if isinstance(module, Bottleneck):
@@ -137,17 +142,17 @@ class ResNet(FixedNormModule):
                 nn.init.constant_(module.bn2.weight, share)
 
     def frozen_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that detectors leave as pretrained: those of the stem and of the first stage."""
+        """Return the parameters that detectors keep frozen as pretrained: the stem and the first stage."""
         return [p for part in (self.conv1, self.bn1, self.layer1) for p in part.parameters()]
 
     def blocks(self) -> list[nn.Module]:
-        """Return the blocks in order; their activations are what training may compute twice to save memory."""
+        """Return the blocks in order; training may recompute their activations to save memory."""
         return [block for stage in (self.layer1, self.layer2, self.layer3, self.layer4) for block in stage]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return C2 to C5, [B, channels, H / 2^i, W / 2^i] for i of 2 to 5, of images [B, 3, H, W].
+        """Return the maps C2 to C5 of images [B, 3, H, W], without the first `first_level` of them.
 
-        Without the first `first_level` of them.
+        Map Ci is [B, channels, H / 2^i, W / 2^i].
         """
         x = self.maxpool(self.bn1(self.conv1(images)).relu_())
         outputs = []

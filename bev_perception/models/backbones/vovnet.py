@@ -1,6 +1,6 @@
 """VoVNet (Lee and Park, CVPR 2020) with one-shot aggregation and effective squeeze-and-excitation: V-99-eSE.
 
-The parameters' names, slashes included, are those of the official checkpoints.
+Parameters are named as in the official checkpoints, slashes included.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bev_perception.config import ConfigError
 from bev_perception.models.backbones.fixed_norm import FixedNormModule
 
-#: depth -> number of aggregation modules of the four stages
+#: depth -> number of aggregation modules in each of the four stages
 _DEPTHS: dict[int, tuple[int, int, int, int]] = {99: (1, 3, 9, 3)}
 _STEM = ((64, 2), (64, 1), (128, 2))  # width and stride of the stem's convolutions
 _INNER_WIDTHS = (128, 160, 192, 224)
@@ -34,7 +34,7 @@ def _conv(name: str, channels: tuple[int, int], size: int = 3, stride: int = 1) 
 
 
 class SqueezeExcitation(nn.Module):
-    """Scale every channel by a gate that it and the others decide on: [B, C, h, w] -> [B, C, h, w]."""
+    """Scale every channel by a gate computed from the means of all channels: [B, C, h, w] -> [B, C, h, w]."""
 
     def __init__(self, channels: int) -> None:
         """Build the gate."""
@@ -47,13 +47,15 @@ class SqueezeExcitation(nn.Module):
 
 
 class AggregationModule(nn.Module):
-    """Five 3x3 convolutions in a row, whose outputs and input are joined at once: [B, in, h, w] -> [B, out, h, w].
+    """Five 3x3 convolutions in a row, all of whose outputs are concatenated with the input and mixed by a 1x1 one.
 
-    shortcut: add the input to the output.
+    Maps [B, in, h, w] to [B, out, h, w].
+
+    shortcut: whether to add the input to the output
     """
 
     def __init__(self, name: str, in_channels: int, width: int, out_channels: int, shortcut: bool) -> None:
-        """Build the module; its layers are named after it."""
+        """Build the module; the names of its layers begin with `name`."""
         super().__init__()
         widths = (in_channels, *[width] * _CONVS_A_MODULE)
         self.layers = nn.ModuleList(
@@ -75,8 +77,13 @@ class AggregationModule(nn.Module):
 class VoVNet(FixedNormModule):
     """A VoVNet without its classifier.
 
-    depth: 99 (ConfigError otherwise).  out_channels: of the four outputs.
-    Batch norm uses its stored statistics in evaluation and in training; its weights and biases can be trained.
+    depth: 99
+    out_channels: channels of the four outputs
+
+    Batch norm uses its stored statistics in evaluation and in training, unless learns_statistics; its weights and
+    biases can be trained.
+
+    Raises ConfigError for another depth.
     """
 
     def __init__(self, depth: int) -> None:
@@ -111,16 +118,16 @@ class VoVNet(FixedNormModule):
         self.train()
 
     def frozen_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that detectors leave as pretrained: those of the stem and of the first stage."""
+        """Return the parameters that detectors keep frozen as pretrained: the stem and the first stage."""
         return [*self.stem.parameters(), *self.stage2.parameters()]
 
     def blocks(self) -> list[nn.Module]:
-        """Return the blocks in order; their activations are what training may compute twice to save memory."""
+        """Return the blocks in order; training may recompute their activations to save memory."""
         stages = (self.stage2, self.stage3, self.stage4, self.stage5)
         return [module for stage in stages for module in stage if isinstance(module, AggregationModule)]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return four maps, [B, out_channels[i], H / 2^(i+2), W / 2^(i+2)], of images [B, 3, H, W]."""
+        """Return four maps [B, out_channels[i], H / 2^(i+2), W / 2^(i+2)] of images [B, 3, H, W]."""
         x = self.stem(images)
         outputs = []
         for stage in (self.stage2, self.stage3, self.stage4, self.stage5):
