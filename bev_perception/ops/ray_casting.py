@@ -1,11 +1,12 @@
-"""Rays through voxel grids: what they hit first, and what they pass on the way.
+"""Ray casting through voxel grids: which voxel each ray hits first, and which voxels it passes on the way.
 
-Traversal: Amanatides and Woo, A Fast Voxel Traversal Algorithm for Ray Tracing, Eurographics 1987; in float64. The way
-of a ray does not depend on what fills the grid, so several grids, such as a prediction and its truth, share one pass.
+Traversal: Amanatides and Woo, A Fast Voxel Traversal Algorithm for Ray Tracing, Eurographics 1987; in float64. The path
+of a ray does not depend on which voxels are occupied, so several grids, such as a prediction and its ground truth,
+share one pass.
 
-On the CPU a kernel compiled by numba walks ray by ray; `trace_reference` walks all rays at once with PyTorch, is the
-oracle of the tests, and the way on a GPU or without numba. Both start from the same numbers and only add and compare
-from there on, so their results are equal to the bit.
+On the CPU, a kernel compiled by numba traces ray by ray. `trace_reference` traces all rays at once with PyTorch; it is
+used on a GPU and without numba, and the tests compare the kernel with it. Both start from the same numbers and then
+only add and compare, so their results are equal bit for bit.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from bev_perception.types import VoxelGrid
 
 LOG = logging.getLogger(__name__)
 
-#: voxels that a ray is followed through at most, those before the grid included
+#: maximum number of voxels that a ray is followed through, including those before it enters the grid
 MAX_STEPS = 1001
-#: grids that may share a pass: each has a bit of a byte
+#: maximum number of grids that share one pass; each takes one bit of a byte
 MAX_GRIDS = 8
-#: voxels; origins further from the grid than this are no sensor's
+#: voxels; an origin further from the grid than this cannot be a sensor's
 FARTHEST_ORIGIN = 1e6
-#: steps after which the reference drops the rays that have ended
+#: steps after which trace_reference drops the rays that have ended
 COMPACT_EVERY = 16
 
 _NEVER = float(np.finfo(np.float64).max)
-#: of _trace_rays, for numba
+#: signature of _trace_rays for numba
 _SIGNATURE = (
     "void(uint8[:, :, ::1], int64[:, ::1], int64[:, ::1], float64[:, ::1], float64[:, ::1], "
     "int64[:, ::1], float64[:, ::1], boolean[:, :, ::1])"
@@ -45,10 +46,11 @@ _SIGNATURE = (
 class RayHits:
     """The first voxel that each ray hits in each grid.
 
-    voxels: [G, R] int64, flat indices; where nothing is hit, the last voxel inside the grid, which is then free; voxel
-    0 for a ray that never enters.
-    depths: [G, R] float64, where the ray leaves that voxel, in lengths of its direction from its origin; -1 for a ray
-    that never enters. (The first voxel of a ray may lie behind it, see cast_rays; its depth is then negative as well.)
+    voxels: [G, R] int64, flat indices; for a ray that hits nothing, the last voxel that it passes in the grid, which is
+        free; 0 for a ray that never enters the grid
+    depths: [G, R] float64, distance from the origin to where the ray leaves that voxel, in lengths of its direction; -1
+        for a ray that never enters the grid. It is also negative if a ray's first voxel lies behind its origin, see
+        cast_rays
     """
 
     voxels: Tensor
@@ -57,10 +59,12 @@ class RayHits:
 
 @dataclass(frozen=True)
 class _Walk:
-    """Where rays start and how they go on.
+    """The state in which the traversal of rays starts.
 
-    first: [R, 3] int64, the voxel of the origin.  step: [R, 3] int64, -1 or 1.
-    t_max: [R, 3], where the ray passes the first boundary along each axis.  t_delta: [R, 3], from one to the next.
+    first: [R, 3] int64, the voxel of the origin
+    step: [R, 3] int64, direction along each axis, -1 or 1
+    t_max: [R, 3], distance to the first voxel boundary along each axis, in lengths of the ray's direction
+    t_delta: [R, 3], distance from one boundary to the next along each axis, in lengths of the ray's direction
     """
 
     first: Tensor
@@ -70,14 +74,17 @@ class _Walk:
 
 
 def cast_rays(occupied: Tensor, origins: Tensor, directions: Tensor) -> RayHits:
-    """Return what rays hit in G grids, which share one pass; exact, all in float64.
+    """Return what rays hit in G grids, in a single pass for all of them; exact, in float64.
 
-    occupied: [G, X, Y, Z] bool, at most MAX_GRIDS of them.  origins, directions: [R, 3] float64 in voxels, counted from
-    the outer corner of voxel (0, 0, 0); directions of any length but 0.  All on one device.
-    An origin up to one voxel below or before the grid counts as inside, as in the published RayIoU: its coordinates are
-    truncated towards zero. Ties between boundaries go to z, then y, then x.
+    occupied: [G, X, Y, Z] bool, at most MAX_GRIDS grids
+    origins: [R, 3] float64, in voxels from the outer corner of voxel (0, 0, 0)
+    directions: [R, 3] float64, in voxels, of any length but 0
 
-    Raises UserError for origins and directions that no ray has.
+    All arguments are on the same device. An origin up to one voxel below or before the grid counts as inside, as in the
+    published RayIoU: its coordinates are truncated towards zero. If a ray meets several boundaries at once, it crosses
+    the one along z first, then y, then x.
+
+    Raises UserError for origins and directions that no ray can have.
     """
     _check(origins, directions)
     voxels, depths, _ = _trace(occupied, _walk(origins, directions, origins.trunc()))
@@ -85,12 +92,16 @@ def cast_rays(occupied: Tensor, origins: Tensor, directions: Tensor) -> RayHits:
 
 
 def observed_voxels(occupied: np.ndarray, grid: VoxelGrid, origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """Return [X, Y, Z] bool: the voxels that some ray passes, up to and with the first occupied one on its way.
+    """Return the mask [X, Y, Z] bool of the voxels that rays pass, including the first occupied one of each ray.
 
-    occupied: [X, Y, Z] bool.  origins, directions: [R, 3] in the grid's frame, m; directions of any length but 0. Rays
-    that start outside the grid are followed into it, through MAX_STEPS voxels in all.
+    occupied: [X, Y, Z] bool
+    grid: where the voxels are
+    origins: [R, 3], m, in the grid's frame
+    directions: [R, 3], m, in the grid's frame, of any length but 0
 
-    Raises UserError for origins and directions that no ray has.
+    Rays that start outside the grid are followed into it, through MAX_STEPS voxels in all.
+
+    Raises UserError for origins and directions that no ray can have.
     """
     start = torch.from_numpy((np.asarray(origins, np.float64) - grid.origin) / grid.resolution)
     along = torch.from_numpy(np.array(directions, np.float64))
@@ -107,7 +118,7 @@ def _check(origins: Tensor, directions: Tensor) -> None:
 
 
 def _walk(origins: Tensor, directions: Tensor, first: Tensor) -> _Walk:
-    """Return how rays start from the voxels `first` [R, 3], where their origins are."""
+    """Return the start of the traversal for rays whose origins lie in the voxels `first` [R, 3]."""
     forward = directions >= 0
     moves = directions != 0
     boundary = first + forward.to(first.dtype)
@@ -117,7 +128,7 @@ def _walk(origins: Tensor, directions: Tensor, first: Tensor) -> _Walk:
 
 
 def _trace(occupied: Tensor, walk: _Walk) -> tuple[Tensor, Tensor, Tensor]:
-    """Return voxels, depths as RayHits has them, and seen [X, Y, Z] bool: what rays pass until they have hit all."""
+    """Return voxels and depths as in RayHits, and the mask [X, Y, Z] bool of voxels passed before all grids are hit."""
     if len(occupied) > MAX_GRIDS:
         raise ValueError(f"{len(occupied)} grids for one pass; it takes {MAX_GRIDS}")
     kernel = _compiled_kernel() if occupied.device.type == "cpu" else None
@@ -135,7 +146,7 @@ def _trace(occupied: Tensor, walk: _Walk) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def trace_reference(occupied: Tensor, walk: _Walk) -> tuple[Tensor, Tensor, Tensor]:
-    """Do what the kernel does, one step of all rays at a time, on any device."""
+    """Do the same as the compiled kernel on any device, moving all rays one step at a time."""
     grids, rays = len(occupied), len(walk.first)
     device = occupied.device
     size = torch.tensor(occupied.shape[1:], device=device)
@@ -146,14 +157,14 @@ def trace_reference(occupied: Tensor, walk: _Walk) -> tuple[Tensor, Tensor, Tens
     outside = filled.shape[1]
     seen = torch.zeros(outside + 1, dtype=torch.bool, device=device)
 
-    ray = torch.arange(rays, device=device)  # [L]: the rays on their way
+    ray = torch.arange(rays, device=device)  # [L]: the rays that have not ended
     at, step, t_max, t_delta = walk.first, walk.step, walk.t_max, walk.t_delta  # [L, 3]
     voxels, depths = all_voxels.clone(), all_depths.clone()  # [G, L]
     pending = torch.ones(grids, rays, dtype=torch.bool, device=device)  # nothing hit yet
     for count in range(1, MAX_STEPS + 1):
         inside = ((at >= 0) & (at < size)).all(dim=1)
         voxel = (at * strides).sum(dim=1).where(inside, 0)
-        here = inside & pending  # [G, L]; the last such voxel is the ray's: the one it hits, or the last inside
+        here = inside & pending  # [G, L]; the last such voxel is the result: the one hit, or the last one inside
         seen[voxel.where(here.any(dim=0), outside)] = True
         voxels = torch.where(here, voxel, voxels)
         depths = torch.where(here, t_max.amin(dim=1), depths)
@@ -166,7 +177,7 @@ def trace_reference(occupied: Tensor, walk: _Walk) -> tuple[Tensor, Tensor, Tens
         t_max = torch.where(moved, t_max + t_delta, t_max)
         if count % COMPACT_EVERY == 0 or count == MAX_STEPS:
             all_voxels[:, ray], all_depths[:, ray] = voxels, depths
-            beside = ((at < 0) & (step < 0) | (at >= size) & (step > 0)).any(dim=1)  # out, for good
+            beside = ((at < 0) & (step < 0) | (at >= size) & (step > 0)).any(dim=1)  # outside, moving away
             alive = torch.nonzero(pending.any(dim=0) & ~beside).squeeze(1)
             if not len(alive):
                 break
@@ -185,7 +196,7 @@ def _trace_rays(
     depths: np.ndarray,
     seen: np.ndarray,
 ) -> None:
-    """Walk ray by ray; numba compiles this. voxels, depths [G, R] and seen [X, Y, Z] are filled in."""
+    """Trace ray by ray (numba compiles this); fill in voxels and depths [G, R] and seen [X, Y, Z]."""
     size_x, size_y, size_z = codes.shape
     grids = len(voxels)
     for ray in range(len(first)):
@@ -231,7 +242,7 @@ def _trace_rays(
 
 @functools.cache
 def _compiled_kernel() -> Callable[..., None] | None:
-    """Return _trace_rays compiled, or None, said once, where there is no numba."""
+    """Return _trace_rays compiled by numba; without numba, warn once and return None."""
     try:
         import numba
     except ImportError as error:
@@ -239,6 +250,6 @@ def _compiled_kernel() -> Callable[..., None] | None:
         return None
     try:
         return numba.njit(_SIGNATURE, nogil=True, cache=True)(_trace_rays)
-    except (RuntimeError, OSError) as error:  # no place to keep the compiled code in, or it cannot be written
+    except (RuntimeError, OSError) as error:  # there is no writable cache for the compiled code
         LOG.info("the ray caster is compiled anew at every start: %s", error)
         return numba.njit(_SIGNATURE, nogil=True)(_trace_rays)

@@ -1,11 +1,11 @@
-"""Sampling of image features at 3D points: several frames, cameras and pyramid levels, one camera a point and frame.
+"""Sample image features at 3D points from several frames, cameras and pyramid levels; one camera per point and frame.
 
-Follows Liu et al., ICCV 2023, section 3.3. A point is sampled from the first camera that sees it; if none
-does, from camera 0 at whatever pixel it has there, where the zero padding outside of the image usually, but a fraction
-of a cell from the border not wholly, makes it vanish.
+Follows Liu et al., ICCV 2023, section 3.3. A point is sampled from the first camera that sees it. If no camera does, it
+is sampled from camera 0 at the pixel that it projects to, where the zero padding outside of the image usually gives
+zeros; within a cell of the border a part of the features remains.
 
-`sample_features` gathers rows of the channels-last maps where they lie, so the features of past frames are never
-stacked or copied; `sample_features_reference` says the same with grid_sample and is the oracle of the tests.
+`sample_features` gathers rows of the channels-last maps in place, so the features of past frames are never stacked or
+copied; `sample_features_reference` does the same with grid_sample, as a reference for the tests.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: m; a point nearer to the camera plane than this, or behind it, is not seen
+#: m; a point nearer to the camera plane than this, or behind it, is not visible
 MIN_DEPTH = 1e-5
 
-#: T frames x L levels of [B, N, h, w, C], contiguous
+#: T frames x L levels of maps [B, N, h, w, C], contiguous
 LevelsByFrame = Sequence[Sequence[Tensor]]
 
 
@@ -28,15 +28,18 @@ def project_points(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Project points into every camera of every frame.
 
-    points: [B, T, K, 3] m.  reference2image: [B, T, N, 4, 4], depth-scaled pixels.  image_size: (height, width) pixels.
-    Returns uv [B, T, N, 2, K] in image widths and heights (unbounded where not seen), depth [B, T, N, K] m, at least
-    MIN_DEPTH, and visible [B, T, N, K] bool.
+    points: [B, T, K, 3], m
+    reference2image: [B, T, N, 4, 4], to depth-scaled pixels
+    image_size: (height, width) of the images, pixels
+
+    Returns uv [B, T, N, 2, K] in image widths and heights (unbounded where not visible), depth [B, T, N, K], m, at
+    least MIN_DEPTH, and visible [B, T, N, K] bool.
     """
     batch, frames, cameras = reference2image.shape[:3]
     height, width = image_size
     rows = torch.stack([reference2image[..., 0, :] / width, reference2image[..., 1, :] / height], dim=-2)
     rows = torch.cat([rows, reference2image[..., 2:3, :]], dim=-2).reshape(batch * frames, cameras * 3, 4)
-    # one product a frame for all its cameras, in planes: [B*T, N*3, 3] @ [B*T, 3, K]
+    # one matrix product per frame for all its cameras: [B*T, N*3, 3] @ [B*T, 3, K]
     scaled = torch.baddbmm(rows[..., 3:], rows[..., :3], points.flatten(0, 1).transpose(1, 2))
     scaled = scaled.view(batch, frames, cameras, 3, -1)
     depth = scaled[..., 2, :].clamp(min=MIN_DEPTH)  # [B, T, N, K]
@@ -53,11 +56,14 @@ def sample_features(
     level_weights: Tensor,
     image_size: tuple[int, int],
 ) -> Tensor:
-    """Sample every group's channels at its points, in every frame, and add the levels up by their weights.
+    """Sample each group's channels at its points in every frame, and return the weighted sum over the levels.
 
-    levels_by_frame: T x L of [B, N, h, w, C], contiguous; group g owns the channels g*C/G to (g+1)*C/G.
-    points: [B, T, Q, G, P, 3] m.  reference2image: [B, T, N, 4, 4].  level_weights: [B, T, Q, G, P, L].
-    image_size: (height, width) of the images that the matrices project into, pixels.
+    levels_by_frame: T x L maps [B, N, h, w, C], contiguous; group g has the channels g*C/G to (g+1)*C/G
+    points: [B, T, Q, G, P, 3], m
+    reference2image: [B, T, N, 4, 4], to depth-scaled pixels
+    level_weights: [B, T, Q, G, P, L]
+    image_size: (height, width) of the images that the matrices project into, pixels
+
     Returns [B, Q, G, T*P, C/G].
     """
     batch, frames, queries, groups, per_group, _ = points.shape
@@ -67,7 +73,7 @@ def sample_features(
     group = torch.arange(groups, device=points.device).view(groups, 1, 1)
     image = sample * reference2image.shape[2] + camera  # [B, T, Q, G, P]
 
-    sampled: list[Tensor] = []  # a frame: [B*Q*G*P, C/G]
+    sampled: list[Tensor] = []  # per frame: [B*Q*G*P, C/G]
     for index, maps in enumerate(zip(*levels_by_frame, strict=True)):  # T maps of one level
         height, width, channels = maps[0].shape[2:]
         y, weight_y = _linear_taps(v, height)  # [B, T, Q, G, P, 2]
@@ -92,7 +98,7 @@ def sample_features(
 
 
 def _first_camera(points: Tensor, reference2image: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return uv [B, T, 2, K] in the first camera that sees a point (else camera 0) and its index [B, T, K]."""
+    """Return uv [B, T, 2, K] in the first camera that sees a point (camera 0 if none does), and its index [B, T, K]."""
     uv, _, visible = project_points(points.flatten(2, 4), reference2image, image_size)
     cameras = visible.shape[2]
     countdown = torch.arange(cameras, 0, -1, dtype=torch.int32, device=points.device)[:, None]  # [N, 1]: N, ..., 1
@@ -103,11 +109,14 @@ def _first_camera(points: Tensor, reference2image: Tensor, image_size: tuple[int
 
 
 def _linear_taps(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return the two cells around a relative position [...] along one axis and their weights, both [..., 2].
+    """Return the two cells next to a position along one axis, and their interpolation weights, both [..., 2].
 
-    0 is the middle of the first cell and 1 the middle of the last. A cell outside has weight 0 and a clamped index.
+    position: [...], 0 is the middle of the first cell and 1 the middle of the last
+    size: number of cells
+
+    A cell outside of the map has weight 0 and a clamped index.
     """
-    # a point behind a camera has a huge position: it ends one cell outside, where the weights are 0
+    # a point behind a camera has a huge position: clamp it to one cell outside, where the weights are 0
     at = (position * (size - 1)).clamp(-1, size)
     first = at.detach().floor()
     fraction = at - first
@@ -123,7 +132,7 @@ def sample_features_reference(
     level_weights: Tensor,
     image_size: tuple[int, int],
 ) -> Tensor:
-    """Do what `sample_features` does, camera by camera with grid_sample; slow, and plain to read."""
+    """Do the same as `sample_features`, camera by camera with grid_sample: slow, but simple."""
     batch, _, queries, groups, per_group, _ = points.shape
     cameras = reference2image.shape[2]
     uv, _, visible = project_points(points.flatten(2, 4), reference2image, image_size)
@@ -147,7 +156,11 @@ def sample_features_reference(
 
 
 def _grid_sample_groups(level: Tensor, grid: Tensor) -> Tensor:
-    """Sample level [B, h, w, C] at grid [B, Q, G, P, 2] (-1..1), every group its own channels: [B, Q, G, P, C/G]."""
+    """Sample each group's channels of a level: [B, Q, G, P, C/G].
+
+    level: [B, h, w, C]
+    grid: [B, Q, G, P, 2], -1..1
+    """
     groups = grid.shape[2]
     per_group = level.permute(0, 3, 1, 2).chunk(groups, dim=1)
     values = [
