@@ -1,1 +1,1 @@
-"""What is made of results without ROS."""
+"""Conversions of results that do not need ROS."""

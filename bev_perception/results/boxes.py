@@ -1,4 +1,4 @@
-"""Boxes between frames of reference."""
+"""Transform boxes between frames of reference."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from bev_perception.types import Boxes3D
 
 
 def to_ego(boxes: Boxes3D, reference2ego: np.ndarray) -> Boxes3D:
-    """Return the boxes in another frame: reference2ego [4, 4] moves centres and turns yaws and velocities.
+    """Return the boxes in another frame, with centres, yaws and velocities transformed.
 
-    The transform may tilt; a box stays upright and keeps the heading that its front has in the new ground plane.
+    reference2ego: [4, 4], from the frame of the boxes to the new one
+
+    If the transform tilts, boxes stay upright and their headings are projected onto the new ground plane.
     """
     rotation = reference2ego[:3, :3]
     centers = boxes.centers @ rotation.T + reference2ego[:3, 3]

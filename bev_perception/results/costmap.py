@@ -1,4 +1,4 @@
-"""Occupancy as a map of costs for a planner: which columns of voxels can be driven through, as far as was seen."""
+"""Costmap for a planner from an occupancy: which columns of voxels are obstacles, free, or not observed."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from bev_perception.types import Calibration, Frame, Occupancy, VoxelGrid
 
 #: values of nav_msgs/OccupancyGrid
 UNKNOWN, FREE, OBSTACLE = -1, 0, 100
-#: share of a voxel that must lie between the two heights for it to count; less is rounding
+#: share of a voxel's height that must lie between the two heights for the voxel to count; less is rounding error
 TOUCH = 1e-3
-#: pixels; side of the squares in which is noted what a lens does not show
+#: pixels; side of the squares for which a lens mask stores whether the lens shows them
 MASK_STEP = 8
-#: more than any rig has cameras
+#: lens masks in the cache; more than any rig has cameras
 MASKS_KEPT = 32
 
 
 @dataclass(frozen=True)
 class CostmapSettings:
-    """What is an obstacle.
+    """What counts as an obstacle.
 
-    min_height, max_height: m above base_link; what is lower can be driven over, what is higher driven under.
-    free_classes: classes that are ground, however high; all others are obstacles.
+    min_height: m above base_link; the vehicle can drive over anything lower
+    max_height: m above base_link; the vehicle can drive under anything higher
+    free_classes: classes that are ground at any height; all others are obstacles
     """
 
     min_height: float = 0.2
@@ -38,7 +39,7 @@ class CostmapSettings:
     free_classes: tuple[str, ...] = ("driveable_surface", "other_flat", "sidewalk", "terrain")
 
     def __post_init__(self) -> None:
-        """Check the heights."""
+        """Check that the heights are in order."""
         if not self.min_height < self.max_height:
             raise UserError(
                 f"costmap_min_height is {self.min_height} m, costmap_max_height {self.max_height} m; "
@@ -46,8 +47,8 @@ class CostmapSettings:
             )
 
     def check(self, class_names: tuple[str, ...], grid: VoxelGrid) -> None:
-        """Raise UserError for classes that a variant does not have, and for heights that its grid does not have."""
-        names = class_names[:-1]  # free space is no ground
+        """Raise UserError for classes that a variant does not have, and for heights outside of its grid."""
+        names = class_names[:-1]  # free space is not ground
         unknown = [name for name in self.free_classes if name not in names]
         if unknown:
             raise UserError(
@@ -62,20 +63,23 @@ class CostmapSettings:
             )
 
     def layers(self, grid: VoxelGrid) -> slice:
-        """Return the grid's layers along z of which a part lies between the heights."""
+        """Return the grid's layers along z that lie at least partly between the heights."""
         low, high = ((height - grid.origin[2]) / grid.resolution for height in (self.min_height, self.max_height))
         first, stop = math.floor(low + TOUCH), math.ceil(high - TOUCH)
         return slice(min(max(first, 0), grid.shape[2]), min(max(stop, 0), grid.shape[2]))
 
 
 def costmap(occupancy: Occupancy, frame: Frame, missing: Container[str], settings: CostmapSettings) -> np.ndarray:
-    """Return [X, Y] int8: OBSTACLE, FREE or UNKNOWN for every column of voxels.
+    """Return the costmap [X, Y] int8: OBSTACLE, FREE or UNKNOWN for every column of voxels.
 
-    frame: whose cameras saw it; the occupancy is in base_link at its stamp.  missing: cameras that took no part.
+    occupancy: in base_link at the frame's stamp
+    frame: its cameras observed the voxels
+    missing: names of the cameras that were not used
+    settings: what counts as an obstacle
 
-    A column with anything but ground between the heights is an obstacle. Without one it is free if a camera saw down
-    to its ground, see `ground_voxels`: that rays pass high over a column, where something may be hidden behind a car,
-    does not make it free.
+    A column with anything but ground between the heights is an obstacle. Any other column is free if a camera sees
+    down to its ground, see `ground_voxels`, and unknown otherwise: rays that pass high above a column do not make it
+    free, since something may be hidden there, for example behind a car.
 
     Raises UserError for settings that do not fit the occupancy.
     """
@@ -93,10 +97,11 @@ def costmap(occupancy: Occupancy, frame: Frame, missing: Container[str], setting
 
 
 def ground_voxels(occupancy: Occupancy, settings: CostmapSettings) -> np.ndarray:
-    """Return [X * Y, 3] int64: of each column the lowest voxel between the heights that is not beneath the ground.
+    """Return for each column the lowest voxel between the heights that is above the ground, [X * Y, 3] int64.
 
-    That is the voxel above the highest one of a free class, or the lowest between the heights where the ground is below
-    them or not known. It must be seen for the column to be free. Where ground fills the column, it is the uppermost.
+    It is the voxel above the column's highest one of a free class, but at least the lowest between the heights (if the
+    ground is below them or unknown), and at most the highest (if the ground fills the column). A camera must see it for
+    the column to be free.
     """
     layers = settings.layers(occupancy.grid)
     below = _ground(occupancy, settings)[occupancy.semantics[..., : layers.stop]]  # [X, Y, layers]
@@ -107,15 +112,19 @@ def ground_voxels(occupancy: Occupancy, settings: CostmapSettings) -> np.ndarray
 
 
 def _ground(occupancy: Occupancy, settings: CostmapSettings) -> np.ndarray:
-    """Return [classes] bool: which are ground."""
+    """Return [classes] bool, whether each class is ground."""
     return np.isin(occupancy.class_names, settings.free_classes)
 
 
 def camera_rays(frame: Frame, missing: Container[str], points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return origins and directions [R, 3] (m, base_link at the frame's stamp): a ray from each camera to all it shows.
+    """Return rays from each camera to the points that its image shows, as origins and directions [R, 3].
 
-    points: [n, 3], m, base_link at the frame's stamp.  Each camera stands where it was at its own stamp; it shows what
-    the network gets: its image without lens distortion, in the size it came in.
+    frame: its cameras, each at its pose at its own stamp
+    missing: names of the cameras that were not used
+    points: [n, 3], m
+
+    Points, origins and directions are in base_link at the frame's stamp. A camera shows a point if the point is in its
+    undistorted image at the original size, before any crop.
     """
     homogeneous = np.vstack([points.T, np.ones(len(points))])  # [4, n]
     origins, directions = [np.empty((0, 3))], [np.empty((0, 3))]
@@ -131,7 +140,7 @@ def camera_rays(frame: Frame, missing: Container[str], points: np.ndarray) -> tu
 
 
 def _shown(calibration: Calibration, scaled: np.ndarray) -> np.ndarray:
-    """Return the indices of the points that are in the image; scaled: [3, n], their pixels u*d, v*d and depths d."""
+    """Return the indices of the points that are in the image; scaled: [3, n], depth-scaled pixels u*d, v*d, d."""
     u, v, depth = scaled
     inside = (u > -0.5 * depth) & (u < (calibration.width - 0.5) * depth)  # never true for a negative depth
     inside &= (v > -0.5 * depth) & (v < (calibration.height - 0.5) * depth)
@@ -152,12 +161,15 @@ def _shown(calibration: Calibration, scaled: np.ndarray) -> np.ndarray:
 def _lens_mask(
     intrinsics: tuple[float, ...], model: str, distortion: tuple[float, ...], size: tuple[int, int]
 ) -> np.ndarray:
-    """Return [h, w] bool: of which squares of MASK_STEP pixels of the undistorted image the real one shows the middle.
+    """Return [h, w] bool, whether the distorted image shows the middle of each square of the undistorted image.
 
-    size: (width, height) of both images.
+    intrinsics: [9], the rows of the camera matrix
+    model: distortion model, see types.Calibration
+    distortion: coefficients, see types.Calibration
+    size: (width, height) of both images, pixels; a square has sides of MASK_STEP pixels
     """
     width, height = (math.ceil(side / MASK_STEP) for side in size)
-    shift = (1 - MASK_STEP) / 2  # pixel coordinates are those of their middles
+    shift = (1 - MASK_STEP) / 2  # integer pixel coordinates are the middles of pixels
     source2mask = np.array([[1, 0, shift], [0, 1, shift], [0, 0, MASK_STEP]]) / MASK_STEP
     x, _ = undistortion_map(
         np.array(intrinsics).reshape(3, 3), model, distortion, size[::-1], source2mask, (width, height)

@@ -1,7 +1,7 @@
-"""bev_perception/SemanticOccupancy: from the message to the grid and back, without ROS and without PyTorch.
+"""Encode an occupancy for the message bev_perception/SemanticOccupancy and decode it, without ROS and PyTorch.
 
-The layout is in msg/SemanticOccupancy.msg. A message is anything that has its fields: of rclpy, of rosbags, or one of
-another DDS library whose arrays are lists.
+The layout is documented in msg/SemanticOccupancy.msg. Any object with these fields can be decoded: a message of rclpy,
+of rosbags, or of another DDS library whose arrays are lists.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ LONGEST_RUN = 255
 
 
 class Runs(NamedTuple):
-    """The voxels of an occupancy as runs of equal ones, x fastest and z slowest.
+    """The voxels of an occupancy as a run-length encoding, x fastest and z slowest.
 
-    labels: [r] uint8.  lengths: [r] uint8, 1 to LONGEST_RUN.  instances: [r] int16; [0] where none are told apart.
+    labels: [r] uint8, class of each run
+    lengths: [r] uint8, number of voxels in each run, 1 to LONGEST_RUN
+    instances: [r] int16, object of each run; empty if the occupancy does not distinguish objects
     """
 
     labels: np.ndarray
@@ -32,7 +34,7 @@ class Runs(NamedTuple):
 def encode(occupancy: Occupancy) -> Runs:
     """Return the occupancy's voxels as runs.
 
-    Raises ValueError for arrays that do not fit the grid, labels without a name and negative instances.
+    Raises ValueError for arrays that do not fit the grid, labels without a class name, and negative instances.
     """
     shape, classes = tuple(occupancy.grid.shape), len(occupancy.class_names)
     if min(shape) < 1 or not 1 <= classes <= 256:
@@ -47,17 +49,18 @@ def encode(occupancy: Occupancy) -> Runs:
 
     starts = np.concatenate([[0], np.flatnonzero(changes) + 1])
     lengths = np.diff(starts, append=labels.size)
-    pieces = -(-lengths // LONGEST_RUN)  # [r]: how many entries each run takes
+    pieces = -(-lengths // LONGEST_RUN)  # [r]: number of entries that each run takes
     cut = np.full(pieces.sum(), LONGEST_RUN, np.uint8)
-    cut[np.cumsum(pieces) - 1] = lengths - (pieces - 1) * LONGEST_RUN  # the last piece is what is left
+    cut[np.cumsum(pieces) - 1] = lengths - (pieces - 1) * LONGEST_RUN  # the last entry of a run holds the rest
     starts = np.repeat(starts, pieces)
     return Runs(labels[starts], cut, instances[starts] if instances.size else instances)
 
 
 def decode(message: Any) -> Occupancy:
-    """Return the occupancy that a message holds; its frame and stamp are in message.header.
+    """Return the occupancy in a message; its frame and stamp are in message.header.
 
-    Takes no more memory than some hundred times the message's own, however large the grid that it announces.
+    Memory use is at most a few hundred times the size of the message, however large a grid it claims to have.
+
     Raises UserError, naming the field, for a message that does not follow the layout.
     """
     grid, class_names = _grid(message), tuple(message.class_names)
@@ -84,7 +87,7 @@ def decode(message: Any) -> Occupancy:
 
 
 def _flatten(values: np.ndarray, shape: tuple[int, ...], highest: int, name: str) -> np.ndarray:
-    """Return [X, Y, Z], checked, as [X * Y * Z], x fastest."""
+    """Check values [X, Y, Z] and return them as [X * Y * Z], x fastest."""
     if values.shape != shape:
         raise ValueError(f"{name} are {values.shape}, the grid is {shape}; they must be equal")
     _check_range(values, highest, name)
@@ -92,7 +95,7 @@ def _flatten(values: np.ndarray, shape: tuple[int, ...], highest: int, name: str
 
 
 def _unflatten(flat: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Return [X * Y * Z], x fastest, as [X, Y, Z], contiguous."""
+    """Return flat values [X * Y * Z], x fastest, as a contiguous array [X, Y, Z]."""
     return np.ascontiguousarray(flat.reshape(shape, order="F"))
 
 
@@ -108,7 +111,7 @@ def _grid(message: Any) -> VoxelGrid:
 
 
 def _values(values: Any, dtype: type[np.integer], name: str, highest: int) -> np.ndarray:
-    """Return a field as an array [r] of its type, checked; the arrays of rclpy and rosbags are not copied."""
+    """Check a message field and return it as an array [r] of dtype; arrays of rclpy and rosbags are not copied."""
     array = np.asarray(values)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise UserError(f"{name} must be a sequence of whole numbers")

@@ -1,4 +1,4 @@
-"""An occupancy as points: one at the middle of every voxel that is not free, with its class, object and colour."""
+"""An occupancy as a point cloud: one point per occupied voxel, at its middle, with class, object and colour."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ import numpy as np
 from bev_perception.classes import class_colors
 from bev_perception.types import Occupancy
 
-#: one point, 20 bytes.  x, y, z: m.  rgb: 0x00RRGGBB.  label: index into class_names.  instance: 0 for no object
+#: layout of one point, 20 bytes:
+#: x: m
+#: y: m
+#: z: m
+#: rgb: 0x00RRGGBB
+#: label: index into class_names
+#: instance: number of the object; 0 for no object
 POINT = np.dtype(
     {
         "names": ["x", "y", "z", "rgb", "label", "instance"],
@@ -19,7 +25,7 @@ POINT = np.dtype(
 
 
 def occupied_points(occupancy: Occupancy) -> np.ndarray:
-    """Return [n] of POINT in base_link, in the order of the voxels' indices, z fastest."""
+    """Return the points [n] of dtype POINT in base_link, in the order of the voxels' indices, z fastest."""
     i, j, k = np.nonzero(occupancy.occupied)
     points = np.zeros(len(i), POINT)
     for name, index, start in zip("xyz", (i, j, k), occupancy.grid.origin, strict=True):
