@@ -1,4 +1,4 @@
-"""Decode a CameraImage, raw or compressed, to BGR pixels; whatever is wrong with it is an ImageError."""
+"""Decode a CameraImage, raw or compressed, to BGR pixels; any fault in it raises ImageError."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 from bev_perception.strict import UserError
 from bev_perception.types import CameraImage
 
-#: a compressed image may claim no more than this (8K video has 33 million); a damaged header must not cost gigabytes
+#: the most pixels that a compressed image may claim (8K video has 33 million), so that a damaged header cannot cost
+#: gigabytes of memory
 MAX_PIXELS = 1 << 25
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -21,11 +22,13 @@ class ImageError(UserError):
 
 
 class _Layout(NamedTuple):
-    """How a raw encoding lies in memory.
+    """Memory layout of a raw encoding.
 
-    channels: bytes a pixel in a row.  code: the cv2.cvtColor code to BGR, None where it is BGR.
-    even_width: whether 2 pixels of a row share their chroma.
-    chroma_plane: whether 2 rows share theirs too, in half as many rows again that follow the picture's.
+    channels: bytes per pixel in a row
+    code: cv2.cvtColor code to BGR; None if the encoding is BGR
+    even_width: whether 2 neighbouring pixels of a row share their chroma
+    chroma_plane: whether 2 neighbouring rows also share their chroma, which is then stored after the rows of the
+        picture in half as many further rows
     """
 
     channels: int
@@ -34,8 +37,8 @@ class _Layout(NamedTuple):
     chroma_plane: bool = False
 
 
-# OpenCV names a Bayer pattern after the second row's second and third pixel, sensor_msgs after the first row's
-# first two and then the second row's: bayer_rggb8 has red at the top left and is BayerBG to OpenCV.
+# OpenCV names a Bayer pattern after the second and third pixels of the second row; sensor_msgs names it after the first
+# two pixels of the first row and of the second row. So bayer_rggb8 has red at the top left and is BayerBG in OpenCV.
 _LAYOUTS = {
     "bgr8": _Layout(3, None),
     "8UC3": _Layout(3, None),
@@ -56,19 +59,19 @@ _LAYOUTS = {
     "bayer_grbg8": _Layout(1, cv2.COLOR_BayerGB2BGR),
 }
 COMPRESSED_ENCODINGS = ("jpeg", "png")
-#: what decode_image reads by itself
+#: encodings that decode_image reads without cv_bridge
 SUPPORTED_ENCODINGS = (*_LAYOUTS, *COMPRESSED_ENCODINGS)
 
 
 def decode_image(image: CameraImage) -> np.ndarray:
-    """Return the pixels of an image, [H, W, 3] uint8 BGR, contiguous; for bgr8 it may be a read-only view of the data.
+    """Return the pixels of an image, [H, W, 3] uint8 BGR, contiguous; for bgr8 possibly a read-only view of the data.
 
-    An encoding outside SUPPORTED_ENCODINGS is left to cv_bridge where that is installed. A compressed image is
-    read by what its bytes are, JPEG or PNG, since drivers mislabel the two. A JPEG's orientation tag is ignored: the
+    An encoding outside SUPPORTED_ENCODINGS is passed to cv_bridge if that is installed. Whether a compressed image is
+    JPEG or PNG is decided by its bytes, since drivers mislabel the two. A JPEG's orientation tag is ignored: the
     calibration belongs to the pixels as the sensor delivers them.
 
-    Raises ImageError for anything that is not one whole picture: no data, a truncated or damaged file, a length that
-    does not fit the size, an unknown encoding. A JPEG carries no checksum: damage amid its pixel data goes unseen.
+    Raises ImageError for anything that is not one complete picture: no data, a truncated or damaged file, a length that
+    does not fit the size, an unknown encoding. A JPEG has no checksum, so damage within its pixel data is not detected.
     """
     try:
         data = np.frombuffer(image.data, np.uint8) if len(image.data) else np.empty(0, np.uint8)
@@ -130,11 +133,11 @@ def _decode_compressed(image: CameraImage, data: np.ndarray) -> np.ndarray:
 
 
 def _check_jpeg(image: CameraImage, content: bytes) -> tuple[int, int]:
-    """Return width and height of a JPEG after checking that it is whole, which OpenCV does not: it pads with grey.
+    """Check that a JPEG is complete, and return its width and height; OpenCV does not check, but pads with grey.
 
-    Headers are walked by their lengths, past any thumbnail inside them, to the first scan; after it the end marker
-    must follow somewhere, for in pixel data its two bytes cannot occur (ISO/IEC 10918-1, B.1). Padding
-    may follow the end.
+    The headers, with any thumbnail inside them, are skipped by their lengths up to the first scan. After it the end
+    marker must follow somewhere: its two bytes cannot occur in pixel data (ISO/IEC 10918-1, B.1). Padding may follow
+    the end marker.
     """
     width = height = 0
     at = len(JPEG_START)
@@ -162,14 +165,14 @@ def _check_jpeg(image: CameraImage, content: bytes) -> tuple[int, int]:
 
 
 def _check_png(image: CameraImage, content: bytes) -> tuple[int, int]:
-    """Return width and height of a PNG after checking that its last chunk is there."""
+    """Check that a PNG has its last chunk, and return its width and height."""
     if content.rfind(b"IEND") < 0:
         raise _error(image, "the PNG is truncated: it has no IEND chunk", "check the transport")
     return int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
 
 
 def _decode_with_cv_bridge(image: CameraImage) -> np.ndarray:
-    """Let cv_bridge convert an encoding that is not ours; it belongs to a ROS 2 installation and is optional."""
+    """Let cv_bridge convert an encoding outside SUPPORTED_ENCODINGS; it comes with ROS 2 and is optional."""
     try:
         from cv_bridge import CvBridge
         from sensor_msgs.msg import Image
@@ -184,7 +187,7 @@ def _decode_with_cv_bridge(image: CameraImage) -> np.ndarray:
             height=image.height, width=image.width, step=image.step, encoding=image.encoding, data=bytes(image.data)
         )
         return np.ascontiguousarray(CvBridge().imgmsg_to_cv2(message, "bgr8"))
-    except (TypeError, ValueError, AssertionError, LookupError, RuntimeError, cv2.error) as error:  # as it comes
+    except (TypeError, ValueError, AssertionError, LookupError, RuntimeError, cv2.error) as error:  # whatever it raises
         raise _error(
             image,
             f"cv_bridge cannot convert the encoding {image.encoding!r} to bgr8 ({error})",

@@ -1,11 +1,11 @@
-"""Sampling maps that undistort an image: where each pixel of an ideal lens lies in the picture of the real one."""
+"""Maps that undistort an image: for each pixel of an ideal lens, its position in the image of the real lens."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
-#: a map's value for a pixel that the real image does not show; far enough outside for every interpolation to give 0
+#: value of a map for a pixel that the real image does not show; far enough outside that every interpolation gives 0
 OUTSIDE = -16.0
 RADIAL_SAMPLES = 2048
 
@@ -18,16 +18,21 @@ def undistortion_map(
     source2output: np.ndarray,
     output_wh: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return maps x, y [h, w] float32 for cv2.remap: of each output pixel its place in the distorted source image.
+    """Return maps x, y [h, w] float32 for cv2.remap: each output pixel's position in the distorted source image.
 
-    intrinsics: [3, 3] of the source; the undistorted image has the same.  model, distortion: see types.Calibration.
-    source2output: [3, 3], pixel centres of the undistorted source image (integers) to those of the output.
-    A pixel that the source does not show gets OUTSIDE: beyond its border, or so far off the axis that the
-    distortion polynomial has turned back and would show a place a second time.
+    intrinsics: [3, 3], of the source image, distorted or undistorted
+    model: distortion model, see types.Calibration
+    distortion: coefficients, see types.Calibration
+    source_hw: (height, width) of the source image, pixels
+    source2output: [3, 3], pixel centres of the undistorted source image (integers) to those of the output
+    output_wh: (width, height) of the output, pixels
+
+    A pixel that the source does not show gets OUTSIDE. It lies beyond the source's border, or so far off the optical
+    axis that the distortion polynomial is no longer monotonic and would show a part of the scene twice.
     """
     d = np.array(distortion, np.float64)
     output_camera = source2output @ intrinsics
-    # the maps of both functions run over integer output pixels, taken back to rays by the inverse of output_camera
+    # both functions convert integer output pixels to rays with the inverse of output_camera
     if model == "equidistant":
         x, y = cv2.fisheye.initUndistortRectifyMap(intrinsics, d, np.eye(3), output_camera, output_wh, cv2.CV_32FC1)
     else:
@@ -37,21 +42,21 @@ def undistortion_map(
     seen = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
     radius = _ray_radius(output_camera, output_wh)
     seen &= radius < _turning_radius(model, d, float(radius.max()))
-    # the outer half of a border pixel shows that pixel, not a mixture with the black around
+    # the outer half of a border pixel shows that pixel, not a blend with the black around the image
     x, y = np.clip(x, 0, width - 1), np.clip(y, 0, height - 1)
     x[~seen] = y[~seen] = OUTSIDE
     return x, y
 
 
 def _ray_radius(camera: np.ndarray, size_wh: tuple[int, int]) -> np.ndarray:
-    """Return [h, w]: the tangent of the angle between each pixel's ray and the optical axis."""
+    """Return the tangent [h, w] of the angle between each pixel's ray and the optical axis."""
     u, v = np.meshgrid(np.arange(size_wh[0]), np.arange(size_wh[1]))
     rays = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(camera).T  # [h, w, 3]
     return np.hypot(rays[..., 0], rays[..., 1])
 
 
 def _turning_radius(model: str, d: np.ndarray, limit: float) -> float:
-    """Return the ray radius below `limit` at which the radius in the image stops growing; infinity without one."""
+    """Return the ray radius at which the radius in the image stops growing; infinity if it grows up to `limit`."""
     r = np.linspace(0.0, limit * 1.001, RADIAL_SAMPLES)
     if model == "equidistant":
         theta = np.arctan(r)

@@ -11,24 +11,24 @@ from bev_perception.geometry import interpolate_transform
 
 
 class PoseNotYetError(LookupError):
-    """The pose asked for is newer than the newest one known: wait, it may come."""
+    """The requested pose is newer than the newest known one; it may still arrive."""
 
 
 class PoseTooOldError(LookupError):
-    """The pose asked for is older than the history kept, or lies in a hole of it: it will not come."""
+    """The requested pose is older than the history, or lies in a gap of it; it will not arrive."""
 
 
 class PoseBuffer:
     """A bounded history of one moving frame's pose, interpolated between stamps.
 
-    horizon: ns of history to keep, in at most POSES_KEPT poses
-    max_gap: ns; between two neighbours further apart nothing is interpolated
-    backstep: ns; a pose that much older than the newest is held back. When JUMP_PROOF of them come with nothing newer
-    in between, time itself has jumped back (a bag that loops): they replace the history
+    horizon: length of the history to keep, ns, in at most POSES_KEPT poses
+    max_gap: longest interval between two poses that is interpolated, ns
+    backstep: ns; a pose that is older than the newest one by more than this is held back. If JUMP_PROOF such poses
+        arrive with no newer one in between, time has jumped back (as in a bag that loops), and they replace the history
     """
 
     JUMP_PROOF = 3
-    #: enough for the default horizon at 500 Hz; the horizon alone bounds nothing where stamps hardly advance
+    #: enough for the default horizon at 500 Hz; needed since the horizon limits nothing if stamps hardly advance
     POSES_KEPT = 10_000
 
     def __init__(
@@ -43,16 +43,16 @@ class PoseBuffer:
         self._held_back: list[tuple[int, np.ndarray]] = []
 
     def __len__(self) -> int:
-        """Return the number of poses held."""
+        """Return the number of poses in the history."""
         return len(self._stamps)
 
     @property
     def newest(self) -> int | None:
-        """The newest stamp held, or None."""
+        """The newest stamp in the history (ns), or None."""
         return self._stamps[-1] if self._stamps else None
 
     def add(self, stamp: int, pose: np.ndarray) -> None:
-        """Insert a pose [4, 4]; order does not matter within `backstep`, an equal stamp replaces."""
+        """Insert a pose [4, 4]; within `backstep` in any order. A pose with the same stamp is replaced."""
         if self._stamps and stamp < self._stamps[-1] - self.backstep:
             self._held_back.append((stamp, pose))
             if len(self._held_back) < self.JUMP_PROOF:
@@ -77,8 +77,8 @@ class PoseBuffer:
     def lookup(self, stamp: int) -> np.ndarray:
         """Return the pose [4, 4] at `stamp`.
 
-        Raises PoseNotYetError when `stamp` is newer than everything held, PoseTooOldError when it is older or
-        falls between two poses more than `max_gap` apart.
+        Raises PoseNotYetError if `stamp` is newer than every pose, or if it is older but time may have jumped back;
+        PoseTooOldError if it is older than every pose or falls between two poses more than `max_gap` apart.
         """
         if not self._stamps or stamp > self._stamps[-1]:
             raise PoseNotYetError("no pose yet" if self._stamps else "no pose at all yet")

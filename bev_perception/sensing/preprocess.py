@@ -1,4 +1,4 @@
-"""A Frame becomes a ModelInput: decode, undistort, resize, crop and normalise the images; fold the matrices."""
+"""Turn a Frame into a ModelInput: decode, undistort, resize, crop and normalise its images; combine its matrices."""
 
 from __future__ import annotations
 
@@ -20,25 +20,28 @@ from bev_perception.sensing.lens import undistortion_map
 from bev_perception.strict import UserError
 from bev_perception.types import Calibration, Frame, FrameError, ModelInput, View
 
-#: undistortion maps kept at once; more than any rig has cameras
+#: undistortion maps in the cache; more than any rig has cameras
 MAX_LENS_MAPS = 32
-#: half width of the bicubic kernel, in pixels of the coarser of source and result
+#: half width of the bicubic kernel, in pixels of the source or the result, whichever is coarser
 BICUBIC_SUPPORT = 2
 #: the model's channels as indices into BGR
 CHANNELS = {"rgb": (2, 1, 0), "bgr": (0, 1, 2)}
 
 
 class NoUsableViewError(FrameError):
-    """No camera of a frame can be used; the message gives every camera's reason."""
+    """No camera of a frame can be used; the message gives the reason for every camera."""
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Resize, crop, flip: what takes a camera's image to the network's input. All sizes are (width, height), in pixels.
+    """Resize, crop and flip from a camera's image to the network's input. All sizes are (width, height) in pixels.
 
-    source: of the camera's image.  resize: the ratio.  resized: after it.  crop: the left and top pixel kept, which
-    may be negative; what the crop has beyond the resized image is black.  size: of the result.
-    flip: left and right are exchanged at last (training only).
+    source: size of the camera's image
+    resize: ratio of the resize
+    resized: size after the resize
+    crop: left and top pixel that the crop keeps; may be negative: the crop is black outside of the resized image
+    size: size of the result
+    flip: whether left and right are swapped after the crop (training only)
     """
 
     source: tuple[int, int]
@@ -50,11 +53,11 @@ class ImageTransform:
 
     @property
     def ida(self) -> np.ndarray:
-        """The [4, 4] float64 matrix that takes depth-scaled source pixels (u*d, v*d, d, 1) to those of the result.
+        """The [4, 4] float64 matrix from depth-scaled source pixels (u*d, v*d, d, 1) to those of the result.
 
-        As in Liu et al., ICCV 2023, with which the variants were trained: u' = resize * u - left, without
-        the half pixel by which a resize shifts pixel centres, and with the ratio before `resized` was truncated; a flip
-        is u'' = width - u'.
+        As in Liu et al., ICCV 2023, since the variants were trained with it: u' = resize * u - left, without the half
+        pixel by which a resize shifts pixel centres, and with the ratio before `resized` was truncated; a flip is
+        u'' = width - u'.
         """
         matrix = np.diag([self.resize, self.resize, 1.0, 1.0])
         matrix[:2, 2] = -self.crop[0], -self.crop[1]
@@ -64,7 +67,7 @@ class ImageTransform:
 
     @property
     def source2output(self) -> np.ndarray:
-        """The [3, 3] matrix between pixel centres, exactly as the resampling places them (integers are centres)."""
+        """The [3, 3] matrix from source to result pixel centres (integers), exactly as the resampling places them."""
         scale_x, scale_y = self.resized[0] / self.source[0], self.resized[1] / self.source[1]
         matrix = np.array(
             [
@@ -79,15 +82,16 @@ class ImageTransform:
 
 
 def image_transform(source_hw: tuple[int, int], config: ImageConfig) -> ImageTransform:
-    """Return the transform of inference for a source of any height and width.
+    """Return the transform for inference with a source image of (height, width).
 
-    The image is resized to cover the input and keeps its aspect ratio; the bottom rows and the middle columns stay.
+    The image is resized to cover the input, keeping its aspect ratio; the crop keeps the bottom rows and the middle
+    columns.
     """
     height, width = source_hw
     if height <= 0 or width <= 0:
         raise UserError(f"an image of {width}x{height} pixels cannot be resized; check the camera's CameraInfo")
     resize = max(config.height / height, config.width / width)
-    # int(width * resize) in whole numbers, where 49 * (1 / 49) is 1 and not a little less
+    # int(width * resize) in integer arithmetic: in floating point, 49 * (1 / 49) is slightly less than 1
     if config.height * width >= config.width * height:
         resized = (width * config.height // height, config.height)
     else:
@@ -99,12 +103,14 @@ def image_transform(source_hw: tuple[int, int], config: ImageConfig) -> ImageTra
 def resample_image(
     bgr: np.ndarray, transform: ImageTransform, lens_map: tuple[np.ndarray, np.ndarray] | None = None
 ) -> np.ndarray:
-    """Resize, crop and flip an image [H, W, 3] uint8 to [h, w, 3] uint8, undistorting it on the way.
+    """Undistort, resize, crop and flip an image; return [h, w, 3] uint8.
 
-    lens_map: of undistortion_map for the same transform; None for an image without distortion.
+    bgr: [H, W, 3] uint8
+    transform: resize, crop and flip
+    lens_map: from undistortion_map for the same transform; None for an image without distortion
 
-    Without a map this is Pillow's antialiased bicubic resize, which the variants were trained with: to the last bit for
-    the usual sizes, to a rounding of single values for any. With one, the image is low-pass filtered with the same
+    Without a map this is Pillow's antialiased bicubic resize, which the variants were trained with: bit for bit for the
+    usual sizes, up to rounding of single values for others. With a map, the image is low-pass filtered with the same
     kernel and sampled once, which differs by rounding and interpolation (about 0.3 grey levels on average).
     """
     if bgr.shape[1::-1] != transform.source:
@@ -127,7 +133,7 @@ def _resize_and_crop(bgr: np.ndarray, transform: ImageTransform) -> np.ndarray:
         return output
     part = bgr[rows.source_start : rows.source_stop, columns.source_start : columns.source_stop]
     if transform.resized != transform.source:
-        # Pillow calls the three channels R, G and B; to the resize they are equal
+        # Pillow takes the channels for R, G and B; the resize treats them all alike
         part = np.asarray(Image.fromarray(part).resize((columns.resized, rows.resized), Image.Resampling.BICUBIC))
     output[
         rows.output_start : rows.output_start + rows.size, columns.output_start : columns.output_start + columns.size
@@ -137,13 +143,17 @@ def _resize_and_crop(bgr: np.ndarray, transform: ImageTransform) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Span:
-    """Along one axis, the part of a source that a crop of the resized image shows.
+    """Along one axis, the part of a source image that a crop of the resized image shows; all in pixels.
 
-    source_start, source_stop: of the part.  resized: its length after the resize.  skip: how many of these lie before
-    the crop.  output_start: where in the crop the first one kept belongs.  size: how many are kept.
+    source_start: first source pixel of the part
+    source_stop: source pixel after the part
+    resized: length of the part after the resize
+    skip: number of its resized pixels that lie before the crop
+    output_start: position in the crop of the first pixel kept
+    size: number of pixels kept
 
-    The part begins and ends where a source pixel's border falls on a resized pixel's, so that resizing it gives what
-    resizing the whole gives, without the work for what is cropped away.
+    The part begins and ends where the border of a source pixel coincides with the border of a resized pixel. So
+    resizing the part gives the same pixels as resizing the whole image, without the work for what is cropped away.
     """
 
     source_start: int
@@ -172,7 +182,7 @@ class _Span:
 
 
 def _bicubic_kernel(scale: float) -> np.ndarray:
-    """Return the cubic kernel (Keys, 1981, a = -1/2) that antialiases a resize by `scale`, sampled at source pixels."""
+    """Return the cubic kernel (Keys, 1981, a = -1/2) for an antialiased resize by `scale`, sampled at source pixels."""
     if scale >= 1:
         return np.ones(1, np.float32)
     reach = int(BICUBIC_SUPPORT / scale)
@@ -184,15 +194,18 @@ def _bicubic_kernel(scale: float) -> np.ndarray:
 
 
 def padded_size(config: ImageConfig, height: int, width: int) -> tuple[int, int]:
-    """Return height and width (pixels) with their padding: multiples of config.pad."""
+    """Return height and width (pixels) padded to multiples of config.pad."""
     return (-(-height // config.pad) * config.pad, -(-width // config.pad) * config.pad)
 
 
 def normalize_images(pixels: torch.Tensor, config: ImageConfig) -> torch.Tensor:
-    """Return images [N, 3, H, W] float32 of pixels [N, h, w, 3] BGR (uint8, or float 0..255), on the same device.
+    """Return normalised images [N, 3, H, W] float32, on the same device.
 
-    Channels in the model's order, mean subtracted, divided by std; then zeros to the right and below, up to
-    multiples of config.pad.
+    pixels: [N, h, w, 3] BGR, uint8, or float in 0..255
+    config: channel order, mean, std and padding
+
+    The channels are in the model's order, minus the mean, divided by std. The images are then padded with zeros at the
+    right and bottom to multiples of config.pad.
     """
     n, height, width, _ = pixels.shape
     images = torch.zeros((n, 3, *padded_size(config, height, width)), dtype=torch.float32, device=pixels.device)
@@ -203,30 +216,30 @@ def normalize_images(pixels: torch.Tensor, config: ImageConfig) -> torch.Tensor:
 
 
 def reference2ego(config: VariantConfig) -> np.ndarray:
-    """Return the [4, 4] transform from the frame that the model works in to base_link, as the variant says."""
+    """Return the [4, 4] transform from the model's reference frame to base_link, as the variant defines it."""
     frame = config.reference_frame
     return make_transform(rotation_from_yaw(frame.yaw), np.array(frame.translation))
 
 
 def reference2base(config: VariantConfig, frame: Frame) -> np.ndarray:
-    """Return the [4, 4] transform from the frame that the model works in to base_link, at the frame's stamp."""
+    """Return the [4, 4] transform from the model's reference frame to base_link at the frame's stamp."""
     if frame.lidar2global is not None and config.reference_frame.is_lidar:
         return invert_transform(frame.ego2global) @ frame.lidar2global
     return reference2ego(config)
 
 
 def reference2global(config: VariantConfig, frame: Frame) -> np.ndarray:
-    """Return the [4, 4] transform from the frame that the model works in to the global one, at the frame's stamp."""
+    """Return the [4, 4] transform from the model's reference frame to the global frame at the frame's stamp."""
     if frame.lidar2global is not None and config.reference_frame.is_lidar:
         return frame.lidar2global
     return frame.ego2global @ reference2ego(config)
 
 
 class Preprocessor:
-    """Turns frames into the input of one variant's model, on `device`. Cameras are worked on in parallel threads."""
+    """Turns frames into inputs of one variant's model on `device`; the cameras are processed in parallel threads."""
 
     def __init__(self, config: VariantConfig, device: torch.device | str) -> None:
-        """Make the threads; `close` ends them."""
+        """Start the thread pool; `close` ends it."""
         self._config = config
         self._device = torch.device(device)
         self._lens_map = functools.lru_cache(MAX_LENS_MAPS)(_lens_map)
@@ -237,11 +250,11 @@ class Preprocessor:
         self._threads.shutdown()
 
     def __call__(self, frame: Frame) -> tuple[ModelInput, dict[str, str]]:
-        """Return the model's input and, for each camera that takes no part, the reason.
+        """Return the model's input, and for each camera that is not used its name and the reason.
 
-        A camera takes no part where the frame lacks its view, its image cannot be decoded or is not of the
-        calibration's size, or a transform is not finite. Its image and its global2image are then all zeros: every
-        point has depth 0 in it, which no model counts as seen.
+        A camera is not used if the frame has no view of it, if its image cannot be decoded or does not have the size
+        in the calibration, if its pose is not finite, or if its lens map cannot be computed. Its image and its
+        global2image are then all zeros, so that every point has depth 0 and counts as not visible.
 
         Raises NoUsableViewError if no camera is left.
         """
@@ -264,7 +277,7 @@ class Preprocessor:
 
         images = normalize_images(pixels.to(self._device, non_blocking=True), size)
         for i in np.flatnonzero(~present):
-            images[i] = 0.0  # what a black image is not, once normalised
+            images[i] = 0.0  # a black image would not be zero after normalisation
         stamps = [frame.stamp if view is None else view.image.stamp for view in frame.views]
         inputs = ModelInput(
             images=images,
@@ -277,7 +290,7 @@ class Preprocessor:
         return inputs, missing
 
     def _prepare_view(self, view: View | None, pixels: np.ndarray, global2image: np.ndarray) -> str | None:
-        """Fill one camera's pixels [h, w, 3] and matrix [4, 4]; return why that is impossible, or None."""
+        """Fill in one camera's pixels [h, w, 3] and matrix [4, 4]; return the reason if that is impossible, or None."""
         if view is None:
             return None
         calibration = view.calibration
@@ -315,7 +328,7 @@ class Preprocessor:
 def _lens_map(
     intrinsics: tuple[float, ...], model: str, distortion: tuple[float, ...], transform: ImageTransform
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute undistortion_map from values that a cache can compare."""
+    """Compute undistortion_map from hashable arguments, so that it can be cached."""
     k = np.array(intrinsics).reshape(3, 3)
     source_hw = transform.source[::-1]
     return undistortion_map(k, model, distortion, source_hw, transform.source2output, transform.size)
