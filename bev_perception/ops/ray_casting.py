@@ -128,7 +128,7 @@ def _walk(origins: Tensor, directions: Tensor, first: Tensor) -> _Walk:
 
 
 def _trace(occupied: Tensor, walk: _Walk) -> tuple[Tensor, Tensor, Tensor]:
-    """Return voxels and depths as in RayHits, and the mask [X, Y, Z] bool of voxels passed before all grids are hit."""
+    """Return voxels and depths as in RayHits, and the mask [X, Y, Z] bool of voxels passed until all grids are hit."""
     if len(occupied) > MAX_GRIDS:
         raise ValueError(f"{len(occupied)} grids for one pass; it takes {MAX_GRIDS}")
     kernel = _compiled_kernel() if occupied.device.type == "cpu" else None

@@ -1,4 +1,4 @@
-"""Outputs become boxes."""
+"""Decode the raw outputs of the model into boxes."""
 
 from __future__ import annotations
 
@@ -23,20 +23,23 @@ def decode_boxes(
 ) -> Boxes3D:
     """Return the best boxes in the model's reference frame; one query may give several, of different classes.
 
-    The best max_num are taken first; of those stay the ones above the threshold and inside post_center_range.
+    The max_num boxes with the highest scores are selected first; of these, the ones above the threshold and inside
+    post_center_range are kept.
 
     logits: [Q, num_classes]
     boxes: [Q, 10]: cx, cy (m), log d0, log d1, cz (m), log d2, sin, cos, vx, vy (m/s)
-    finite: [] bool, whether all that they come of is
-    legacy: whether the weights are of version "v0.17.1", which calls the width d0 and counts yaw clockwise from -y
+    finite: [] bool, whether everything that they were computed from is finite
+    config: limits on the boxes
+    class_names: names of the classes
+    legacy: whether the weights are of version "v0.17.1", in which d0 is the width and yaw counts clockwise from -y
 
-    Raises NotFiniteError for what is not finite.
+    Raises NotFiniteError for outputs, or features, that are NaN or infinite.
     """
     num_classes = logits.shape[1]
     scores, index = logits.sigmoid().flatten().topk(min(config.max_num, logits.numel()))
     labels = index % num_classes
     taken = boxes[index // num_classes]
-    # one transfer from the device: [n, 13], the labels are small enough to be exact
+    # one transfer from the device: [n, 13]; labels are small enough to be exact as floats
     columns = (x[:, None].to(taken.dtype) for x in (finite.expand(len(scores)), scores, labels))
     values = torch.cat([*columns, taken], dim=1).double().cpu().numpy()
     if not values[:, 0].all() or not np.isfinite(values).all():
@@ -53,9 +56,9 @@ def decode_boxes(
 def to_boxes(
     scores: np.ndarray, labels: np.ndarray, codes: np.ndarray, class_names: tuple[str, ...], legacy: bool
 ) -> Boxes3D:
-    """Return boxes of scores [n], labels [n] and codes [n, 10]; see decode_boxes."""
+    """Return boxes from scores [n], labels [n] and codes [n, 10]; see decode_boxes."""
     centers = codes[:, [0, 1, 4]]
-    with np.errstate(over="ignore"):  # decode_boxes looks at the result
+    with np.errstate(over="ignore"):  # decode_boxes checks the result
         sizes = np.exp(codes[:, [2, 3, 5]])
     yaws = np.arctan2(codes[:, 6], codes[:, 7])
     if legacy:

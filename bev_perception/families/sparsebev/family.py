@@ -1,4 +1,4 @@
-"""SparseBEV for the catalog."""
+"""SparseBEV as an entry of the catalog."""
 
 from __future__ import annotations
 

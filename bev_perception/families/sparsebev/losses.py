@@ -1,4 +1,4 @@
-"""The losses of a query detector: focal loss of the classes, L1 of the boxes, after every pass of the decoder."""
+"""Losses of a query detector: focal loss of the classes and L1 loss of the boxes, after every pass of the decoder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from bev_perception.supervision.criteria import (
 )
 from bev_perception.supervision.samples import BoxTruth
 
-#: m/s, from which on a box moves
+#: m/s; a faster box counts as moving
 MOVING = 0.5
 
 
 def box_loss(boxes: Tensor, targets: Tensor, code_weights: Tensor, moving_weight: float) -> Tensor:
-    """Return the sum of the weighted absolute errors of boxes [n, 10]; rows whose target is not finite do not count.
+    """Return the sum of the weighted absolute errors of boxes; rows whose target is not finite do not count.
 
-    moving_weight: see TrainingConfig.
+    boxes: [n, 10], predicted
+    targets: [n, 10], see encode_boxes
+    code_weights: [10], one per code of a box
+    moving_weight: factor on the velocity loss of moving boxes, see ProposalsRecipe
     """
     finite = targets.isfinite().all(dim=1)
     boxes, targets = boxes[finite], targets[finite]
@@ -44,12 +47,15 @@ def detection_losses(
 ) -> dict[str, Tensor]:
     """Return every loss by its name; training minimises their sum.
 
-    output: of the denoising queries, if there are any, and the learnt ones.  truths: of each sample.
-    code_weights: [10], of the codes of a box.  moving_weight: see TrainingConfig.
+    output: predictions of the denoising queries, if there are any, and then of the learnt ones
+    truths: known boxes, one entry per sample
+    denoising: the denoising queries and their targets; None without any
+    code_weights: [10], one per code of a box
+    moving_weight: factor on the velocity loss of moving boxes, see ProposalsRecipe
 
-    "loss_cls" and "loss_bbox" are of the last pass, "d0." and on before a name is an earlier one; "_dn" is of the
-    denoising queries. All are divided by numbers of boxes that are averaged over the processes, so that the average
-    of the gradients is that of one process with all the samples.
+    "loss_cls" and "loss_bbox" are the losses of the last pass. Names of earlier passes begin with "d0.", "d1." etc.,
+    names for denoising queries end in "_dn". All losses are divided by numbers of boxes averaged over the processes, so
+    that the average of the gradients equals the gradient of one process with all samples.
     """
     places = 0 if denoising is None else denoising.queries.labels.shape[1]
     count, dn_count = _box_counts(truths, denoising, queries=output.logits.shape[2] - places)
@@ -72,7 +78,7 @@ def detection_losses(
 
 
 def loss_names(layers: int, denoising: bool) -> tuple[str, ...]:
-    """Return the names that detection_losses can use for a decoder of so many passes."""
+    """Return the names of the losses of detection_losses for a decoder of `layers` passes."""
     prefixes = ("", *(f"d{layer}." for layer in range(layers - 1)))
     suffixes = ("", "_dn") if denoising else ("",)
     return tuple(
@@ -88,7 +94,15 @@ def _matching_losses(
     code_weights: Tensor,
     moving_weight: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return the sums of both losses of logits [B, Q, classes] and boxes [B, Q, 10] after their assignment."""
+    """Match queries with known boxes, and return the sums of the class losses and of the box losses.
+
+    logits: [B, Q, classes]
+    boxes: [B, Q, 10]
+    truths: known boxes, one entry per sample
+    targets: per sample [n, 10], the same boxes in the form of encode_boxes
+    code_weights: see box_loss
+    moving_weight: see box_loss
+    """
     wanted = torch.full(logits.shape[:2], logits.shape[2], device=logits.device)  # no class
     bbox = boxes.new_zeros(())
     for b, (truth, target) in enumerate(zip(truths, targets, strict=True)):
@@ -99,7 +113,7 @@ def _matching_losses(
 
 
 def _box_counts(truths: Sequence[BoxTruth], denoising: Denoising | None, queries: int) -> tuple[Tensor, Tensor]:
-    """Return what the matching and the denoising losses are divided by."""
+    """Return the divisors of the matching losses and of the denoising losses."""
     matched = sum(min(len(truth.labels), queries) for truth in truths)
     counts = average_count([matched, 0 if denoising is None else len(denoising.labels)], truths[0].boxes.device)
     matching, noisy = (counts.clamp(min=1) + COUNT_EPS).unbind()

@@ -1,7 +1,8 @@
-"""SparseBEV (Liu et al., ICCV 2023): sparse queries that look at the camera images of several frames.
+"""SparseBEV (Liu et al., ICCV 2023): sparse queries that sample the camera images of several frames.
 
-A backbone and a pyramid encode every image once; learnt boxes are refined six times by one decoder layer that samples
-the current and the remembered features at points of the boxes. No dense grid, no depth estimate, no suppression.
+A backbone and a feature pyramid encode every image once. A single decoder layer refines learnt boxes six times; each
+time it samples the current and the remembered features at points in and around the boxes. There is no dense grid, no
+depth estimation and no non-maximum suppression.
 """
 
 from __future__ import annotations
@@ -40,22 +41,22 @@ from bev_perception.models.query_layers import (
 from bev_perception.ops.sampling import LevelsByFrame, sample_features
 from bev_perception.types import Limits, ModelInput
 
-#: weights of the ten box codes in the training loss; the official checkpoints carry them
+#: weights of the ten box codes in the training loss; the official checkpoints contain them
 CODE_WEIGHTS = (2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
 
-#: m/s that a query is told as 1
+#: m/s; velocities are encoded in this unit
 SPEED_UNIT = 5.0
 
 
 @dataclass(frozen=True)
 class SparseBEVOutput:
-    """What the decoder says, layer by layer, the last one last.
+    """The decoder's predictions after each layer, in order.
 
     logits: [layers, B, Q, num_classes]
     boxes: [layers, B, Q, 10]: cx, cy (m), log d0, log d1, cz (m), log d2, sin yaw, cos yaw, vx, vy (m/s), in the
         model's reference frame
-    finite: [] bool, whether what was computed is; both of the above have zeros in place of NaN
-    seen: what the perspective head says of the current images, if it was asked
+    finite: [] bool, whether everything computed is finite; logits and boxes have zeros in place of NaN
+    seen: output of the perspective head for the current images; None if it was not run
     """
 
     logits: Tensor
@@ -68,8 +69,9 @@ class SparseBEVOutput:
 class DenoisingQueries:
     """Queries that training adds before the learnt ones: P noisy copies of known boxes.
 
-    boxes: [B, P, 10] as queries hold them (see query_layers).  labels: [B, P] int64 class, -1 for an unused place.
-    blocked: [P + Q, P + Q] bool, see ScaleAdaptiveSelfAttention.
+    boxes: [B, P, 10], see query_layers
+    labels: [B, P] int64 class, -1 for an unused place
+    blocked: [P + Q, P + Q] bool, see ScaleAdaptiveSelfAttention
     """
 
     boxes: Tensor
@@ -79,9 +81,10 @@ class DenoisingQueries:
 
 @dataclass(frozen=True)
 class ProposedQueries:
-    """Queries that start where objects are thought to be.
+    """Queries that start at objects which the perspective head has detected.
 
-    boxes: [B, K, 10] as queries hold them (see query_layers).  labels: [B, K] int64 class.
+    boxes: [B, K, 10], see query_layers
+    labels: [B, K] int64 class
     """
 
     boxes: Tensor
@@ -89,10 +92,10 @@ class ProposedQueries:
 
 
 class SparseBEVDecoderLayer(nn.Module):
-    """One refinement of all queries; the same weights serve every pass."""
+    """One refinement of all queries; all passes share its weights."""
 
     def __init__(self, head: SparseBEVHeadConfig, num_classes: int, frames: int) -> None:
-        """Build the layer for `frames` frames, the current one among them."""
+        """Build the layer for `frames` frames, including the current one."""
         super().__init__()
         dims = head.embed_dims
         self.pc_range = head.pc_range
@@ -151,14 +154,15 @@ class SparseBEVDecoderLayer(nn.Module):
         return refined, features, self.cls_branch(features)
 
     def _refine(self, boxes: Tensor, regression: Tensor, time_differences: Tensor) -> Tensor:
-        """Centres are corrected, the other codes are replaced; the motion is learnt as a shift until frame 1.
+        """Return refined boxes: centres are corrected in logit space, the other codes are replaced.
 
-        So is a correction of it, see ProposalsConfig.correct_velocity.
+        The velocity is regressed as a displacement over the time since frame 1; with ProposalsConfig.correct_velocity
+        that is a correction, which is added to the velocity before.
         """
         centers = (regression[..., :3] + inverse_sigmoid(boxes[..., :3])).sigmoid()
         velocities = regression[..., 8:]
         if time_differences.shape[1] > 1:
-            since = time_differences[:, 1, None, None]  # [B, 1, 1]; 0 where there is no history, future frames negative
+            since = time_differences[:, 1, None, None]  # [B, 1, 1]; 0 without history, negative for a future frame
             velocities = velocities / torch.where(since < 1e-5, torch.ones_like(since), since)
         if self.correct_velocity:
             velocities = boxes[..., 8:] + velocities
@@ -179,13 +183,13 @@ class SparseBEVHead(nn.Module):
         self.init_query_bbox = nn.Embedding(head.num_query, head.code_size)
         self.label_enc = nn.Embedding(num_classes + 1, head.embed_dims - 1)  # the last row: class unknown
         layer = SparseBEVDecoderLayer(head, num_classes, frames)
-        # the names of the official checkpoints: transformer.decoder.decoder_layer
+        # names as in the official checkpoints: transformer.decoder.decoder_layer
         self.transformer = nn.ModuleDict({"decoder": nn.ModuleDict({"decoder_layer": layer})})
         self._spread_queries(head.num_query)
 
     @torch.no_grad()
     def _spread_queries(self, num_query: int) -> None:
-        """Start with upright boxes on a square grid over the range, at its floor, at rest."""
+        """Initialise the boxes on a square grid over the range, at its lower end in z, with zero velocity."""
         side = math.isqrt(num_query)
         index = torch.arange(num_query)
         boxes = self.init_query_bbox.weight
@@ -197,7 +201,7 @@ class SparseBEVHead(nn.Module):
 
     @property
     def decoder_layer(self) -> nn.Module:
-        """The one layer that all passes share."""
+        """The single layer that all passes share."""
         decoder: nn.ModuleDict = self.transformer["decoder"]  # type: ignore[assignment]
         return decoder["decoder_layer"]
 
@@ -211,7 +215,14 @@ class SparseBEVHead(nn.Module):
         denoising: DenoisingQueries | None = None,
         proposed: ProposedQueries | None = None,
     ) -> SparseBEVOutput:
-        """Refine the queries, proposed ones after the learnt; legacy as in SamplingPoints, others as in SparseBEV."""
+        """Refine the queries in all passes.
+
+        legacy: see SamplingPoints
+        denoising: queries before the learnt ones
+        proposed: queries after the learnt ones
+
+        Other arguments are as in SparseBEV.detect.
+        """
         batch = len(reference2image)
         boxes = self.init_query_bbox.weight.expand(batch, -1, -1)  # [B, Q, 10]
         unknown = self.label_enc.weight[-1]
@@ -238,7 +249,7 @@ class SparseBEVHead(nn.Module):
         return SparseBEVOutput(logits.nan_to_num(), self._to_metres(boxes.nan_to_num()), finite)
 
     def _label_features(self, labels: Tensor) -> Tensor:
-        """Return the features [B, P, C] of labels [B, P]: the class and a 1 for "denoising"; all 0 where it is -1."""
+        """Return the features [B, P, C] of labels [B, P]: the class and a 1 for "denoising"; all 0 for label -1."""
         known = (labels >= 0)[..., None]
         classes = self.label_enc(labels.clamp(min=0))
         return torch.cat([classes, torch.ones_like(classes[..., :1])], dim=-1) * known
@@ -251,10 +262,10 @@ class SparseBEVHead(nn.Module):
 
 
 class SparseBEV(CameraModel[SparseBEVOutput]):
-    """The detector: images and memory to boxes.
+    """The detector: boxes from images and memory.
 
-    legacy_boxes: the weights come from a checkpoint of version "v0.17.1", whose boxes are turned the other way round;
-    load_checkpoint sets it, sampling and decode_boxes need it.
+    legacy_boxes: whether the weights come from a checkpoint of version "v0.17.1", whose boxes rotate in the opposite
+        direction; load_checkpoint sets it, sampling and decode_boxes use it
     """
 
     max_speeds: Tensor
@@ -282,14 +293,16 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
         image_size: tuple[int, int],
         denoising: DenoisingQueries | None = None,
     ) -> SparseBEVOutput:
-        """Find boxes in encoded frames, the current one first.
+        """Detect boxes in encoded frames, the current one first.
 
-        levels_by_frame: T x L of [B, N, h, w, C], as `encode` gives them.
-        reference2image: [B, T, N, 4, 4], reference frame (m) to pixels of each image, depth-scaled; zeros for a camera
-        that is missing.  time_differences: [B, T] s, current minus frame t.
-        image_size: (height, width) of the encoded images with their padding, pixels.
-        denoising: P further queries of training, which stand before the learnt ones in the outputs; proposed ones stand
-        after them.
+        levels_by_frame: T x L maps [B, N, h, w, C], from `encode`
+        reference2image: [B, T, N, 4, 4], reference frame (m) to depth-scaled pixels of each image; zeros for a missing
+            camera
+        time_differences: [B, T], s, current minus frame t
+        image_size: (height, width) of the encoded images including padding, pixels
+        denoising: P further queries for training
+
+        In the outputs, denoising queries come before the learnt ones and proposed queries after them.
         """
         seen, proposed = None, None
         count = self.config.head.proposals.queries
@@ -315,10 +328,10 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
         time_differences: Tensor,
         image_size: tuple[int, int],
     ) -> Tensor:
-        """Return how lifted boxes [B, K, 8] move, [B, K, 2] m/s, as the other frames have it; 0 without any."""
+        """Estimate the velocities [B, K, 2], m/s, of lifted boxes [B, K, 8] from the other frames; 0 without any."""
         if len(levels_by_frame) == 1:
             return torch.zeros_like(boxes[..., :2])
-        assert self.perspective_head is not None  # it has lifted the boxes
+        assert self.perspective_head is not None  # the boxes come from it
         others = []
         for t in range(1, len(levels_by_frame)):
             image2reference = invert_cameras(reference2image[:, t])
@@ -327,7 +340,7 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
         return follow(boxes, labels, others, time_differences[:, 1:], self.max_speeds)
 
     def _propose(self, boxes: Tensor, labels: Tensor, velocities: Tensor) -> ProposedQueries:
-        """Return lifted boxes [B, K, 8] that move with velocities [B, K, 2] as queries."""
+        """Return queries for lifted boxes [B, K, 8] with velocities [B, K, 2]."""
         relative = encode_centers(boxes[..., :3], self.config.head.pc_range).clamp(0, 1)
         return ProposedQueries(torch.cat([relative, boxes[..., 3:], velocities], dim=-1), labels)
 
@@ -344,7 +357,7 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
     def decode(self, outputs: SparseBEVOutput, limits: Limits) -> Perception:
         """Return the boxes of the last layer, in the reference frame.
 
-        Raises NotFiniteError for outputs that hold NaN or infinity, or come of such features.
+        Raises NotFiniteError for outputs that hold NaN or infinity, or that were computed from such features.
         """
         own: DecodeConfig = self.config.head.decode
         config = replace(
@@ -360,9 +373,10 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
 
 
 def time_differences(frames: Sequence[FrameFeatures]) -> np.ndarray:
-    """Return [T] float64, s: how much older each frame is than the first, averaged over the cameras of both.
+    """Return how much older each frame is than the first, [T] float64, s, averaged over the cameras that both have.
 
-    The integer stamps are subtracted before they become floats. Without a common camera the frames' stamps count.
+    The integer stamps are subtracted before conversion to float. Without a common camera, the stamps of the frames are
+    used.
     """
     current = frames[0]
     differences = np.zeros(len(frames))

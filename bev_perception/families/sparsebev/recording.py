@@ -1,4 +1,4 @@
-"""Records where the queries of SparseBEV sample the images."""
+"""Record where the queries of SparseBEV sample the images."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from bev_perception.types import Boxes3D
 
 @contextmanager
 def record_sampling(model: SparseBEV) -> Iterator[list[SamplingTrace]]:
-    """Add an entry for every run of the model inside of the `with` block; afterwards it is as before."""
+    """Append a trace to the list for every run of the model inside the `with` block; the model itself is unchanged."""
     traces: list[SamplingTrace] = []
-    points: list[Tensor] = []  # one entry a stage: [T, Q, K, 3]
+    points: list[Tensor] = []  # one entry per stage: [T, Q, K, 3]
 
     def after_stage(_module: nn.Module, _inputs: Any, outputs: tuple[Tensor, Tensor]) -> None:
         points.append(outputs[0][0].flatten(2, 3))
@@ -45,7 +45,7 @@ def record_sampling(model: SparseBEV) -> Iterator[list[SamplingTrace]]:
 
 
 def _boxes(model: SparseBEV, output: SparseBEVOutput) -> Boxes3D:
-    """Return one box a query, of its best class, wherever it may be."""
+    """Return one box per query, of its best class, without any limit on score or position."""
     scores, labels = output.logits[-1, 0].sigmoid().max(dim=1)  # [Q]
     found = (x.double().cpu().numpy() for x in (scores, output.boxes[-1, 0]))
     return to_boxes(next(found), labels.cpu().numpy(), next(found), model.config.class_names, model.legacy_boxes)

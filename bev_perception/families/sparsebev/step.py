@@ -18,7 +18,7 @@ from bev_perception.supervision.step import TrainingStep
 
 
 class DetectionStep(TrainingStep[BoxTruth]):
-    """Of SparseBEV: denoising queries beside the learnt ones, and detection_losses."""
+    """Training step of the detector: denoising queries beside the learnt ones, and detection_losses."""
 
     model: SparseBEV
 
@@ -32,15 +32,15 @@ class DetectionStep(TrainingStep[BoxTruth]):
             self.loss_names += PERSPECTIVE_LOSSES
 
     def wide_layers(self) -> Iterable[nn.Module]:
-        """Return those of the perspective head, if there is one."""
+        """Return the wide layers of the perspective head, if there is one."""
         return wide_layers(self.model)
 
     def decoder_passes(self) -> Iterable[nn.Module]:
-        """Return the one layer that all passes share."""
+        """Return the single decoder layer that all passes share."""
         return (self.model.pts_bbox_head.decoder_layer,)
 
     def forward(self, batch: Batch[BoxTruth]) -> dict[str, Tensor]:
-        """Return detection_losses of the batch, and perspective_losses of a model with such a head that learns."""
+        """Return detection_losses of the batch, and perspective_losses if the model's perspective head is trained."""
         config = self.model.config
         generators = sample_generators(batch)
         draws = [

@@ -1,7 +1,7 @@
-"""What each query should become: Hungarian assignment, and noisy copies of known boxes to be cleaned.
+"""Training targets of the queries: Hungarian assignment, and denoising queries, which are noisy copies of known boxes.
 
-The assignment follows DETR (Carion et al., ECCV 2020) with the costs of SparseBEV (Liu et al., ICCV 2023); the noisy
-copies follow DN-DETR (Li et al., CVPR 2022).
+The assignment follows DETR (Carion et al., ECCV 2020) with the costs of SparseBEV (Liu et al., ICCV 2023); the
+denoising follows DN-DETR (Li et al., CVPR 2022).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from bev_perception.models.query_layers import PcRange
 from bev_perception.supervision.criteria import BOX_WEIGHT, CLASS_WEIGHT, focal_cost, match
 from bev_perception.supervision.samples import BoxTruth
 
-#: how far a noisy centre may lie from the true one, in half sizes; the probability of a random label
+#: furthest that a noisy centre may lie from the true one, in half sizes; probability of a random label
 BOX_NOISE, LABEL_NOISE = 0.5, 0.5
-#: the probability that a noisy copy has nothing of its velocity, where velocities are noisy
+#: probability that the velocity of a noisy copy is set to 0 before noise is added, if velocities are noisy
 STOPPED = 0.5
 
 
 def encode_boxes(boxes: Tensor) -> Tensor:
-    """Return boxes [n, 9] (see BoxTruth) as the head predicts them, [n, 10] (see SparseBEVOutput)."""
+    """Convert boxes [n, 9] (see BoxTruth) to the codes [n, 10] that the head predicts (see SparseBEVOutput)."""
     center, size, yaw, velocity = boxes.split([3, 3, 1, 2], dim=1)
     log_size = size.log()
     return torch.cat(
@@ -36,9 +36,13 @@ def encode_boxes(boxes: Tensor) -> Tensor:
 def assign(
     logits: Tensor, boxes: Tensor, labels: Tensor, targets: Tensor, code_weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Match queries and known boxes one to one at the least total cost; return the indices of both, [min(Q, n)].
+    """Match queries and known boxes one to one at the lowest total cost; return the indices of both, [min(Q, n)].
 
-    logits: [Q, classes].  boxes: [Q, 10].  labels: [n].  targets: [n, 10], of encode_boxes.  code_weights: [10].
+    logits: [Q, classes]
+    boxes: [Q, 10]
+    labels: [n]
+    targets: [n, 10], see encode_boxes
+    code_weights: [10]
     """
     class_cost = focal_cost(logits, labels)
     box_cost = torch.cdist(boxes * code_weights, targets * code_weights, p=1)
@@ -48,10 +52,13 @@ def assign(
 
 @dataclass(frozen=True)
 class DenoisingDraws:
-    """The chance in one sample's n known boxes, in `groups` copies.
+    """Random numbers for `groups` noisy copies of the n known boxes of one sample.
 
-    center: [groups, n, 3] in 0..1.  flip: [groups, n] in 0..1.  label: [groups, n] int64 class.
-    stop: [groups, n] in 0..1.  push: [groups, n, 2], normal.
+    center: [groups, n, 3], uniform in 0..1, shift of the centre
+    flip: [groups, n], uniform in 0..1, whether the label is replaced
+    label: [groups, n] int64, the class that replaces it
+    stop: [groups, n], uniform in 0..1, whether the velocity is set to 0
+    push: [groups, n, 2], normal, noise of the velocity
     """
 
     center: Tensor
@@ -62,7 +69,7 @@ class DenoisingDraws:
 
 
 def draw_denoising(n: int, groups: int, num_classes: int, generator: torch.Generator) -> DenoisingDraws:
-    """Draw the noise for a sample of n boxes from a generator on the CPU."""
+    """Sample the random numbers for n boxes from a generator on the CPU."""
     return DenoisingDraws(
         torch.rand((groups, n, 3), generator=generator),
         torch.rand((groups, n), generator=generator),
@@ -74,10 +81,13 @@ def draw_denoising(n: int, groups: int, num_classes: int, generator: torch.Gener
 
 @dataclass(frozen=True)
 class Denoising:
-    """Noisy queries and what they should become.
+    """Denoising queries and their targets.
 
-    queries: for the model.  sample, place: [K], which of the queries [B, P] are used; labels: [K] and boxes: [K, 9],
-    the known ones that they are copies of.
+    queries: [B, P], for the model
+    sample: [K], sample of each query that is used
+    place: [K], place of each query that is used, among the P
+    labels: [K], label of the known box that the query is a copy of
+    boxes: [K, 9], the known box that the query is a copy of
     """
 
     queries: DenoisingQueries
@@ -94,12 +104,16 @@ def make_denoising(
     pc_range: PcRange,
     velocity_noise: float,
 ) -> Denoising | None:
-    """Make noisy copies of all samples' boxes; None if there is no box or no group.
+    """Make noisy copies of all samples' boxes; return None if there is no box or no group.
 
-    velocity_noise: m/s, see ProposalsRecipe.denoising_velocity.
+    truths: known boxes, one entry per sample
+    draws: random numbers, one entry per sample
+    num_query: number of queries that are not for denoising
+    pc_range: x, y, z low, then high, m
+    velocity_noise: m/s, see ProposalsRecipe.denoising_velocity
 
-    Group k of a sample takes the places k * m and on, where m is the most boxes that any sample has; what a sample
-    with fewer leaves unused is a box and a feature of zeros, which its own group sees.
+    Group k of a sample takes the places from k * m on, where m is the largest number of boxes in a sample. Places that
+    a sample with fewer boxes leaves unused have boxes and features of zeros; only their own group attends to them.
     """
     device = truths[0].boxes.device
     groups = len(draws[0].flip)
@@ -130,10 +144,10 @@ def make_denoising(
 
 
 def _noisy_boxes(boxes: Tensor, drawn: Tensor, pc_range: PcRange) -> Tensor:
-    """Return [groups, n, 10] query boxes of boxes [n, 9], their centres moved by drawn [groups, n, 3] in 0..1."""
+    """Return query boxes [groups, n, 10] for boxes [n, 9], with centres moved by drawn [groups, n, 3] in 0..1."""
     low, high = boxes.new_tensor(pc_range[:3]), boxes.new_tensor(pc_range[3:])
     size = boxes[:, 3:6]
-    center = boxes[:, :3] + (2 * drawn - 1) * size / 2 * BOX_NOISE  # of the size's axes as if the yaw were 0
+    center = boxes[:, :3] + (2 * drawn - 1) * size / 2 * BOX_NOISE  # along the axes of the frame, as if yaw were 0
     relative = ((center - low) / (high - low)).clamp(0, 1)
     yaw = boxes[:, 6:7]
     rest = torch.cat([size.log(), yaw.sin(), yaw.cos(), boxes[:, 7:]], dim=1)
@@ -141,7 +155,7 @@ def _noisy_boxes(boxes: Tensor, drawn: Tensor, pc_range: PcRange) -> Tensor:
 
 
 def _blocked(groups: int, most: int, num_query: int, device: torch.device) -> Tensor:
-    """Return the mask of DenoisingQueries: a group sees itself and the learnt queries; these see only themselves."""
+    """Return the mask of DenoisingQueries: groups attend to themselves and the learnt queries, these to themselves."""
     group = torch.arange(groups, device=device).repeat_interleave(most)
     group = torch.cat([group, torch.full((num_query,), -1, device=device)])  # -1: the learnt queries
     return (group[:, None] != group) & (group >= 0)

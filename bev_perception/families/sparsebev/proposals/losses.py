@@ -1,4 +1,4 @@
-"""What the perspective head should say of images with known boxes, and its losses."""
+"""Training targets of the perspective head for images with known boxes, and its losses."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from bev_perception.supervision.criteria import COUNT_EPS, average_count
 from bev_perception.supervision.samples import Batch, BoxTruth
 
 LOSS_NAMES = ("loss_heat", "loss_codes")
-#: m, of an object's middle before the camera
+#: m; least depth of an object's middle in front of the camera
 MIN_DEPTH = 1.0
-#: of the heat around a middle: share of the object's height in the image, and limits in cells
+#: standard deviation of the heat around a middle: share of the object's height in the image, and limits in cells
 SPREAD, MIN_SPREAD, MAX_SPREAD = 0.15, 0.5, 2.5
 #: exponents of the focal loss (Zhou et al., Objects as Points, 2019, equation 1)
 ALPHA, BETA = 2, 4
-#: of the losses of the codes, where that of the heat is 1. Depth matters most. That of what stands on the ground
-#: follows from where within a cell its middle is, which is not learnt by the way: with weights of 0.1, and the cells
-#: around the middle taught beside it, it stayed a guess
+#: weights of the losses of the codes; the weight of the heat's loss is 1. Depth matters most. For an object on the
+#: ground, depth follows from the position of its middle within a cell, which needs a high weight to be learnt: with
+#: weights of 0.1, and the cells around the middle supervised as well, the position remained a guess
 CODE_WEIGHTS = (1.0, 1.0, 2.0, 0.3, 0.3, 0.3, 0.3, 0.3)
 
 
@@ -38,8 +38,11 @@ CODE_WEIGHTS = (1.0, 1.0, 2.0, 0.3, 0.3, 0.3, 0.3, 0.3)
 class Sightings:
     """K objects as single cameras see them; an object may be in several images.
 
-    image: [K], index among the B * N images.  label: [K].  cell: [K, 2], x and y of the middle, cells, not rounded.
-    spread: [K], of its heat, cells.  codes: [K, NUM_CODES], see there.
+    image: [K], index among the B * N images
+    label: [K], class
+    cell: [K, 2], x and y of the object's middle, in cells, not rounded
+    spread: [K], standard deviation of the object's heat, in cells
+    codes: [K, NUM_CODES], see NUM_CODES
     """
 
     image: Tensor
@@ -54,8 +57,11 @@ def find_sightings(
 ) -> Sightings:
     """Return where a sample's boxes are in its N images.
 
-    reference2image: [N, 4, 4], depth-scaled pixels.  image_size, cells: (height, width) of the images in pixels and of
-    the head's maps in cells.  first: index of the sample's first image.
+    truth: known boxes of the sample
+    reference2image: [N, 4, 4], reference frame (m) to depth-scaled pixels
+    image_size: (height, width) of the images, pixels
+    cells: (height, width) of the head's maps, cells
+    first: index of the sample's first image
     """
     boxes = truth.boxes
     stride = image_size[1] / cells[1]
@@ -89,10 +95,12 @@ def find_sightings(
 def perspective_losses(
     output: PerspectiveOutput, truths: Sequence[BoxTruth], reference2image: Tensor, image_size: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Return both losses by name, averaged over the objects seen by all processes.
+    """Return both losses by name, averaged over the objects that are visible in the images of all processes.
 
-    truths: of each sample.  reference2image: [B, N, 4, 4], reference frame (m) to depth-scaled pixels.
-    image_size: (height, width) of the images that they project into.
+    output: of the head
+    truths: known boxes, one entry per sample
+    reference2image: [B, N, 4, 4], reference frame (m) to depth-scaled pixels
+    image_size: (height, width) of the images that the matrices project into, pixels
     """
     cameras, cells = output.heat.shape[1], (output.heat.shape[-2], output.heat.shape[-1])
     found = [
@@ -113,13 +121,16 @@ def perspective_losses(
 
 
 def _code_errors(codes: Tensor, seen: Sightings) -> Tensor:
-    """Return the weighted error [K] of codes [B*N, NUM_CODES, h, w] in the cell of each object's middle."""
+    """Return the weighted error [K] of codes [B*N, NUM_CODES, h, w] at the cell of each object's middle."""
     x, y = seen.cell.floor().long().unbind(dim=1)
     return (codes[seen.image, :, y, x] - seen.codes).abs() @ codes.new_tensor(CODE_WEIGHTS)
 
 
 def draw_heat(seen: Sightings, shape: torch.Size) -> Tensor:
-    """Return [images, classes, h, w], 1 at the middle of each object and less around it; the nearest middle counts."""
+    """Return heat maps of shape [images, classes, h, w]: a Gaussian around each object's middle, 1 at the middle.
+
+    Where the Gaussians of several objects of a class overlap, the highest value counts.
+    """
     images, classes, height, width = shape
     columns = torch.arange(width, device=seen.cell.device) - seen.cell[:, :1].floor()  # [K, w]
     rows = torch.arange(height, device=seen.cell.device) - seen.cell[:, 1:].floor()
@@ -141,6 +152,6 @@ def _heat_loss(logits: Tensor, wanted: Tensor, middles: Tensor) -> Tensor:
 def weighted_perspective_losses(
     seen: PerspectiveOutput, batch: Batch[BoxTruth], views: EncodedViews, recipe: TrainingConfig
 ) -> dict[str, Tensor]:
-    """Return perspective_losses of a batch, times the weight that the recipe gives them."""
+    """Return perspective_losses of a batch, multiplied by the weight in the recipe."""
     losses = perspective_losses(seen, batch.truths, views.reference2image[:, 0], views.image_size)
     return {name: recipe.family.proposals.perspective_weight * loss for name, loss in losses.items()}

@@ -1,8 +1,8 @@
-"""How objects have moved that were seen in several frames, each frame by itself.
+"""Estimate the velocities of objects that were detected in several frames, in each frame separately.
 
-Nobody says which object of one frame is which of another. So every object tries all velocities that one of its class in
-a past frame would give it, and takes the one that most of the frames agree with: a vote, as in generalised Hough
-transforms (Ballard, 1981) and RANSAC (Fischler and Bolles, 1981).
+The objects of different frames are not associated with each other. So each object tries all velocities that would take
+it from the place of an object of its class in another frame, and takes the one that most frames agree with: a vote, as
+in generalised Hough transforms (Ballard, 1981) and RANSAC (Fischler and Bolles, 1981).
 """
 
 from __future__ import annotations
@@ -12,34 +12,37 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-#: m/s, of what moves, and of classes that move less
+#: m/s; highest speed of an object, and of the classes that are slower
 MAX_SPEED = 20.0
 MAX_SPEEDS = {"pedestrian": 3.0, "bicycle": 10.0, "construction_vehicle": 5.0, "traffic_cone": 0.0, "barrier": 0.0}
-#: standard errors of where an object is seen, to the side and along the line of sight: m, and a share of the distance
+#: standard errors of a detected position, across and along the line of sight: m, plus a share of the distance
 SIDE_ERROR, DEPTH_ERROR = (0.2, 0.015), (0.2, 0.05)
-#: errors that count at most for a frame, in which the object may not have been seen
+#: most standard errors that one frame adds to the cost, since the object may not have been detected in that frame
 LOST = 3.0
-#: errors that moving at all must explain, and moving by 1 m/s across the heading
+#: costs in standard errors: of moving at all, and of each m/s across the heading
 MOTION, ACROSS = 4.0, 0.5
-#: s; frames nearer to each other than that are the same one, given again
+#: s; frames closer to each other in time than this are the same frame, repeated
 SAME = 1e-3
 
 
 def max_speeds(class_names: Sequence[str]) -> Tensor:
-    """Return how fast each class may be, [classes] m/s."""
+    """Return the highest speed of each class, [classes], m/s."""
     return torch.tensor([MAX_SPEEDS.get(name, MAX_SPEED) for name in class_names])
 
 
 def follow(
     boxes: Tensor, labels: Tensor, older: Sequence[tuple[Tensor, Tensor]], time_differences: Tensor, limits: Tensor
 ) -> Tensor:
-    """Return the velocities [B, K, 2], m/s, of objects seen in the current frame, from T others.
+    """Return the velocities [B, K, 2], m/s, of objects in the current frame, estimated from T other frames.
 
-    boxes: [B, K, 8] as of perspective.lift.  labels: [B, K] int64.  older: the same of each other frame, in the same
-    reference frame.  time_differences: [B, T] s, current minus other; 0 for a frame that is the current one again.
-    limits: [classes] m/s, see max_speeds.
+    boxes: [B, K, 8], see perspective.lift
+    labels: [B, K] int64
+    older: boxes and labels of each other frame, in the same reference frame
+    time_differences: [B, T], s, current minus other; 0 for a frame that is the current one repeated
+    limits: [classes], m/s, see max_speeds
 
-    What no frame confirms is at rest, and so is what errors explain as well as motion does.
+    An object that no other frame supports counts as stationary, and so does one whose displacement is explained as well
+    by measurement errors as by motion.
     """
     new = _new(time_differences)  # [B, T]
     velocities = _hypotheses(boxes, labels, older, time_differences, new, limits)  # [B, K, M, 2]
@@ -60,7 +63,7 @@ def follow(
 
 
 def _new(time_differences: Tensor) -> Tensor:
-    """Return [B, T] bool, whether each frame differs from the one before it; the first from the current one."""
+    """Return [B, T] bool, whether each frame differs from the one before it; the first, from the current frame."""
     before = torch.cat([torch.zeros_like(time_differences[:, :1]), time_differences[:, :-1]], dim=1)
     return (time_differences - before).abs() > SAME
 
@@ -73,7 +76,7 @@ def _hypotheses(
     new: Tensor,
     limits: Tensor,
 ) -> Tensor:
-    """Return velocities [B, K, M, 2] that each object may have, m/s; the first is rest, and so is what cannot be."""
+    """Return the candidate velocities [B, K, M, 2], m/s, of each object; the first and all impossible ones are 0."""
     found = [torch.zeros_like(boxes[:, :, None, :2])]
     for t, (then, classes) in enumerate(older):
         since = torch.where(new[:, t], time_differences[:, t], 1.0)[:, None, None, None]
@@ -85,12 +88,16 @@ def _hypotheses(
 
 
 def _errors_apart(boxes: Tensor, places: Tensor, then: Tensor) -> Tensor:
-    """Return [B, K, M, J], by how many errors objects would differ from others, were they at M places each.
+    """Return how much objects at M candidate places differ from the objects of another frame, [B, K, M, J].
 
-    boxes: [B, K, 8].  places: [B, K, M, 2] m.  then: [B, J, 8], the others.
+    boxes: [B, K, 8]
+    places: [B, K, M, 2], m
+    then: [B, J, 8], the objects of the other frame
+
+    The difference is in standard errors, of the position and of the sizes together.
     """
     distance = boxes[..., :2].norm(dim=-1, keepdim=True).clamp(min=1e-3)  # [B, K, 1]
-    x, y = (boxes[..., :2] / distance).unsqueeze(2).unbind(dim=-1)  # [B, K, 1], along the line of sight
+    x, y = (boxes[..., :2] / distance).unsqueeze(2).unbind(dim=-1)  # [B, K, 1], unit vector along the line of sight
     others = then[:, None]  # [B, 1, J, 8]
     apart = (boxes[:, :, None, 3:6] - others[..., 3:6]).abs().sum(dim=-1)[:, :, None] ** 2  # [B, K, 1, J], log sizes
     for (u, v), (least, share) in (((x, y), DEPTH_ERROR), ((-y, x), SIDE_ERROR)):
@@ -109,9 +116,12 @@ def _fit(
     time_differences: Tensor,
     new: Tensor,
 ) -> Tensor:
-    """Return velocities [B, K, 2], those of least squares through the places in all frames that agree.
+    """Return the least-squares velocities [B, K, 2], m/s, through the places in all frames that agree.
 
-    best: [B, K, 1], the hypothesis taken.  matches: of each frame, errors and partners [B, K, M].
+    best: [B, K, 1], index of the chosen candidate velocity
+    matches: of each frame, errors and partners [B, K, M]
+
+    Other arguments are as in follow and _new.
     """
     moved, squares = torch.zeros_like(boxes[..., :2]), torch.zeros_like(boxes[..., :1])
     for t, ((errors, partner), (then, _)) in enumerate(zip(matches, older, strict=True)):

@@ -1,4 +1,4 @@
-"""The training step of a perspective head and the encoder below it, without the decoder."""
+"""The training step of a perspective head and its encoder, without the decoder."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from bev_perception.supervision.step import TrainingStep
 
 
 def wide_layers(model: SparseBEV) -> Iterable[nn.Module]:
-    """Return the layers of a model's perspective head that take as long as the encoder, if it has one."""
+    """Return the computationally heavy layers of a model's perspective head, if it has one."""
     return () if model.perspective_head is None else model.perspective_head.wide_layers()
 
 
 class PerspectiveStep(TrainingStep[BoxTruth]):
-    """Of a SparseBEV's encoder and perspective head alone, from the newest frame: perspective_losses."""
+    """Training step of only the encoder and the perspective head, on the newest frame, with perspective_losses."""
 
     model: SparseBEV
     loss_names = PERSPECTIVE_LOSSES
 
     def wide_layers(self) -> Iterable[nn.Module]:
-        """Return those of the perspective head."""
+        """Return the wide layers of the perspective head."""
         return wide_layers(self.model)
 
     def decoder_passes(self) -> Iterable[nn.Module]:
-        """Return nothing: the decoder takes no part."""
+        """Return nothing, since the decoder is not trained."""
         return ()
 
     def forward(self, batch: Batch[BoxTruth]) -> dict[str, Tensor]:
