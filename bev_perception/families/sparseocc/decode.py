@@ -1,6 +1,6 @@
-"""Raw outputs of an occupancy model become labelled voxels; after SparseOcc (Liu et al., ECCV 2024, section 3.2).
+"""Decode the raw outputs of the model into labelled voxels; after SparseOcc (Liu et al., ECCV 2024, section 3.2).
 
-Everything happens on the device that the outputs are on; what is copied from there at last is the grid.
+Everything is computed on the device of the outputs; only the finished grid is copied from there.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from bev_perception.families.sparseocc.config import SparseOccHeadConfig
 from bev_perception.models.protocol import NotFiniteError
 from bev_perception.types import Occupancy, VoxelGrid
 
-#: a voxel whose best class has less than this, added up over all masks, is free
+#: a voxel is free if the probability of its best class, added up over all masks, is less than this
 SEMANTIC_FLOOR = 0.01
-#: a voxel belongs to a mask from this probability on
+#: a voxel belongs to a mask if its probability is at least this
 MASK_THRESHOLD = 0.5
 
 
 class Voxels(Protocol):
-    """Where voxels are; see voxel_decoder.VoxelStage."""
+    """Locations of voxels; see voxel_decoder.VoxelStage."""
 
     @property
     def locations(self) -> Tensor:
-        """[B, N, 3] int64."""
+        """[B, N, 3] int64, indices into the grid."""
 
 
 class OccupancyOutput(Protocol):
-    """What is decoded; see model.SparseOccOutput. The batch is 1."""
+    """The outputs to decode; see model.SparseOccOutput. The batch is 1."""
 
     @property
     def stages(self) -> Sequence[Voxels]:
-        """The last of which are the voxels of the masks."""
+        """Voxels of each stage; the masks are over the voxels of the last one."""
 
     @property
     def class_logits(self) -> Tensor:
@@ -49,15 +49,17 @@ class OccupancyOutput(Protocol):
 
     @property
     def finite(self) -> Tensor:
-        """[] bool, whether all that the logits come of is finite."""
+        """[] bool, whether everything that the logits were computed from is finite."""
 
 
 def decode_occupancy(output: OccupancyOutput, config: SparseOccHeadConfig, class_names: tuple[str, ...]) -> Occupancy:
     """Return the occupancy of the last predictions; voxels that the model has not kept are free.
 
-    class_names: the last is free. A panoptic variant gives instances, and the semantics that belong to them.
+    output: raw outputs of the model
+    config: settings of the head; a panoptic variant gives instances, and the semantics that belong to them
+    class_names: names of the classes; the last is free
 
-    Raises NotFiniteError for what is not finite.
+    Raises NotFiniteError for outputs, or features, that are NaN or infinite.
     """
     class_logits, mask_logits = output.class_logits[-1, 0], output.mask_logits[-1, 0]
     locations = output.stages[-1].locations[0]  # [N, 3]
@@ -80,9 +82,9 @@ def decode_occupancy(output: OccupancyOutput, config: SparseOccHeadConfig, class
 def _scatter(
     values: Tensor, locations: Tensor, shape: tuple[int, int, int], background: int, finite: Tensor
 ) -> tuple[np.ndarray, bool]:
-    """Return the grid with values [N] at locations [N, 3], the background everywhere else; and the flag `finite`.
+    """Return the grid with values [N] at locations [N, 3] and `background` everywhere else, and the flag `finite`.
 
-    Both come in one transfer from the device.
+    Both are copied from the device in one transfer.
     """
     dense = torch.full((math.prod(shape) + 1,), background, dtype=values.dtype, device=values.device)
     dense[:-1].view(shape)[locations.unbind(dim=1)] = values
@@ -92,10 +94,13 @@ def _scatter(
 
 
 def merge_semantics(class_logits: Tensor, mask_logits: Tensor, score_threshold: float) -> Tensor:
-    """Return the label [N] int64 of every voxel: the class with the most probability, added up over the masks.
+    """Return the label [N] int64 of every voxel: the class with the highest probability, added up over the masks.
 
-    class_logits: [Q, classes without free]; queries with no class above the threshold do not count.
-    mask_logits: [Q, N].  The label for free is the number of classes.
+    class_logits: [Q, classes without free]
+    mask_logits: [Q, N]
+    score_threshold: queries without a class above this probability do not count
+
+    The label of free space is the number of other classes.
     """
     scores = class_logits.sigmoid()
     scores = scores * (scores.amax(dim=1, keepdim=True) > score_threshold)
@@ -110,13 +115,18 @@ def merge_panoptic(
     score_threshold: float,
     overlap_threshold: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return label and instance [N] int64 of every voxel; instances count from 1, 0 is none (and free).
+    """Return the label and the instance of every voxel, [N] int64 each; instances count from 1, 0 is none (and free).
 
-    class_logits: [Q, classes without free], mask_logits: [Q, N]; class_names: the last is free.
-    Every voxel goes to the query with the largest product of class and mask probability. A query whose mask is mostly
-    taken by others (MaskFormer, Cheng et al., NeurIPS 2021, section 3.4) drops out, and its voxels are free. Further
-    queries of a class that is no thing join the instance of its first, but their voxels are free: so the published
-    numbers were computed.
+    class_logits: [Q, classes without free]
+    mask_logits: [Q, N]
+    class_names: names of the classes; the last is free
+    score_threshold: queries without a class above this probability do not count
+    overlap_threshold: lowest ratio of the voxels assigned to a query to the voxels in its mask
+
+    Each voxel is assigned to the query with the largest product of class and mask probability. A query whose mask is
+    mostly assigned to others (MaskFormer, Cheng et al., NeurIPS 2021, section 3.4) is dropped, and its voxels are free.
+    Only the first query of a class outside of THINGS keeps its label; further ones join its instance, but their voxels
+    are labelled free. The published numbers were computed this way.
     """
     free = len(class_names) - 1
     scores, classes = class_logits.sigmoid().max(dim=1)  # [Q]

@@ -1,4 +1,4 @@
-"""SparseOcc for the catalog."""
+"""SparseOcc as an entry of the catalog."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The losses of SparseOcc (Liu et al., ECCV 2024): of the voxels of every stage, and of the masks of every pass.
+"""The losses of SparseOcc (Liu et al., ECCV 2024): for the voxels of every stage, and for the masks of every pass.
 
-The voxels of a stage are cubes of up to 4 x 4 x 4 labelled voxels, which share one prediction. All losses of them are
-computed from the number of labels of each class in a cube; the values are those of the single voxels.
+The voxels of a stage are cubes of up to 4 x 4 x 4 labelled voxels, which share one prediction. Their losses are
+computed from the number of labels of each class in a cube; the values equal those computed from single voxels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bev_perception.families.sparseocc.targets import DICE_WEIGHT, MASK_WEIGHT, 
 from bev_perception.supervision.criteria import CLASS_WEIGHT, average_count, focal_loss
 from bev_perception.supervision.samples import UNKNOWN_LABEL, OccupancyTruth
 
-#: voxels of each class in Occ3D's training set, by which SparseOcc weights the classes
+#: number of voxels of each class in Occ3D's training set, from which SparseOcc computes the class weights
 _COUNTS = (
     *(944004, 1897170, 152386, 2391677, 16957802, 724139, 189027, 2074468, 413451),
     *(2384460, 5916653, 175883646, 4275424, 51393615, 61411620, 105975596, 116424404, 1892500630),
@@ -30,10 +30,12 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 def class_weights(class_names: Sequence[str]) -> tuple[float, ...]:
-    """Return the weights of classes in the cross entropy: one over the logarithm of their number of voxels.
+    """Return the weights of the classes in the cross entropy: one over the logarithm of their number of voxels.
 
-    Data sets that order the classes otherwise or leave some out (OpenOcc) get the weights of Occ3D's classes of the
-    same names: as logarithms they hardly depend on the data set. Raises ConfigError for another name.
+    Data sets with another order of the classes or with fewer of them (OpenOcc) get the weights of the Occ3D classes of
+    the same names: thanks to the logarithm they hardly depend on the data set.
+
+    Raises ConfigError for a name that is not a class of Occ3D.
     """
     unknown = [name for name in class_names if name not in VOXEL_COUNTS]
     if unknown:
@@ -44,9 +46,12 @@ def class_weights(class_names: Sequence[str]) -> tuple[float, ...]:
 def occupancy_losses(output: SparseOccOutput, truths: Sequence[OccupancyTruth], weights: Tensor) -> dict[str, Tensor]:
     """Return every loss by its name; training minimises their sum.
 
-    weights: [classes], of class_weights.
-    Losses of voxels are averaged over the samples, those of masks are divided by the number of masks to be found, which
-    is averaged over the processes, so that the average of the gradients is that of one process with all the samples.
+    output: of the decoders
+    truths: labels, one entry per sample
+    weights: [classes], see class_weights
+
+    Losses of voxels are averaged over the samples. Losses of masks are divided by the number of target masks averaged
+    over the processes, so that the average of the gradients equals the gradient of one process with all samples.
     """
     losses: dict[str, Tensor] = {}
     for i, stage in enumerate(output.stages):
@@ -62,14 +67,18 @@ def occupancy_losses(output: SparseOccOutput, truths: Sequence[OccupancyTruth], 
 
 
 def occupancy_loss_names(stages: int, passes: int) -> tuple[str, ...]:
-    """Return the names that occupancy_losses uses for so many stages of voxels and predictions of masks."""
+    """Return the names of the losses of occupancy_losses.
+
+    stages: number of stages of the voxel decoder
+    passes: number of mask predictions
+    """
     voxels = ("loss_sem_lovasz", "loss_geo_scal", "loss_sem_scal", "loss_sem_ce")
     masks = ("loss_mask", "loss_dice_mask", "loss_class")
     return tuple(f"{name}_{i}" for names, n in ((voxels, stages), (masks, passes)) for i in range(n) for name in names)
 
 
 def _sample_losses(stage: VoxelStage, b: int, truth: OccupancyTruth, weights: Tensor) -> dict[str, Tensor]:
-    """Return the losses of sample b's voxels of a stage."""
+    """Return the losses of the voxels of one stage for sample b."""
     logits = stage.logits[b]  # [K, C], the last class is free
     counts = count_labels(truth.semantics, stage.locations[b], stage.scale, logits.shape[1]).to(logits)  # [K, C + 1]
     labelled = counts[:, :-1]
@@ -86,9 +95,12 @@ def _sample_losses(stage: VoxelStage, b: int, truth: OccupancyTruth, weights: Te
 
 
 def count_labels(semantics: Tensor, locations: Tensor, scale: int, classes: int) -> Tensor:
-    """Return how many labels [K, classes + 1] of each class, UNKNOWN_LABEL as the last one, are in cubes.
+    """Count the labels of each class in K cubes; return [K, classes + 1], the last column for UNKNOWN_LABEL.
 
-    semantics: [X, Y, Z] uint8.  locations: [K, 3] int64, of cubes of scale x scale x scale labels, in cubes.
+    semantics: [X, Y, Z] uint8
+    locations: [K, 3] int64, in units of cubes
+    scale: labels along an edge of a cube
+    classes: number of classes
     """
     size_x, size_y, size_z = (n // scale for n in semantics.shape)
     cubes = semantics.view(size_x, scale, size_y, scale, size_z, scale).permute(0, 2, 4, 1, 3, 5).flatten(3)
@@ -102,10 +114,11 @@ def count_labels(semantics: Tensor, locations: Tensor, scale: int, classes: int)
 def lovasz_softmax(probability: Tensor, counts: Tensor) -> Tensor:
     """Return the Lovasz-Softmax loss (Berman et al., CVPR 2018) over the classes that occur.
 
-    probability: [K, C] of cubes.  counts: [K, C + 1], of count_labels; unknown labels are in no class.
+    probability: [K, C], of cubes
+    counts: [K, C + 1], from count_labels; unknown labels belong to no class
 
-    All voxels of one class in a cube have the same error, whose order among each other does not matter: the errors of
-    a class are sorted as two entries a cube, one for the voxels of the class and one for the others.
+    All voxels of one class in a cube have the same error, so their order does not matter. The errors of a class are
+    therefore sorted with two entries per cube, one for the voxels of the class and one for the other voxels.
     """
     inside = counts[:, :-1]
     present = inside.sum(0) > 0
@@ -126,8 +139,11 @@ def lovasz_softmax(probability: Tensor, counts: Tensor) -> Tensor:
 def affinity(probability: Tensor, inside: Tensor, known: Tensor) -> Tensor:
     """Return the scene-class affinity losses [C] (MonoScene, Cao and de Charette, CVPR 2022), 0 for absent classes.
 
-    probability: [K, C] of cubes.  inside: [K, C], labels of the class in them.  known: [K, 1], labels of any class.
-    The negative logarithms of precision, recall and specificity, all soft.
+    probability: [K, C], of cubes
+    inside: [K, C], number of labels of the class in each cube
+    known: [K, 1], number of labels of any class in each cube
+
+    The loss is the sum of the negative logarithms of soft precision, recall and specificity.
     """
     outside = known - inside
     hit = (probability * inside).sum(0)
@@ -138,18 +154,23 @@ def affinity(probability: Tensor, inside: Tensor, known: Tensor) -> Tensor:
 
 
 def _negative_log(part: Tensor, whole: Tensor) -> Tensor:
-    """Return -log(part / whole), at most 100, and 0 where there is no whole."""
+    """Return -log(part / whole), limited to 100; 0 where the whole is 0."""
     share = torch.where(whole > 0, part / whole.clamp(min=_TINY), 1.0).clamp(0, 1)
     return F.binary_cross_entropy(share, torch.ones_like(share), reduction="none")
 
 
 def _cross_entropy(logits: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted cross entropy of logits [K, C]; weights: [K, C], of all labels of a class in a cube."""
+    """Return the weighted cross entropy of logits [K, C]; weights: [K, C], total of a class's labels in a cube."""
     return -(weights * logits.log_softmax(1)).sum() / weights.sum().clamp(min=_TINY)
 
 
 def _mask_losses(class_logits: Tensor, mask_logits: Tensor, targets: Sequence[Masks]) -> dict[str, Tensor]:
-    """Return the sums over all samples: class_logits [B, Q, classes - 1], mask_logits [B, Q, N], after matching."""
+    """Match queries with target masks, and return the losses summed over all samples.
+
+    class_logits: [B, Q, classes - 1]
+    mask_logits: [B, Q, N]
+    targets: one entry per sample
+    """
     wanted = torch.full(class_logits.shape[:2], class_logits.shape[2], device=class_logits.device)  # no class
     entropy = dice = mask_logits.new_zeros(())
     for b, target in enumerate(targets):
@@ -166,7 +187,12 @@ def _mask_losses(class_logits: Tensor, mask_logits: Tensor, targets: Sequence[Ma
 
 
 def mask_entropy(logits: Tensor, masks: Tensor, visible: Tensor | None) -> Tensor:
-    """Return the cross entropy [P] of logits [P, N] for masks [P, N] over all N, only visible [N] of which count."""
+    """Return the cross entropy [P] of logits for masks, averaged over N voxels.
+
+    logits: [P, N]
+    masks: [P, N], targets
+    visible: [N], weights of the voxels in the sum, which is divided by N all the same; None: all count
+    """
     entropy = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
     return (entropy if visible is None else entropy * visible).mean(1)
 

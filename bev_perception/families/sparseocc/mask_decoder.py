@@ -1,6 +1,6 @@
-"""The mask transformer of SparseOcc (Liu et al., ECCV 2024, section 3.2): queries become classes and voxel masks.
+"""The mask transformer of SparseOcc (Liu et al., ECCV 2024, section 3.2): queries predict classes and voxel masks.
 
-After Mask2Former (Cheng et al., CVPR 2022), but a query looks into the images at voxels drawn from its own mask.
+After Mask2Former (Cheng et al., CVPR 2022), but a query samples the images at random voxels of its own mask.
 """
 
 from __future__ import annotations
@@ -13,22 +13,27 @@ from torch import Tensor, nn
 from bev_perception.families.sparseocc.config import SparseOccHeadConfig
 from bev_perception.models.query_layers import AdaptiveMixing, EncodedViews, FeedForward, decode_centers
 
-#: where queries look: (inside [B, Q, N] bool, locations [B, N, 3] int64) -> positions [B, Q, K, 3] in fine voxels from
-#: the low corner of the range. inside: which of the voxels at `locations` lie in the query's mask.
+#: chooses where queries sample: (inside [B, Q, N] bool, locations [B, N, 3] int64) -> positions [B, Q, K, 3] in fine
+#: voxels from the low corner of the range. inside: whether each voxel at `locations` is in the query's mask.
 ChooseVoxels = Callable[[Tensor, Tensor], Tensor]
 
 
 class RandomVoxels:
-    """Chooses `count` voxels of every mask at random; whoever has the same generator gets the same ones."""
+    """Chooses `count` random voxels of each mask; reproducible with a generator in the same state."""
 
     def __init__(self, generator: torch.Generator, count: int, occ_size: Sequence[int]) -> None:
-        """Keep what is drawn from; occ_size: number of fine voxels along x, y, z."""
+        """Keep the settings.
+
+        generator: source of the random numbers
+        count: voxels per mask
+        occ_size: number of fine voxels along x, y, z
+        """
         self.generator, self.count, self.occ_size = generator, count, occ_size
 
     def __call__(self, inside: Tensor, locations: Tensor) -> Tensor:
         """Return positions [B, Q, count, 3]; see ChooseVoxels.
 
-        Of each sample the numbers for all queries are drawn, then those for the queries whose mask is empty.
+        For each sample, random numbers are sampled first for all queries, then for the queries whose mask is empty.
         """
         batch, queries, _ = inside.shape
         empty = ~inside.any(dim=-1).to(self.generator.device)  # [B, Q]
@@ -44,11 +49,14 @@ class RandomVoxels:
 
 
 def pick_voxels(inside: Tensor, locations: Tensor, ranks: Tensor, places: Tensor, occ_size: Sequence[int]) -> Tensor:
-    """Return K positions of every mask for given numbers in 0..1: [B, Q, K, 3] in fine voxels, float32.
+    """Return K positions of each mask for given random numbers: [B, Q, K, 3] in fine voxels, float32.
 
-    inside: [B, Q, N] bool.  locations: [B, N, 3].  ranks: [B, Q, K], which voxel inside, in the order of the voxels.
-    places: [B, Q, K, 3], where instead in the whole grid for an empty mask; if all masks of a sample are empty, where
-    in the voxel at the grid's origin: the published weights were trained so.
+    inside: [B, Q, N] bool, see ChooseVoxels
+    locations: [B, N, 3], see ChooseVoxels
+    ranks: [B, Q, K], 0..1, which voxel of the mask, in the order of the voxels
+    places: [B, Q, K, 3], 0..1, position in the whole grid, for an empty mask; if all masks of a sample are empty,
+        position in the voxel at the grid's origin, as the published weights were trained
+    occ_size: number of fine voxels along x, y, z
     """
     order = inside.cumsum(dim=-1, dtype=torch.int32)  # [B, Q, N]
     counts = order[..., -1:]  # [B, Q, 1]
@@ -61,7 +69,7 @@ def pick_voxels(inside: Tensor, locations: Tensor, ranks: Tensor, places: Tensor
 
 
 class MaskDecoderLayer(nn.Module):
-    """One look of all queries at the images, and their predictions; the same weights serve every pass."""
+    """One refinement of all queries from the images, and their predictions; all passes share the weights."""
 
     def __init__(self, head: SparseOccHeadConfig, num_classes: int, frames: int) -> None:
         """Build the layer; `num_classes` does not count free space."""
@@ -69,7 +77,7 @@ class MaskDecoderLayer(nn.Module):
         dims = head.embed_dims
         self.range, self.occ_size = head.occ_range, head.occ_size
         self.groups, self.points = head.num_groups, head.num_points
-        # the names of the official checkpoints: self_attn.self_attn.in_proj_weight, sampling.offset
+        # names as in the official checkpoints: self_attn.self_attn.in_proj_weight, sampling.offset
         self.self_attn = nn.ModuleDict({"self_attn": nn.MultiheadAttention(dims, head.num_heads, batch_first=True)})
         self.sampling = nn.ModuleDict(
             {
@@ -91,13 +99,16 @@ class MaskDecoderLayer(nn.Module):
                 nn.init.xavier_uniform_(parameter)
 
     def predict(self, queries: Tensor, voxel_features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return class logits [B, Q, classes] and mask logits [B, Q, N] of queries [B, Q, C], voxels [B, N, C]."""
+        """Return class logits [B, Q, classes] and mask logits [B, Q, N] for queries [B, Q, C] and voxels [B, N, C]."""
         return self.classifier(queries), self.mask_proj(queries) @ voxel_features.transpose(1, 2)
 
     def forward(self, queries: Tensor, embedding: Tensor, voxels: Tensor, views: EncodedViews) -> Tensor:
         """Return refined queries [B, Q, C].
 
-        embedding: [Q, C], what tells the queries apart.  voxels: [B, Q, G*P, 3] where they look, in fine voxels.
+        queries: [B, Q, C]
+        embedding: [Q, C], the learnt embedding of each query
+        voxels: [B, Q, G*P, 3], where the queries sample, in fine voxels
+        views: the encoded images
         """
         named = queries + embedding
         attended, _ = self.self_attn["self_attn"](named, named, queries, need_weights=False)
@@ -127,7 +138,10 @@ class MaskDecoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return class logits [M + 1, B, Q, classes] and mask logits [M + 1, B, Q, N], before and after M passes.
 
-        voxel_features: [B, N, C] of the voxels at locations [B, N, 3].
+        voxel_features: [B, N, C]
+        locations: [B, N, 3], of the voxels
+        views: the encoded images
+        choose: chooses where queries sample
         """
         queries = self.query_feat.weight.expand(len(locations), -1, -1)
         predictions = [self.decoder_layer.predict(queries, voxel_features)]

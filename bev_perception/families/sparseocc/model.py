@@ -1,7 +1,7 @@
 """SparseOcc (Liu et al., ECCV 2024): semantic and panoptic occupancy without a dense grid.
 
-A backbone and a pyramid encode every image once; a sparse voxel decoder finds the voxels that are not free
-(voxel_decoder), and a mask transformer says what each of them belongs to (mask_decoder).
+A backbone and a feature pyramid encode every image once; a sparse voxel decoder finds the voxels that are not free
+(voxel_decoder), and a mask transformer predicts the class and the object of each of them (mask_decoder).
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from bev_perception.models.query_layers import EncodedViews
 from bev_perception.ops.sampling import LevelsByFrame
 from bev_perception.types import Limits, ModelInput
 
-#: of what is drawn in inference, afresh for every frame: a frame's result does not depend on those before it
+#: seed of the voxel sampling in inference, set anew for each frame so that results do not depend on earlier frames
 SAMPLING_SEED = 0
 
 
 @dataclass(frozen=True)
 class SparseOccOutput:
-    """What the decoders say.
+    """The outputs of both decoders.
 
-    stages: of the voxel decoder, coarse to fine; the last one's N voxels are those that the masks are of.
-    class_logits: [M + 1, B, Q, classes without free], before and after each of M passes of the mask transformer.
-    mask_logits: [M + 1, B, Q, N], likewise.
-    finite: [] bool, whether all of it is.
+    stages: of the voxel decoder, coarse to fine; the masks are over the N voxels of the last one
+    class_logits: [M + 1, B, Q, classes without free], before the first and after each of M passes of the mask
+        transformer
+    mask_logits: [M + 1, B, Q, N], before the first and after each pass
+    finite: [] bool, whether everything computed is finite
     """
 
     stages: tuple[VoxelStage, ...]
@@ -46,13 +47,13 @@ class SparseOccOutput:
 
 
 class SparseOccHead(nn.Module):
-    """Both decoders."""
+    """The voxel decoder and the mask transformer."""
 
     def __init__(self, head: SparseOccHeadConfig, num_classes: int, frames: int) -> None:
-        """Build the head; its settings must have passed _check, `num_classes` counts free space in."""
+        """Build the head from settings that have passed _check; `num_classes` includes free space."""
         super().__init__()
         self.kept_training, self.kept_testing = head.kept_training, head.kept_testing
-        # the names of the official checkpoints: transformer.voxel_decoder, transformer.decoder
+        # names as in the official checkpoints: transformer.voxel_decoder, transformer.decoder
         self.transformer = nn.ModuleDict(
             {
                 "voxel_decoder": VoxelDecoder(head, num_classes, frames),
@@ -61,9 +62,9 @@ class SparseOccHead(nn.Module):
         )
 
     def forward(self, views: EncodedViews, choose: ChooseVoxels) -> SparseOccOutput:
-        """Return what both decoders say of encoded views; `choose` decides which voxels of its mask a query looks at.
+        """Return the outputs of both decoders for encoded views; `choose` chooses the voxels that a query samples.
 
-        In training and otherwise different numbers of voxels are kept.
+        Training and inference keep different numbers of voxels.
         """
         kept = self.kept_training if self.training else self.kept_testing
         stages, features = self.transformer["voxel_decoder"](views, kept)
@@ -73,7 +74,7 @@ class SparseOccHead(nn.Module):
 
 
 class SparseOcc(CameraModel[SparseOccOutput]):
-    """The occupancy model: images and memory to voxels, classes and masks, in the ego frame (base_link)."""
+    """The occupancy model: voxels, classes and masks in the ego frame (base_link) from images and memory."""
 
     def __init__(self, config: VariantConfig) -> None:
         """Build the model with fresh weights; raise ConfigError for settings that do not fit together."""
@@ -88,12 +89,12 @@ class SparseOcc(CameraModel[SparseOccOutput]):
         image_size: tuple[int, int],
         generator: torch.Generator,
     ) -> SparseOccOutput:
-        """Find occupied voxels and their masks in encoded frames, the current one first.
+        """Predict occupied voxels and their masks from encoded frames, the current one first.
 
-        levels_by_frame: T x L of [B, N, h, w, C], as `encode` gives them.
-        reference2image: [B, T, N, 4, 4], ego frame (m) to pixels of each image, depth-scaled; zeros for a camera that
-        is missing.  image_size: (height, width) of the encoded images with their padding, pixels.
-        generator: of the voxels that queries look at, which are drawn from their masks; its device may be another.
+        levels_by_frame: T x L maps [B, N, h, w, C], from `encode`
+        reference2image: [B, T, N, 4, 4], ego frame (m) to depth-scaled pixels of each image; zeros for a missing camera
+        image_size: (height, width) of the encoded images including padding, pixels
+        generator: for the random voxels of their masks that queries sample; may be on another device
         """
         head = self.config.head
         choose = RandomVoxels(generator, head.num_groups * head.num_points, head.occ_size)
@@ -114,9 +115,9 @@ class SparseOcc(CameraModel[SparseOccOutput]):
         )
 
     def decode(self, outputs: SparseOccOutput, limits: Limits) -> Perception:
-        """Return the occupancy of the last predictions, in base_link; no limit has a meaning for it.
+        """Return the occupancy of the last predictions, in base_link; limits are ignored, as they concern boxes.
 
-        Raises NotFiniteError for outputs that hold NaN or infinity, or come of such features.
+        Raises NotFiniteError for outputs that hold NaN or infinity, or that were computed from such features.
         """
         return Perception(occupancy=decode_occupancy(outputs, self.config.head, self.config.class_names))
 

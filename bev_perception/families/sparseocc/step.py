@@ -17,7 +17,7 @@ from bev_perception.supervision.step import TrainingStep
 
 
 class OccupancyStep(TrainingStep[OccupancyTruth]):
-    """Of SparseOcc: occupancy_losses."""
+    """Training step of the occupancy model, with occupancy_losses."""
 
     model: SparseOcc
     class_weights: Tensor
@@ -30,7 +30,7 @@ class OccupancyStep(TrainingStep[OccupancyTruth]):
         self.loss_names = occupancy_loss_names(len(CUBE_SIDES), 1 + model.config.head.mask_layers)
 
     def decoder_passes(self) -> Iterable[nn.Module]:
-        """Return the layers of the voxel decoder and the one that all passes over the masks share."""
+        """Return the layers of the voxel decoder and the single layer that all passes of the mask decoder share."""
         return [m for m in self.model.modules() if isinstance(m, (VoxelDecoderLayer, MaskDecoderLayer))]
 
     def forward(self, batch: Batch[OccupancyTruth]) -> dict[str, Tensor]:
@@ -40,7 +40,7 @@ class OccupancyStep(TrainingStep[OccupancyTruth]):
         choices = [RandomVoxels(g, head.num_groups * head.num_points, head.occ_size) for g in generators]
 
         def choose(inside: Tensor, locations: Tensor) -> Tensor:
-            """Let each sample have its own chance, so that it is the same in any batch."""
+            """Use each sample's own generator, so that its random voxels do not depend on the rest of the batch."""
             return torch.cat([c(inside[b : b + 1], locations[b : b + 1]) for b, c in enumerate(choices)])
 
         output = self.model.pts_bbox_head(self.encode(batch, generators), choose)

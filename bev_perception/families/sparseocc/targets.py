@@ -1,6 +1,6 @@
-"""What the voxels and the masks of an occupancy model should become, after SparseOcc (Liu et al., ECCV 2024).
+"""Training targets for the masks of an occupancy model, after SparseOcc (Liu et al., ECCV 2024).
 
-The matching of masks with objects follows MaskFormer (Cheng et al., NeurIPS 2021).
+The matching of queries with target masks follows MaskFormer (Cheng et al., NeurIPS 2021).
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ MASK_WEIGHT, DICE_WEIGHT = 5.0, 5.0
 def mask_targets(
     semantics: np.ndarray, instances: np.ndarray | None, class_names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return what there is to find: its voxels [X, Y, Z] int16, numbers from 0 on, and the class [M] of each number.
+    """Return the target segments: the segment number of each voxel, [X, Y, Z] int16, and the class [M] of each segment.
 
-    semantics: [X, Y, Z], the last class is free space.  instances: [X, Y, Z] objects from 1 on, 0 for none; None if
-    the variant does not tell objects apart.
-    A class is found as a whole, an object of THINGS on its own. Free space, and a voxel of THINGS that
-    belongs to no object, are NO_INSTANCE.
+    semantics: [X, Y, Z]; the last class is free space
+    instances: [X, Y, Z], objects from 1 on, 0 for none; None if the variant does not distinguish objects
+    class_names: names of the classes; the last is free space
+
+    Segments are numbered from 0 on. Each object of a class in THINGS is a segment if objects are distinguished; any
+    other class is one segment. Free space, and voxels of THINGS that belong to no object, are NO_INSTANCE.
     """
     places = np.full(semantics.shape, NO_INSTANCE, np.int16)
     class_ids: list[int] = []
@@ -50,10 +52,11 @@ def mask_targets(
 
 @dataclass(frozen=True)
 class Masks:
-    """The masks to be found among N voxels of one sample.
+    """The target masks over N voxels of one sample.
 
-    classes: [M] int64.  masks: [M, N], 1 in the mask and 0 elsewhere.  visible: [N], 0 where nothing is compared, 1
-    elsewhere; None: everywhere.
+    classes: [M] int64
+    masks: [M, N], 1 in the mask and 0 elsewhere
+    visible: [N], 1 for voxels that are compared and 0 for others; None: all are compared
     """
 
     classes: Tensor
@@ -62,10 +65,10 @@ class Masks:
 
 
 def masks_at(truth: OccupancyTruth, locations: Tensor, dtype: torch.dtype) -> Masks:
-    """Return the masks at voxels, locations [N, 3] int64; those without any of these voxels do not count."""
+    """Return the target masks over the voxels at locations [N, 3] int64; masks without any of these are left out."""
     x, y, z = locations.unbind(1)
     ids = truth.instances[x, y, z].long()  # [N]
-    masks = ids == torch.arange(len(truth.class_ids), device=ids.device)[:, None]  # [M, N]; NO_INSTANCE is in none
+    masks = ids == torch.arange(len(truth.class_ids), device=ids.device)[:, None]  # [M, N]; NO_INSTANCE is in no mask
     kept = masks.any(dim=1)
     visible = None if truth.visible is None else truth.visible[x, y, z].to(dtype)
     return Masks(truth.class_ids[kept], masks[kept].to(dtype), visible)
@@ -73,12 +76,14 @@ def masks_at(truth: OccupancyTruth, locations: Tensor, dtype: torch.dtype) -> Ma
 
 @torch.no_grad()
 def assign_masks(class_logits: Tensor, mask_logits: Tensor, targets: Masks) -> tuple[Tensor, Tensor]:
-    """Match queries and masks one to one at the least total cost; return the indices of both, [min(Q, M)].
+    """Match queries and target masks one to one at the lowest total cost; return the indices of both, [min(Q, M)].
 
-    class_logits: [Q, classes].  mask_logits: [Q, N].
+    class_logits: [Q, classes]
+    mask_logits: [Q, N]
+    targets: the masks
     """
     masks, visible, voxels = targets.masks, targets.visible, mask_logits.shape[1]
-    inside, outside = F.softplus(-mask_logits), F.softplus(mask_logits)  # the cross entropies if a voxel is in, if not
+    inside, outside = F.softplus(-mask_logits), F.softplus(mask_logits)  # cross entropies if a voxel is in, is not
     probability = mask_logits.sigmoid()
     seen = masks
     if visible is not None:

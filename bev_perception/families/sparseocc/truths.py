@@ -1,4 +1,4 @@
-"""Occupancy labels as SparseOcc is trained with them."""
+"""Occupancy labels for the training of SparseOcc."""
 
 from __future__ import annotations
 
@@ -17,10 +17,17 @@ from bev_perception.supervision.samples import NO_INSTANCE, UNKNOWN_LABEL, Occup
 
 
 class OccupancyTruths:
-    """Labels of voxels."""
+    """Reads the occupancy labels of key frames."""
 
     def __init__(self, config: VariantConfig, records: Records, folder: str | Path) -> None:
-        """Keep them; folder: of the labels, see labels_path.  Raises ConfigError for a recipe that labels forbid."""
+        """Keep the settings.
+
+        config: the variant
+        records: of the data set
+        folder: of the labels, see labels_path
+
+        Raises ConfigError for a recipe that voxel labels do not allow.
+        """
         recipe = config.training
         assert recipe is not None, "what cannot be trained has no truths"
         if recipe.bev.scale != (1.0, 1.0):
@@ -30,7 +37,12 @@ class OccupancyTruths:
         self._records, self._folder = records, folder
 
     def read(self, index: int, world: BevDraw) -> OccupancyTruth:
-        """Return the labels of key frame `index`; what its file lacks of the variant's needs is an error."""
+        """Return the labels of key frame `index`.
+
+        world: augmentation of the scene, applied to the labels
+
+        Raises ConfigError if the file lacks something that the variant needs.
+        """
         path = labels_path(self._records.root, self._records.scenes[index], self._records.tokens[index], self._folder)
         labels = read_labels(path)
         if labels.semantics.max() >= len(self._classes):

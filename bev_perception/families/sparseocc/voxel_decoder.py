@@ -1,8 +1,8 @@
 """The sparse voxel decoder of SparseOcc (Liu et al., ECCV 2024, section 3.1): from coarse cubes to fine voxels.
 
-Three times, every cube looks into the images, is split into its eight children, and only the children that are least
-likely to be free are kept. Locations are counted in cubes of a stage's own size along x, y, z, from the low corner of
-the range; the children of the cube at c are the ones at 2c and up to one further along each axis.
+In each of three stages, every cube samples the images and is split into its eight children, of which only those that
+are least likely to be free are kept. Locations count cubes of the stage's own size along x, y, z from the low corner of
+the range; the children of the cube at c are those at 2c and 2c + 1 along each axis.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from bev_perception.models.query_layers import (
     decode_centers,
 )
 
-#: fine voxels along an edge of the cubes that each stage takes; its children have half of that
+#: fine voxels along an edge of the cubes that enter each stage; their children have half as many
 CUBE_SIDES = (8, 4, 2)
-#: points mixed for each point sampled
+#: output points of the mixing per sampled point
 OUT_POINTS_PER_IN_POINT = 4
-#: where the eight children of a cube are in it, in the order of the official checkpoints
+#: positions of the eight children in a cube, in the order of the official checkpoints
 CHILDREN = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1))
 
 
 @dataclass(frozen=True)
 class VoxelStage:
-    """The voxels that one stage has kept, the surest first.
+    """The voxels that one stage has kept, the most certainly occupied first.
 
-    locations: [B, K, 3] int64 in units of the stage's own grid.  logits: [B, K, classes], the last class is free.
-    scale: fine voxels along an edge of the stage's voxels: 4, 2 or 1.
+    locations: [B, K, 3] int64, in voxels of the stage
+    logits: [B, K, classes], the last class is free
+    scale: fine voxels along an edge of the stage's voxels: 4, 2 or 1
     """
 
     locations: Tensor
@@ -45,10 +46,10 @@ class VoxelStage:
 
 
 class VoxelDecoderLayer(nn.Module):
-    """One look of all cubes of a stage at the images."""
+    """Refine all cubes of a stage by sampling the images."""
 
     def __init__(self, head: SparseOccHeadConfig, frames: int, stage: int) -> None:
-        """Build the layer of a stage (0, 1, 2) for `frames` frames; finer cubes have fewer points."""
+        """Build the layer of a stage (0, 1, 2) for `frames` frames; finer cubes sample fewer points."""
         super().__init__()
         dims = head.embed_dims
         self.range, self.side = head.occ_range, CUBE_SIDES[stage]
@@ -57,10 +58,10 @@ class VoxelDecoderLayer(nn.Module):
         self.groups, self.points = head.num_groups, head.num_points * self.side // CUBE_SIDES[0]
         self.position_encoder = PositionEncoding(dims)
         self.self_attn: nn.Module | None = None
-        if stage < 2:  # of the finest cubes there are too many to attend to one another
+        if stage < 2:  # there are too many of the finest cubes for self-attention
             self.self_attn = ScaleAdaptiveSelfAttention(dims, head.num_heads, head.dropout)
             self.norm1 = nn.LayerNorm(dims)
-        # the names of the official checkpoints: sampling.sampling_offset
+        # names as in the official checkpoints: sampling.sampling_offset
         self.sampling = nn.ModuleDict(
             {
                 "sampling_offset": (offset := nn.Linear(dims, self.groups * self.points * 3)),
@@ -76,8 +77,13 @@ class VoxelDecoderLayer(nn.Module):
         self.norm3 = nn.LayerNorm(dims)
 
     def forward(self, features: Tensor, locations: Tensor, views: EncodedViews) -> Tensor:
-        """Return refined features [B, Q, C] of cubes with features [B, Q, C] at locations [B, Q, 3]."""
-        relative = locations / features.new_tensor(self.grid)  # of the low corner, 0..1
+        """Return the refined features [B, Q, C] of cubes.
+
+        features: [B, Q, C]
+        locations: [B, Q, 3]
+        views: the encoded images
+        """
+        relative = locations / features.new_tensor(self.grid)  # low corner, 0..1
         corners = decode_centers(relative, self.range)  # [B, Q, 3] m
         features = features + self.position_encoder(relative)
         if self.self_attn is not None:
@@ -91,14 +97,14 @@ class VoxelDecoderLayer(nn.Module):
 
 
 class VoxelDecoder(nn.Module):
-    """The three stages."""
+    """The three stages of the decoder."""
 
     def __init__(self, head: SparseOccHeadConfig, num_classes: int, frames: int) -> None:
-        """Build the decoder; `num_classes` counts free space in."""
+        """Build the decoder; `num_classes` includes free space."""
         super().__init__()
         self.dims = head.embed_dims
         self.decoder_layers = nn.ModuleList(VoxelDecoderLayer(head, frames, i) for i in range(len(CUBE_SIDES)))
-        # the names of the official checkpoints: lift_feat_heads.0.0
+        # names as in the official checkpoints: lift_feat_heads.0.0
         self.lift_feat_heads = nn.ModuleList(
             nn.Sequential(nn.Linear(self.dims, len(CHILDREN) * self.dims), nn.ReLU(inplace=True)) for _ in CUBE_SIDES
         )
@@ -106,11 +112,14 @@ class VoxelDecoder(nn.Module):
         self.first_grid = tuple(size // CUBE_SIDES[0] for size in head.occ_size)
 
     def forward(self, views: EncodedViews, kept: Sequence[int]) -> tuple[tuple[VoxelStage, ...], Tensor]:
-        """Return the three stages and the features [B, K, C] of the last one's voxels; `kept` voxels a stage.
+        """Return the three stages and the features [B, K, C] of the last one's voxels.
 
-        No gradient flows from a stage to the one before: each learns from its own logits.
+        views: the encoded images
+        kept: number of voxels that each stage keeps
+
+        No gradient flows from a stage to the one before it: each learns from its own logits.
         """
-        like = views.reference2image  # of the type and device of the weights
+        like = views.reference2image  # has the dtype and the device of the weights
         locations = all_cubes(self.first_grid, like.device).expand(len(like), -1, -1)  # [B, Q, 3]
         features = like.new_zeros(*locations.shape[:2], self.dims)  # [B, Q, C]
         stages = []
@@ -126,7 +135,7 @@ class VoxelDecoder(nn.Module):
 
 
 def all_cubes(grid: Sequence[int], device: torch.device) -> Tensor:
-    """Return the locations [X*Y*Z, 3] int64 of all cubes of a grid, z the fastest."""
+    """Return the locations [X*Y*Z, 3] int64 of all cubes of a grid, z fastest."""
     return torch.cartesian_prod(*(torch.arange(count, device=device) for count in grid))
 
 
@@ -137,15 +146,18 @@ def children_of(locations: Tensor) -> Tensor:
 
 
 def least_free(logits: Tensor, count: int) -> Tensor:
-    """Return the indices [B, count] of the voxels least likely to be free, best first; logits: [B, N, classes].
+    """Return the indices [B, count] of the voxels that are least likely to be free, least likely first.
 
-    The odds against free rank as 1 - softmax does, but do not saturate: of voxels that are surely occupied, thousands
-    would tie at exactly 1.
+    logits: [B, N, classes], the last class is free
+    count: number of voxels
+
+    The log odds against free give the same order as 1 - softmax, but do not saturate: with 1 - softmax, thousands of
+    certainly occupied voxels would tie at exactly 1.
     """
     odds = logits[..., :-1].logsumexp(dim=-1) - logits[..., -1]
     return odds.topk(count, dim=1).indices
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
-    """Return the rows [B, K, C] of x [B, N, C] at index [B, K]."""
+    """Return the rows [B, K, C] of x [B, N, C] at the indices [B, K]."""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
