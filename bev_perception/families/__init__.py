@@ -1,1 +1,1 @@
-"""The families of models; each is a folder, catalog.py lists them."""
+"""The families of models: one folder each, listed in catalog.py."""

@@ -1,4 +1,4 @@
-"""The families by name; the one place that lists them."""
+"""The families by name; no other place lists them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ FAMILIES: dict[str, Family] = {
 
 
 def find_family(name: Any, where: str) -> Family:
-    """Return the family called `name`; raise ConfigError, which begins with `where`, for one that does not exist."""
+    """Return the family called `name`.
+
+    where: beginning of the error message, such as the file that names the family
+
+    Raises ConfigError for a family that does not exist.
+    """
     family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
         raise ConfigError(f"{where}: unknown family {name!r}; known: {', '.join(FAMILIES)}")
@@ -28,7 +33,7 @@ def find_family(name: Any, where: str) -> Family:
 
 
 def family_of(config: VariantConfig) -> Family:
-    """Return a variant's family; raise ConfigError if it does not exist, or if the settings are another family's."""
+    """Return a variant's family; raise ConfigError if it does not exist or the head settings are another family's."""
     family = find_family(config.family, config.name)
     if not isinstance(config.head, family.head):
         raise ConfigError(
@@ -47,5 +52,5 @@ def build_model(config: VariantConfig) -> Model:
 
 
 def gives(config: VariantConfig) -> frozenset[str]:
-    """Return what a variant gives, of BOXES, OCCUPANCY and INSTANCES."""
+    """Return what a variant outputs, a subset of BOXES, OCCUPANCY and INSTANCES."""
     return family_of(config).gives(config)

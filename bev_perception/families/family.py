@@ -1,4 +1,4 @@
-"""What the house asks of a family of models."""
+"""The interface of a family of models."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from typing import TYPE_CHECKING, Any
 from bev_perception.config import VariantConfig
 from bev_perception.types import Limits, VoxelGrid
 
-if TYPE_CHECKING:  # what only needs the settings starts seconds sooner without torch
+if TYPE_CHECKING:  # code that only needs the settings starts seconds sooner without torch
     from bev_perception.data.records import Records
     from bev_perception.models.protocol import Model
     from bev_perception.models.sampling_trace import SamplingTrace
     from bev_perception.supervision.parts import TrainedPart
     from bev_perception.supervision.truths import Truths
 
-#: what a variant may give: boxes, occupancy, and occupancy whose objects are told apart
+#: what a variant may output: boxes, semantic occupancy, and the object instances of a (panoptic) occupancy
 BOXES, OCCUPANCY, INSTANCES = "boxes", "occupancy", "instances"
 
 
 @dataclass(frozen=True)
 class Family:
-    """One family; light to import: what needs torch is imported inside of the functions.
+    """One family. It is fast to import, since its functions import torch only when they are called.
 
-    head: the dataclass of a variant's `head`, which checks itself
-    recipe: the dataclass of `training.family`, which checks itself
-    classes: the classes that a variant tells apart unless it names others
-    gives: what a variant gives, of BOXES, OCCUPANCY and INSTANCES
-    area: x, y, z low, then high, m, in the reference frame, in which a variant sees
-    limits: the lowest score and the most boxes that a variant hands out by itself; None for those without boxes
-    grid: the voxels of a variant that gives occupancy; None for others
-    build: the network of a variant, with fresh weights
-    truths: what key frames of records teach a variant; the path is the folder of occupancy labels
-    steps: the parts of a variant that can be trained, by name; "all" comes first
-    record: for a family whose queries sample images: inside of the context, every run of the model adds where
+    head: dataclass of a variant's `head`; it validates itself
+    recipe: dataclass of `training.family`; it validates itself
+    classes: names of the classes, unless a variant names others
+    gives: returns what a variant outputs, a subset of BOXES, OCCUPANCY and INSTANCES
+    area: returns the range that a variant covers: x, y, z low, then high, m, in the reference frame
+    grid: returns the voxel grid of a variant that predicts occupancy; None for others
+    build: returns the network of a variant with fresh weights
+    truths: returns the labels of the records' key frames for training; the path is the folder of occupancy labels
+    steps: returns the parts of a variant that can be trained, by name; "all" comes first
+    record: for a family whose queries sample images: a context manager in which each run of the model appends where it
+        sampled to the list; None for other families
     """
 
     head: type

@@ -1,4 +1,4 @@
-"""Every key of a variant's YAML file as a page for people, from the dataclasses and their docstrings.
+"""Documentation page of every key of a variant's YAML file, from the dataclasses and their docstrings.
 
 `python -m bev_perception.families.reference > docs/variants.md` writes the page.
 """
@@ -43,7 +43,7 @@ def variants_reference() -> str:
 
 
 def _section(cls: type, key: str, by_family: tuple[str, ...] = ()) -> list[str]:
-    """Return the tables of a dataclass and of those inside of it, each below a heading."""
+    """Return the tables of a dataclass and of the dataclasses nested in it, each below a heading."""
     title = f"### `{key}`\n\n" if key else ""
     summary, described = _docstring(cls)
     hints = typing.get_type_hints(cls)
@@ -64,7 +64,7 @@ def _section(cls: type, key: str, by_family: tuple[str, ...] = ()) -> list[str]:
 
 
 def _dataclass_in(hint: Any) -> type | None:
-    """Return the dataclass that a type hint is, or that it may be beside None."""
+    """Return the dataclass in a type hint, which may also allow None; None if there is none."""
     members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return next((member for member in members if dataclasses.is_dataclass(member)), None)  # type: ignore[return-value]
 
@@ -81,9 +81,9 @@ def _hashable(value: Any) -> Any:
 
 
 def _docstring(cls: type) -> tuple[str, dict[str, str]]:
-    """Return the summary of a dataclass and what its docstring says of each field: a line `name: meaning`.
+    """Return the summary of a dataclass and the meaning of each field, from its docstring.
 
-    Lines further in go on with the field above.
+    A field is a line `name: meaning`; the lines after it continue the meaning.
     """
     lines = inspect.cleandoc(cls.__doc__ or "").splitlines()
     names = {field.name for field in dataclasses.fields(cls)}

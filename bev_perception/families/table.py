@@ -1,4 +1,4 @@
-"""The variants' YAML files as a table for people."""
+"""Table of the variants for the documentation, from their YAML files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BACKBONES = {"resnet": "ResNet-{}", "vovnet": "VoVNet V-{}-eSE", "eva02": "EVA-
 
 
 def variants_table() -> str:
-    """Return a Markdown table of all variants that come with the package, one a row, without a newline at its end."""
+    """Return a Markdown table of the variants that come with the package, one per row, without a trailing newline."""
     rows = [_COLUMNS, *(_row(load_variant(name)) for name in list_variants())]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|---" * len(_COLUMNS) + "|", *lines[1:]])
@@ -48,7 +48,7 @@ def _backbone(config: BackboneConfig) -> str:
 
 
 def published_score(origin: Provenance) -> str:
-    """Return the scores that a variant's publication claims, in percent; "" if there are none."""
+    """Return the scores in a variant's publication, in percent; "" if there are none."""
     scores = (
         ("NDS (val)", origin.published_nds_val),
         ("NDS (test)", origin.published_nds_test),

@@ -1,4 +1,4 @@
-"""Variants by name: the YAML files of config/models, and the weights that are shipped with some of them."""
+"""Variants by name: the YAML files in config/models, and the weights that are shipped with some of them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from bev_perception.config import VariantConfig
 from bev_perception.families.catalog import find_family
 from bev_perception.strict import ConfigError, change, from_dict, merge, read_yaml
 
-#: the variants that come with weights: one that detects, one that gives occupancy on the same encoder
+#: the variants that come with weights: a detector, and an occupancy model with the same encoder
 TINY_DETECTOR, TINY_OCCUPANCY = "sparsebev_tiny", "sparseocc_tiny"
 
 
-#: a variant by its name, by the path of a YAML file of one's own, or loaded
+#: a variant: its name, the path of a YAML file of your own, or its loaded settings
 Variant = str | Path | VariantConfig
 
 
 def variants_directory() -> Path:
     """Return the directory of the variants' YAML files.
 
-    It lies beside the package in a source tree and an editable install, in share/bev_perception of a ROS 2
+    It is next to the package in a source tree and in an editable install, in share/bev_perception in a ROS 2
     workspace, and inside the package in a wheel.
     """
     package = Path(__file__).resolve().parent.parent
@@ -38,12 +38,12 @@ def variants_directory() -> Path:
 
 
 def weights_directory() -> Path:
-    """Return where the weights are that come with the package; it need not exist."""
+    """Return the directory of the weights that come with the package; it may not exist."""
     return variants_directory().parent / "weights"
 
 
 def shipped_weights(name: str) -> Path | None:
-    """Return the file of weights that comes with the package for the variant `name`, or None if there is none."""
+    """Return the weights file that comes with the package for the variant `name`, or None if there is none."""
     path = weights_directory() / f"{name}.safetensors"
     return path if path.is_file() else None
 
@@ -54,11 +54,12 @@ def list_variants() -> list[str]:
 
 
 def load_variant(variant: Variant, changes: Sequence[str] = ()) -> VariantConfig:
-    """Load a variant by its name, or from the path of a YAML file of your own; one that is loaded is returned as it is.
+    """Load a variant.
 
-    changes: settings that take the place of the file's, as "a.b=value"; see strict.change
+    variant: its name, or the path of a YAML file of your own; loaded settings are returned unchanged
+    changes: settings that override those in the file, as "a.b=value"; see strict.change
 
-    Raises ConfigError for a name that does not exist (naming the nearest) and for any mistake in the file or a change.
+    Raises ConfigError for an unknown name (suggesting a similar one) and for any mistake in the file or in a change.
     """
     if isinstance(variant, VariantConfig):
         return variant
@@ -73,21 +74,21 @@ def load_variant(variant: Variant, changes: Sequence[str] = ()) -> VariantConfig
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """Writes equal values out, as aliases are not read."""
+    """Writes repeated values in full instead of as YAML aliases, which are not accepted when reading."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def write_variant(config: VariantConfig, folder: Path) -> Path:
-    """Write a variant as a YAML file that load_variant takes, named after it; return the file."""
+    """Write a variant as a YAML file that load_variant accepts, named after the variant; return its path."""
     path = folder / f"{config.name}.yaml"
     path.write_text(yaml.dump(dataclasses.asdict(config), Dumper=_PlainDumper, sort_keys=False))
     return path
 
 
 def _find(name: str | Path) -> Path:
-    """Return the file of a variant."""
+    """Return the path of a variant's YAML file."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         return path
@@ -101,9 +102,11 @@ def _find(name: str | Path) -> Path:
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """Return a file's values, on top of those of the variant that it extends, if it says so; seen: files that led here.
+    """Return the values in a file, merged into those of the variant that it extends, if any.
 
-    A mapping is merged key by key; anything else takes the place of what was there.
+    seen: files whose `extends` led to this one
+
+    Mappings are merged key by key; anything else is replaced.
     """
     if path.resolve() in seen:
         raise ConfigError(f"{path.name} extends itself: {' -> '.join(p.name for p in (*seen, path))}")
@@ -113,15 +116,15 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         return values
     if not isinstance(base, str):
         raise ConfigError(f"{path.name}: extends is {base!r}; name one variant, or the path of its file")
-    beside = path.parent / base  # a path in a file is relative to it
+    beside = path.parent / base  # a path in a file is relative to that file
     parent = beside if beside.suffix in (".yaml", ".yml") else _find(base)
     return merge(_read(parent, (*seen, path.resolve())), values)
 
 
 def _variant_from(values: dict[str, Any], where: str) -> VariantConfig:
-    """Build the variant from plain values; its family decides what its head and recipe are made of."""
+    """Build the variant from plain values; its family decides which dataclasses its head and recipe are."""
     if "family" not in values:
-        return from_dict(VariantConfig, values, where)  # raises: it is missing
+        return from_dict(VariantConfig, values, where)  # raises ConfigError: the family is missing
     family = find_family(values["family"], where)
     values = {"class_names": family.classes, **values}
     if "head" in values:
