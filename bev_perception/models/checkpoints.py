@@ -64,7 +64,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> CheckpointInfo:
     _check_finite(state, path)
     model.load_state_dict(state)
     if hasattr(model, "legacy_boxes"):
-        setattr(model, "legacy_boxes", version == LEGACY_VERSION)  # noqa: B010 (mypy: nn.Module knows no such bool)
+        setattr(model, "legacy_boxes", version == LEGACY_VERSION)  # noqa: B010 (mypy: nn.Module has no such bool)
     return CheckpointInfo(path, metadata.get("trained") != "false", version, metadata)
 
 

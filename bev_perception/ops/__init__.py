@@ -1,1 +1,1 @@
-"""Operations: each with its PyTorch reference, which is the oracle of its fast path."""
+"""Operations, each with a plain PyTorch reference that its fast implementation is tested against."""

@@ -1,4 +1,4 @@
-"""Poses of one moving frame over time, interpolated."""
+"""Interpolated poses of one moving frame over time."""
 
 from __future__ import annotations
 

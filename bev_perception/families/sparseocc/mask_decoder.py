@@ -123,7 +123,7 @@ class MaskDecoderLayer(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """The learnt queries and the passes of their layer."""
+    """The learnt queries and the repeated passes of a single decoder layer."""
 
     def __init__(self, head: SparseOccHeadConfig, num_classes: int, frames: int) -> None:
         """Build the decoder; `num_classes` does not count free space."""

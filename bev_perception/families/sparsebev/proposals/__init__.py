@@ -1,1 +1,1 @@
-"""What the small variants add to SparseBEV: queries that start where a perspective head sees objects."""
+"""Additions of the small variants to SparseBEV: queries that start where a perspective head detects objects."""
