@@ -27,18 +27,6 @@ class NotFiniteError(FrameError):
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Limits on the boxes that are returned; None takes the variant's own.
-
-    score: lowest score of a box, 0..1
-    count: maximum number of boxes
-    """
-
-    score: float | None = None
-    count: int | None = None
-
-
-@dataclass(frozen=True)
 class Perception:
     """A model's result, in its reference frame at the frame's stamp.
 
