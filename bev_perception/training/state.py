@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from bev_perception.models.protocol import Model
 from bev_perception.strict import UserError
 
 STATE, WEIGHTS = "state.pt", "weights.safetensors"
+#: of state.pt; to be raised where what Identity's fields mean changes. Before 2 it was not said
+FORMAT = 2
 
 
 class TrainingError(UserError):
@@ -40,8 +43,23 @@ class Identity:
 
 
 def digest(config: VariantConfig) -> str:
-    """Return what tells a variant from one with other settings, its recipe included."""
-    return hashlib.sha256(repr(replace(config, provenance=Provenance())).encode()).hexdigest()[:12]
+    """Return what tells a variant from one with other settings, its recipe included.
+
+    Settings at their defaults do not count, so that a new one with a default leaves trainings what they are.
+    """
+    settings = _other_than_default(replace(config, provenance=Provenance()))
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _other_than_default(value: Any) -> Any:
+    """Return plain values of a setting; of a dataclass only the fields that differ from their defaults."""
+    if is_dataclass(value):
+        default = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(value)}
+        own = {name: getattr(value, name) for name in default}
+        return {name: _other_than_default(v) for name, v in own.items() if v != default[name]}
+    if isinstance(value, (tuple, list)):
+        return [_other_than_default(item) for item in value]
+    return value
 
 
 def save_state(
@@ -57,6 +75,7 @@ def save_state(
     Each file is replaced at once or not at all; state.pt holds the weights too, so that the two need not agree.
     """
     content = {
+        "format": FORMAT,
         "identity": asdict(identity),
         "step": step,
         "weights": model.state_dict(),
@@ -89,9 +108,15 @@ def load_state(
         raise TrainingError(f"there is no {path} to resume from; start without resume, or give the right directory")
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        stored = Identity(**content["identity"])
+        found = content.get("format"), set(content.get("identity", ()))
     except Exception as error:  # damaged bytes can meet the reader anywhere
         raise TrainingError(f"{path} cannot be read ({error}); start anew from weights.safetensors") from error
+    if found != (FORMAT, {field.name for field in fields(Identity)}):
+        raise TrainingError(
+            f"{path} was written by another version of bev_perception; go on with that version, or start anew (init) "
+            f"from {WEIGHTS} beside it"
+        )
+    stored = Identity(**content["identity"])
     differing = [
         f"{field.name} {getattr(stored, field.name)!r}, now {getattr(identity, field.name)!r}"
         for field in fields(Identity)
