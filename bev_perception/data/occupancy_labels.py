@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from bev_perception.data.nuscenes import NuScenesError
+from bev_perception.strict import ConfigError
 from bev_perception.types import OCC3D_GRID, Occupancy
 
 #: the folder under a nuScenes dataroot that Occ3D's archive unpacks to
 LABELS_FOLDER = "gts"
+#: of semantics in labels: nobody knows what is there. It is no target of training, stops no rays and counts in no score
+UNKNOWN_LABEL = 255
 
 
 @dataclass(frozen=True)
 class OccupancyLabels:
     """The labels of one key frame on OCC3D_GRID, in the ego frame at the lidar's stamp.
 
-    semantics: [X, Y, Z] uint8, indices into the data set's classes, the last of which is free space.
+    semantics: [X, Y, Z] uint8, indices into the data set's classes, the last of which is free space; or UNKNOWN_LABEL.
     mask_lidar, mask_camera: [X, Y, Z] bool, what the lidar and what the cameras observed; None where the file has none.
     instances: [X, Y, Z] integer, the same number for all voxels of an object, from 1 on; 0: free, or no object. None
     where the file tells no objects apart.
@@ -60,8 +64,35 @@ def read_labels(path: Path) -> OccupancyLabels:
                 f"{path}: {name} is {array.dtype} of shape {array.shape}; it must be whole numbers of shape "
                 f"{OCC3D_GRID.shape}; are these labels in the layout of Occ3D?"
             )
+    low, high = int(known["semantics"].min()), int(known["semantics"].max())
+    if low < 0 or high > UNKNOWN_LABEL:
+        raise NuScenesError(
+            f"{path}: semantics holds values from {low} to {high}; they must lie in 0 to {UNKNOWN_LABEL}; are these "
+            "labels in the layout of Occ3D?"
+        )
     masks = {name: array.astype(bool) for name, array in known.items() if name.startswith("mask_")}
     return OccupancyLabels(known["semantics"].astype(np.uint8), instances=known.get("instances"), **masks)
+
+
+def check_classes(semantics: np.ndarray, class_names: Sequence[str], what: str) -> None:
+    """Raise ConfigError for labels of other classes than these, the last of which is free space.
+
+    semantics: uint8 of any shape, with UNKNOWN_LABEL where nobody knows.
+    what: the labels, as the message names them, such as their path.
+    """
+    present = np.flatnonzero(np.bincount(semantics.ravel(), minlength=UNKNOWN_LABEL + 1)[:UNKNOWN_LABEL])
+    free = len(class_names) - 1
+    if present.size and present[-1] != free:  # some space is always free: without it, free has another number
+        raise ConfigError(
+            f"{what} hold the classes {', '.join(map(str, present))}, but they must be of {len(class_names)} classes, "
+            f"the last of which ({free}, {class_names[-1]}) is free space and always occurs; give the labels "
+            "(--labels) that the variant is meant for, or the variant that is meant for them"
+        )
+
+
+def unknown_as_free(semantics: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """Return labels with free space, the last class, in the place of UNKNOWN_LABEL."""
+    return np.where(semantics == UNKNOWN_LABEL, np.uint8(len(class_names) - 1), semantics)
 
 
 def write_labels(path: Path, labels: OccupancyLabels) -> None:

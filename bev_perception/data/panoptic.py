@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from bev_perception.classes import NUSCENES_CLASSES, OCC3D_CLASSES
 from bev_perception.data.nuscenes import NuScenesError
-from bev_perception.data.occupancy_labels import labels_path, read_labels, write_labels
+from bev_perception.data.occupancy_labels import check_classes, labels_path, read_labels, write_labels
 from bev_perception.data.records import Annotations, Records
 from bev_perception.geometry import rotation_from_yaw, transform_points
 from bev_perception.types import OCC3D_GRID
@@ -97,7 +97,8 @@ def prepare_panoptic(records: Records, labels: str | Path, out: Path, threads: i
     out: directory to write to
     threads: number of key frames at a time
 
-    Raises NuScenesError if the labels of some key frames are missing or damaged; all others are written before.
+    Raises NuScenesError if the labels of some key frames are missing or damaged, and ConfigError for labels of other
+    classes than Occ3D's; all others are written before.
     """
 
     def prepare(i: int) -> str | bool:
@@ -106,10 +107,12 @@ def prepare_panoptic(records: Records, labels: str | Path, out: Path, threads: i
         target = labels_path(out, scene, token, "")
         if _is_complete(target):
             return False
+        path = labels_path(records.root, scene, token, labels)
         try:
-            source = read_labels(labels_path(records.root, scene, token, labels))
+            source = read_labels(path)
         except NuScenesError as error:
             return str(error)
+        check_classes(source.semantics, OCC3D_CLASSES, str(path))
         annotations: Annotations = records.annotations(i)
         instances = instances_from_boxes(
             source.semantics, annotations.boxes, annotations.names.tolist(), records.lidar2ego(i)

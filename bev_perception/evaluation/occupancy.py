@@ -21,16 +21,17 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from bev_perception.data.occupancy_labels import OccupancyLabels
+from bev_perception.data.occupancy_labels import UNKNOWN_LABEL, OccupancyLabels, check_classes, unknown_as_free
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.lidar_rays import LidarHits, cast_lidar
 from bev_perception.evaluation.segments import SegmentCounts, count_segments, truth_ids
+from bev_perception.strict import ConfigError
 from bev_perception.types import OCC3D_GRID, Occupancy
 
 #: m, difference of the depths of two hits below which they agree
 THRESHOLDS = (1, 2, 4)
 #: the label of voxels that do not count
-IGNORED = 255
+IGNORED = UNKNOWN_LABEL
 #: fewest rays and voxels of an unmatched segment that counts
 SMALLEST_OF_RAYS, SMALLEST_OF_VOXELS = 10, 20
 #: m, distance below which a surface counts as found
@@ -159,7 +160,8 @@ def count_sample(
     """
     check_comparable(found, labels)
     classes = len(found.class_names)
-    met, truth = cast_lidar([found.semantics, labels.semantics], found.free, origins, device=device)
+    known = unknown_as_free(labels.semantics, found.class_names)  # what nobody knows stops no ray
+    met, truth = cast_lidar([found.semantics, known], found.free, origins, device=device)
     masks = {"camera": labels.mask_camera, "lidar": labels.mask_lidar, "none": np.ones(found.semantics.shape, bool)}
     present = {name: mask for name, mask in masks.items() if mask is not None}
     codes = _confusion_codes(labels.semantics, found.semantics, classes)
@@ -282,13 +284,15 @@ def check_comparable(found: Occupancy, labels: OccupancyLabels) -> None:
     """Raise EvaluationError if prediction and labels cannot be compared."""
     if found.grid != OCC3D_GRID or found.semantics.shape != OCC3D_GRID.shape:
         raise EvaluationError(f"the prediction is on {found.grid}, the labels are on {OCC3D_GRID}: not comparable")
-    known = labels.semantics[labels.semantics != IGNORED]
-    classes = len(found.class_names)
-    if max(int(known.max(initial=0)), int(found.semantics.max(initial=0))) >= classes:
+    if found.semantics.max(initial=0) >= len(found.class_names):
         raise EvaluationError(
-            f"labels go up to {known.max(initial=0)} and predictions up to {found.semantics.max(initial=0)}, but there "
-            f"are {classes} classes; give the labels (--labels) that the variant is meant for"
+            f"the prediction holds class {found.semantics.max()}, of {len(found.class_names)} classes; name the "
+            "variant that it is of (--variant)"
         )
+    try:
+        check_classes(labels.semantics, found.class_names, "the labels")
+    except ConfigError as error:
+        raise EvaluationError(str(error)) from error
     if found.instances is not None and labels.instances is None:
         raise EvaluationError(
             "the variant tells objects apart, but these labels do not; write such labels with `prepare panoptic-occ` "

@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: of semantics: nobody knows what is there (it lies outside of the labels)
-UNKNOWN_LABEL = 255
 #: of a voxel that belongs to no mask
 NO_INSTANCE = -1
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from bev_perception.config import VariantConfig
 from bev_perception.data.nuscenes import NuScenesError
-from bev_perception.data.occupancy_labels import labels_path, read_labels
+from bev_perception.data.occupancy_labels import check_classes, labels_path, read_labels, unknown_as_free
 from bev_perception.data.queues import read_frame, training_boxes
 from bev_perception.data.records import Records, open_records
 from bev_perception.data.rosbag import BagReader
@@ -264,7 +264,7 @@ def show_labels(path: Path, out: Path, class_names: tuple[str, ...], objects: bo
     class_names: of the labels
     objects: whether each object has a colour of its own, if the labels have instances
 
-    Raises NuScenesError for a file that cannot be used.
+    Raises NuScenesError and ConfigError as load_labels does.
     """
     picture = draw_occupancy(None, _coloured(load_labels(path, class_names), objects), note=str(path))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -272,19 +272,14 @@ def show_labels(path: Path, out: Path, class_names: tuple[str, ...], objects: bo
 
 
 def load_labels(path: Path, class_names: tuple[str, ...]) -> Occupancy:
-    """Return a file of labels as an Occupancy.
+    """Return a file of labels as an Occupancy, free where the label is unknown.
 
-    Raises NuScenesError for a file that does not fit the classes.
+    Raises NuScenesError for a file that is missing or damaged, ConfigError for labels of other classes.
     """
     labels = read_labels(path)
-    highest = int(labels.semantics.max())
-    if highest >= len(class_names):
-        raise NuScenesError(
-            f"{path} holds the class {highest}, but there are only {len(class_names)}; "
-            "name a variant that was trained on these labels"
-        )
+    check_classes(labels.semantics, class_names, str(path))
     instances = None if labels.instances is None else labels.instances.astype(np.int16)
-    return Occupancy(labels.semantics, class_names, instances=instances)
+    return Occupancy(unknown_as_free(labels.semantics, class_names), class_names, instances=instances)
 
 
 def _load(settings: ShowSettings) -> LoadedVariant:

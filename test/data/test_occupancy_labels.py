@@ -5,7 +5,15 @@ import pytest
 
 from bev_perception.classes import OCC3D_CLASSES
 from bev_perception.data.nuscenes import NuScenesError
-from bev_perception.data.occupancy_labels import OccupancyLabels, labels_path, read_labels, write_labels
+from bev_perception.data.occupancy_labels import (
+    OccupancyLabels,
+    check_classes,
+    labels_path,
+    read_labels,
+    unknown_as_free,
+    write_labels,
+)
+from bev_perception.strict import ConfigError
 from bev_perception.types import OCC3D_GRID
 
 
@@ -59,6 +67,8 @@ def test_the_real_file(nuscenes_root):
         ({"mask_lidar": np.zeros(OCC3D_GRID.shape)}, "no array 'semantics' but mask_lidar"),
         ({"semantics": np.zeros((4, 4, 4), np.uint8)}, r"semantics is uint8 of shape \(4, 4, 4\)"),
         ({"semantics": np.zeros(OCC3D_GRID.shape)}, "semantics is float64"),
+        ({"semantics": np.full(OCC3D_GRID.shape, 300)}, "semantics holds values from 300 to 300; .* 0 to 255"),
+        ({"semantics": np.full(OCC3D_GRID.shape, -1)}, "semantics holds values from -1 to -1; .* 0 to 255"),
         ({"semantics": np.array([{}], object)}, "is damaged"),  # would have to be unpickled
     ],
 )
@@ -70,6 +80,28 @@ def test_damaged_files_are_named(tmp_path, content, message):
         np.savez(path, **content)
     with pytest.raises(NuScenesError, match=message):
         read_labels(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((0, 18, 17), r"gts hold the classes 0, 17, 18, but .* 18 classes, the last of which \(17, free\)"),
+        ((4, 16), r"gts hold the classes 4, 16, but"),  # OpenOcc's, where 16 is free
+        ((254, 17), "gts hold the classes 17, 254, but"),
+        ((255, 16), "gts hold the classes 16, but"),
+    ],
+)
+def test_labels_of_other_classes_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        check_classes(np.array(values, np.uint8), OCC3D_CLASSES, "gts")
+
+
+@pytest.mark.parametrize("values", [(17,), (0, 17), (255, 17, 3), (255,)])
+def test_unknown_voxels_belong_to_the_labels(values):
+    semantics = np.array(values, np.uint8)
+    check_classes(semantics, OCC3D_CLASSES, "gts")
+    assert unknown_as_free(semantics, OCC3D_CLASSES).tolist() == [17 if v == 255 else v for v in values]
+    assert semantics.tolist() == list(values)
 
 
 def test_a_truncated_file_and_a_bare_array_are_damaged(tmp_path):

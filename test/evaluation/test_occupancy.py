@@ -167,6 +167,27 @@ def test_classes_of_another_data_set_and_no_masks():
     assert set(scores.voxel_ious) == {"none"} and scores.surfaces == {} and len(scores.by_class) == 16
 
 
+def test_a_perfect_prediction_scores_full_marks_where_what_is_unseen_is_unknown():
+    """Labels of some data sets are 255 where nothing was observed: such voxels stop no rays, and count nowhere."""
+    known = street()
+    unknown = ~known.mask_camera & (np.random.default_rng(1).random(OCC3D_GRID.shape) < 0.5)
+    labels = dataclasses.replace(known, semantics=np.where(unknown, np.uint8(255), known.semantics))
+    found = Occupancy(np.where(unknown, np.uint8(FREE), known.semantics), OCC3D_CLASSES, instances=known.instances)
+    counts = count_sample(found, labels, ORIGINS)
+    check_perfect(OccupancyScores.of(counts, OCC3D_CLASSES))
+    seen = count_sample(found, dataclasses.replace(known, semantics=found.semantics), ORIGINS)
+    np.testing.assert_array_equal(counts.rays.truth, seen.rays.truth)
+    np.testing.assert_array_equal(counts.segments["rays"].matched, seen.segments["rays"].matched)
+
+
+def test_a_prediction_never_holds_unknown():
+    labels = street()
+    wrong = labels.semantics.copy()
+    wrong[0, 0, 0] = 255
+    with pytest.raises(EvaluationError, match="the prediction holds class 255, of 18 classes"):
+        count_sample(Occupancy(wrong, OCC3D_CLASSES), labels, ORIGINS)
+
+
 def test_what_cannot_be_compared_is_explained():
     labels = street()
     found = perfect(labels)
@@ -176,7 +197,11 @@ def test_what_cannot_be_compared_is_explained():
             count_sample(found, labels, ORIGINS)
 
     refused("are on", dataclasses.replace(found, grid=VoxelGrid((0, 0, 0), 0.5, (200, 200, 16))), labels)
-    refused("18 and predictions up to 17", found, dataclasses.replace(labels, semantics=labels.semantics + 1))
+    refused(
+        "the labels hold the classes 5, 12, 16, 18, but",
+        found,
+        dataclasses.replace(labels, semantics=labels.semantics + 1),
+    )
     refused("prepare panoptic-occ", found, dataclasses.replace(labels, instances=None))
     counts = count_sample(found, labels, ORIGINS)
     with pytest.raises(EvaluationError, match="no camera to be counted"):

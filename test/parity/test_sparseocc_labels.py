@@ -13,10 +13,11 @@ from bev_perception.data.augment import (
     hsv_to_rgb,
     rgb_to_hsv,
 )
+from bev_perception.data.occupancy_labels import UNKNOWN_LABEL
 from bev_perception.data.panoptic import instances_from_boxes
 from bev_perception.families.sparseocc.targets import mask_targets
 from bev_perception.geometry import invert_transform
-from bev_perception.supervision.samples import NO_INSTANCE, UNKNOWN_LABEL
+from bev_perception.supervision.samples import NO_INSTANCE
 
 from .cases import parametrize
 

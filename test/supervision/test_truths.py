@@ -14,7 +14,7 @@ from bev_perception.classes import OCC3D_CLASSES
 from bev_perception.config import ConfigError
 from bev_perception.data.augment import augment_grid, augment_matrices
 from bev_perception.data.nuscenes import NuScenesError
-from bev_perception.data.occupancy_labels import labels_path, read_labels, write_labels
+from bev_perception.data.occupancy_labels import UNKNOWN_LABEL, labels_path, read_labels, write_labels
 from bev_perception.data.panoptic import prepare_panoptic
 from bev_perception.data.records import open_split
 from bev_perception.families.sparseocc.config import SparseOccRecipe
@@ -22,7 +22,7 @@ from bev_perception.families.sparseocc.targets import mask_targets
 from bev_perception.families.variants import load_variant
 from bev_perception.geometry import intrinsics_4x4, invert_transform
 from bev_perception.pipeline.loading import write_initial_weights
-from bev_perception.supervision.samples import NO_INSTANCE, UNKNOWN_LABEL
+from bev_perception.supervision.samples import NO_INSTANCE
 from bev_perception.training import dataset
 from bev_perception.training.dataset import NuScenesTraining
 from bev_perception.training.train import train
@@ -127,9 +127,30 @@ def test_what_nothing_sees_may_count_as_free(records, tmp_path):
             NuScenesTraining(config_with(family=SEEN), records, tmp_path / name).sample(1, rng())
 
 
+@pytest.mark.parametrize("camera_mask", [False, True])
+def test_unknown_labels_are_no_targets(records, tmp_path, camera_mask):
+    """They have no class and no mask, and masks are not compared there; outside of the labels nothing changes."""
+    known = make_labels(records, 1)
+    semantics = known.semantics.copy()
+    semantics[50:90, 60:130] = UNKNOWN_LABEL
+    for name, labels in (("known", known), ("unknown", dataclasses.replace(known, semantics=semantics))):
+        write_labels(labels_path(tmp_path / name, records.scenes[1], records.tokens[1], ""), labels)
+    config = config_with(camera_mask=camera_mask)
+    (sample, _, world), (other, _, _) = (
+        sample_and_draws(NuScenesTraining(config, records, tmp_path / name), 1, 0) for name in ("unknown", "known")
+    )
+    truth, full = sample.truth, other.truth
+    hidden = augment_grid(semantics == UNKNOWN_LABEL, world, outside=False)
+    assert (truth.semantics[hidden] == UNKNOWN_LABEL).all() and (truth.instances[hidden] == NO_INSTANCE).all()
+    assert not truth.visible[hidden].any()
+    compared = np.ones_like(hidden) if full.visible is None else full.visible.numpy()
+    np.testing.assert_array_equal(truth.visible, compared & ~hidden)
+    np.testing.assert_array_equal(truth.semantics[~hidden], full.semantics[~hidden])
+
+
 def test_labels_of_other_classes_are_refused(records, labels):
     fewer = dataclasses.replace(config_with(), class_names=OCC3D_CLASSES[1:])
-    with pytest.raises(ConfigError, match="holds class 17, but the variant has 17 classes; give the labels"):
+    with pytest.raises(ConfigError, match=r"labels.npz hold the classes .*17, but .* 17 classes.*give the labels"):
         NuScenesTraining(fewer, records, labels).sample(0, rng())
 
 

@@ -61,5 +61,5 @@ def test_the_state_of_another_version_is_said_to_be_one(tmp_path, change):
     else:
         del content["identity"]
     torch.save(content, tmp_path / STATE)
-    with pytest.raises(TrainingError, match=r"was written by another version of bev_perception; .* init"):
+    with pytest.raises(TrainingError, match=r"was written by another version of bev_perception; .*init"):
         load_state(tmp_path, IDENTITY, *whole)

@@ -212,13 +212,16 @@ def test_occupancy_beside_its_labels(synthetic_nuscenes, occupancy_weights, tmp_
 def test_a_file_of_labels_alone(tmp_path, drawn, objects):
     semantics = np.full(OCC3D_GRID.shape, 17, np.uint8)
     semantics[3, 3, 3] = 4
-    write_labels(tmp_path / "labels.npz", OccupancyLabels(semantics, instances=(semantics == 4).astype(np.int32)))
+    instances = (semantics == 4).astype(np.int32)
+    partly = semantics.copy()
+    partly[9] = 255  # unknown: drawn as nothing
+    write_labels(tmp_path / "labels.npz", OccupancyLabels(partly, instances=instances))
     show_labels(tmp_path / "labels.npz", tmp_path / "new" / "picture.png", OCC3D_CLASSES, objects)
     truth = drawn["draw_occupancy"][0][1]
     assert np.array_equal(truth.semantics, semantics)
     assert (truth.instances is not None) == objects
     assert cv2.imread(str(tmp_path / "new" / "picture.png")).shape == (8, 8, 3)
-    with pytest.raises(NuScenesError, match="holds the class 17, but there are only 17"):
+    with pytest.raises(ConfigError, match="hold the classes .*17, but .* 17 classes"):
         show_labels(tmp_path / "labels.npz", tmp_path / "p.png", OCC3D_CLASSES[1:])
 
 

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from bev_perception.classes import OCC3D_CLASSES
 from bev_perception.config import ConfigError
+from bev_perception.data.occupancy_labels import UNKNOWN_LABEL
 from bev_perception.families.sparseocc.model import SparseOccOutput, VoxelStage
 from bev_perception.families.sparseocc.targets import DICE_WEIGHT, MASK_WEIGHT, Masks, assign_masks, masks_at
 from bev_perception.supervision.criteria import CLASS_WEIGHT, average_count, focal_loss
-from bev_perception.supervision.samples import UNKNOWN_LABEL, OccupancyTruth
+from bev_perception.supervision.samples import OccupancyTruth
 
 #: number of voxels of each class in Occ3D's training set, from which SparseOcc computes the class weights
 _COUNTS = (

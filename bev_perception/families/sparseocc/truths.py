@@ -9,11 +9,11 @@ import torch
 
 from bev_perception.config import VariantConfig
 from bev_perception.data.augment import BevDraw, augment_grid
-from bev_perception.data.occupancy_labels import labels_path, read_labels
+from bev_perception.data.occupancy_labels import UNKNOWN_LABEL, check_classes, labels_path, read_labels
 from bev_perception.data.records import Records
 from bev_perception.families.sparseocc.targets import mask_targets
 from bev_perception.strict import ConfigError
-from bev_perception.supervision.samples import NO_INSTANCE, UNKNOWN_LABEL, OccupancyTruth
+from bev_perception.supervision.samples import NO_INSTANCE, OccupancyTruth
 
 
 class OccupancyTruths:
@@ -45,11 +45,7 @@ class OccupancyTruths:
         """
         path = labels_path(self._records.root, self._records.scenes[index], self._records.tokens[index], self._folder)
         labels = read_labels(path)
-        if labels.semantics.max() >= len(self._classes):
-            raise ConfigError(
-                f"{path} holds class {labels.semantics.max()}, but the variant has {len(self._classes)} classes; "
-                "give the labels that it is meant for"
-            )
+        check_classes(labels.semantics, self._classes, str(path))
         instances = None
         if self._panoptic:
             instances = self._required(labels.instances, path, "instances; `prepare panoptic-occ` writes them")
@@ -63,6 +59,10 @@ class OccupancyTruths:
             by_cameras = self._required(labels.mask_camera, path, f"mask_camera; {remedy}")
             by_lidar = self._required(labels.mask_lidar, path, f"mask_lidar; {remedy}")
             semantics = np.where(by_cameras | by_lidar, semantics, np.uint8(len(self._classes) - 1))
+        unknown = semantics == UNKNOWN_LABEL
+        if unknown.any():  # masks are not compared there; outside of the labels they are, as in SparseOcc
+            known = torch.from_numpy(augment_grid(~unknown, world, outside=True))
+            visible = known if visible is None else visible & known
         places, class_ids = mask_targets(semantics, instances, self._classes)
         return OccupancyTruth(
             semantics=torch.from_numpy(augment_grid(semantics, world, UNKNOWN_LABEL)),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from bev_perception.classes import OCC3D_CLASSES
 from bev_perception.config import ConfigError
+from bev_perception.data.occupancy_labels import UNKNOWN_LABEL
 from bev_perception.families.sparseocc.losses import (
     affinity,
     class_weights,
@@ -22,7 +23,7 @@ from bev_perception.families.sparseocc.losses import (
 from bev_perception.families.sparseocc.model import SparseOccOutput
 from bev_perception.families.sparseocc.voxel_decoder import VoxelStage
 from bev_perception.families.variants import load_variant
-from bev_perception.supervision.samples import NO_INSTANCE, UNKNOWN_LABEL, OccupancyTruth
+from bev_perception.supervision.samples import NO_INSTANCE, OccupancyTruth
 
 CLASSES = 4  # the last is free
 GRID = (8, 8, 4)
