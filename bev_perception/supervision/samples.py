@@ -14,6 +14,9 @@ from torch import Tensor
 #: of a voxel that belongs to no mask
 NO_INSTANCE = -1
 
+#: what gives another tensor of the same values
+Change = Callable[[Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class BoxTruth:
@@ -26,9 +29,9 @@ class BoxTruth:
     boxes: Tensor
     labels: Tensor
 
-    def to(self, device: torch.device) -> BoxTruth:
-        """Return the same on `device`."""
-        return BoxTruth(self.boxes.to(device), self.labels.to(device))
+    def each(self, change: Change) -> BoxTruth:
+        """Return the same with every tensor changed."""
+        return BoxTruth(change(self.boxes), change(self.labels))
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,13 @@ class OccupancyTruth:
     class_ids: Tensor
     visible: Tensor | None = None
 
-    def to(self, device: torch.device) -> OccupancyTruth:
-        """Return the same on `device`."""
+    def each(self, change: Change) -> OccupancyTruth:
+        """Return the same with every tensor changed."""
         return OccupancyTruth(
-            self.semantics.to(device),
-            self.instances.to(device),
-            self.class_ids.to(device),
-            None if self.visible is None else self.visible.to(device),
+            change(self.semantics),
+            change(self.instances),
+            change(self.class_ids),
+            None if self.visible is None else change(self.visible),
         )
 
 
@@ -119,16 +122,20 @@ class Batch(Generic[Truth]):
     seeds: tuple[int, ...]
 
     def to(self, device: torch.device) -> Batch[Truth]:
-        """Return the batch on `device`."""
-        if isinstance(self.images, tuple):
-            images: Tensor | tuple[Tensor, ...] = tuple(i.to(device, non_blocking=True) for i in self.images)
-        else:
-            images = self.images.to(device, non_blocking=True)
+        """Return the batch on `device`; it need not have arrived yet where it comes from pinned memory."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch[Truth]:
+        """Return the batch in pinned memory; DataLoader calls this by its name."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Change) -> Batch[Truth]:
+        images = tuple(map(change, self.images)) if isinstance(self.images, tuple) else change(self.images)
         return Batch(
             images,
-            self.reference2image.to(device, non_blocking=True),
-            self.time_differences.to(device, non_blocking=True),
-            tuple(truth.to(device) for truth in self.truths),
+            change(self.reference2image),
+            change(self.time_differences),
+            tuple(truth.each(change) for truth in self.truths),
             self.seeds,
         )
 

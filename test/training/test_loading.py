@@ -1,0 +1,53 @@
+"""Batches on their way to the device."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data._utils.pin_memory import pin_memory
+
+from bev_perception.training.loading import collate
+
+from .kit import EncodableMadeUpData, MadeUpData, MadeUpOccupancy
+
+
+def tensors(value):
+    """All tensors in a value, by where they are."""
+    if isinstance(value, torch.Tensor):
+        return {"": value}
+    if dataclasses.is_dataclass(value):
+        items = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
+    else:
+        items = list(enumerate(value)) if isinstance(value, tuple) else []
+    return {f"{name}.{where}": tensor for name, item in items for where, tensor in tensors(item).items()}
+
+
+FEATURES = tuple(np.zeros((2, 2, 4, 8, 3), np.float16) for _ in range(4))
+DATA = {
+    "boxes": MadeUpData(2),
+    "occupancy": MadeUpOccupancy(2),
+    "features": EncodableMadeUpData(2, features=[FEATURES, FEATURES]),
+}
+
+
+@pytest.mark.parametrize("data", DATA.values(), ids=DATA)
+@pytest.mark.parametrize("visible", [False, True])
+def test_the_loader_pins_every_tensor_of_a_batch(monkeypatch, data, visible):
+    samples = [(data.sample(i, np.random.default_rng(i)), i) for i in range(2)]
+    if visible and isinstance(data, MadeUpOccupancy):
+        seen = samples[0][0].truth.semantics == 0
+        samples = [(dataclasses.replace(s, truth=dataclasses.replace(s.truth, visible=seen)), i) for s, i in samples]
+    batch = collate(samples)
+    pinned = []
+
+    def pin(tensor, *_):
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    found = tensors(pin_memory(batch))
+    assert found.keys() == tensors(batch).keys() and len(found) >= 7
+    assert {id(tensor) for tensor in found.values()} == {id(tensor) for tensor in pinned}
+    assert all(torch.equal(found[where], tensor) for where, tensor in tensors(batch).items())
+    assert pin_memory(batch).seeds == (0, 1)
