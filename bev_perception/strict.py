@@ -1,4 +1,4 @@
-"""Plain values, as YAML gives them, to dataclasses: an unknown key is an error that names the nearest valid one."""
+"""Read YAML and build dataclasses from it strictly: an unknown key is an error that suggests the nearest valid key."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 
 import yaml
 
-#: bytes of the largest YAML file that is read, and how deep its values may lie
+#: largest YAML file that is read, bytes, and deepest nesting of its values
 MAX_BYTES, MAX_DEPTH = 1_000_000, 20
 
 
 class UserError(ValueError):
-    """An error that the user can mend; its message names the cause and the remedy, and no traceback is needed."""
+    """An error that the user can fix; its message names the cause and the remedy, so that no traceback is needed."""
 
 
 class ConfigError(UserError):
@@ -26,7 +26,7 @@ class ConfigError(UserError):
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses what YAML allows and no configuration needs: aliases, keys that are given twice, endless nesting."""
+    """A loader that refuses YAML features which no configuration needs: aliases, duplicate keys, deep nesting."""
 
     depth = 0
 
@@ -55,10 +55,10 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Return the mapping that a YAML file holds.
+    """Return the mapping in a YAML file.
 
-    Raises ConfigError, which names the file, for one that is missing, too large, no YAML or no mapping, for keys that
-    are given twice and for aliases.
+    Raises ConfigError, naming the file, if it is missing, too large, not valid YAML or not a mapping, or if it contains
+    duplicate keys or aliases.
     """
     path = Path(path)
     try:
@@ -86,9 +86,14 @@ def merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def change(values: dict[str, Any], text: str) -> None:
-    """Change plain values in place by a text such as "training.lr=1e-4"; the value is read as YAML.
+    """Set one key of nested mappings in place, as `text` says, e.g. "training.lr=1e-4".
 
-    Mappings that are not there are made; from_dict refuses keys that do not exist. Raises ConfigError for another text.
+    values: nested mappings as read_yaml returns them; missing mappings on the way to the key are created, and
+        from_dict refuses keys that do not exist
+    text: KEY=VALUE, with dots in KEY between the levels; VALUE is parsed as YAML
+
+    Raises ConfigError if `text` does not have this form, if a level above the key is not a mapping, or if VALUE is not
+    valid YAML.
     """
     key, equals, value = text.partition("=")
     *path, last = key.strip().split(".")
@@ -105,10 +110,14 @@ def change(values: dict[str, Any], text: str) -> None:
 
 
 def from_dict(cls: type, values: Any, where: str = "") -> Any:
-    """Build the dataclass `cls` from plain values, strictly.
+    """Build the dataclass `cls` from a mapping of plain values, strictly.
 
-    Raises ConfigError for an unknown key (naming the nearest), a missing key, a value of a wrong type and for numbers
-    that are NaN or infinite.
+    cls: the dataclass; its fields may be dataclasses too
+    values: field name -> value, nested as the fields are
+    where: key of `values` in the configuration, for error messages; empty at the top
+
+    Raises ConfigError for an unknown key (suggesting the nearest valid one), a missing key, a value of the wrong type,
+    and numbers that are NaN or infinite.
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{where or cls.__name__}: expected a mapping, got {type(values).__name__}")
@@ -131,7 +140,7 @@ def from_dict(cls: type, values: Any, where: str = "") -> Any:
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return value  # built already: the settings of a family
+        return value  # the family's own settings, which are built already
     if typing.get_origin(hint) in (UnionType, typing.Union):
         if value is None:
             return None
@@ -150,7 +159,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _number(value: int | str) -> float | int | str:
-    """Return the number that a text is, since YAML 1.1 reads 1e-4 (without a point) as a text."""
+    """Convert a value to float if possible; YAML 1.1 reads 1e-4, without a decimal point, as a string."""
     try:
         return float(value)
     except (ValueError, OverflowError):

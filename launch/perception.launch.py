@@ -1,8 +1,9 @@
-"""Starts the perception node, and RViz on request.
+"""Start the perception node, and RViz on request.
 
-An argument that is left empty keeps what params_file says. A driver's topics are joined with camera_namespace and
-image_topic: `camera_namespace:=/sensing image_topic:=image_raw` takes /sensing/cam_front/image_raw (or, with
-image_transport:=compressed, /sensing/cam_front/image_raw/compressed) and /sensing/cam_front/camera_info.
+An empty argument leaves the value of params_file in force. camera_namespace and image_topic connect the node to the
+topics of a camera driver: with `camera_namespace:=/sensing image_topic:=image_raw` it subscribes to
+/sensing/cam_front/image_raw (or, with image_transport:=compressed, /sensing/cam_front/image_raw/compressed) and
+/sensing/cam_front/camera_info.
 """
 
 from pathlib import Path
@@ -16,7 +17,7 @@ from launch_ros.actions import Node
 CONFIG = Path(__file__).parents[1] / "config"
 NODE = "bev_perception"
 OUTPUTS = ("detections", "objects", "markers", "occupancy", "occupancy_points", "costmap")
-#: arguments that are parameters of the same name
+#: launch arguments that set the node's parameter of the same name
 GIVEN = ("variant", "checkpoint", "occupancy_variant", "occupancy_checkpoint", "image_transport")
 
 ARGUMENTS = [
@@ -86,7 +87,10 @@ def start(context: LaunchContext) -> list[Node]:
 
 
 def cameras_of(params_file: Path) -> list[str]:
-    """Return the camera names that a parameter file sets."""
+    """Return the camera names in a parameter file.
+
+    Raises ValueError if the file sets none.
+    """
     for section in yaml.safe_load(params_file.read_text()).values():
         if "cameras" in section.get("ros__parameters", {}):
             return section["ros__parameters"]["cameras"]
@@ -94,7 +98,7 @@ def cameras_of(params_file: Path) -> list[str]:
 
 
 def input_topics(cameras: list[str], camera_namespace: str, image_topic: str) -> dict[str, str]:
-    """Return, for each private input of the node, the driver's topic that it is to take."""
+    """Return the driver's topic for each private input topic of the node."""
     topics = {}
     for camera in cameras:
         source = f"{camera_namespace.rstrip('/')}/{camera}"
@@ -105,7 +109,7 @@ def input_topics(cameras: list[str], camera_namespace: str, image_topic: str) ->
 
 
 def rviz(inputs: dict[str, str], namespace: str, use_sim_time: dict[str, bool]) -> Node:
-    """Return RViz with its topics, which the file has for a node without namespace, put where they are here."""
+    """Return RViz, with the topics of its configuration remapped from a node without namespace to this one's."""
     home = "/" + "/".join(part for part in (namespace.strip("/"), NODE) if part)
     topics = {name: f"{home}/{name}" for name in OUTPUTS} | inputs
     return Node(

@@ -1,7 +1,7 @@
-"""Plays a bag of camera images, camera_info and tf into the perception node, with RViz.
+"""Play a bag with camera images, camera_info and tf to the perception node, and show the results in RViz.
 
-All arguments of perception.launch.py are taken too but `namespace`: the bag's topics are those of a node without
-one. Time is the bag's (/clock).
+The arguments of perception.launch.py are accepted too, except `namespace`: the topics in the bag are those of a node
+without a namespace. ROS time comes from the bag (/clock).
 """
 
 from pathlib import Path
@@ -22,14 +22,14 @@ ARGUMENTS = [
 
 
 def play(context: LaunchContext) -> list[Node]:
-    """Return the player, once the arguments are known."""
+    """Return the bag player, once the arguments are known."""
     argument = {a.name: LaunchConfiguration(a.name).perform(context) for a in ARGUMENTS}
     parameters = {
         "bag": argument["bag"],
         "rate": float(argument["rate"]),
         "loop": argument["loop"] == "true",
-        # RViz subscribes to the images long before the node has loaded its weights, which is when it advertises these:
-        # one of them, or both, as its variants are
+        # Subscribers of the images do not show that the node is ready: RViz subscribes long before the node has loaded
+        # its weights. The node advertises these topics once it has: one of them or both, depending on its variants.
         "wait_for_publisher": "/bev_perception/detections /bev_perception/occupancy",
         "wait_for_subscribers": 120.0,
     }
@@ -37,7 +37,7 @@ def play(context: LaunchContext) -> list[Node]:
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Start the node, and the player, which itself waits until the node is ready."""
+    """Start the node and the bag player; the player waits until the node is ready."""
     perception = IncludeLaunchDescription(
         str(Path(__file__).with_name("perception.launch.py")), launch_arguments={"use_sim_time": "true"}.items()
     )

@@ -1,4 +1,4 @@
-"""The command line. Each command is a thin layer over the package's functions; a module holds those of one kind."""
+"""The command line: thin commands over the package's functions, with one module for each group of commands."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from bev_perception.cli import data, evaluation, models, show
 from bev_perception.cli.options import apply_changes
 from bev_perception.strict import UserError
 
-#: errors that the user can mend; shown as one sentence, without a traceback
+#: errors that the user can fix; printed as one sentence, without a traceback
 _EXPECTED = (UserError, OSError)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; return the exit status (0 done, 1 an error that the user can mend, 130 interrupted).
+    """Run one command and return its exit status: 0 success, 1 an error that the user can fix, 130 interrupted.
 
-    Any other error is a fault of ours and goes on, with its traceback.
+    Any other exception is a bug in this package; it is not caught, so that its traceback is shown.
     """
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     args = make_parser().parse_args(argv)
     try:
         apply_changes(args)
         return args.command(args)
-    except BrokenPipeError:  # the reader of our output has gone: nothing to say, and nobody to say it to
+    except BrokenPipeError:  # whatever reads our output has closed it, e.g. `| head`; print nothing more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except _EXPECTED as error:
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; each leaves what is to be called in `command`."""
+    """Return the parser of all commands; each stores the function to call as `command`."""
     parser = argparse.ArgumentParser(prog="bev_perception", description="3D boxes and occupancy from surround cameras.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (models, data, evaluation, show):

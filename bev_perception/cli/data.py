@@ -1,4 +1,4 @@
-"""Commands that make data: bags, a made-up world, labels."""
+"""Commands that create data: bags, synthetic data sets, labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that score: a variant over a split or over bags, and files of results."""
+"""Commands that evaluate: run a variant on a split or on bags and score it, or score files of results."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _score_variant(args: argparse.Namespace) -> Scores | None:
 
 
 def _data_split(args: argparse.Namespace) -> tuple[str, str]:
-    """Return version and split, those that the dataroot suggests unless they are given."""
+    """Return the version and split given as options; defaults come from the dataroot."""
     from bev_perception.data.nuscenes import default_split
 
     version = data_version(args, args.data)
@@ -193,7 +193,7 @@ def _eval_demo(args: argparse.Namespace) -> int:
 
 
 def _held_out(root: Path) -> tuple[Path, str, str]:
-    """Make up the drives, anew each time, as this very code does; return dataroot, version and split."""
+    """Generate the synthetic validation drives afresh with the current code; return dataroot, version and split."""
     from bev_perception.synth.generate import generate
     from bev_perception.synth.settings import EVERY_SCENE, VERSION, SynthSettings
 

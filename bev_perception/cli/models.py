@@ -1,4 +1,4 @@
-"""Commands about models: what there is, to run it, to train it, to time it, and the demo."""
+"""Commands for models: list the variants, run, train and benchmark them, and the demo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several commands have in common: options, and what becomes of them."""
+"""Options that several commands share, and functions that interpret them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LABELS_HELP = "folder of occupancy labels, relative to ROOT or on its own (defau
 
 
 def whole_number(lowest: int) -> Callable[[str], int]:
-    """Return the type of an option that takes whole numbers from `lowest` on, of at most 63 bits."""
+    """Return an argparse type for integers from `lowest` up to 2**63 - 1."""
 
     def number(text: str) -> int:
         value = int(text)
@@ -28,12 +28,12 @@ def whole_number(lowest: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{value} is out of range; give a whole number from {lowest} on")
         return value
 
-    number.__name__ = "whole number"  # for argparse's message on what is no number at all
+    number.__name__ = "whole number"  # appears in argparse's message about text that is not a number
     return number
 
 
 def duration(text: str) -> float:
-    """Return the seconds that an option says, which must be positive and finite."""
+    """Parse an option as a duration in s, which must be positive and finite."""
     value = float(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is no length of time; give seconds, such as 10")
@@ -62,7 +62,10 @@ def add_variant(parser: argparse.ArgumentParser, required: bool = True, default:
 
 
 def apply_changes(args: argparse.Namespace) -> None:
-    """Replace --variant by the loaded variant where --set changes it; raise ConfigError for what cannot be set."""
+    """Replace args.variant by the loaded variant with the changes of --set; without --set, leave it alone.
+
+    Raises ConfigError if --set is given without --variant, and for keys or values that cannot be set.
+    """
     changes = getattr(args, "changes", None)
     if not changes:
         return
@@ -86,7 +89,7 @@ def add_version(parser: argparse.ArgumentParser) -> None:
 
 
 def data_version(args: argparse.Namespace, root: Path) -> str:
-    """Return --version, or that of the only tables in a dataroot."""
+    """Return --version, or else the version of the only tables in the dataroot `root`."""
     from bev_perception.data.nuscenes import only_version
 
     return args.version or only_version(root)
@@ -103,7 +106,7 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
 
 
 def add_bag_options(parser: argparse.ArgumentParser) -> None:
-    """Add what open_bag reads."""
+    """Add the options that open_bag reads."""
     parser.add_argument("--cameras", nargs="+", metavar="NAME", help="of the bag; default: the six of nuScenes")
     parser.add_argument("--prefix", help="of the cameras' topics (default: /bev_perception/input)")
     parser.add_argument(
@@ -115,7 +118,7 @@ def add_bag_options(parser: argparse.ArgumentParser) -> None:
 
 
 def open_bag(args: argparse.Namespace, path: Path) -> tuple[BagReader, SynchronizerSettings]:
-    """Open a bag and say how its images are grouped, by the options of add_bag_options."""
+    """Open a bag, and return it with the settings for grouping its images, from the options of add_bag_options."""
     from bev_perception.data.drive import CAMERAS
     from bev_perception.data.rosbag import INPUT_PREFIX, BagReader
     from bev_perception.sensing.synchronizer import SynchronizerSettings

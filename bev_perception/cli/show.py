@@ -49,7 +49,7 @@ def add_commands(commands: Commands) -> None:
     curves.set_defaults(command=_show_curves)
 
     for parser in (boxes, points, occupancy):
-        needed = parser is not occupancy  # which also draws a file of labels alone
+        needed = parser is not occupancy  # `show occupancy` can also draw a labels file on its own
         add_variant(parser, required=needed)
         add_checkpoint(parser)
         source = parser.add_mutually_exclusive_group(required=needed)
