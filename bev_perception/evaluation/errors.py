@@ -1,7 +1,7 @@
-"""What evaluations raise."""
+"""The error that evaluations raise."""
 
 from bev_perception.strict import UserError
 
 
 class EvaluationError(UserError):
-    """An evaluation that cannot be done; the message names cause and remedy."""
+    """An evaluation that is not possible; the message names the cause and the remedy."""

@@ -1,6 +1,6 @@
-"""A variant over a split of nuScenes: results as the benchmarks want them, and their scores.
+"""Evaluate a variant on a split of nuScenes: run it, write the results in the benchmarks' formats, and score them.
 
-Alone, or one process a GPU under torchrun; see running.
+Runs in one process, or under torchrun in one process for each GPU; see running.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bev_perception.types import Result
 
 LOG = logging.getLogger(__name__)
 
-#: the split of which nobody has the truth
+#: the split whose ground truth is not public
 SECRET_SPLIT = "test"
 
 Scores = DetectionScores | OccupancyScores
@@ -37,18 +37,22 @@ Scores = DetectionScores | OccupancyScores
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """What is evaluated on what.
+    """Which variant is evaluated, on which data, and how.
 
-    variant: name, or path of a YAML file.  checkpoint: its weights; None: those that are shipped.
-    data: a nuScenes dataroot.  split: of `version`, an official one or one of splits.json beside its tables.
+    variant: name, or path of a YAML file
+    checkpoint: its weights; None: the shipped ones
+    data: nuScenes dataroot
+    version: of its tables, e.g. v1.0-mini
+    split: of `version`; an official one, or one in splits.json next to its tables
     out: directory for results and scores: results_nusc.json, metrics_summary.json and plots of a variant that
-    detects, occupancy_metrics.json of one that gives occupancy.
-    device: "auto", "cpu", "cuda" or "cuda:N"; under torchrun each process takes its own GPU unless it says "cpu".
-    precision: of backbone and neck, as in PipelineSettings.
-    scenes: names; if given, only these of the split are run and scored.
-    max_range: of boxes, as in score_results.  memory: False forgets every frame before the next.
-    labels: folder of occupancy labels, relative to `data` or of its own.  save_occupancy: directory to write every
-    sample's occupancy to.
+        detects; occupancy_metrics.json of a variant that predicts occupancy
+    device: "auto", "cpu", "cuda" or "cuda:N"; under torchrun "auto" and "cuda" give each process a GPU of its own
+    precision: of backbone and neck, as in PipelineSettings
+    scenes: names of the only scenes of the split to run and score; empty: all
+    max_range: m, distance from the car up to which boxes count, as in score_results; None: by class
+    memory: False wipes the memory before each frame
+    labels: folder of occupancy labels, relative to `data` or absolute
+    save_occupancy: directory for the occupancy of each sample; None: not written
     """
 
     variant: Variant
@@ -67,13 +71,13 @@ class EvalSettings:
 
 
 def evaluate(settings: EvalSettings) -> Scores | None:
-    """Run a variant over a split, write its results and score them.
+    """Run a variant on a split, write its results and score them.
 
-    Returns None where there is nothing to say: in all processes of torchrun but the first, and for the split "test",
-    the truth of which is secret.
+    Returns None where there are no scores: in all processes of torchrun except the first, and for the split "test",
+    whose ground truth is secret.
 
-    Raises EvaluationError for images and labels that are missing (counted before anything runs) or damaged (named),
-    and the errors of load_variant, load_checkpoint, open_split and score_results.
+    Raises EvaluationError for missing images and labels (counted before the run starts) and damaged ones (named), and
+    the errors of load_variant, load_checkpoint, open_split and score_results.
     """
     config = load_variant(settings.variant)
     device = own_device(settings.device)
@@ -92,17 +96,17 @@ def evaluate(settings: EvalSettings) -> Scores | None:
 
 
 class _Evaluation(Protocol):
-    """What is made of results: by each process of its own ones, then by the first of all."""
+    """How results become scores: each process adds its own results, then the first process scores those of all."""
 
     @property
     def part(self) -> Any:
-        """What this process has made so far."""
+        """The results or counts of this process so far."""
 
     def add(self, i: int, result: Result) -> None:
-        """Take the result of key frame i."""
+        """Add the result of key frame i."""
 
     def finish(self, parts: list[Any]) -> Scores | None:
-        """Write and score what all processes have made."""
+        """Write and score the parts of all processes; return None for the split "test"."""
 
 
 def _evaluation(settings: EvalSettings, config: VariantConfig, records: Records, device: torch.device) -> _Evaluation:
@@ -161,7 +165,7 @@ class _OccupancyEvaluation:
     def finish(self, parts: list[OccupancyCounts | None]) -> OccupancyScores | None:
         if not self._scored:
             return None
-        first, *others = (part for part in parts if part is not None)  # a process may have had no scene
+        first, *others = (part for part in parts if part is not None)  # a process may have run no scene
         scores = OccupancyScores.of(sum(others, start=first), self._config.class_names)
         scores.write(self._settings.out / SCORES_FILE)
         LOG.info("wrote %s", self._settings.out / SCORES_FILE)

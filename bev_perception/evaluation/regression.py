@@ -1,4 +1,4 @@
-"""Scores of the weights that are shipped, recorded beside them, and measured again to see whether they still hold."""
+"""Regression test of the shipped weights: measure their scores again and compare them with the recorded ones."""
 
 from __future__ import annotations
 
@@ -16,24 +16,30 @@ from bev_perception.families.catalog import gives
 from bev_perception.families.family import BOXES
 from bev_perception.families.variants import load_variant, weights_directory
 
-#: percentage points, that a score may be below the recorded one: other versions and CPUs round sums differently, which
-#: moves boxes and voxels across thresholds. With the kernels of another CPU it was 0.01 once, see docs/weights.md.
+#: percentage points by which a score may be lower than recorded: other versions and CPUs round sums differently, which
+#: moves boxes and voxels across thresholds. The kernels of another CPU once made a difference of 0.01, see
+#: docs/weights.md.
 TOLERANCE = 0.5
 
-#: variant -> score -> percent
+#: variant -> name of the score -> percent
 ScoresByVariant = dict[str, dict[str, float]]
 
 
 def scores_file() -> Path:
-    """Return where the scores of the shipped weights are recorded."""
+    """Return the path of the file with the recorded scores of the shipped weights."""
     return weights_directory() / "scores.yaml"
 
 
 def measure(variants: Sequence[str], data: Path, version: str, split: str, out: Path) -> ScoresByVariant:
-    """Return the scores of variants with their shipped weights on a split; on the CPU, as they were recorded.
+    """Return the scores of variants with their shipped weights on a split, run on the CPU like the recorded scores.
 
-    out: gets a directory of results for each variant.
-    Raises the errors of evaluate, and EvaluationError for the split of which nobody has the truth.
+    variants: names
+    data: nuScenes dataroot
+    version: of its tables
+    split: of that version
+    out: directory for the results, with a subdirectory for each variant
+
+    Raises the errors of evaluate, and EvaluationError for the split "test", whose ground truth is secret.
     """
     measured = {}
     for variant in variants:
@@ -57,14 +63,17 @@ def _headline(scores: Scores) -> dict[str, float]:
 
 
 def write_scores(scores: ScoresByVariant, path: Path) -> None:
-    """Record scores."""
+    """Write scores to the file that records them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     head = "# Percent, of the weights in this directory; `bev_perception eval-demo --record` writes them.\n"
     path.write_text(head + yaml.safe_dump(scores, sort_keys=False))
 
 
 def read_scores(path: Path) -> ScoresByVariant:
-    """Return recorded scores.  Raises EvaluationError, naming cause and remedy, where there are none."""
+    """Return the recorded scores.
+
+    Raises EvaluationError, naming the cause and the remedy, if the file is missing or damaged.
+    """
     remedy = "`bev_perception eval-demo --record` writes it"
     try:
         values = yaml.safe_load(path.read_text())
@@ -78,9 +87,9 @@ def read_scores(path: Path) -> ScoresByVariant:
 
 
 def compare(recorded: ScoresByVariant, measured: ScoresByVariant) -> tuple[str, list[str]]:
-    """Return a table of both, and a sentence for each score that is lower than recorded by more than TOLERANCE.
+    """Return a table of recorded and measured scores, and a message for each that is worse by more than TOLERANCE.
 
-    Raises EvaluationError for a score that is not recorded.
+    Raises EvaluationError for a measured score that is not recorded.
     """
     lines, worse = [f"{'percent':18}{'':8}{'recorded':>9}{'measured':>9}"], []
     for variant, scores in measured.items():
@@ -94,5 +103,5 @@ def compare(recorded: ScoresByVariant, measured: ScoresByVariant) -> tuple[str, 
     return "\n".join(lines), worse
 
 
-#: m from the car, within which boxes of the first are scored
+#: m from the car up to which the boxes of the tiny detector are scored
 TINY_RANGE = 40.0

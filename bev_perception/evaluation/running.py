@@ -1,6 +1,6 @@
-"""A variant over the key frames of nuScenes: frame by frame as in live use, shared out among the processes there are.
+"""Run a variant on the key frames of nuScenes, frame by frame as in live use, in one process or several.
 
-Whole scenes are dealt out, for a scene's frames build on one another.
+Each process gets whole scenes, because the frames of a scene depend on the memory of the frames before.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bev_perception.results.boxes import to_ego
 from bev_perception.sensing.preprocess import NoUsableViewError, Preprocessor
 from bev_perception.types import Limits, ModelInput, Result
 
-#: how long a process waits for the slowest one
+#: time that a process waits for the slowest one before it gives up
 PATIENCE = timedelta(hours=12)
 
 T = TypeVar("T")
@@ -37,13 +37,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that torchrun started: its number, and how many there are."""
+    """The place of this process among those that torchrun started.
+
+    rank: index of this process, from 0
+    world: number of processes; 1 without torchrun
+    """
 
     rank: int
     world: int
 
     def first_before_others(self, make: Callable[[], T]) -> T:
-        """Return what `make` makes; the others start when the first has ended, and find what it has left."""
+        """Call `make` in the first process, then in the others, which can use files that the first has written."""
         if self.rank > 0:
             dist.barrier()
         made = make()
@@ -52,12 +56,12 @@ class Processes:
         return made
 
     def share(self, records: Records) -> list[int]:
-        """Return the rows of this process: every world-th scene."""
+        """Return the rows of `records` that this process runs: those of every world-th scene."""
         mine = set(sorted(set(records.scenes))[self.rank :: self.world])
         return [i for i, scene in enumerate(records.scenes) if scene in mine]
 
     def gather(self, part: T) -> list[T]:
-        """Return the parts of all processes, in the first; nothing in the others."""
+        """Return the parts of all processes in the first process, and an empty list in the others."""
         if self.world == 1:
             return [part]
         parts: list[T] | None = [part] * self.world if self.rank == 0 else None
@@ -67,7 +71,7 @@ class Processes:
 
 @contextmanager
 def joined_processes() -> Iterator[Processes]:
-    """Connect the processes of torchrun, if it started this one, as long as the context lasts."""
+    """Connect the processes that torchrun started for the duration of the context; without torchrun, do nothing."""
     processes = Processes(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     if processes.world > 1:
         dist.init_process_group("gloo", timeout=PATIENCE)
@@ -79,7 +83,7 @@ def joined_processes() -> Iterator[Processes]:
 
 
 def own_device(name: str) -> torch.device:
-    """Return the device called `name`; under torchrun each process takes its own GPU unless another is named."""
+    """Return the device called `name`; under torchrun, "auto" and "cuda" give each process a GPU of its own."""
     local = os.environ.get("LOCAL_RANK")
     if local is not None and name in ("auto", "cuda") and torch.cuda.is_available():
         name = f"cuda:{local}"
@@ -95,13 +99,20 @@ def run_rows(
     precision: str = PipelineSettings.precision,
     memory: bool = True,
 ) -> Iterator[tuple[int, Result]]:
-    """Yield each row, a number of a key frame, with its result.
+    """Load a variant, run it on key frames, and yield the row of each key frame with its result.
 
-    checkpoint: None for the weights that are shipped.  rows: ascending.  precision: of the encoder, as in
-    PipelineSettings.  memory: whether frames are remembered from one row to the next.
-    A variant that looks back alone runs through the pipeline, with its memory; one that looks ahead gets whole queues.
+    A variant that uses only past frames runs through the pipeline, with its memory. A variant that also uses future
+    frames gets the whole queue of frames for each key frame.
 
-    Raises EvaluationError for a variant that looks ahead and is to do without its other frames.
+    config: the variant
+    checkpoint: its weights; None: the shipped ones
+    device: to run on
+    records: the key frames
+    rows: indices into `records`, ascending
+    precision: of backbone and neck, as in PipelineSettings
+    memory: False wipes the memory before each frame
+
+    Raises EvaluationError for a variant with future frames if `memory` is False.
     """
     loaded = load_weights(config, checkpoint, device)
     if config.frames.future:
@@ -122,7 +133,12 @@ def run_rows(
 def run_in_order(
     pipeline: Pipeline, records: Records, rows: Iterable[int], memory: bool = True
 ) -> Iterator[tuple[int, Result]]:
-    """Yield rows with their results, frame by frame; the memory is wiped at a scene's start, or always without one."""
+    """Run key frames through a pipeline one by one, and yield the row of each with its result.
+
+    The memory is wiped at the start of each scene, or before each frame if `memory` is False.
+
+    Raises EvaluationError for images that cannot be used.
+    """
     scene = ""
     for i in rows:
         if records.scenes[i] != scene or not memory:
@@ -146,9 +162,19 @@ def run_in_queues(
     precision: str = PipelineSettings.precision,
     limits: Limits | None = None,
 ) -> Iterator[tuple[int, Result]]:
-    """Yield rows with their results, each from its whole queue of frames, past and future.
+    """Run a model on the whole queue of past and future frames of each row, and yield the row with its result.
 
-    A frame is read and encoded once, and kept as long as one queue after the other has it.
+    A frame is read and encoded once, and kept as long as consecutive queues contain it.
+
+    config: the variant
+    model: its model, on `device`
+    device: to run on
+    records: the key frames
+    rows: indices into `records`, ascending
+    precision: of backbone and neck, as in PipelineSettings
+    limits: score threshold and number of the boxes; None takes the variant's own
+
+    Raises EvaluationError for images that cannot be used.
     """
     check_precision(precision, device)
     preprocess = Preprocessor(config, device)
@@ -157,9 +183,9 @@ def run_in_queues(
     try:
         for i in rows:
             queue = [tuple(image_set.tolist()) for image_set in evaluation_queue(records, i, config.frames)]
-            distinct = dict.fromkeys(queue)  # where the recording ends, a frame repeats
+            distinct = dict.fromkeys(queue)  # at the ends of the recording, frames repeat
             inputs = {s: inputs.get(s) or _load(preprocess, records, i, np.array(s)) for s in distinct}
-            # the current frame's place is the reference of all; as a neighbour it may have been loaded with another's
+            # all frames use the current frame's reference; as a neighbour, it may have been loaded with another one
             current = inputs[queue[0]].seen_from(records.lidar2global(i))
             with torch.inference_mode(), strict_float32(device):
                 with encoder_precision(precision, device):
@@ -184,7 +210,7 @@ def _load(preprocess: Preprocessor, records: Records, i: int, image_set: np.ndar
 
 
 def _check_views(records: Records, i: int, image_set: np.ndarray, missing: dict[str, str]) -> None:
-    """Raise EvaluationError for images that could not be used; a score must not hide them."""
+    """Raise EvaluationError if images could not be used: a score must not hide damaged files."""
     if missing:
         damaged = [
             f"{image.path}: {missing[image.camera]}" for image in records.images(image_set) if image.camera in missing
@@ -193,7 +219,7 @@ def _check_views(records: Records, i: int, image_set: np.ndarray, missing: dict[
 
 
 def check_images(records: Records, config: VariantConfig) -> None:
-    """Raise EvaluationError if images that running the variant will read are missing."""
+    """Raise EvaluationError if any image is missing that the variant needs for the key frames in `records`."""
     if config.frames.future:
         wanted = [s for i in range(len(records)) for s in evaluation_queue(records, i, config.frames)]
     else:
@@ -210,5 +236,5 @@ def check_images(records: Records, config: VariantConfig) -> None:
 
 
 def whole_scenes(records: Records, lacking: Iterable[int]) -> str:
-    """Return the scenes that have none of the rows `lacking`, as text."""
+    """Return the names of the scenes without any of the rows `lacking`, as text."""
     return ", ".join(sorted(set(records.scenes) - {records.scenes[i] for i in lacking})) or "none"

@@ -1,10 +1,11 @@
-"""How fast a variant runs on this machine and what it costs, by the protocol of Liu et al., ICCV 2023; needs no ROS.
+"""Benchmark a variant on this machine: speed, operations, parameters and memory. Does not need ROS.
 
-The protocol (Liu et al., ICCV 2023, and the timing script of their release): batch 1, key frames in order, with the
-features of past frames remembered; the first 10 frames do not count; the clock runs, between synchronisations with
-the GPU, over the upload of the resized images, the network and the decoding of boxes. Reading, decoding and resizing
-the images is not counted; it is here in the figure "with loading", one thing after the other as for a live frame.
-Their figures are called fp32 and were taken with PyTorch's defaults, which for convolutions are what is tf32 here.
+The protocol is that of Liu et al., ICCV 2023, and of the timing script of their release: batch size 1, key frames in
+order, with the features of past frames remembered. The first 10 frames do not count. The time between synchronizations
+with the GPU covers the upload of the resized images, the network and the decoding of boxes. It does not include
+reading, decoding and resizing the images; the figure "with loading" does, with all steps in sequence as for a live
+frame. Their figures are labelled fp32 but were measured with PyTorch's defaults, which for convolutions are what is
+called tf32 here.
 """
 
 from __future__ import annotations
@@ -42,12 +43,15 @@ KEY_FRAME_RATE = 2.0  # Hz
 
 @dataclass(frozen=True)
 class TimingSettings:
-    """What is timed and how.
+    """Which variant is timed, and how.
 
-    variant: name, or path of a YAML file.  checkpoint: None for those that are shipped, or where there are none,
-    for untrained initial weights, which take as long.
-    precision: as in PipelineSettings.  frames: that count.  warm_up: before those; more where the memory
-    takes more to be full.
+    variant: name, or path of a YAML file
+    checkpoint: its weights; None: the shipped ones, or untrained initial weights, which take as long, if none are
+        shipped
+    device: "auto", "cpu", "cuda" or "cuda:N"
+    precision: of backbone and neck, as in PipelineSettings
+    frames: number of frames that are timed
+    warm_up: number of frames before them that are not timed; raised to the number that fills the memory
     """
 
     variant: Variant
@@ -58,22 +62,33 @@ class TimingSettings:
     warm_up: int = 10
 
     def __post_init__(self) -> None:
-        """Check the range."""
+        """Check the number of frames."""
         if self.frames < 1:
             raise UserError(f"frames is {self.frames}; at least 1 must be timed")
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What was measured.
+    """The results of a benchmark.
 
-    image: the network's input, width x height.  history: past frames looked at.
-    fps: frames over seconds, "without loading" and "with loading".  ms: (median, 95th percentile) of a frame by both
-    and by every stage of the pipeline.
-    parameters, flops: of backbone, neck and head, for one frame. A multiply-add is two operations; matrix products
-    and convolutions count.
-    peak_mb: highest allocation on the GPU by PyTorch, or resident memory of the whole process on the CPU.
-    memory_mb: of that, features remembered.
+    variant: name
+    trained: False if the weights are untrained
+    device: that the variant ran on
+    precision: of backbone and neck, as in PipelineSettings
+    image: the network's input, width x height in pixels
+    cameras: number of cameras
+    history: number of past frames used
+    frames: number of frames that were timed
+    warm_up: number of frames before them
+    fps: frames per second "without loading" and "with loading"
+    ms: (median, 95th percentile) of the time of a frame in ms, "without loading", "with loading" and by stage of the
+        pipeline
+    parameters: number of parameters of backbone, neck and head
+    flops: operations of backbone, neck and head for one frame; a multiply-add counts as two, and only matrix products
+        and convolutions count
+    peak_mb: MB, peak memory: on a GPU what PyTorch has allocated, on the CPU the resident memory of the process
+    memory_mb: MB, the part of it that the features of past frames take
+    machine: CPU, GPU and versions, see machine()
     """
 
     variant: str
@@ -94,7 +109,7 @@ class Timing:
     machine: dict[str, str]
 
     def table(self) -> str:
-        """Return the figures as text for people."""
+        """Return the results as a readable table."""
         weights = "" if self.trained else ", UNTRAINED weights"
         lines = [
             f"{self.variant}, {self.precision} on {self.device}{weights}",
@@ -116,7 +131,7 @@ class Timing:
         return "\n".join(lines)
 
     def write(self, directory: Path) -> Path:
-        """Write the figures as JSON into the directory; return the file."""
+        """Write the results as JSON to the directory; return the path of the file."""
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"{self.variant}_{self.precision}.json"
         path.write_text(json.dumps(dataclasses.asdict(self), indent=1))
@@ -124,7 +139,7 @@ class Timing:
 
 
 def time_variant(settings: TimingSettings) -> Timing:
-    """Time a variant in a process of its own, so that the peak of memory is its own.
+    """Time a variant in a separate process, so that the peak memory is that of the variant alone.
 
     Raises the errors of load_pipeline, and EvaluationError if the process dies.
     """
@@ -138,7 +153,7 @@ def time_variant(settings: TimingSettings) -> Timing:
 
 
 def machine() -> dict[str, str]:
-    """Return what stands beside every measurement: CPU, GPU, versions."""
+    """Return the names of CPU and GPU and the software versions, to be shown with every measurement."""
     model = next(
         (
             line.split(":")[1].strip()
@@ -153,23 +168,23 @@ def machine() -> dict[str, str]:
 
 
 def percentiles(seconds: list[float]) -> tuple[float, float]:
-    """Return the median and the 95th percentile in ms, rounded to what a clock is good for."""
+    """Return the median and the 95th percentile in ms, rounded to 0.1 ms."""
     median, p95 = (round(float(p) * 1e3, 1) for p in np.percentile(seconds, (50, 95)))
     return median, p95
 
 
 def _time_here(settings: TimingSettings) -> Timing:
-    torch.backends.cudnn.benchmark = True  # the protocol's; this process does nothing else
+    torch.backends.cudnn.benchmark = True  # as in the protocol; a global setting, but this process does nothing else
     pipeline = _load(settings)
     (variant,) = pipeline.variants
-    warm_up = max(settings.warm_up, variant.config.frames.past)  # then the memory is full
+    warm_up = max(settings.warm_up, variant.config.frames.past)  # fill the memory
     frames = made_up_key_frames(warm_up + settings.frames + 1)
     seconds: dict[str, list[float]] = {}
     for k in tqdm(range(warm_up + settings.frames), desc=variant.config.name, unit="frame"):
         result = pipeline.step(next(frames))
         if k >= warm_up:
             _note(result.timings, seconds)
-    # read before anything else takes memory
+    # read now, before counting the operations allocates more memory
     peak, memory = _peak_bytes(pipeline.device), pipeline.memory_bytes
     flops = _count_flops(pipeline, variant.model, next(frames))
     pipeline.close()
@@ -210,7 +225,7 @@ def _note(timings: dict[str, float], seconds: dict[str, list[float]]) -> None:
 
 
 def made_up_key_frames(count: int) -> Iterator[Frame]:
-    """Yield frames of the made-up drive with six 1600x900 JPEGs, at the rate of nuScenes' key frames."""
+    """Yield frames of the synthetic drive with six 1600x900 JPEGs, at the rate of nuScenes' key frames."""
     drive, world = synthetic_drive(count / KEY_FRAME_RATE, rate=KEY_FRAME_RATE), World()
     rig = {camera.name: camera for camera in drive.cameras}
     views: dict[str, View] = {}
@@ -233,7 +248,7 @@ def _peak_bytes(device: torch.device) -> int:
 
 
 def _by_stage(model: Model) -> dict[str, int]:
-    """Return the number of parameters of backbone, neck and head, which is all the rest that inference needs."""
+    """Return the number of parameters of backbone, neck and head (everything else that inference needs)."""
     counts = dict.fromkeys([*map(_stage, model.encoder_parts), "head"], 0)
     for name, parameter in model.named_parameters():
         part = name.split(".")[0]
@@ -243,7 +258,7 @@ def _by_stage(model: Model) -> dict[str, int]:
 
 
 def _count_flops(pipeline: Pipeline, model: Model, frame: Frame) -> dict[str, int]:
-    """Return the operations that backbone, neck and head take for one more frame."""
+    """Return the number of operations of backbone, neck and head for one more frame."""
     counter = FlopCounterMode(display=False)
     marks: dict[str, list[int]] = {part: [] for part in model.encoder_parts}
     hooks = []
@@ -254,8 +269,8 @@ def _count_flops(pipeline: Pipeline, model: Model, frame: Frame) -> dict[str, in
 
         module = getattr(model, part)
         hooks += [module.register_forward_pre_hook(note), module.register_forward_hook(note)]
-    model.requires_grad_(False)  # else the counter looks for a graph, of which inference mode keeps none
-    # of the fused kernels of attention the counter does not know all; as matrix products it does
+    model.requires_grad_(False)  # otherwise the counter expects an autograd graph, which inference mode does not record
+    # the counter does not know all fused attention kernels; MATH computes attention as matrix products, which it counts
     with counter, sdpa_kernel(SDPBackend.MATH):
         pipeline.step(frame)
     for hook in hooks:
