@@ -1,1 +1,1 @@
-"""One frame in, one result out; live and offline alike."""
+"""The pipeline from a frame to its result, the same live and offline."""

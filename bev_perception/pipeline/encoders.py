@@ -1,4 +1,4 @@
-"""Which variants share an encoder, and the memory that each of them has."""
+"""Encoders, which variants with equal weights share, and the memory of each variant."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ from bev_perception.types import Frame, ModelInput
 
 @dataclass(frozen=True, eq=False)
 class LoadedVariant:
-    """A variant with its weights in place.
+    """A variant with its weights loaded.
 
-    checkpoint: where the weights come from
+    config: the variant
+    model: its model, with the weights
+    checkpoint: the file that the weights come from, and what it says about them
     """
 
     config: VariantConfig
@@ -40,38 +42,38 @@ class Stream:
         self.memory: Memory[Any] = variant.model.new_memory(memory_interval)
 
     def predict(self, encoded: Encoded, inputs: ModelInput, frame: Frame) -> Prediction[Any, Any]:
-        """Return what the variant makes of a frame, seen from its own reference frame."""
+        """Return the variant's prediction for a frame, in the variant's own reference frame."""
         seen = inputs.seen_from(reference2global(self.config, frame))
         return self.model.predict(encoded, self.memory.history(frame.stamp), seen, self.memory.carried)
 
     def resize(self, memory_interval: float) -> None:
-        """Let the memory hold frames that are remembered every `memory_interval` s."""
+        """Fit the capacity of the memory to frames that are remembered every `memory_interval` s; keep its entries."""
         self.memory = self.memory.with_capacity(self.model.new_memory(memory_interval).capacity)
 
 
 class Encoder:
-    """What encodes the images for one stream or several."""
+    """The encoder of the images for one stream, or for several with the same weights."""
 
     def __init__(self, variants: Sequence[LoadedVariant], memory_interval: float, precision: str) -> None:
-        """Encode with the first variant's weights, which are all the others' too; see group_by_encoder."""
+        """Encode with the weights of the first variant, which the others share; see group_by_encoder."""
         self.image = variants[0].config.image
         self.streams = tuple(Stream(variant, memory_interval) for variant in variants)
         self._model, self._precision = variants[0].model, precision
 
     def encode(self, inputs: ModelInput) -> Encoded:
-        """Return what the streams look at."""
+        """Return the encoded images, which all streams use."""
         with encoder_precision(self._precision, inputs.images.device):
             return self._model.encode(inputs)
 
     def warm_up(self, inputs: ModelInput) -> None:
-        """Run everything once, and forget it."""
+        """Run the encoder and all models once, and discard the results."""
         encoded = self.encode(inputs)
         for stream in self.streams:
             stream.model.predict(encoded, [None] * stream.memory.count, inputs, None)
 
 
 def group_by_encoder(variants: Sequence[LoadedVariant]) -> list[list[LoadedVariant]]:
-    """Return the variants in groups of equal encoders; in a group all use the first one's weights, in one place."""
+    """Group the variants by equal encoders; within a group, make all use the encoder modules of the first."""
     groups: list[list[LoadedVariant]] = []
     for variant in variants:
         group = next((g for g in groups if _same_encoder(g[0], variant)), None)
@@ -94,7 +96,7 @@ def _same_encoder(a: LoadedVariant, b: LoadedVariant) -> bool:
 
 def _same_weights(a: nn.Module, b: nn.Module) -> bool:
     ours, theirs = a.state_dict(), b.state_dict()
-    # the number of batches that a norm has seen in training plays no part in inference
+    # inference does not use the number of batches that a norm has seen in training
     return all(torch.equal(ours[key], theirs[key]) for key in ours if not key.endswith("num_batches_tracked"))
 
 

