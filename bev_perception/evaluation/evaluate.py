@@ -39,7 +39,7 @@ Scores = DetectionScores | OccupancyScores
 class EvalSettings:
     """Which variant is evaluated, on which data, and how.
 
-    variant: name, or path of a YAML file
+    variant: name, path of a YAML file, or loaded configuration
     checkpoint: its weights; None: the shipped ones
     data: nuScenes dataroot
     version: of its tables, e.g. v1.0-mini

@@ -45,7 +45,7 @@ KEY_FRAME_RATE = 2.0  # Hz
 class TimingSettings:
     """Which variant is timed, and how.
 
-    variant: name, or path of a YAML file
+    variant: name, path of a YAML file, or loaded configuration
     checkpoint: its weights; None: the shipped ones, or untrained initial weights, which take as long, if none are
         shipped
     device: "auto", "cpu", "cuda" or "cuda:N"
