@@ -1,1 +1,1 @@
-"""Programs around the node: demo, benchmarks, helpers to talk to it."""
+"""Programs that run the node: the demo, benchmarks, and helpers that exchange messages with it."""

@@ -1,4 +1,4 @@
-"""Measurements on this machine: stages of the model, the way through DDS and back, losses, memory. No pass or fail."""
+"""Benchmark this machine: stages of the model, latency over DDS, lost images and memory. There is no pass or fail."""
 
 from __future__ import annotations
 
@@ -30,7 +30,16 @@ FULL = "r50_nuimg_704x256"
 
 @dataclass(frozen=True)
 class Counts:
-    """How often each thing is measured; the full-size variant is left out at 0."""
+    """How often each quantity is measured.
+
+    warm_up: frames of each variant that are not timed
+    full_frames: timed frames of the full-size variant; 0 leaves it out
+    small_frames: timed frames of each tiny variant
+    cast_samples: samples for the speed of casting rays
+    latency_sets: sets of images for the latency of each transport
+    stream_sets: sets of images that are published at 12 Hz for each transport
+    growth_sets: sets of images over which the growth of the node's memory is measured
+    """
 
     warm_up: int
     full_frames: int
@@ -53,7 +62,7 @@ COUNTS = Counts(
 
 
 def run_bench(out: Path, counts: Counts) -> str:
-    """Measure everything into out/bench.json; return the figures as a text."""
+    """Measure everything, write the results to out/bench.json, and return them as text."""
     ensure_interfaces()
     out.mkdir(parents=True, exist_ok=True)
     from bev_perception.ros.tools.occupancy_bench import measure_occupancy
@@ -83,7 +92,7 @@ def run_bench(out: Path, counts: Counts) -> str:
 def _node_and_rig(
     out: Path, checkpoint: Path, transport: str, size: tuple[int, int], name: str
 ) -> Iterator[tuple[NodeProcess, RigPeer]]:
-    """Run the node, with a rig beside it that is already heard."""
+    """Start the node and a publisher of images that is already connected to it; stop both at the end of the context."""
     from bev_perception.ros.tools.peer import RigPeer
 
     rigs, images = _first_images(size, transport == "raw")
@@ -119,7 +128,7 @@ def _first_images(size: tuple[int, int], raw: bool) -> tuple[tuple[CameraRig, ..
 
 
 def _time_latency(out: Path, checkpoint: Path, transport: str, sets: int) -> dict[str, Any]:
-    """Time from the last image's publication to the arrival of its detections, beside the model's own time."""
+    """Measure the time from publishing a set's last image to receiving its detections, and the model's part of it."""
     with _node_and_rig(out, checkpoint, transport, NUSCENES_IMAGE_SIZE, f"latency_{transport}") as (_, rig):
         whole = []
         for _ in range(sets):
@@ -140,9 +149,9 @@ def _time_latency(out: Path, checkpoint: Path, transport: str, sets: int) -> dic
 
 
 def _count_losses(out: Path, checkpoint: Path, transport: str, sets: int) -> dict[str, Any]:
-    """Publish at 12 Hz in real time; count the sets that did not come together in the node."""
+    """Publish sets of images at 12 Hz in real time, and count those that were lost, incomplete or dropped."""
     with _node_and_rig(out, checkpoint, transport, NUSCENES_IMAGE_SIZE, f"stream_{transport}") as (node, rig):
-        time.sleep(1.0)  # whatever the start left over is counted
+        time.sleep(1.0)  # until the diagnostics count all frames of the start
         before = rig.values()
         start = time.perf_counter()
         for k in range(sets):
@@ -170,7 +179,7 @@ def _count_losses(out: Path, checkpoint: Path, transport: str, sets: int) -> dic
 
 
 def _measure_growth(out: Path, checkpoint: Path, sets: int) -> dict[str, Any]:
-    """Follow the node's memory over many sets, each sent when the last is answered."""
+    """Track the node's memory over many sets of images; each set is sent after the result of the one before."""
     with _node_and_rig(out, checkpoint, "compressed", (400, 225), "growth") as (node, rig):
         resident = {}
         for k in range(1, sets + 1):

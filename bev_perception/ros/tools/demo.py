@@ -1,4 +1,4 @@
-"""The demo: a short drive as a bag, through the real node over DDS, to pictures, latencies and scores."""
+"""The demo: play a short drive from a bag to the real node over DDS, and make pictures, latencies and scores."""
 
 from __future__ import annotations
 
@@ -54,24 +54,29 @@ if TYPE_CHECKING:
     from bev_perception.msg import Object3DArray
     from bev_perception.ros.tools.peer import Listener
 
-#: of the made-up world; no training used it
+#: seed of the synthetic drive; no training used it
 SEED = 78
-#: width and height of the pictures taken there: what is drawn is smaller still
+#: width and height of the synthetic images, pixels; the demo's pictures show them smaller still
 IMAGE_SIZE = (800, 450)
-#: boxes that a picture shows: those of a trained model from this score on, and so many of an untrained one, which is
-#: sure of nothing
+#: boxes in a picture: of a trained model those with at least this score; of an untrained one, whose scores are all
+#: low, this number of the best
 SHOWN_SCORE, SHOWN = 0.3, 40
-#: pictures a second of the video, of the node's 12 results
+#: pictures per second in the video; the node gives 12 results per second
 DRAWN_RATE = 4.0
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """out: directory to fill.  nuscenes: a dataroot for real images, else a made-up drive of `seconds` is used.
+    """Which drive the demo plays, which variant runs, and where the results go.
 
-    version: of its tables.  scene: its name.
-    checkpoint: of the variant, which then runs alone; None takes the shipped weights, and where there are none makes
-    untrained ones.
+    out: directory for the results
+    nuscenes: dataroot with the scene to play; None: a synthetic drive
+    version: of the tables in `nuscenes`
+    scene: name of the scene in `nuscenes`
+    seconds: s, length of the synthetic drive
+    variant: name, path of a YAML file, or loaded configuration
+    checkpoint: weights of the variant, which then runs alone; None: the shipped ones, or untrained ones if none are
+        shipped
     """
 
     out: Path
@@ -85,7 +90,12 @@ class DemoSettings:
 
 @dataclass(frozen=True)
 class _Models:
-    """What the node runs: variants by the parameters' names, and whether all weights are trained."""
+    """What the node runs.
+
+    parameters: of the node, by name; variants, checkpoints and score threshold
+    trained: False if the weights are untrained
+    occupancy: whether a second variant predicts occupancy
+    """
 
     parameters: dict[str, object]
     trained: bool
@@ -94,7 +104,11 @@ class _Models:
 
 @dataclass(frozen=True)
 class _Recording:
-    """A drive as a bag.  truth: dataroot and version of what is known of it, if it can be scored."""
+    """A drive as a bag.
+
+    bag: directory of the bag
+    truth: dataroot and version of the tables with its ground truth; None: not to be scored
+    """
 
     bag: Path
     truth: tuple[Path, str] | None = None
@@ -102,7 +116,12 @@ class _Recording:
 
 @dataclass(frozen=True)
 class _Heard:
-    """What the node has published, by stamp (ns), and its newest diagnostics."""
+    """What the node has published.
+
+    boxes: stamp (ns) -> boxes
+    occupancies: stamp (ns) -> occupancy
+    values: the values of its newest diagnostics, by name
+    """
 
     boxes: dict[int, Boxes3D]
     occupancies: dict[int, Occupancy]
@@ -110,7 +129,7 @@ class _Heard:
 
 
 def run_demo(settings: DemoSettings) -> str:
-    """Run the demo; return its closing text: the table of latencies, the scores, and where everything is."""
+    """Run the demo; return a summary: the table of latencies, the scores, and where the files are."""
     ensure_interfaces()
     settings.out.mkdir(parents=True, exist_ok=True)
     models = _choose_models(settings)
@@ -131,7 +150,7 @@ def run_demo(settings: DemoSettings) -> str:
 
 
 def _choose_models(settings: DemoSettings) -> _Models:
-    """Return the variant that is asked for, or the two that are shipped."""
+    """Return the variant of the settings; with the default variant and weights, both shipped variants."""
     config = load_variant(settings.variant)
     checkpoint = settings.checkpoint or shipped_weights(config.name)
     if checkpoint is None:
@@ -147,13 +166,13 @@ def _choose_models(settings: DemoSettings) -> _Models:
     both = settings.checkpoint is None and settings.variant == TINY_DETECTOR and trained and second is not None
     if both:
         parameters |= {"occupancy_variant": TINY_OCCUPANCY, "occupancy_checkpoint": second}
-    # what is published is scored too: everything that the variant itself would give; untrained ones reach no score
+    # the variant's own threshold, because the published boxes are scored too; untrained weights reach no threshold
     parameters["score_threshold"] = family_of(config).limits(config).score if trained else 0.0
     return _Models(parameters, trained, both)
 
 
 def _record(settings: DemoSettings, trained: bool) -> _Recording:
-    """Write the drive as a bag: of nuScenes, of the made-up world, or a quick sketch where nothing can be detected."""
+    """Write the drive as a bag: a nuScenes scene, a synthetic scene, or simple drawings for an untrained model."""
     truth = None
     if settings.nuscenes is not None:
         drive = open_scene(settings.nuscenes, settings.version, settings.scene)
@@ -168,20 +187,20 @@ def _record(settings: DemoSettings, trained: bool) -> _Recording:
 
 
 def _make_bag(bag: Path, drive: Drive) -> Path:
-    if (bag / "metadata.yaml").exists():  # of the demo before
+    if (bag / "metadata.yaml").exists():  # from an earlier run of the demo
         shutil.rmtree(bag)
     write_bag(drive, bag)
     return bag
 
 
 def _drive_through_node(out: Path, models: _Models, recording: _Recording) -> _Heard:
-    """Play the bag to the node, set by set; return what it says."""
+    """Play the bag to the node in lockstep, and return what the node publishes."""
     from bev_perception.ros.tools.peer import NODE, Listener
 
     domain = new_domain()
     parameters = {**models.parameters, "image_transport": "compressed", "diagnostics_period": 0.5}
     lockstep: dict[str, object] = {"bag": recording.bag, "lockstep": True}
-    if models.occupancy:  # which is published last
+    if models.occupancy:  # the node publishes the occupancy of a frame last
         lockstep |= {"lockstep_topic": f"{NODE}/occupancy", "lockstep_type": "bev_perception/msg/SemanticOccupancy"}
     node = NodeProcess("perception_node", domain, out / "node.log", parameters)
     listener = Listener(domain, answers="occupancy" if models.occupancy else "detections")
@@ -207,7 +226,10 @@ def _drive_through_node(out: Path, models: _Models, recording: _Recording) -> _H
 
 
 def _watch(player: NodeProcess, node: NodeProcess, listener: Listener) -> None:
-    """Show the progress until the player is done; raises ChildProcessError if it or the node fails."""
+    """Show the progress until the player has finished.
+
+    Raises ChildProcessError if the player or the node fails, or if the node publishes no results.
+    """
     with tqdm(desc="play", unit="set") as bar:
         while player.alive():
             if not node.alive():
@@ -236,7 +258,7 @@ def _boxes(message: Object3DArray) -> Boxes3D:
 
 
 def _table(values: dict[str, str]) -> str:
-    """Return the node's own latencies as text."""
+    """Return the latencies that the node reports in its diagnostics, as a table."""
     stages = [key.removesuffix(" p50 [ms]") for key in values if key.endswith(" p50 [ms]")]
     lines = [f"{'stage':12} {'p50 [ms]':>9} {'p95 [ms]':>9}"]
     lines += [f"{stage:12} {values[f'{stage} p50 [ms]']:>9} {values[f'{stage} p95 [ms]']:>9}" for stage in stages]
@@ -247,7 +269,7 @@ def _table(values: dict[str, str]) -> str:
 
 
 def _score(out: Path, recording: _Recording, root: Path, version: str, heard: _Heard) -> str:
-    """Return as text how well the node's results agree with the truth at the key frames."""
+    """Score the node's results against the ground truth at the key frames; return the scores as text."""
     replay = Replay(open_records(root, version))
     events = replay.watch(BagReader(recording.bag).events())
     for frame in collect_frames(events, SynchronizerSettings(CAMERAS), Health()):
@@ -263,7 +285,7 @@ def _score(out: Path, recording: _Recording, root: Path, version: str, heard: _H
 
 
 def _draw(out: Path, frames: list[Frame], heard: _Heard, models: _Models) -> int:
-    """Write demo.mp4 and demo.png, the picture in its middle; return the number of pictures."""
+    """Write the video demo.mp4 and its middle picture demo.png; return the number of pictures."""
     rate = 1e9 / float(np.median(np.diff([frame.stamp for frame in frames]))) if len(frames) > 1 else DRAWN_RATE  # Hz
     step = max(1, round(rate / DRAWN_RATE)) if models.trained else 1
     shown = frames[::step]

@@ -1,4 +1,4 @@
-"""What the occupancy messages cost: bytes on the wire, and times to build and to read them.
+"""Benchmark the occupancy messages: their size in bytes, and the times to build and to read them.
 
 Import only after bev_perception.ros.interfaces.ensure_interfaces().
 """
@@ -26,10 +26,13 @@ REPEATS = 20
 
 
 def measure_occupancy(label: Path | None = None) -> dict[str, dict[str, Any]]:
-    """Return figures of a made-up street, and of a label of Occ3D (a labels.npz) if one is given.
+    """Measure the messages of a synthetic street, and of an Occ3D label (a labels.npz) if one is given.
 
-    Each: "occupied voxels"; "dense bytes", one a voxel; of each topic "<topic> bytes", serialised; and of each step
-    "<step> ms", p50 and p95 over REPEATS. Building a message includes serialising it.
+    Returns, for each of them:
+    "occupied voxels": their number
+    "dense bytes": size of the grid with one byte per voxel
+    "<topic> bytes": size of the serialized message of each topic
+    "<step> ms": p50 and p95 of the time of each step over REPEATS runs; building a message includes serializing it
     """
     grids = {"made-up street": made_up_street()}
     if label is not None:
@@ -38,14 +41,14 @@ def measure_occupancy(label: Path | None = None) -> dict[str, dict[str, Any]]:
 
 
 def made_up_street(seed: int = 0) -> Occupancy:
-    """Return a street with pavements, fronts of houses, trees and cars, rough as labels are, on the grid of Occ3D."""
+    """Return a synthetic street on the Occ3D grid: sidewalks, house fronts, trees and cars, with holes as in labels."""
     rng = np.random.default_rng(seed)
     label = {name: OCC3D_CLASSES.index(name) for name in OCC3D_CLASSES}
     semantics = np.full(OCC3D_GRID.shape, label["free"], np.uint8)
     x, y = np.indices(OCC3D_GRID.shape[:2]) * OCC3D_GRID.resolution + OCC3D_GRID.origin[0]
     side = np.abs(y + 2 * np.sin(x / 15))
     ground = np.select([side < 7, side < 10], [label["driveable_surface"], label["sidewalk"]], label["terrain"])
-    known = rng.random(ground.shape) < np.clip(1.5 - np.hypot(x, y) / 25, 0.0, 1)  # labels thin out with the distance
+    known = rng.random(ground.shape) < np.clip(1.5 - np.hypot(x, y) / 25, 0.0, 1)  # labels become sparser with distance
     semantics[..., 2] = np.where(known, ground, label["free"])
     front = (side > 14) & (side < 14.8) & (np.sin(x / 4) > -0.8)
     semantics[..., 3:][front & known] = label["manmade"]
@@ -94,7 +97,7 @@ def _measure(occupancy: Occupancy) -> dict[str, Any]:
 
 
 def _time(step: Callable[[], object]) -> list[float]:
-    """Return p50 and p95 of the step's time, ms."""
+    """Return the p50 and p95 of the time of a step in ms."""
     step()
     seconds = []
     for _ in range(REPEATS):

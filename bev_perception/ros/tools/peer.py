@@ -1,4 +1,4 @@
-"""The other side of the node: listens to its results, and publishes sets of images as a rig of cameras would.
+"""Peers of the perception node: one receives its results, the other also publishes images like a set of cameras.
 
 Import only after bev_perception.ros.interfaces.ensure_interfaces().
 """
@@ -41,12 +41,18 @@ SECOND = 1000 * MS
 class Listener:
     """A ROS node in this process that records what the perception node publishes, with times of arrival.
 
-    answers: the topic that answers a set of images: "detections", or "occupancy", which is listened to only then.
-    arrivals: stamp (ns) -> time.perf_counter() at which the answer of that stamp came.
+    answers: topic whose message counts as the answer to a set of images: "detections", or "occupancy", which is
+        subscribed to only in this case
+    arrivals: stamp (ns) -> time.perf_counter() when the answer with that stamp arrived
     """
 
     def __init__(self, domain: int, name: str = "listener", answers: str = "detections") -> None:
-        """Join the domain and start listening in a thread."""
+        """Join a DDS domain and start receiving in a thread.
+
+        domain: number of the DDS domain
+        name: of the ROS node
+        answers: see the class
+        """
         self.answers = answers
         os.environ.update({k: v for k, v in dds_environment(domain).items() if k.endswith("PROFILES_FILE")})
         self.context = rclpy.Context()
@@ -72,36 +78,45 @@ class Listener:
         self._thread.start()
 
     def close(self) -> None:
-        """Leave the domain."""
+        """Leave the DDS domain and stop the thread."""
         rclpy.shutdown(context=self.context)
         self._thread.join()
         self.node.destroy_node()
 
     def stamps(self) -> list[int]:
-        """Return the stamps (ns) of all detections, in the order in which they came."""
+        """Return the stamps (ns) of all detections in the order of their arrival."""
         return [stamp_ns(message.header.stamp) for message in list(self.detections)]
 
     def wait_detection(self, stamp: int, timeout: float = 20.0) -> Detection3DArray:
-        """Return the detections of `stamp`; raises TimeoutError."""
+        """Wait for the detections with this stamp (ns) and return them.
+
+        Raises TimeoutError after `timeout` s.
+        """
         wait_until(
             lambda: stamp in self.arrivals, timeout, lambda: f"detections at {stamp}; the last: {self.stamps()[-5:]}"
         )
         return self.detections[self.stamps().index(stamp)]
 
     def wait_occupancy(self, stamp: int, timeout: float = 20.0) -> SemanticOccupancy:
-        """Return the occupancy of `stamp`, where that is what answers; raises TimeoutError."""
+        """Wait for the occupancy with this stamp (ns) and return it; only if `answers` is "occupancy".
+
+        Raises TimeoutError after `timeout` s.
+        """
         wait_until(lambda: stamp in self.arrivals, timeout, f"occupancy at {stamp}")
         return next(message for message in self.occupancies if stamp_ns(message.header.stamp) == stamp)
 
     def values(self) -> dict[str, str]:
-        """Return the newest diagnostics' values, with the status' own "message" and "level" among them."""
+        """Return the newest diagnostics: their values, and their status as "message" and "level"; {} if there are none."""
         if not self.diagnostics:
             return {}
         status = self.diagnostics[-1].status[0]
         return {"message": status.message, "level": str(status.level[0])} | {v.key: v.value for v in status.values}
 
     def wait_diagnostics(self, condition: Callable[[dict[str, str]], object], timeout: float = 20.0) -> dict[str, str]:
-        """Wait until the diagnostics' values fulfil `condition` and return them; raises TimeoutError."""
+        """Wait until the values of the diagnostics satisfy `condition`, and return them.
+
+        Raises TimeoutError after `timeout` s.
+        """
         wait_until(lambda: condition(self.values()), timeout, lambda: f"diagnostics; they say {self.values()}")
         return self.values()
 
@@ -118,10 +133,14 @@ class Listener:
 
 
 class RigPeer(Listener):
-    """A Listener that also publishes: one set of images, their camera_info and tf at a time, in header time.
+    """A Listener that also publishes images, camera_info and tf, one set at a time, with stamps of its own.
 
-    rigs: the cameras.  images: camera -> JPEG bytes, or an [H, W, 3] uint8 BGR array for raw images.
-    The cameras fire by FIRING_OFFSETS.  now: the stamp (ns) of the last set.
+    The stamps of the images in a set differ by FIRING_OFFSETS.
+
+    rigs: camera -> its calibration and mounting
+    contents: camera -> its image message
+    now: stamp of the last set, ns
+    published: time.perf_counter() when the last image was published
     """
 
     def __init__(
@@ -131,7 +150,13 @@ class RigPeer(Listener):
         images: Mapping[str, bytes | np.ndarray],
         answers: str = "detections",
     ) -> None:
-        """Create the publishers and announce the extrinsics on /tf_static."""
+        """Create the publishers, and publish the extrinsics on /tf_static.
+
+        domain: number of the DDS domain
+        rigs: the cameras
+        images: camera -> JPEG bytes, or an [H, W, 3] uint8 BGR array for raw images
+        answers: see Listener
+        """
         super().__init__(domain, "rig", answers)
         self.rigs = {rig.name: rig for rig in rigs}
         self.offsets = {name: FIRING_OFFSETS.get(name, 0) for name in self.rigs}
@@ -151,15 +176,21 @@ class RigPeer(Listener):
         self.tf_static.publish(TFMessage(transforms=extrinsics))
 
     def wait_matched(self, timeout: float = 30.0) -> None:
-        """Wait until the node listens to everything and is heard."""
+        """Wait until the node has subscribed to all topics and its publisher has been discovered.
+
+        Raises TimeoutError after `timeout` s for either.
+        """
         publishers = [*self.images.values(), *self.infos.values(), self.tf, self.tf_static]
         wait_until(lambda: all(p.get_subscription_count() for p in publishers), timeout, "the node's subscriptions")
         wait_until(lambda: self.node.count_publishers(f"{NODE}/{self.answers}"), timeout, "the node's publishers")
 
     def connect(self, timeout: float = 60.0) -> None:
-        """Send sets until one is answered.
+        """Send sets of images until one is answered.
 
-        That both sides are matched is known here before the node knows it, and what it does not know is lost to it.
+        wait_matched() is not enough: this side discovers the node before the node has discovered this side, and what is
+        sent in between is lost.
+
+        Raises TimeoutError after about `timeout` s.
         """
         self.wait_matched(timeout)
         deadline = time.monotonic() + timeout
@@ -173,17 +204,17 @@ class RigPeer(Listener):
                     raise
 
     def pose(self, stamp: int) -> None:
-        """Send odom -> base_link at `stamp`: the rig stands still, so that a jump in time is none in space."""
+        """Publish odom -> base_link at `stamp` (ns); the pose is constant, so that a jump in time is not a pose jump."""
         self.tf.publish(TFMessage(transforms=[stamped_transform(FIXED_FRAME, BASE_FRAME, stamp, np.eye(4))]))
 
     def image(self, camera: str, stamp: int) -> Any:
-        """Return the camera's image with a new stamp."""
+        """Return the image message of a camera, with its stamp set to `stamp` (ns)."""
         message = self.contents[camera]
         message.header = header(stamp, camera)
         return message
 
     def info(self, camera: str, stamp: int) -> CameraInfo:
-        """Return the camera's CameraInfo."""
+        """Return the CameraInfo of a camera at `stamp` (ns)."""
         calibration = self.rigs[camera].calibration
         return CameraInfo(
             header=header(stamp, camera),
@@ -202,10 +233,13 @@ class RigPeer(Listener):
         image: Callable[[str, Any], Any] | None = None,
         info: Callable[[str, CameraInfo], CameraInfo | None] | None = None,
     ) -> int:
-        """Send one set with its anchor at `stamp` (ns; default 83 ms after the last) and return the stamp.
+        """Send one set of images with camera_info and tf, and return its stamp (ns).
 
-        image(camera, message), info(camera, message): return what is sent instead; None is not sent.
-        `published` is then the time.perf_counter() of the last image.
+        stamp: of the anchor camera, ns; None: 83 ms after the last set
+        order: cameras in the order of sending; None: by FIRING_OFFSETS
+        tf: whether to send odom -> base_link for each image
+        image: called with (camera, message); returns the message to send instead; None sends no image
+        info: called with (camera, message); returns the message to send instead; None sends no camera_info
         """
         if stamp is None:
             self.now += 83 * MS
@@ -229,7 +263,13 @@ class RigPeer(Listener):
 
 
 def stamped_transform(parent: str, child: str, stamp: int, child2parent: np.ndarray) -> TransformStamped:
-    """Return a [4, 4] transform as a message; stamp in ns."""
+    """Return a transform as a message.
+
+    parent: name of the parent frame
+    child: name of the child frame
+    stamp: ns
+    child2parent: [4, 4]
+    """
     message = TransformStamped(header=header(stamp, parent), child_frame_id=child)
     rotation, translation = message.transform.rotation, message.transform.translation
     rotation.w, rotation.x, rotation.y, rotation.z = map(float, quaternion_from_rotation(child2parent[:3, :3]))
@@ -241,6 +281,6 @@ def _image_message(camera: str, content: bytes | np.ndarray) -> Image | Compress
     if isinstance(content, bytes):
         return CompressedImage(format="jpeg", data=array("B", content))
     height, width = content.shape[:2]
-    # an array.array is taken over as it is; rclpy copies anything else byte by byte
+    # rclpy keeps an array.array as it is, but copies anything else byte by byte
     data = array("B", content.tobytes())
     return Image(encoding="bgr8", height=height, width=width, step=3 * width, data=data)
