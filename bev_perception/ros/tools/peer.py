@@ -106,7 +106,7 @@ class Listener:
         return next(message for message in self.occupancies if stamp_ns(message.header.stamp) == stamp)
 
     def values(self) -> dict[str, str]:
-        """Return the newest diagnostics: their values, and their status as "message" and "level"; {} if there are none."""
+        """Return the values, "message" and "level" of the newest diagnostics; {} if none have arrived."""
         if not self.diagnostics:
             return {}
         status = self.diagnostics[-1].status[0]
@@ -204,7 +204,7 @@ class RigPeer(Listener):
                     raise
 
     def pose(self, stamp: int) -> None:
-        """Publish odom -> base_link at `stamp` (ns); the pose is constant, so that a jump in time is not a pose jump."""
+        """Publish odom -> base_link at `stamp` (ns); the pose is constant, so a jump in time is not a pose jump."""
         self.tf.publish(TFMessage(transforms=[stamped_transform(FIXED_FRAME, BASE_FRAME, stamp, np.eye(4))]))
 
     def image(self, camera: str, stamp: int) -> Any:
