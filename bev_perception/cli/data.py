@@ -32,11 +32,11 @@ def _add_bag(commands: Commands) -> None:
     create = bag.add_parser("create", help="write a drive as a rosbag2 (mcap) bag with the node's topics")
     source = create.add_mutually_exclusive_group(required=True)
     source.add_argument("--nuscenes", type=Path, metavar="ROOT", help="a nuScenes dataroot")
-    source.add_argument("--synthetic", type=duration, metavar="SECONDS", help="a made-up drive of this length")
+    source.add_argument("--synthetic", type=duration, metavar="SECONDS", help="a synthetic drive of this length")
     add_version(create)
     create.add_argument("--scene", help="name of the nuScenes scene, e.g. scene-0103")
-    create.add_argument("--seed", type=whole_number(0), default=0, help="of the made-up drive")
-    create.add_argument("out", type=Path, help="directory to make")
+    create.add_argument("--seed", type=whole_number(0), default=0, help="of the synthetic drive (default: %(default)s)")
+    create.add_argument("out", type=Path, help="directory to create")
     create.set_defaults(command=_bag_create)
 
 
@@ -57,20 +57,22 @@ def _bag_create(args: argparse.Namespace) -> int:
 
 
 def _add_synth(commands: Commands) -> None:
-    synth = commands.add_parser("synth", help="make up streets, traffic and labels as a nuScenes dataroot")
-    synth.add_argument("out", type=Path, help="dataroot to make; complete scenes in it are kept")
-    synth.add_argument("--scenes", type=int, default=10, help="default: %(default)s")
+    synth = commands.add_parser(
+        "synth", help="generate a synthetic data set (streets, traffic and labels) as a nuScenes dataroot"
+    )
+    synth.add_argument("out", type=Path, help="dataroot to create; complete scenes already in it are kept")
+    synth.add_argument("--scenes", type=int, default=10, help="number of scenes (default: %(default)s)")
     synth.add_argument("--seconds", type=float, default=20.0, help="length of a scene (default: %(default)s)")
-    synth.add_argument("--seed", type=int, default=0)
-    synth.add_argument("--camera-rate", type=int, default=12, help="Hz; 2 makes key frames only (default: %(default)s)")
+    synth.add_argument("--seed", type=int, default=0, help="of the scenes (default: %(default)s)")
+    synth.add_argument("--camera-rate", type=int, default=12, help="Hz; 2 gives key frames only (default: %(default)s)")
     synth.add_argument(
         "--image-width",
         type=int,
         default=NUSCENES_IMAGE_SIZE[0],
         metavar="PIXELS",
-        help="of the images, which are 9/16 of it high (default: %(default)s)",
+        help="width of the images; the height is 9/16 of it (default: %(default)s)",
     )
-    synth.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
+    synth.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes (default: %(default)s)")
     synth.set_defaults(command=_synth)
 
 
@@ -87,15 +89,21 @@ def _synth(args: argparse.Namespace) -> int:
 
 
 def _add_prepare(commands: Commands) -> None:
-    prepare = commands.add_parser("prepare", help="make what training needs").add_subparsers(
+    prepare = commands.add_parser("prepare", help="prepare labels for training").add_subparsers(
         required=True, metavar="COMMAND"
     )
-    panoptic = prepare.add_parser("panoptic-occ", help="add objects, from nuScenes' boxes, to the labels of Occ3D")
+    panoptic = prepare.add_parser(
+        "panoptic-occ", help="add object instances from the boxes of nuScenes to the labels of Occ3D"
+    )
     add_data(panoptic)
     panoptic.add_argument("--split", help="default: all key frames of the version")
     panoptic.add_argument("--labels", default=LABELS_FOLDER, help=LABELS_HELP)
-    panoptic.add_argument("--out", type=Path, required=True, help="directory; labels that are in it already are kept")
-    panoptic.add_argument("--threads", type=whole_number(1), default=os.cpu_count(), help="default: one a core")
+    panoptic.add_argument(
+        "--out", type=Path, required=True, help="directory for the new labels; labels already in it are kept"
+    )
+    panoptic.add_argument(
+        "--threads", type=whole_number(1), default=os.cpu_count(), help="number of threads (default: one per core)"
+    )
     panoptic.set_defaults(command=_prepare_panoptic)
 
 
@@ -106,5 +114,5 @@ def _prepare_panoptic(args: argparse.Namespace) -> int:
     version = data_version(args, args.data)
     records = open_split(args.data, version, args.split) if args.split else open_records(args.data, version)
     written = prepare_panoptic(records, args.labels, args.out, args.threads)
-    print(f"wrote {written} files of labels to {args.out}; name it with --labels in training")
+    print(f"wrote {written} files of labels to {args.out}; pass this directory to `train` with --labels")
     return 0

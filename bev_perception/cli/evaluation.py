@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from bev_perception.cli.options import (
+    DEVICE_HELP,
     LABELS_HELP,
     Commands,
     add_bag_options,
@@ -30,42 +31,60 @@ def add_commands(commands: Commands) -> None:
     """Add `eval` and `eval-demo`."""
     _add_eval(commands)
     demo = commands.add_parser(
-        "eval-demo", help="score the shipped weights on drives that no training saw, and compare with what is recorded"
+        "eval-demo",
+        help="score the shipped weights on synthetic drives outside of their training data; compare with the record",
     )
-    demo.add_argument("--out", type=Path, default=Path("output/eval-demo"), help="for results")
-    demo.add_argument("--record", action="store_true", help="write the scores beside the weights, compare nothing")
+    demo.add_argument(
+        "--out", type=Path, default=Path("output/eval-demo"), help="directory for results (default: %(default)s)"
+    )
+    demo.add_argument(
+        "--record", action="store_true", help="record the scores next to the weights instead of comparing them"
+    )
     demo.set_defaults(command=_eval_demo)
 
 
 def _add_eval(commands: Commands) -> None:
-    evaluate = commands.add_parser("eval", help="run a variant over a nuScenes split or bags and score it; or a file")
+    evaluate = commands.add_parser(
+        "eval", help="run a variant on a nuScenes split or on bags and score it; or score files of results"
+    )
     add_variant(evaluate, required=False)
     add_checkpoint(evaluate)
-    evaluate.add_argument("--results", type=Path, metavar="results_nusc.json", help="score this file, run nothing")
     evaluate.add_argument(
-        "--occupancy-results", type=Path, metavar="DIR", help="score the files <sample token>.npz in it, run nothing"
+        "--results", type=Path, metavar="results_nusc.json", help="score this file instead of running a variant"
+    )
+    evaluate.add_argument(
+        "--occupancy-results",
+        type=Path,
+        metavar="DIR",
+        help="score the files DIR/<sample token>.npz instead of running a variant",
     )
     evaluate.add_argument(
         "--bag",
         type=Path,
         nargs="+",
-        help="run over these instead of a split; scored if they are of scenes in ROOT, else there is a summary alone",
+        help="run on these bags instead of a split; scored if they are scenes of ROOT, otherwise only summarized",
     )
     add_bag_options(evaluate)
     evaluate.add_argument("--data", type=Path, metavar="ROOT", help="a nuScenes dataroot")
     add_version(evaluate)
-    evaluate.add_argument("--split", help="default: the one for validation of that version")
-    evaluate.add_argument("--scenes", nargs="+", default=[], metavar="NAME", help="only these of the split")
+    evaluate.add_argument("--split", help="default: the validation split of the version")
+    evaluate.add_argument("--scenes", nargs="+", default=[], metavar="NAME", help="only these scenes of the split")
     evaluate.add_argument(
-        "--max-range", type=float, metavar="M", help="m; boxes further away do not count (default: by class, 30 to 50)"
+        "--max-range", type=float, metavar="M", help="m; boxes farther away are ignored (default: by class, 30 to 50)"
     )
     evaluate.add_argument(
-        "--no-memory", action="store_true", help="forget every frame, to see what remembering the past is worth"
+        "--no-memory",
+        action="store_true",
+        help="wipe the memory before each frame, to measure what past frames contribute",
     )
     evaluate.add_argument("--labels", default=LABELS_FOLDER, help=LABELS_HELP)
-    evaluate.add_argument("--save-occupancy", type=Path, metavar="DIR", help="write every sample's occupancy to it")
-    evaluate.add_argument("--out", type=Path, default=Path("output/eval"))
-    evaluate.add_argument("--device", default="auto")
+    evaluate.add_argument(
+        "--save-occupancy", type=Path, metavar="DIR", help="write the occupancy of each sample to DIR"
+    )
+    evaluate.add_argument(
+        "--out", type=Path, default=Path("output/eval"), help="directory for results (default: %(default)s)"
+    )
+    evaluate.add_argument("--device", default="auto", help=DEVICE_HELP)
     add_precision(evaluate)
     evaluate.set_defaults(command=_eval)
 
@@ -76,7 +95,7 @@ def _eval(args: argparse.Namespace) -> int:
     if args.bag is not None:
         return _eval_bags(args)
     if args.data is None:
-        raise UserError("name --data, the root of the data set; only --bag can do without")
+        raise UserError("name --data, the nuScenes dataroot; only --bag works without it")
     scores = _score_files(args) if args.results or args.occupancy_results else _score_variant(args)
     if scores is not None:
         print(scores.table())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bev_perception.cli.options import (
+    DEVICE_HELP,
     LABELS_HELP,
     Commands,
     add_bag_options,
@@ -34,9 +35,9 @@ def add_commands(commands: Commands) -> None:
     variants = commands.add_parser("variants", help="list the variants")
     variants.set_defaults(command=_variants)
 
-    init = commands.add_parser("init-weights", help="write untrained initial weights of a variant, for a trial run")
+    init = commands.add_parser("init-weights", help="write the untrained initial weights of a variant, for trial runs")
     add_variant(init)
-    init.add_argument("--seed", type=whole_number(0), default=0)
+    init.add_argument("--seed", type=whole_number(0), default=0, help="of the random weights (default: %(default)s)")
     init.add_argument("out", type=Path, metavar="OUT.safetensors")
     init.set_defaults(command=_init_weights)
 
@@ -67,16 +68,20 @@ def _init_weights(args: argparse.Namespace) -> int:
 
 
 def _add_run(commands: Commands) -> None:
-    run = commands.add_parser("run", help="run a variant over a bag, without ROS, and write its results")
-    run.add_argument("--bag", type=Path, required=True)
+    run = commands.add_parser("run", help="run a variant on a bag, without ROS, and write the results")
+    run.add_argument("--bag", type=Path, required=True, help="directory of a rosbag2 bag")
     add_variant(run)
     add_checkpoint(run)
     run.add_argument("--out", type=Path, required=True, metavar="RESULTS.jsonl")
-    run.add_argument("--resume", action="store_true", help="go on where --out was broken off")
-    run.add_argument("--save-occupancy", type=Path, metavar="DIR", help="for the occupancy, <stamp>.npz a frame")
-    run.add_argument("--device", default="auto")
+    run.add_argument("--resume", action="store_true", help="continue an interrupted run in --out")
+    run.add_argument(
+        "--save-occupancy", type=Path, metavar="DIR", help="write the occupancy of each frame to DIR/<stamp>.npz"
+    )
+    run.add_argument("--device", default="auto", help=DEVICE_HELP)
     add_bag_options(run)
-    run.add_argument("--score-threshold", type=float, help="default: the variant's own; the node's is 0.3")
+    run.add_argument(
+        "--score-threshold", type=float, help="lowest score of a box (default: the variant's own; the node uses 0.3)"
+    )
     add_precision(run)
     run.set_defaults(command=_run)
 
@@ -94,7 +99,7 @@ def _run(args: argparse.Namespace) -> int:
     how = PipelineSettings(score_threshold=args.score_threshold, precision=args.precision)
     pipeline = load_pipeline(args.variant, args.checkpoint, args.device, how)
     if OCCUPANCY in pipeline.gives and args.save_occupancy is None:
-        raise UserError(f"{pipeline.name} gives occupancy; say with --save-occupancy where it goes")
+        raise UserError(f"{pipeline.name} predicts occupancy; name a directory for it with --save-occupancy")
 
     header = results_header(pipeline, bag, settings)
     earlier = unfinished_results(args.out, header) if args.resume else None
@@ -115,34 +120,48 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _add_train(commands: Commands) -> None:
-    train = commands.add_parser("train", help="train a variant on nuScenes; under torchrun on several GPUs")
+    train = commands.add_parser(
+        "train",
+        help="train or fine-tune a variant on data in the format of nuScenes; on several GPUs under torchrun",
+    )
     add_variant(train)
     train.add_argument(
-        "--data", type=Path, nargs="+", required=True, metavar="ROOT", help="nuScenes dataroots, trained on together"
+        "--data",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="ROOT",
+        help="one or more nuScenes dataroots, all trained on",
     )
     add_version(train)
-    train.add_argument("--split", help="default: the one for training of each root's version")
+    train.add_argument("--split", help="default: the training split of each root's version")
     train.add_argument("--labels", default=LABELS_FOLDER, help=LABELS_HELP)
-    train.add_argument("--out", type=Path, required=True, help="directory for weights, state and logs")
-    train.add_argument("--pretrained", type=Path, help="file to fill the backbone from, after --init")
-    train.add_argument("--init", type=Path, help="checkpoint of this variant to start from")
-    train.add_argument("--resume", action="store_true", help="go on from the state in --out")
+    train.add_argument("--out", type=Path, required=True, help="directory for weights, training state and logs")
+    train.add_argument("--pretrained", type=Path, help="weights file for the backbone, loaded after --init")
+    train.add_argument("--init", type=Path, help="checkpoint of this variant to start from, e.g. to fine-tune it")
+    train.add_argument("--resume", action="store_true", help="continue from the training state in --out")
     train.add_argument(
         "--part",
         default="all",
         metavar="NAME",
-        help="train this part of the model alone, one that its family names: decoder (on features that are made once "
-        "and kept in --out until the end), or encoder (on single frames; a start for --init) (default: %(default)s)",
+        help="train only this part of the model, if its family offers it: decoder (on features computed once and "
+        "kept in --out until the end) or encoder (on single frames; use the result with --init) (default: %(default)s)",
     )
-    train.add_argument("--epochs", type=int, help="default: the variant's")
-    train.add_argument("--lr", type=float, help="default: the variant's")
-    train.add_argument("--batch", type=int, help="samples a process (default: the variant's, divided among all)")
-    train.add_argument("--seed", type=whole_number(0), default=0)
-    train.add_argument("--device", default="auto")
-    train.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="bf16", help="default: %(default)s")
-    train.add_argument("--recompute", action="store_true", help="less memory, more time: compute activations twice")
+    train.add_argument("--epochs", type=int, help="number of epochs (default: the variant's)")
+    train.add_argument("--lr", type=float, help="learning rate (default: the variant's)")
     train.add_argument(
-        "--workers", type=whole_number(0), default=4, help="processes that read ahead (default: %(default)s)"
+        "--batch", type=int, help="samples per process (default: the variant's batch, divided among the processes)"
+    )
+    train.add_argument("--seed", type=whole_number(0), default=0, help="default: %(default)s")
+    train.add_argument("--device", default="auto", help=DEVICE_HELP)
+    train.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="bf16", help="default: %(default)s")
+    train.add_argument(
+        "--recompute",
+        action="store_true",
+        help="use less memory and more time: compute activations again in the backward pass",
+    )
+    train.add_argument(
+        "--workers", type=whole_number(0), default=4, help="data loading processes (default: %(default)s)"
     )
     train.set_defaults(command=_train)
 
@@ -173,7 +192,7 @@ def _train(args: argparse.Namespace) -> int:
         workers=args.workers,
     )
     result = train(config, data, settings)
-    print(f"{'done' if result.finished else 'stopped; go on with --resume'}: {result.steps} steps, in {args.out}")
+    print(f"{'done' if result.finished else 'stopped; continue with --resume'}: {result.steps} steps, in {args.out}")
     return 0
 
 
@@ -190,17 +209,22 @@ def _training_data(args: argparse.Namespace, config: VariantConfig, root: Path) 
 def _add_bench(commands: Commands) -> None:
     bench = commands.add_parser(
         "bench",
-        help="time a variant as the publications do; without --variant, the node and its transport",
+        help="time a variant by the protocol of the publications; without --variant, the node and its transport",
     )
-    bench.add_argument("--out", type=Path, default=Path("output/bench"), help="directory for the figures as JSON")
+    bench.add_argument(
+        "--out",
+        type=Path,
+        default=Path("output/bench"),
+        help="directory for the results as JSON (default: %(default)s)",
+    )
     add_variant(bench, required=False)
     bench.add_argument(
         "--checkpoint",
         type=Path,
-        help="weights (default: those shipped with the variant, or untrained ones, which take as long)",
+        help="weights (default: those shipped with the variant, else untrained ones, which take as long)",
     )
-    bench.add_argument("--frames", type=int, default=50, help="that count (default: %(default)s)")
-    bench.add_argument("--device", default="auto")
+    bench.add_argument("--frames", type=int, default=50, help="number of timed frames (default: %(default)s)")
+    bench.add_argument("--device", default="auto", help=DEVICE_HELP)
     add_precision(bench)
     bench.set_defaults(command=_bench)
 
@@ -222,19 +246,23 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _add_demo(commands: Commands) -> None:
-    demo = commands.add_parser("demo", help="a short drive through the real node over DDS, with pictures at the end")
-    demo.add_argument("--out", type=Path, default=Path("output/demo"))
-    demo.add_argument("--nuscenes", type=Path, metavar="ROOT", help="a real scene instead of a made-up drive")
-    demo.add_argument("--version", default="v1.0-mini", help="of ROOT's tables (default: %(default)s)")
-    demo.add_argument("--scene", default="scene-0103")
+    demo = commands.add_parser(
+        "demo", help="play a short drive to the real node over DDS and make pictures and a video"
+    )
+    demo.add_argument("--out", type=Path, default=Path("output/demo"), help="directory (default: %(default)s)")
     demo.add_argument(
-        "--seconds", type=duration, default=10.0, help="length of the made-up drive (default: %(default)s)"
+        "--nuscenes", type=Path, metavar="ROOT", help="play a scene of this dataroot instead of a synthetic drive"
+    )
+    demo.add_argument("--version", default="v1.0-mini", help="of ROOT's tables (default: %(default)s)")
+    demo.add_argument("--scene", default="scene-0103", help="in ROOT (default: %(default)s)")
+    demo.add_argument(
+        "--seconds", type=duration, default=10.0, help="length of the synthetic drive (default: %(default)s)"
     )
     add_variant(demo, required=False, default=TINY_DETECTOR)
     demo.add_argument(
         "--checkpoint",
         type=Path,
-        help=f"weights (default: those that are shipped, beside those of {TINY_OCCUPANCY}; or untrained ones)",
+        help=f"weights; the variant then runs alone (default: those shipped, with {TINY_OCCUPANCY}, or untrained ones)",
     )
     demo.set_defaults(command=_demo)
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from bev_perception.sensing.synchronizer import SynchronizerSettings
 
 Commands = argparse._SubParsersAction
-LABELS_HELP = "folder of occupancy labels, relative to ROOT or on its own (default: %(default)s)"
+DEVICE_HELP = "auto, cpu, cuda or cuda:N; auto is a GPU if there is one, else the CPU (default: %(default)s)"
+LABELS_HELP = "folder of occupancy labels, relative to ROOT or absolute (default: %(default)s)"
 
 
 def whole_number(lowest: int) -> Callable[[str], int]:
@@ -42,14 +43,17 @@ def duration(text: str) -> float:
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Add --checkpoint."""
-    parser.add_argument("--checkpoint", type=Path, help="weights (default: those that are shipped with the variant)")
+    parser.add_argument("--checkpoint", type=Path, help="weights (default: those shipped with the variant)")
 
 
 def add_variant(parser: argparse.ArgumentParser, required: bool = True, default: str | None = None) -> None:
     """Add --variant and --set; see apply_changes."""
     shown = f" (default: {default})" if default else ""
     parser.add_argument(
-        "--variant", required=required, default=default, help=f"name of a variant, or path of a YAML file{shown}"
+        "--variant",
+        required=required,
+        default=default,
+        help=f"name of a variant, or path of a YAML file of your own{shown}",
     )
     parser.add_argument(
         "--set",
@@ -85,7 +89,9 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def add_version(parser: argparse.ArgumentParser) -> None:
     """Add --version; see data_version."""
-    parser.add_argument("--version", help="of nuScenes' tables (default: that of the only tables in ROOT)")
+    parser.add_argument(
+        "--version", help="of the nuScenes tables, e.g. v1.0-mini (default: that of the only tables in ROOT)"
+    )
 
 
 def data_version(args: argparse.Namespace, root: Path) -> str:
@@ -101,20 +107,24 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("fp32", "tf32", "bf16", "fp16"),
         default="fp32",
-        help="of backbone and neck (default: %(default)s)",
+        help="of backbone and neck; the rest computes in fp32 (default: %(default)s)",
     )
 
 
 def add_bag_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that open_bag reads."""
-    parser.add_argument("--cameras", nargs="+", metavar="NAME", help="of the bag; default: the six of nuScenes")
-    parser.add_argument("--prefix", help="of the cameras' topics (default: /bev_perception/input)")
     parser.add_argument(
-        "--remap", nargs="+", default=[], metavar="BAG_TOPIC:=TOPIC", help="where the bag's names differ"
+        "--cameras", nargs="+", metavar="NAME", help="cameras in the bag (default: the six of nuScenes)"
     )
-    parser.add_argument("--anchor", default="", help="camera whose stamp a set takes (default: the first)")
-    parser.add_argument("--base-frame", default=BASE_FRAME, help="default: %(default)s")
-    parser.add_argument("--fixed-frame", default=FIXED_FRAME, help="default: %(default)s")
+    parser.add_argument("--prefix", help="prefix of the cameras' topics (default: /bev_perception/input)")
+    parser.add_argument(
+        "--remap", nargs="+", default=[], metavar="BAG_TOPIC:=TOPIC", help="topics that have another name in the bag"
+    )
+    parser.add_argument(
+        "--anchor", default="", help="camera whose stamp becomes the stamp of the frame (default: the first)"
+    )
+    parser.add_argument("--base-frame", default=BASE_FRAME, help="tf frame of the vehicle (default: %(default)s)")
+    parser.add_argument("--fixed-frame", default=FIXED_FRAME, help="tf frame of the world (default: %(default)s)")
 
 
 def open_bag(args: argparse.Namespace, path: Path) -> tuple[BagReader, SynchronizerSettings]:

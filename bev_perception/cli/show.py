@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bev_perception.cli.options import (
+    DEVICE_HELP,
     Commands,
     add_bag_options,
     add_checkpoint,
@@ -24,27 +25,46 @@ if TYPE_CHECKING:
 def add_commands(commands: Commands) -> None:
     """Add `show boxes`, `show points`, `show occupancy` and `show curves`."""
     show = commands.add_parser("show", help="draw pictures or a video").add_subparsers(required=True, metavar="COMMAND")
-    boxes = show.add_parser("boxes", help="a variant's boxes in the images and from above, beside nuScenes' own")
-    boxes.add_argument("--score-threshold", type=float, default=0.3, help="default: %(default)s")
+    boxes = show.add_parser(
+        "boxes", help="a variant's boxes in the images and from above, next to the ground truth of nuScenes"
+    )
+    boxes.add_argument(
+        "--score-threshold", type=float, default=0.3, help="lowest score of a box (default: %(default)s)"
+    )
     boxes.add_argument("--max-boxes", type=int, help="draw only the best ones (default: the variant's limit)")
     boxes.set_defaults(command=_show_boxes)
 
     points = show.add_parser("points", help="where the queries of a detector sample the images, stage by stage")
-    points.add_argument("--query", type=int, nargs="+", metavar="N", help="their numbers (default: the best --top)")
-    points.add_argument("--top", type=int, default=3, help="number of queries with the best scores (default: 3)")
-    points.add_argument("--frame", type=int, default=0, help="0: the current one; 1: the first of the past; ...")
+    points.add_argument(
+        "--query", type=int, nargs="+", metavar="N", help="indices of the queries (default: the --top best)"
+    )
+    points.add_argument(
+        "--top", type=int, default=3, help="number of queries with the best scores (default: %(default)s)"
+    )
+    points.add_argument(
+        "--frame",
+        type=int,
+        default=0,
+        help="frame to draw in; 0: the current one, 1: the newest past one, ... (default: %(default)s)",
+    )
     points.set_defaults(command=_show_points)
 
-    occupancy = show.add_parser("occupancy", help="a variant's occupancy in 3D and from above; or a file of labels")
-    occupancy.add_argument("--file", type=Path, metavar="labels.npz", help="draw this file to --out, run nothing")
+    occupancy = show.add_parser("occupancy", help="a variant's occupancy, or a file of labels, in 3D and from above")
     occupancy.add_argument(
-        "--labels", type=Path, metavar="DIR", help="draw these beside it; relative to ROOT or on its own"
+        "--file", type=Path, metavar="labels.npz", help="draw this file to --out instead of running a variant"
     )
-    occupancy.add_argument("--semantic", action="store_true", help="colours of classes where objects have their own")
+    occupancy.add_argument(
+        "--labels", type=Path, metavar="DIR", help="folder of labels to draw next to it, relative to ROOT or absolute"
+    )
+    occupancy.add_argument(
+        "--semantic", action="store_true", help="colour objects by class instead of one colour per object"
+    )
     occupancy.set_defaults(command=_show_occupancy)
 
-    curves = show.add_parser("curves", help="the losses of a training, as a table and a picture")
-    curves.add_argument("--log", type=Path, nargs="+", required=True, metavar="log.jsonl", help="several: one training")
+    curves = show.add_parser("curves", help="the losses of a training run, as a table and a picture")
+    curves.add_argument(
+        "--log", type=Path, nargs="+", required=True, metavar="log.jsonl", help="several files are joined into one run"
+    )
     curves.add_argument("--out", type=Path, required=True, metavar="NAME", help="writes NAME.csv and NAME.png")
     curves.set_defaults(command=_show_curves)
 
@@ -54,15 +74,17 @@ def add_commands(commands: Commands) -> None:
         add_checkpoint(parser)
         source = parser.add_mutually_exclusive_group(required=needed)
         source.add_argument("--data", type=Path, metavar="ROOT", help="a nuScenes dataroot")
-        source.add_argument("--bag", type=Path)
+        source.add_argument("--bag", type=Path, help="directory of a rosbag2 bag")
         add_version(parser)
         which = parser.add_mutually_exclusive_group()
         which.add_argument("--scene", help="name of a nuScenes scene, e.g. scene-0103")
-        which.add_argument("--sample", metavar="TOKEN", help="the one key frame of nuScenes to show")
+        which.add_argument("--sample", metavar="TOKEN", help="token of a single key frame of nuScenes to show")
         add_bag_options(parser)
-        parser.add_argument("--out", type=Path, required=True, help="directory to fill; with --file the picture")
-        parser.add_argument("--video", action="store_true", help="one mp4 in place of a picture a frame")
-        parser.add_argument("--device", default="auto")
+        parser.add_argument(
+            "--out", type=Path, required=True, help="directory for the pictures; with --file, the picture"
+        )
+        parser.add_argument("--video", action="store_true", help="write one mp4 instead of a picture per frame")
+        parser.add_argument("--device", default="auto", help=DEVICE_HELP)
 
 
 def _show_curves(args: argparse.Namespace) -> int:
