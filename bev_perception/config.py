@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import hashlib
+import json
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from bev_perception.strict import ConfigError
@@ -312,3 +314,24 @@ class VariantConfig:
     class_names: tuple[str, ...] = ()
     training: TrainingConfig | None = None
     provenance: Provenance = field(default_factory=Provenance)
+
+
+def digest(config: VariantConfig) -> str:
+    """Return what tells a variant from one with other settings, its recipe included.
+
+    Settings at their defaults do not count: a new one with a default ends neither trainings nor results that are to be
+    resumed.
+    """
+    settings = _other_than_default(replace(config, provenance=Provenance()))
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _other_than_default(value: Any) -> Any:
+    """Return plain values of a setting; of a dataclass only the fields that differ from their defaults."""
+    if is_dataclass(value):
+        default = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(value)}
+        own = {name: getattr(value, name) for name in default}
+        return {name: _other_than_default(v) for name, v in own.items() if v != default[name]}
+    if isinstance(value, (tuple, list)):
+        return [_other_than_default(item) for item in value]
+    return value

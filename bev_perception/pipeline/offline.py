@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from bev_perception.config import digest
 from bev_perception.data.occupancy_labels import write_occupancy
 from bev_perception.data.rosbag import BagEvent, BagReader, CalibrationEvent, ImageEvent, TransformEvent
 from bev_perception.families.catalog import family_of
@@ -83,6 +84,7 @@ def results_header(pipeline: Pipeline, bag: BagReader, settings: SynchronizerSet
         "variants": {variant.config.name: str(variant.checkpoint.path) for variant in pipeline.variants},
         "sha256": {variant.config.name: _sha256(variant.checkpoint.path) for variant in pipeline.variants},
         "trained": pipeline.trained,
+        "settings": {variant.config.name: digest(variant.config) for variant in pipeline.variants},
         "classes": {variant.config.name: list(variant.config.class_names) for variant in pipeline.variants},
         "score_threshold": threshold,
         "max_detections": count,

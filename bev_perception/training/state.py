@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bev_perception.config import Provenance, VariantConfig
 from bev_perception.models.checkpoints import save_checkpoint
 from bev_perception.models.protocol import Model
 from bev_perception.strict import UserError
@@ -40,26 +37,6 @@ class Identity:
     epochs: int
     lr: float
     precision: str
-
-
-def digest(config: VariantConfig) -> str:
-    """Return what tells a variant from one with other settings, its recipe included.
-
-    Settings at their defaults do not count, so that a new one with a default leaves trainings what they are.
-    """
-    settings = _other_than_default(replace(config, provenance=Provenance()))
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _other_than_default(value: Any) -> Any:
-    """Return plain values of a setting; of a dataclass only the fields that differ from their defaults."""
-    if is_dataclass(value):
-        default = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(value)}
-        own = {name: getattr(value, name) for name in default}
-        return {name: _other_than_default(v) for name, v in own.items() if v != default[name]}
-    if isinstance(value, (tuple, list)):
-        return [_other_than_default(item) for item in value]
-    return value
 
 
 def save_state(

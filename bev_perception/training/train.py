@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bev_perception.config import TrainingConfig, VariantConfig
+from bev_perception.config import TrainingConfig, VariantConfig, digest
 from bev_perception.families.catalog import build_model, family_of
 from bev_perception.models.checkpoints import load_checkpoint, load_pretrained
 from bev_perception.models.encoder import ENCODER_PARTS
@@ -30,7 +30,7 @@ from bev_perception.supervision.step import TrainingStep, freeze
 from bev_perception.training.loading import epoch_order, explained_losses, load_epoch
 from bev_perception.training.progress import Progress
 from bev_perception.training.scaling import SkippedSteps
-from bev_perception.training.state import STATE, Identity, TrainingError, digest, load_state, save_state
+from bev_perception.training.state import STATE, Identity, TrainingError, load_state, save_state
 
 #: directory of a training that keeps the features of a frozen encoder while it runs
 FEATURES = "features"

@@ -6,8 +6,8 @@ from dataclasses import field, make_dataclass
 import pytest
 import torch
 
-from bev_perception.config import BevAugmentationConfig, Provenance
-from bev_perception.training.state import STATE, Identity, TrainingError, digest, load_state, save_state
+from bev_perception.config import BevAugmentationConfig, Provenance, digest
+from bev_perception.training.state import STATE, Identity, TrainingError, load_state, save_state
 
 from .kit import small_config, small_occupancy_config
 
