@@ -19,7 +19,7 @@ test: .venv/.installed .venv-client/.installed  ## all tests but the slow ones, 
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=90
 
-test-slow: .venv/.installed  ## the made-up world, which is compiled first, the demo in it, large parity cases
+test-slow: .venv/.installed  ## the synthetic world, which is compiled first, the demo in it, large parity cases
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: .venv/.installed  ## style, types, layers
