@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +41,12 @@ CASES = find_cases()
 pytestmark = pytest.mark.skipif(not CASES, reason=f"no augmentation case in $BEV_PARITY or {PARITY}")
 
 
-@pytest.fixture(scope="module")
-def picture():
-    """The picture that the case defines by a formula, camera 3."""
+def picture(case):
+    """Return the picture [900, 1600, 3] that a case defines by a formula, which ends with the number of a camera."""
+    (camera,) = re.findall(r"with cam=(\d+)$", case["random_transform"]["image"])
     y, x = np.mgrid[: SOURCE[0], : SOURCE[1], :1][:2]
-    c = np.arange(3)
-    return ((7 * x + 13 * y + 50 * c + x * y // 97 + 40 * ((x // 40 + y // 30) % 2) + 31 * 3) % 256).astype(np.uint8)
+    tiles = 40 * ((x // 40 + y // 30) % 2)
+    return ((7 * x + 13 * y + 50 * np.arange(3) + x * y // 97 + tiles + 31 * int(camera)) % 256).astype(np.uint8)
 
 
 def image_config(crop):
@@ -62,14 +63,15 @@ def check_transform(transform, wanted):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_image_transform(case, picture):
+def test_image_transform(case):
     info, outputs = case
+    source = picture(info)
     for i, wanted in enumerate(info["random_transform"]["cases"]):
         config = image_config(wanted["crop"])
         transform = train_transform(SOURCE, config, wanted["resize"], wanted["crop"][0], wanted["flip"])
         check_transform(transform, wanted)
         np.testing.assert_allclose(transform.ida, outputs[f"rt{i}.ida"], rtol=1e-6)
-        pixels = resample_image(picture, transform)
+        pixels = resample_image(source, transform)
         np.testing.assert_array_equal(pixels[::11, ::11], outputs[f"rt{i}.u8"])
         np.testing.assert_array_equal(pixels.sum((0, 1), dtype=np.int64), outputs[f"rt{i}.checksum"])
 
