@@ -21,9 +21,10 @@ from bev_perception.config import VariantConfig
 from bev_perception.data.queues import evaluation_queue, read_frame
 from bev_perception.data.records import Records
 from bev_perception.evaluation.errors import EvaluationError
+from bev_perception.models.device import choose_device
 from bev_perception.models.precision import check_precision, encoder_precision, strict_float32
 from bev_perception.models.protocol import Encoded, Model
-from bev_perception.pipeline.loading import choose_device, load_weights
+from bev_perception.pipeline.loading import load_weights
 from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
 from bev_perception.results.boxes import to_ego
 from bev_perception.sensing.preprocess import NoUsableViewError, Preprocessor

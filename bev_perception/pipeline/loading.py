@@ -11,24 +11,10 @@ from bev_perception.families.catalog import build_model
 from bev_perception.families.variants import Variant, load_variant, shipped_weights
 from bev_perception.health import Health
 from bev_perception.models.checkpoints import load_checkpoint, save_checkpoint
+from bev_perception.models.device import choose_device
 from bev_perception.pipeline.encoders import LoadedVariant
 from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
 from bev_perception.strict import ConfigError
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device called `name`; "auto" is the first GPU, or the CPU where there is none.
-
-    Raises ConfigError for a device that this machine does not have or this build of PyTorch does not support.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} cannot be used: {error}; choose 'auto', 'cpu' or 'cuda:N'") from error
-    return device
 
 
 def give_back_device_memory() -> None:

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bev_perception.config import TrainingConfig, VariantConfig, digest
 from bev_perception.families.catalog import build_model, family_of
 from bev_perception.models.checkpoints import load_checkpoint, load_pretrained
+from bev_perception.models.device import choose_device
 from bev_perception.models.encoder import ENCODER_PARTS
 from bev_perception.models.precision import PRECISIONS, tiny_is_zero
 from bev_perception.supervision.parts import TrainedPart
@@ -47,7 +48,7 @@ class TrainSettings:
     resume: go on from the state in out.
     part: what of the model is trained: "all", or a part that the variant's family names; see TrainedPart.
     epochs, lr: other ones than the variant's.  batch: samples a step and process; unless given, the variant's batch is
-    divided among the processes.  device: "auto", "cpu" or "cuda".
+    divided among the processes.  device: "auto", "cpu", "cuda" or "cuda:N".
     precision: of the backbone, the neck and the perspective head's wide layers, "fp32", "bf16" or "fp16"; all else
     computes in float32.
     recompute: save memory by computing activations twice.  workers: processes that read ahead, for each of training.
@@ -102,8 +103,8 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
     recipe = _check(config, part, settings)
     epochs = recipe.epochs if settings.epochs is None else settings.epochs
     lr = recipe.lr if settings.lr is None else settings.lr
-    settings.out.mkdir(parents=True, exist_ok=True)
-    with _join_processes(settings.device) as processes, _StopOnSignal() as stop, contextlib.ExitStack() as stack:
+    with join_processes(settings.device) as processes, _StopOnSignal() as stop, contextlib.ExitStack() as stack:
+        settings.out.mkdir(parents=True, exist_ok=True)
         stack.enter_context(tiny_is_zero())
         stack.enter_context(explained_losses())
         device = processes.device
@@ -300,21 +301,26 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 
 @contextlib.contextmanager
-def _join_processes(device: str) -> Iterator[Processes]:
-    """Join the processes that torchrun started, or stand alone; yield which one this is."""
+def join_processes(device: str) -> Iterator[Processes]:
+    """Join the processes that torchrun started, or stand alone; yield which one this is.
+
+    device: as in TrainSettings; each process of torchrun takes a GPU of its own.
+
+    Raises ConfigError or TrainingError for a device that cannot be used.
+    """
     count, rank, local = (
         int(os.environ.get(name, d)) for name, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
     )
+    if count > 1 and device.startswith("cuda:"):
+        raise TrainingError(f"device is {device!r}, but each process takes one of its own under torchrun; give 'cuda'")
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    chosen = torch.device("cuda", local) if on_gpu else torch.device("cpu" if device == "auto" else device)
-    if on_gpu:
-        if not torch.cuda.is_available():
-            raise TrainingError("device is 'cuda', but there is none here; use 'cpu' or 'auto'")
+    chosen = choose_device(f"cuda:{local}" if on_gpu else device)
+    if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if count == 1:
         yield Processes(0, 1, chosen)
         return
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Processes(rank, count, chosen)
     finally:

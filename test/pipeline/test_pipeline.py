@@ -14,7 +14,7 @@ from bev_perception.geometry import make_transform, transform_points
 from bev_perception.health import Health
 from bev_perception.models.encoder import CameraModel
 from bev_perception.models.protocol import NotFiniteError
-from bev_perception.pipeline.loading import choose_device, load_pipeline, write_initial_weights
+from bev_perception.pipeline.loading import load_pipeline, write_initial_weights
 from bev_perception.pipeline.offline import collect_frames
 from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
 from bev_perception.sensing.preprocess import NoUsableViewError, reference2ego
@@ -198,14 +198,6 @@ def test_a_variant_that_needs_the_future_is_refused(pipeline):
     config = dataclasses.replace(config, frames=dataclasses.replace(config.frames, future=7))
     with pytest.raises(ConfigError, match="7 frames into the future"):
         Pipeline([dataclasses.replace(pipeline.variants[0], config=config)], pipeline.device)
-
-
-def test_devices():
-    assert choose_device("cpu") == torch.device("cpu")
-    assert choose_device("auto").type in ("cpu", "cuda")
-    for name in ("cuda:99", "toaster"):
-        with pytest.raises(ConfigError, match=f"device '{name}'.*choose 'auto'"):
-            choose_device(name)
 
 
 def test_without_a_checkpoint_the_shipped_weights_run(shipped, untrained, occupancy_weights):

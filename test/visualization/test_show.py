@@ -20,7 +20,8 @@ from bev_perception.data.synthetic import World
 from bev_perception.evaluation.running import run_rows
 from bev_perception.families.variants import load_variant, variants_directory
 from bev_perception.geometry import invert_transform
-from bev_perception.pipeline.loading import choose_device, write_initial_weights
+from bev_perception.models.device import choose_device
+from bev_perception.pipeline.loading import write_initial_weights
 from bev_perception.results.boxes import to_ego
 from bev_perception.sensing.synchronizer import SynchronizerSettings
 from bev_perception.types import OCC3D_GRID
