@@ -24,7 +24,7 @@ from bev_perception.families.catalog import build_model, family_of
 from bev_perception.models.checkpoints import load_checkpoint, load_pretrained
 from bev_perception.models.device import choose_device
 from bev_perception.models.encoder import ENCODER_PARTS
-from bev_perception.models.precision import PRECISIONS, tiny_is_zero
+from bev_perception.models.precision import PRECISIONS, strict_float32, tiny_is_zero
 from bev_perception.supervision.parts import TrainedPart
 from bev_perception.supervision.samples import Batch, EncodableData, TrainingData
 from bev_perception.supervision.step import TrainingStep, freeze
@@ -108,6 +108,7 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
         stack.enter_context(tiny_is_zero())
         stack.enter_context(explained_losses())
         device = processes.device
+        stack.enter_context(strict_float32(device))
         batch = _share(recipe.batch, processes.count) if settings.batch is None else settings.batch
         steps_per_epoch = -(-len(data) // (batch * processes.count))
         total_steps = epochs * steps_per_epoch

@@ -23,8 +23,8 @@ from bev_perception.families.catalog import family_of
 from bev_perception.families.family import BOXES, INSTANCES, OCCUPANCY, Family
 from bev_perception.families.variants import Variant, load_variant
 from bev_perception.health import Health
-from bev_perception.models.sampling_trace import SamplingTrace
 from bev_perception.models.device import choose_device
+from bev_perception.models.sampling_trace import SamplingTrace
 from bev_perception.pipeline.encoders import LoadedVariant
 from bev_perception.pipeline.loading import load_weights
 from bev_perception.pipeline.offline import collect_frames

@@ -154,7 +154,9 @@ def test_a_flood_is_bounded_and_the_newest_wins(start):
         time.sleep(1 / 40)  # three to ten times the model's rate
     peer.wait_detection(last)
     values = peer.wait_diagnostics(lambda v: int(v.get("dropped: model busy", 0)) > 50)
-    assert len(peer.stamps()) - answered + int(values["dropped: model busy"]) > 55  # best effort loses the rest on a busy machine
+    assert (
+        len(peer.stamps()) - answered + int(values["dropped: model busy"]) > 55
+    )  # best effort loses the rest on a busy machine
     assert peer.stamps() == sorted(peer.stamps())
     after, _ = node.resident_bytes()
     assert after - before < 150e6, values
