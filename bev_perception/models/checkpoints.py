@@ -92,7 +92,7 @@ def load_pretrained(model: nn.Module, path: str | Path, part: str) -> None:
     Weights that do not belong to the part are ignored: those of another model's decoder may fit by chance.
 
     Raises CheckpointError for a file that cannot be read, as load_checkpoint does, and for one that lacks weights of
-    the part. The model is then unchanged.
+    the part or whose weights of it are NaN or infinite. The model is then unchanged.
     """
     path = Path(path)
     state, _, _ = _read(path)
@@ -126,7 +126,11 @@ def save_checkpoint(model: nn.Module, path: str | Path, metadata: dict[str, str]
     if getattr(model, "legacy_boxes", False):
         metadata = {**metadata, "version": LEGACY_VERSION}
     partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
+    partial.touch()
+    mode = partial.stat().st_mode  # as the umask says; safetensors would let the owner alone read the file
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, partial, metadata)
+    partial.chmod(mode)
     os.replace(partial, path)
 
 
@@ -219,12 +223,13 @@ def _check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], 
 
 
 def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
-    """Raise CheckpointError, naming the weights that hold NaN or infinity."""
-    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-    if broken:
+    """Raise CheckpointError, naming the tensors, for weights that are NaN or infinite."""
+    bad = {key: int((~value.isfinite()).sum()) for key, value in state.items() if value.is_floating_point()}
+    named = [f"{key} ({count} of {state[key].numel()})" for key, count in bad.items() if count]
+    if named:
         raise CheckpointError(
-            f"{len(broken)} of the {len(state)} weights in {path} hold NaN or infinity, so that no result would mean "
-            f"anything; take weights from before the training diverged.{_listing(broken)}"
+            f"{path} holds weights that are not finite: {_shorten(named)}; the training that wrote them has diverged: "
+            "take weights that were saved before"
         )
 
 
