@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from bev_perception.config import ConfigError, TrainingConfig, VariantConfig
@@ -21,6 +23,7 @@ from bev_perception.geometry import invert_transform
 from bev_perception.sensing.images import ImageError, decode_image
 from bev_perception.sensing.preprocess import ImageTransform, image_transform, resample_image
 from bev_perception.supervision.samples import EncodableData, Encode, TrainingSample
+from bev_perception.training.state import TrainingError
 
 LOG = logging.getLogger(__name__)
 
@@ -151,7 +154,10 @@ class EncodedTraining(NuScenesTraining):
                 self._place.setdefault(tuple(image_set.tolist()), (len(self._place), index))
 
     def write(self, encode: Encode) -> None:
-        """Encode this process's share of the images; what cannot be read is left out, which a warning names."""
+        """Encode this process's share of the images; what cannot be read is left out, which a warning names.
+
+        Raises TrainingError for features beyond float16's range.
+        """
         mine = list(self._place.items())[self._part :: self._parts]
         usable, levels = np.zeros(len(mine), bool), list[np.memmap]()
         for row, (image_set, (_, index)) in enumerate(tqdm(mine, desc="encode", unit="frame", disable=self._part > 0)):
@@ -167,8 +173,8 @@ class EncodedTraining(NuScenesTraining):
                 np.lib.format.open_memmap(self._file(k, self._part), "w+", np.float16, (len(mine), *level.shape))
                 for k, level in enumerate(features)
             ]
-            for level, values in zip(levels, features, strict=True):
-                level[row] = values.half().cpu().numpy()
+            for k, (level, values) in enumerate(zip(levels, features, strict=True)):
+                level[row] = _as_half(values, k)
             usable[row] = True
         for level in levels:
             level.flush()
@@ -194,6 +200,17 @@ class EncodedTraining(NuScenesTraining):
             files = (self._file(level, part) for level in range(self._config.neck.num_outs))
             frames.append([np.load(file, mmap_mode="r")[row] for file in files])
         return tuple(np.stack(level) for level in zip(*frames, strict=True))
+
+
+def _as_half(values: Tensor, level: int) -> np.ndarray:
+    """Return the features of a level as float16.  Raises TrainingError for values that it cannot hold."""
+    half = values.half()
+    if not half.isfinite().all():
+        raise TrainingError(
+            f"the features of level {level} reach {values.abs().max().item():.3g}, but they are kept as float16, which "
+            f"ends at {torch.finfo(torch.float16).max:.0f}; train encoder and decoder together, or use another encoder"
+        )
+    return half.cpu().numpy()
 
 
 class JoinedData:

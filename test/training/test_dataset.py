@@ -22,6 +22,7 @@ from bev_perception.sensing.preprocess import Preprocessor
 from bev_perception.training import dataset
 from bev_perception.training.dataset import JoinedData, NuScenesTraining
 from bev_perception.training.loading import collate
+from bev_perception.training.state import TrainingError
 from bev_perception.training.train import find_part, train
 
 from .kit import augmented, settings, small_config
@@ -170,6 +171,19 @@ def test_an_image_that_cannot_be_encoded_costs_its_key_frame_alone(records, synt
     assert "its key frame takes no part" in caplog.text
     assert data.sample(9, rng()).images[0].shape == (1, 6, 2, 2, 3)
     assert "could not be read; another key frame takes its place" in caplog.text
+
+
+@pytest.mark.parametrize("bad", [7e4, -float("inf"), float("nan")])
+def test_features_that_float16_cannot_hold_are_named(records, tmp_path, bad):
+    config = dataclasses.replace(CONFIG, frames=FramesConfig(past=0))
+
+    def encode(pixels):
+        levels = [torch.zeros(len(pixels), 2, 2, 3) for _ in range(3)]
+        levels[1][0, 0, 0, 0] = bad
+        return levels
+
+    with pytest.raises(TrainingError, match="features of level 1 .*float16.*another encoder"):
+        NuScenesTraining(config, records).encoded(encode, tmp_path / "features", 0, 1)
 
 
 def test_the_command_trains_a_decoder_alone(records, tmp_path, capsys):
