@@ -17,7 +17,7 @@ test: .venv/.installed .venv-client/.installed  ## all tests but the slow ones, 
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -m "not slow and not ros" -n 2 --dist worksteal $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -m "ros and not slow" -n 3 --dist worksteal $(ARGS)
 	$(BIN)/coverage combine -q
-	$(BIN)/coverage report --fail-under=90
+	$(BIN)/coverage report --fail-under=95
 
 test-slow: .venv/.installed  ## the synthetic world, which is compiled first, the demo in it, large parity cases
 	$(BIN)/python -m pytest -m slow $(ARGS)
