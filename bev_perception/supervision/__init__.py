@@ -1,1 +1,1 @@
-"""What families share to be trained."""
+"""What all model families share for training: samples, losses and the forward pass."""

@@ -1,4 +1,4 @@
-"""Losses and costs that families share: the focal loss, optimal matching, counts over all processes."""
+"""Losses and matching costs that families share: focal loss, optimal matching, counts averaged over processes."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 CLASS_WEIGHT, BOX_WEIGHT = 2.0, 0.25
-
-
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
-
-
-#: added to probabilities before their logarithm is taken as a cost
+#: added to probabilities before the logarithm of a cost
 COST_EPS = 1e-12
-
-
-#: what an infinite or undefined cost counts as
+#: replaces infinite and NaN costs
 WORST_COST = 100.0
+#: added to the number of boxes that losses are divided by, as in the reference (float32's step at 1)
+COUNT_EPS = 1.1920928955078125e-07
 
 
 def focal_cost(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return what it costs [Q, n] to call a query by a class, as in the focal loss: logits [Q, classes], labels [n]."""
+    """Return the classification cost [Q, n] of matching each query with each object, after the focal loss.
+
+    logits: [Q, classes].
+    labels: [n] int64, the objects' classes.
+    """
     probability = logits.sigmoid()
     found = FOCAL_ALPHA * (1 - probability) ** FOCAL_GAMMA * -(probability + COST_EPS).log()
     missed = (1 - FOCAL_ALPHA) * probability**FOCAL_GAMMA * -(1 - probability + COST_EPS).log()
@@ -33,20 +33,20 @@ def focal_cost(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def match(cost: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rows and columns [min(Q, n)] of the one-to-one matching of least total cost [Q, n]."""
+    """Return the rows and columns [min(Q, n)] of the one-to-one matching with the least total cost.
+
+    cost: [Q, n].
+    """
     finite = cost.nan_to_num(nan=WORST_COST, posinf=WORST_COST, neginf=-WORST_COST)
     rows, columns = linear_sum_assignment(finite.cpu().numpy())
     return torch.from_numpy(rows).to(cost.device), torch.from_numpy(columns).to(cost.device)
 
 
-#: the reference divides by the number of boxes plus this (the smallest step of float32 at 1)
-COUNT_EPS = 1.1920928955078125e-07
-
-
 def focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the sum of the sigmoid focal loss (Lin et al., ICCV 2017).
 
-    logits: [n, classes].  labels: [n] int64; `classes` stands for no class at all.
+    logits: [n, classes].
+    labels: [n] int64; the value `classes` means none of them.
     """
     wanted = F.one_hot(labels, logits.shape[1] + 1)[:, :-1].to(logits)
     probability = logits.sigmoid()
@@ -56,7 +56,7 @@ def focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def average_count(counts: Sequence[int], device: torch.device) -> Tensor:
-    """Return numbers of this process, averaged over all that train together, [n] float64."""
+    """Return the counts [n] float64 averaged over all training processes."""
     values = torch.tensor(counts, device=device, dtype=torch.float64)
     if dist.is_initialized():
         dist.all_reduce(values)

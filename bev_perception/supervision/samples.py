@@ -1,4 +1,4 @@
-"""What a data set hands to training, and how its samples become batches in a repeatable order."""
+"""Samples, batches and the interface of data sets for training."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: of a voxel that belongs to no mask
+#: instance of voxels that belong to no mask
 NO_INSTANCE = -1
 
-#: what gives another tensor of the same values
+#: a function that moves or copies a tensor
 Change = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class BoxTruth:
-    """What a detector should say of a sample.
+    """Ground truth of a detector.
 
     boxes: [n, 9] float32 in the reference frame: centre x, y, z, length, width, height (m), yaw (rad), vx, vy (m/s; 0
-    where unknown).  labels: [n] int64.
+        where unknown).
+    labels: [n] int64, classes.
     """
 
     boxes: Tensor
@@ -36,11 +37,12 @@ class BoxTruth:
 
 @dataclass(frozen=True)
 class OccupancyTruth:
-    """What an occupancy model should say of a sample, on its grid in the reference frame.
+    """Ground truth of an occupancy model on its grid in the reference frame.
 
-    semantics: [X, Y, Z] uint8, classes, UNKNOWN_LABEL where unknown.
-    instances: [X, Y, Z] int16, what is to be found as one mask: indices into class_ids, or NO_INSTANCE.
-    class_ids: [M] int64, the masks' classes.  visible: [X, Y, Z] bool, where masks are compared; None: everywhere.
+    semantics: [X, Y, Z] uint8, classes, or UNKNOWN_LABEL.
+    instances: [X, Y, Z] int16, the mask that a voxel belongs to: an index into class_ids, or NO_INSTANCE.
+    class_ids: [M] int64, the masks' classes.
+    visible: [X, Y, Z] bool, voxels in which masks are compared; None: all.
     """
 
     semantics: Tensor
@@ -63,12 +65,13 @@ Truth = TypeVar("Truth", BoxTruth, OccupancyTruth)
 
 @dataclass(frozen=True)
 class TrainingSample(Generic[Truth]):
-    """One annotated moment: T frames of N cameras, the current frame first, in the model's order.
+    """An annotated key frame: T frames of N cameras, the current frame first, in the model's order.
 
-    images: [T, N, h, w, 3] uint8 BGR, resized, cropped and flipped, not yet normalised or padded; or what a frozen
-    encoder has made of them, for each level [T, N, h, w, C] float16.
-    reference2image: [T, N, 4, 4], the current reference frame (m) to depth-scaled pixels of each image; every
-    augmentation is already in it, as in the truth.  time_differences: [T] s, current minus frame t.
+    images: [T, N, h, w, 3] uint8 BGR, resized, cropped and flipped but not normalised or padded; or the features of a
+        frozen encoder, [T, N, h, w, C] float16 for each pyramid level.
+    reference2image: [T, N, 4, 4], from the current reference frame (m) to depth-scaled pixels, augmentation included.
+    time_differences: [T] s, the current frame's time minus each frame's.
+    truth: ground truth, augmented likewise.
     """
 
     images: np.ndarray | tuple[np.ndarray, ...]
@@ -78,41 +81,48 @@ class TrainingSample(Generic[Truth]):
 
 
 class TrainingData(Protocol[Truth]):
-    """A data set. `rng` is the only source of chance, so that the same number gives the same sample.
+    """A data set. All randomness comes from `rng`, so that the same seed gives the same sample.
 
-    A sample that cannot be used is the data set's to replace (by another that rng draws).
+    The data set itself replaces samples that cannot be used, by others that it draws with rng.
     """
 
     def __len__(self) -> int:
-        """Return the number of samples of one epoch."""
+        """Return the number of samples per epoch."""
 
     def sample(self, index: int, rng: np.random.Generator) -> TrainingSample[Truth]:
-        """Return sample `index`, augmented by draws from rng."""
+        """Return sample `index`, randomly augmented."""
 
 
-#: pixels [N, h, w, 3] uint8 BGR of the model's size to the levels of its pyramid, each [N, h, w, C]
+#: from pixels [N, h, w, 3] uint8 BGR in the model's input size to its pyramid, [N, h, w, C] for each level
 Encode = Callable[[np.ndarray], Sequence[Tensor]]
 
 
 @runtime_checkable
 class EncodableData(TrainingData[Truth], Protocol):
-    """A data set whose images can be encoded beforehand."""
+    """A data set whose images can be encoded before training."""
 
     def encoded(self, encode: Encode, folder: Path, part: int, parts: int) -> EncodableData[Truth]:
-        """Return the data set with features in the place of images; only the world of its samples is augmented.
+        """Return the data set with features instead of images; its samples are augmented in 3D only.
 
-        Every image is encoded once. Of `parts` processes each does its share and leaves it in the folder, an empty
-        one, for all; none may take a sample before all have done theirs.
+        Every image is encoded once, and every process encodes a share. No process may read a sample before all
+        processes have returned.
+
+        encode: computes the features.
+        folder: empty folder for the features, shared by all processes.
+        part: number of this process, from 0.
+        parts: number of processes.
         """
 
 
 @dataclass(frozen=True)
 class Batch(Generic[Truth]):
-    """B samples.
+    """B samples; see TrainingSample.
 
-    images: [B, T, N, h, w, 3] uint8, or for each level [B, T, N, h, w, C] float16.
-    reference2image: [B, T, N, 4, 4] float32.  time_differences: [B, T] float32.
-    truths: of each sample.  seeds: one a sample, for what is drawn on the device.
+    images: [B, T, N, h, w, 3] uint8, or [B, T, N, h, w, C] float16 for each pyramid level.
+    reference2image: [B, T, N, 4, 4] float32.
+    time_differences: [B, T] float32 s.
+    truths: ground truth of each sample.
+    seeds: a seed for each sample, for random numbers drawn after loading.
     """
 
     images: Tensor | tuple[Tensor, ...]
@@ -122,11 +132,11 @@ class Batch(Generic[Truth]):
     seeds: tuple[int, ...]
 
     def to(self, device: torch.device) -> Batch[Truth]:
-        """Return the batch on `device`; it need not have arrived yet where it comes from pinned memory."""
+        """Return the batch on `device`; from pinned memory the copy is asynchronous."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch[Truth]:
-        """Return the batch in pinned memory; DataLoader calls this by its name."""
+        """Return the batch in pinned memory; DataLoader calls this method by name."""
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Change) -> Batch[Truth]:
@@ -141,5 +151,5 @@ class Batch(Generic[Truth]):
 
 
 def sample_generators(batch: Batch) -> list[torch.Generator]:
-    """Return a source of chance for each sample, on the CPU."""
+    """Return a random number generator on the CPU for each sample."""
     return [torch.Generator().manual_seed(seed) for seed in batch.seeds]

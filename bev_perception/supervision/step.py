@@ -1,4 +1,4 @@
-"""The forward pass of training: from a batch to its losses."""
+"""The forward pass of training, from a batch to its losses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ Self = TypeVar("Self", bound="TrainingStep")
 
 
 def freeze(model: Any, encoder: str) -> None:
-    """Take what TrainingConfig.encoder says out of training."""
+    """Freeze the parameters that training leaves unchanged.
+
+    encoder: as TrainingConfig.encoder
+    """
     if encoder == "scratch":
         model.img_backbone.learns_statistics = True
         return
@@ -37,10 +40,11 @@ def freeze(model: Any, encoder: str) -> None:
 
 
 def encode_frames(model: CameraModel, images: Tensor, frames_with_gradient: int) -> list[list[Tensor]]:
-    """Return the pyramids, T x L of [B, N, h, w, C] float32, of images [B, T, N, 3, H, W].
+    """Return the feature pyramids, T x L of [B, N, h, w, C].
 
-    frames_with_gradient: of only so many frames, from the first, gradients reach the backbone and neck; the others are
-    encoded one by one as in inference. 0: all.
+    images: [B, T, N, 3, H, W], normalised.
+    frames_with_gradient: number of frames, from the first, that train backbone and neck; the others are encoded one by
+        one as in inference. 0: all.
     """
     frames = images.shape[1]
     trained = min(frames_with_gradient or frames, frames)
@@ -56,7 +60,7 @@ def encode_frames(model: CameraModel, images: Tensor, frames_with_gradient: int)
 
 
 def _encode(model: CameraModel, images: Tensor) -> list[list[Tensor]]:
-    """Encode [B, T, N, 3, H, W] at once, ordered so that each frame's maps are contiguous."""
+    """Return pyramids as encode_frames; all frames are encoded at once, so that each frame's maps are contiguous."""
     by_frame = images.transpose(0, 1)
     levels = model.pyramid(by_frame.flatten(0, 2))
     split = [level.unflatten(0, by_frame.shape[:3]).unbind() for level in levels]  # L x T
@@ -64,16 +68,21 @@ def _encode(model: CameraModel, images: Tensor) -> list[list[Tensor]]:
 
 
 class TrainingStep(nn.Module, Generic[Truth]):
-    """The model with what surrounds it in training; one module, so that DistributedDataParallel can wrap it.
+    """The model with augmentation and losses, as one module that DistributedDataParallel can wrap.
 
-    Called with a batch it returns every loss by its name; the batch's seeds decide what is drawn.
-    loss_names: of all losses that there can be.
+    Called with a batch, it returns every loss by its name. The batch's seeds determine all random numbers.
+
+    loss_names: names of all losses that can occur.
     """
 
     loss_names: tuple[str, ...]
 
     def __init__(self, model: CameraModel, recipe: TrainingConfig, precision: str) -> None:
-        """Keep the model; `precision` must be a key of PRECISIONS."""
+        """Prepare the model for training.
+
+        recipe: the variant's recipe.
+        precision: of the encoder, a key of PRECISIONS.
+        """
         super().__init__()
         self.model = model
         self.recipe = recipe
@@ -83,7 +92,7 @@ class TrainingStep(nn.Module, Generic[Truth]):
             self._lower(self.wide_layers())
 
     def _lower(self, layers: Iterable[nn.Module]) -> None:
-        """Let layers compute in the encoder's precision; what they take and give stays float32."""
+        """Make layers compute in the encoder's precision; their inputs and outputs stay float32."""
         for layer in layers:
             layer.forward = functools.partial(self._in_precision, layer.forward)
 
@@ -92,7 +101,7 @@ class TrainingStep(nn.Module, Generic[Truth]):
             return forward(values).float()
 
     def train(self: Self, mode: bool = True) -> Self:
-        """Set the mode; a backbone or neck of which nothing is trained stays in that of inference."""
+        """Set training or evaluation mode; a frozen backbone or neck stays in evaluation mode."""
         super().train(mode)
         for part in (getattr(self.model, name) for name in ENCODER_PARTS):
             if not any(parameter.requires_grad for parameter in part.parameters()):
@@ -109,15 +118,18 @@ class TrainingStep(nn.Module, Generic[Truth]):
 
     @abstractmethod
     def decoder_passes(self) -> Iterable[nn.Module]:
-        """Return the modules of the decoder that compute_twice is about."""
+        """Return the modules of the decoder whose activations compute_twice drops."""
 
     def compute_twice(self) -> None:
-        """Let backbone blocks and decoder passes forget their activations and compute them again going backward."""
+        """Drop activations of backbone blocks and decoder passes, and compute them again in the backward pass."""
         for module in (*self.model.img_backbone.blocks(), *self.decoder_passes()):
             module.forward = functools.partial(checkpoint, module.forward, use_reentrant=False)
 
     def encode(self, batch: Batch, generators: list[torch.Generator]) -> EncodedViews:
-        """Return the batch's images augmented and encoded, in float32; the generators are one a sample."""
+        """Return the features, in float32, of the batch's augmented images.
+
+        generators: a random number generator for each sample.
+        """
         if isinstance(batch.images, tuple):
             return self._encoded(batch.images, batch.reference2image)
         images = self._prepare_images(batch.images, generators)
@@ -128,14 +140,17 @@ class TrainingStep(nn.Module, Generic[Truth]):
 
     @torch.no_grad()
     def encode_pixels(self, pixels: np.ndarray) -> tuple[Tensor, ...]:
-        """Return the pyramid, each level [N, h, w, C], of pixels [N, h, w, 3] uint8 BGR of the model's size."""
+        """Return the pyramid, [N, h, w, C] for each level.
+
+        pixels: [N, h, w, 3] uint8 BGR in the model's input size.
+        """
         device = next(self.model.parameters()).device
         images = normalize_images(torch.from_numpy(pixels).to(device), self.model.config.image)
         with self._autocast(device):
             return self.model.pyramid(images)
 
     def _encoded(self, features: tuple[Tensor, ...], reference2image: Tensor) -> EncodedViews:
-        """Return views of features [B, T, N, h, w, C] that were made beforehand."""
+        """Return the views of a batch whose features, [B, T, N, h, w, C] for each level, were computed before."""
         frames = reference2image.shape[1]
         levels = [[level[:, t].float().contiguous() for level in features] for t in range(frames)]
         image = self.model.config.image
@@ -148,7 +163,10 @@ class TrainingStep(nn.Module, Generic[Truth]):
 
     @torch.no_grad()
     def _prepare_images(self, pixels: Tensor, generators: list[torch.Generator]) -> Tensor:
-        """Return augmented, normalised and padded images [B, T, N, 3, H, W] of pixels [B, T, N, h, w, 3] uint8."""
+        """Return augmented, normalised and padded images [B, T, N, 3, H, W].
+
+        pixels: [B, T, N, h, w, 3] uint8 BGR.
+        """
         samples = [
             _distort(sample, generator) if self.recipe.color_augmentation else sample
             for sample, generator in zip(pixels, generators, strict=True)
@@ -161,7 +179,7 @@ class TrainingStep(nn.Module, Generic[Truth]):
         return images
 
     def _mask(self, images: Tensor, generator: torch.Generator) -> None:
-        """Blank the same squares in all images that gradients are taken of."""
+        """Blank the same squares in all images of the frames that train the encoder."""
         height, width = images.shape[-2:]
         drawn = draw_grid_mask(height, width, generator)
         if drawn is not None:
@@ -170,9 +188,12 @@ class TrainingStep(nn.Module, Generic[Truth]):
 
 
 def _distort(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Return [T, N, h, w, 3] float32 of [T, N, h, w, 3] uint8 with every image's colours distorted."""
+    """Return the images [T, N, h, w, 3] float32 with randomly distorted colours.
+
+    pixels: [T, N, h, w, 3] uint8 BGR.
+    """
     frames = [
         distort_colors(frame.permute(0, 3, 1, 2).float(), draw_photometric(len(frame), generator))
-        for frame in pixels  # frame by frame: of all at once, the copies would fill the memory
+        for frame in pixels  # frame by frame, as copies of all frames at once would fill the memory
     ]
     return torch.stack(frames).permute(0, 1, 3, 4, 2)

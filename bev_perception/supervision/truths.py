@@ -1,4 +1,4 @@
-"""What the models should say of nuScenes' key frames: boxes from the annotations, occupancy from files of labels."""
+"""Ground truth of nuScenes key frames: boxes from the annotations; occupancy comes from label files."""
 
 from __future__ import annotations
 
@@ -14,24 +14,30 @@ from bev_perception.supervision.samples import BoxTruth, OccupancyTruth
 
 
 class Truths(Protocol):
-    """The truths of records, in the variant's reference frame."""
+    """Ground truth of key frames in the variant's reference frame."""
 
     def read(self, index: int, world: BevDraw) -> BoxTruth | OccupancyTruth | None:
-        """Return the truth of key frame `index` in a changed world, None if there is nothing to learn from it.
+        """Return the ground truth of key frame `index` after augmentation, None if there is nothing to learn from it.
 
-        Raises NuScenesError for a key frame that cannot be read, and ConfigError if none of its kind could be used.
+        world: the augmentation.
+
+        Raises NuScenesError if this key frame cannot be read, ConfigError if the whole data set cannot be used.
         """
 
 
 class BoxTruths:
-    """The annotated boxes that a detector can find."""
+    """Annotated boxes of the classes and the area of a detector."""
 
     def __init__(self, class_names: Sequence[str], area: Sequence[float], records: Records) -> None:
-        """Keep them; area: x, y, z low, then high, m, in which boxes count."""
+        """Select boxes.
+
+        class_names: classes of the detector.
+        area: lowest x, y, z, then highest x, y, z (m) of box centres.
+        """
         self._classes, self._range, self._records = tuple(class_names), tuple(area), records
 
     def read(self, index: int, world: BevDraw) -> BoxTruth | None:
-        """Return the boxes of key frame `index`, None if it has none that count."""
+        """Return the boxes of key frame `index` after augmentation, None if there are none."""
         boxes, labels = training_boxes(self._records, index, self._classes, self._range)
         if not len(boxes):
             return None

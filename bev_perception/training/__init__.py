@@ -1,1 +1,1 @@
-"""Training: what the models should say, the losses, and the loop. Nothing here is needed to run a model."""
+"""The training loop and the data that it reads. Nothing here is needed to run a model."""

@@ -1,4 +1,4 @@
-"""nuScenes as training takes it: the records, their queues and the augmentation behind TrainingData."""
+"""nuScenes as training data: key frames with their frame queues, images, augmentation and ground truth."""
 
 from __future__ import annotations
 
@@ -27,21 +27,23 @@ from bev_perception.training.state import TrainingError
 
 LOG = logging.getLogger(__name__)
 
-#: samples tried in the place of one that cannot be used, before that is an error
+#: replacements tried for an unusable sample before it is an error
 MAX_REPLACEMENTS = 20
 
 
 class NuScenesTraining:
-    """The key frames of `records` as samples of a variant.
+    """Key frames as training samples of a variant.
 
-    A key frame without a box that counts is replaced by another; so is one with a file that is missing or damaged,
-    which a warning names. Too many of them in a row are an error.
+    A key frame without usable ground truth is replaced by a random other one, and so is one with a missing or damaged
+    file, which is logged as a warning. Too many unusable key frames in a row are an error.
     """
 
     def __init__(self, config: VariantConfig, records: Records, labels: str | Path = LABELS_FOLDER) -> None:
-        """Keep them; labels: the folder of occupancy labels, see labels_path, if the variant needs them.
+        """Open the ground truth.
 
-        Raises ConfigError for a variant that says nothing of its training, or what the data set cannot do.
+        labels: folder of occupancy labels, see labels_path; unused by detectors.
+
+        Raises ConfigError for a variant without a training recipe, or with one that the data set does not support.
         """
         if config.training is None:
             raise ConfigError(f"{config.name} says nothing of its training; add the entry 'training' to its file")
@@ -62,9 +64,9 @@ class NuScenesTraining:
         return data
 
     def sample(self, index: int, rng: np.random.Generator) -> TrainingSample:
-        """Return key frame `index`, augmented, or the one that replaces it.
+        """Return key frame `index`, or its replacement, augmented.
 
-        Raises NuScenesError if none of MAX_REPLACEMENTS key frames in its place can be used.
+        Raises NuScenesError if MAX_REPLACEMENTS replacements cannot be used either.
         """
         reason = ""
         for _ in range(1 + MAX_REPLACEMENTS):
@@ -104,14 +106,14 @@ class NuScenesTraining:
         return training_queue(self._records, index, self._config.frames, rng)
 
     def _transform(self, source_hw: tuple[int, int], rng: np.random.Generator) -> ImageTransform:
-        """Return how all images of a sample are resized and cropped."""
-        ratio = NUSCENES_IMAGE_SIZE[0] / source_hw[1]  # recipes are written for such images
+        """Return the resizing and cropping of all images of a sample."""
+        ratio = NUSCENES_IMAGE_SIZE[0] / source_hw[1]  # recipes are written for images of nuScenes' width
         low, high = self._recipe.resize
         ratios = (low * ratio, high * ratio)
         return draw_image_transform(rng, source_hw, self._config.image, ratios, self._recipe.image_flip)
 
     def _matrices(self, index: int, queue: Sequence[np.ndarray]) -> np.ndarray:
-        """Return [T, 6, 4, 4], the variant's reference frame to the depth-scaled pixels of every image as stored."""
+        """Return [T, 6, 4, 4], from the variant's reference frame (m) to depth-scaled pixels of the stored images."""
         lidar2image = reference2image(self._records, index, queue)
         if self._config.reference_frame.is_lidar:
             return lidar2image
@@ -124,7 +126,7 @@ class NuScenesTraining:
         return self._pixels(index, queue, transform)
 
     def _pixels(self, index: int, queue: Sequence[np.ndarray], transform: ImageTransform) -> np.ndarray:
-        """Return [T, 6, h, w, 3] uint8 BGR; where frames repeat, their images are read once."""
+        """Return [T, 6, h, w, 3] uint8 BGR; repeated frames are read once."""
         read: dict[tuple[int, ...], np.ndarray] = {}
         for image_set in queue:
             key = tuple(image_set.tolist())
@@ -137,15 +139,15 @@ class NuScenesTraining:
 
 
 class EncodedTraining(NuScenesTraining):
-    """Key frames with what an encoder that stays as it is has made of their images, as in inference.
+    """Key frames with the features of a frozen encoder instead of images, encoded as in inference.
 
-    The features lie in files of a folder, float16, one a level and process.
+    The features are stored as float16 in a folder, one file per pyramid level and process.
     """
 
     def __init__(
         self, config: VariantConfig, records: Records, labels: str | Path, folder: Path, part: int, parts: int
     ) -> None:
-        """Plan the files; `write` makes those of process `part` of `parts`."""
+        """List the image sets to encode; `write` encodes those of process `part` of `parts`."""
         super().__init__(config, records, labels)
         self._folder, self._part, self._parts = folder, part, parts
         self._place: dict[tuple[int, ...], tuple[int, int]] = {}  # image set -> its number, a key frame that has it
@@ -154,7 +156,7 @@ class EncodedTraining(NuScenesTraining):
                 self._place.setdefault(tuple(image_set.tolist()), (len(self._place), index))
 
     def write(self, encode: Encode) -> None:
-        """Encode this process's share of the images; what cannot be read is left out, which a warning names.
+        """Encode this process's share of the images; unreadable ones are skipped with a warning.
 
         Raises TrainingError for features beyond float16's range.
         """
@@ -214,19 +216,19 @@ def _as_half(values: Tensor, level: int) -> np.ndarray:
 
 
 class JoinedData:
-    """Several data sets as one, in the order given."""
+    """Several data sets concatenated."""
 
     def __init__(self, parts: Sequence[EncodableData]) -> None:
-        """Keep the parts; there must be one at least."""
+        """Concatenate the parts, at least one."""
         self._parts = parts
         self._ends = np.cumsum([len(part) for part in parts])
 
     def __len__(self) -> int:
-        """Return the number of samples of all parts."""
+        """Return the number of samples of all parts together."""
         return int(self._ends[-1])
 
     def sample(self, index: int, rng: np.random.Generator) -> TrainingSample:
-        """Return sample `index` of all, or the one of its part that replaces it."""
+        """Return sample `index`, or its replacement from the same part."""
         part = int(np.searchsorted(self._ends, index, side="right"))
         before = self._ends[part - 1] if part else 0
         return self._parts[part].sample(index - int(before), rng)

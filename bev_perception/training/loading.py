@@ -1,4 +1,4 @@
-"""Samples become batches, read ahead by processes, in an order that repeats."""
+"""Batches of samples in a reproducible order, loaded by worker processes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from bev_perception.strict import UserError
 from bev_perception.supervision.samples import Batch, TrainingData, TrainingSample, Truth
 from bev_perception.training.state import TrainingError
 
-#: errors that a worker process hands over as they are, so that they remain one sentence
+#: errors that workers pass on unchanged, so that the user sees one sentence and no traceback
 _EXPECTED = (UserError, OSError)
 
 
 def collate(samples: Sequence[tuple[TrainingSample[Truth], int]]) -> Batch[Truth]:
-    """Stack samples, each with its seed."""
+    """Return a batch of samples, each given with its seed."""
     first = [sample for sample, _ in samples]
     return Batch(
         images=_stack_images([s.images for s in first]),
@@ -42,7 +42,7 @@ def _stack_images(images: Sequence[np.ndarray | tuple[np.ndarray, ...]]) -> Tens
 
 
 def epoch_order(samples: int, batch: int, seed: int, epoch: int) -> np.ndarray:
-    """Return [steps, batch] indices: a shuffle of all samples that wraps around to fill the last step."""
+    """Return indices [steps, batch]: all samples shuffled, with the first ones repeated to fill the last step."""
     order = np.random.default_rng([seed, epoch]).permutation(samples)
     steps = -(-samples // batch)
     return np.resize(order, (steps, batch))
@@ -51,10 +51,15 @@ def epoch_order(samples: int, batch: int, seed: int, epoch: int) -> np.ndarray:
 def load_epoch(
     data: TrainingData, order: np.ndarray, seed: int, epoch: int, workers: int, pin_memory: bool
 ) -> Generator[Batch, None, None]:
-    """Yield a batch for each row of order [steps, B], loaded by `workers` processes (0: by this one).
+    """Yield a batch for each row of `order`.
 
-    Worker processes ignore SIGTERM and SIGINT: the process that trains finishes its step and then ends them. They end
-    as soon as this generator is closed or its process ends, in whatever way.
+    Workers ignore SIGTERM and SIGINT, as the training process finishes its step first. They end as soon as this
+    generator is closed or its process ends, even if it is killed.
+
+    order: [steps, B], indices of samples.
+    seed, epoch: what the random numbers of the samples follow from.
+    workers: number of worker processes; 0: this process loads the samples.
+    pin_memory: whether batches are copied to pinned memory, from which a GPU reads faster.
     """
     lifeline, held = multiprocessing.Pipe(duplex=False)
     loader = DataLoader(
@@ -65,20 +70,20 @@ def load_epoch(
         pin_memory=pin_memory,
         worker_init_fn=_EndWithTrainer(lifeline, held),
     )
-    batches = _start(loader)  # outlives the loop: as PyTorch drops it, it waits for workers that are busy
+    batches = _start(loader)  # must outlive the loop: deleting it waits for busy workers, which `finally` ends first
     try:
         for batch in batches:
             if isinstance(batch, Exception):
                 raise batch
             yield batch
     finally:
-        held.close()  # ends the workers, also those that are busy with a sample
+        held.close()  # ends the workers, even in the middle of a sample
         lifeline.close()
 
 
 @contextlib.contextmanager
 def explained_losses() -> Iterator[None]:
-    """Turn PyTorch's error about a worker process that died, which can strike anywhere, into a TrainingError."""
+    """Turn PyTorch's error for a worker that died, which a signal handler can raise anywhere, into a TrainingError."""
     try:
         yield
     except RuntimeError as error:
@@ -91,7 +96,7 @@ def explained_losses() -> Iterator[None]:
 
 
 def _start(loader: DataLoader) -> Iterator[Batch | Exception]:
-    """Start the workers with SIGTERM and SIGINT blocked, which they inherit before a signal can reach them."""
+    """Start the workers with SIGTERM and SIGINT blocked from their first instruction on."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     try:
         return iter(loader)
@@ -100,9 +105,10 @@ def _start(loader: DataLoader) -> Iterator[Batch | Exception]:
 
 
 class _EndWithTrainer:
-    """Ends a worker process once nobody holds the other end of a pipe any more.
+    """Ends a worker process as soon as the training process closes its end of a pipe or ends.
 
-    PyTorch and Python end workers by SIGTERM, which these ignore, and no signal tells them of a parent that was killed.
+    PyTorch and Python end workers with SIGTERM, which these ignore; and no signal tells a worker that its parent was
+    killed.
     """
 
     def __init__(self, lifeline: Connection, held: Connection) -> None:
@@ -133,5 +139,5 @@ class _Seeded(Dataset):
         rng = np.random.default_rng([self.seed, self.epoch, index])
         try:
             return self.data.sample(index, rng), int(rng.integers(2**63))
-        except _EXPECTED as error:  # raised in a worker, PyTorch would wrap it in a traceback
+        except _EXPECTED as error:  # if a worker raised it, PyTorch would wrap it in a traceback
             return error

@@ -1,4 +1,4 @@
-"""What training says while it runs: a bar on a terminal, lines in the log elsewhere, and the numbers in files."""
+"""Progress of training: a bar on a terminal, log messages elsewhere, and log.jsonl and TensorBoard files."""
 
 from __future__ import annotations
 
@@ -17,13 +17,20 @@ LOG = logging.getLogger(__name__)
 
 
 class Progress:
-    """Averages the losses over some steps and reports them, to out/log.jsonl and to TensorBoard in out/tensorboard.
+    """Averages the losses over some steps and writes them to out/log.jsonl and, for TensorBoard, to out/tensorboard.
 
-    A context manager; of several processes only the first has one that is not silent.
+    A context manager. With several processes, all but the first are silent.
     """
 
     def __init__(self, out: Path, done: int, total: int, every: int, silent: bool) -> None:
-        """Open the files.  done: steps before this run, of total.  every: steps between two reports."""
+        """Open the files.
+
+        out: directory of the files.
+        done: number of steps done before this run.
+        total: number of steps of the whole training.
+        every: steps between two reports.
+        silent: whether to report nothing and write no files.
+        """
         self._done, self._total, self._every, self._silent = done, total, every, silent
         self._sums: dict[str, float] = {}
         self._since = 0
@@ -52,9 +59,10 @@ class Progress:
     def step(self, epoch: int, lr: float, values: dict[str, float], skipped: int | None = None) -> None:
         """Count one step.
 
+        epoch: number of epochs done.
         lr: learning rate of the parameters without a factor of their own.
-        values: what is averaged until the next report.
-        skipped: number of steps of this run so far that fp16 skipped; None where none can be.
+        values: losses and other values, averaged until the next report.
+        skipped: number of steps that fp16 has skipped in this run; None without fp16.
         """
         self._done += 1
         if self._silent:
@@ -86,7 +94,7 @@ class Progress:
 
 
 def _tensorboard(out: Path, done: int) -> Any:
-    """Return a writer of events, which hides those that a run before has left of steps that are now done again."""
+    """Return a TensorBoard writer that hides events of an earlier run for steps that are now repeated."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

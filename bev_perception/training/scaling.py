@@ -1,4 +1,4 @@
-"""Steps that fp16 leaves out because gradients overflow: counted, and an error where training no longer moves."""
+"""Skipped steps of fp16 training: counted, and an error if training no longer makes progress."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import torch
 
 from bev_perception.training.state import TrainingError
 
-#: steps left out one after another, and the factor on the loss, that say that nothing is learnt any more
-MOST_IN_A_ROW, SMALLEST_SCALE = 20, 1.0
+#: skipped steps in a row that end training
+MOST_IN_A_ROW = 20
+#: loss scale below which a skipped step ends training
+SMALLEST_SCALE = 1.0
 
 
 class SkippedSteps:
     """Updates a GradScaler and counts the steps that it skipped.
 
-    count: skipped steps of this run; None for a scaler that is not enabled.
+    count: number of skipped steps of this run; None if the scaler is disabled.
     """
 
     def __init__(self, scaler: torch.amp.GradScaler) -> None:
@@ -23,11 +25,14 @@ class SkippedSteps:
         self.count: int | None = 0 if scaler.is_enabled() else None
 
     def update(self) -> None:
-        """Update the scaler after its step.  Raises TrainingError if training no longer moves."""
+        """Update the scaler after a step.
+
+        Raises TrainingError if too many steps in a row were skipped or the scale is too small.
+        """
         before = self._scaler.get_scale()
         self._scaler.update()
         scale = self._scaler.get_scale()
-        if self.count is None or scale >= before:  # it falls after a step that was skipped, and only then
+        if self.count is None or scale >= before:  # the scale falls after a skipped step, and only then
             self._in_a_row = 0
             return
         self.count += 1

@@ -1,4 +1,4 @@
-"""What training leaves on the disk to go on from, and how it is read again."""
+"""The saved state of a training: written to disk, and read to resume."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ from bev_perception.models.protocol import Model
 from bev_perception.strict import UserError
 
 STATE, WEIGHTS = "state.pt", "weights.safetensors"
-#: of state.pt; to be raised where what Identity's fields mean changes. Before 2 it was not said
+#: version of state.pt's format; increase it if the meaning of Identity's fields changes. Format 1 did not store it
 FORMAT = 2
 
 
 class TrainingError(UserError):
-    """Training that cannot start or go on; the message names the cause and the remedy."""
+    """A training that cannot start or continue; the message names the cause and the remedy."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What must be the same for a training to go on where another stopped.
+    """What must be unchanged when a training is resumed.
 
-    part: the variant's name, and what of it is trained.  config: its digest.
+    part: the variant's name and which part of it is trained.
+    config: digest of the variant's settings.
+    seed: of everything random.
+    samples: number of samples per epoch.
+    batch: samples per step of all processes together.
+    epochs: number of epochs.
+    lr: peak learning rate.
+    precision: of the encoder.
     """
 
     part: str
@@ -47,9 +54,9 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> None:
-    """Write out/weights.safetensors, for use, and out/state.pt, which holds all that resuming needs.
+    """Write out/weights.safetensors, the weights to use, and out/state.pt, everything that resuming needs.
 
-    Each file is replaced at once or not at all; state.pt holds the weights too, so that the two need not agree.
+    Each file is replaced atomically. state.pt holds the weights as well, so the two files need not match.
     """
     content = {
         "format": FORMAT,
@@ -76,9 +83,9 @@ def load_state(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> int:
-    """Fill model, optimizer and scaler with what save_state wrote; return the number of steps done.
+    """Restore model, optimizer and scaler from what save_state wrote; return the number of steps done.
 
-    Raises TrainingError for a file that is missing, damaged or of a training with other settings.
+    Raises TrainingError for a file that is missing, damaged, of another version or of a training with other settings.
     """
     path = out / STATE
     if not path.is_file():

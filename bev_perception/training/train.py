@@ -1,4 +1,4 @@
-"""Train a variant, on one device or, under torchrun, on several; `train` reads from top to bottom."""
+"""Train a variant on one device or, under torchrun, on several; `train` reads from top to bottom."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from bev_perception.training.progress import Progress
 from bev_perception.training.scaling import SkippedSteps
 from bev_perception.training.state import STATE, Identity, TrainingError, load_state, save_state
 
-#: directory of a training that keeps the features of a frozen encoder while it runs
+#: subdirectory of the output that holds the features of a frozen encoder while training runs
 FEATURES = "features"
-#: of the gradients in fp16, at the start; GradScaler adapts it
+#: initial loss scale of fp16; GradScaler adapts it
 FP16_SCALE = 512.0
 
 
@@ -43,16 +43,21 @@ FP16_SCALE = 512.0
 class TrainSettings:
     """Where and how to train; what belongs to the variant is in its TrainingConfig.
 
-    out: directory for the weights, the state and the logs.  init: checkpoint of this very variant to start from.
-    pretrained: file to fill the backbone from, and the neck if both are frozen; it comes after init.
-    resume: go on from the state in out.
-    part: what of the model is trained: "all", or a part that the variant's family names; see TrainedPart.
-    epochs, lr: other ones than the variant's.  batch: samples a step and process; unless given, the variant's batch is
-    divided among the processes.  device: "auto", "cpu", "cuda" or "cuda:N".
-    precision: of the backbone, the neck and the perspective head's wide layers, "fp32", "bf16" or "fp16"; all else
-    computes in float32.
-    recompute: save memory by computing activations twice.  workers: processes that read ahead, for each of training.
-    log_every, save_every: steps; the state is saved at the end of every epoch besides.
+    out: directory for the weights, the state and the logs.
+    pretrained: file to load the backbone from, and the neck if both are frozen; loaded after init.
+    init: checkpoint of the same variant to start from.
+    resume: whether to continue from the state in out.
+    part: what of the model is trained: "all", or a part that the family names; see supervision.parts.TrainedPart.
+    epochs: number of epochs; None: the variant's.
+    lr: peak learning rate; None: the variant's.
+    batch: samples per step and process; None: the variant's batch, divided among the processes.
+    seed: of everything random.
+    device: "auto", "cpu", "cuda" or "cuda:N".
+    precision: "fp32", "bf16" or "fp16" for backbone, neck and the perspective head's wide layers; the rest is float32.
+    recompute: whether to save memory by computing activations twice.
+    workers: data loading processes per training process; 0: the training process loads the data itself.
+    log_every: steps between two reports.
+    save_every: steps between two saved states; the state is also saved at the end of every epoch.
     """
 
     out: Path
@@ -74,7 +79,11 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """steps: done in all.  finished: False if a signal stopped training, which can then be resumed."""
+    """How a training ended.
+
+    steps: number of steps done, including those before it was resumed.
+    finished: False if a signal stopped training, which can then be resumed.
+    """
 
     steps: int
     finished: bool
@@ -82,7 +91,12 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that train together: this one's rank among `count` of them, and its device."""
+    """The processes that train together.
+
+    rank: number of this process, from 0.
+    count: number of processes.
+    device: of this process.
+    """
 
     rank: int
     count: int
@@ -92,10 +106,11 @@ class Processes:
 def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) -> TrainResult:
     """Train a variant on `data`.
 
-    SIGTERM or SIGINT ends training after the current step; what is saved then can be resumed, and the result is that
-    of a training without the interruption (to the last bit on the CPU). Chance follows from seed, step and rank alone.
-    A single process that awaits a batch from its workers ends at once. While images are encoded once, for a part that
-    needs it, a signal is a TrainingError: there is nothing to save yet.
+    SIGTERM or SIGINT ends training after the current step and saves the state. A resumed training gives the same result
+    as an uninterrupted one (bit for bit on the CPU), as all randomness follows from seed, step and rank.
+    A single process that is waiting for a batch from its workers stops at once.
+    While images are being encoded, for a part whose encoder stays, a signal raises TrainingError: there is nothing to
+    save yet.
 
     Raises TrainingError, ConfigError or CheckpointError for settings and files that do not fit.
     """
@@ -146,7 +161,7 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
         losses_of: nn.Module = training_step
         if processes.count > 1:
             device_ids = [device.index] if device.type == "cuda" else None
-            # statistics that norms learn are those of the first process, which are saved
+            # batch norms that learn statistics keep those of the first process, which are saved
             own = recipe.encoder != "scratch"
             losses_of = DistributedDataParallel(
                 losses_of,
@@ -204,7 +219,7 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
 
 
 def parameter_groups(model: nn.Module, recipe: TrainingConfig, lr: float) -> list[dict]:
-    """Return the trainable parameters for an optimizer, in a group for each factor that the recipe has on lr."""
+    """Return the trainable parameters as optimizer groups, one for each learning rate factor of the recipe."""
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -219,9 +234,11 @@ def parameter_groups(model: nn.Module, recipe: TrainingConfig, lr: float) -> lis
 
 
 def schedule(recipe: TrainingConfig, step: int, epoch: int, epochs: int) -> float:
-    """Return the factor on the learning rate: a cosine from epoch to epoch, or drops, and a straight rise at the start.
+    """Return the factor on the learning rate: linear warm-up, then a cosine per epoch or step-wise drops.
 
-    epochs: of this training; where it is not the recipe's number, drops come at the same share of it.
+    step: number of steps done.
+    epoch: number of epochs done.
+    epochs: number of epochs of this training; if it is not the recipe's, drops come at the same share of it.
     """
     if recipe.lr_drop_epochs:
         factor = recipe.lr_drop ** sum(epoch >= drop * epochs / recipe.epochs for drop in recipe.lr_drop_epochs)
@@ -274,7 +291,7 @@ def _share(batch: int, processes: int) -> int:
 def _encoded_once(
     data: TrainingData, step: TrainingStep, folder: Path, processes: Processes, stop: _StopOnSignal
 ) -> Iterator[TrainingData]:
-    """Yield the data with features in the place of images; the folder that holds them is deleted in the end."""
+    """Yield the data with features instead of images; the folder that holds them is deleted at the end."""
 
     def encode(pixels: np.ndarray) -> tuple[Tensor, ...]:
         if stop.requested:
@@ -292,7 +309,7 @@ def _encoded_once(
         yield encoded
         if processes.count > 1:
             dist.barrier()
-    finally:  # of an error, too: they are gigabytes, and the next start makes them again
+    finally:  # also after an error: features take gigabytes, and the next start encodes them again
         if processes.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -303,9 +320,9 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 @contextlib.contextmanager
 def join_processes(device: str) -> Iterator[Processes]:
-    """Join the processes that torchrun started, or stand alone; yield which one this is.
+    """Join the process group of torchrun, if there is one; yield this process's place in it.
 
-    device: as in TrainSettings; each process of torchrun takes a GPU of its own.
+    device: as in TrainSettings; under torchrun every process takes a GPU of its own.
 
     Raises ConfigError or TrainingError for a device that cannot be used.
     """
@@ -331,9 +348,9 @@ def join_processes(device: str) -> Iterator[Processes]:
 def _average(
     losses: dict[str, Tensor], names: tuple[str, ...], stop: bool, processes: Processes
 ) -> tuple[dict[str, float], bool]:
-    """Return the losses averaged over the processes, and whether any of them is asked to stop."""
+    """Return the losses averaged over the processes, and whether any process was asked to stop."""
     some = next(iter(losses.values()))
-    zero = torch.zeros_like(some)  # a process may have had no box to denoise
+    zero = torch.zeros_like(some)  # a process without boxes has no denoising losses
     values = torch.stack([losses.get(name, zero).detach() for name in names] + [torch.full_like(zero, float(stop))])
     if processes.count > 1:
         dist.all_reduce(values)
@@ -343,11 +360,11 @@ def _average(
 
 
 class _AwaitedNoLonger(BaseException):
-    """A signal came while a batch was awaited. No Exception, as nothing on the way may take it for an error."""
+    """A signal arrived while waiting for a batch; a BaseException, which no `except Exception` catches."""
 
 
 class _StopOnSignal:
-    """Notes the first SIGTERM or SIGINT instead of dying of it; a second one kills as usual."""
+    """Records the first SIGTERM or SIGINT instead of ending the process; a second one ends it as usual."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -363,7 +380,7 @@ class _StopOnSignal:
         self._restore()
 
     def interrupting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the batches; a signal that comes while the next one is awaited, or came before, is the end of them."""
+        """Yield the batches until they end or a signal arrives, also while waiting for the next batch."""
         try:
             while True:
                 self._awaiting = True
