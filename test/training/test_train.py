@@ -21,12 +21,11 @@ from bev_perception.families.catalog import build_model
 from bev_perception.families.sparseocc.targets import mask_targets
 from bev_perception.families.variants import load_variant
 from bev_perception.models.checkpoints import CheckpointError, load_checkpoint
-from bev_perception.strict import ConfigError
 from bev_perception.supervision.samples import OccupancyTruth
 from bev_perception.supervision.step import freeze
 from bev_perception.training.loading import epoch_order
 from bev_perception.training.state import STATE, WEIGHTS, TrainingError
-from bev_perception.training.train import FEATURES, TrainResult, join_processes, parameter_groups, schedule, train
+from bev_perception.training.train import FEATURES, TrainResult, parameter_groups, schedule, train
 
 from .kit import (
     FAMILIES,
@@ -371,64 +370,6 @@ def test_mistakes_are_named(tmp_path):
         train(config, data, settings(tmp_path, resume=True))
 
 
-@pytest.fixture
-def four_gpus(monkeypatch):
-    """A machine with four GPUs, as far as the choice of one goes; the one that was set last."""
-    was_set = []
-    empty = torch.empty
-
-    def empty_on(*size, device=None, **rest):
-        if device is not None and torch.device(device).type == "cuda":
-            if (torch.device(device).index or 0) > 3:
-                raise RuntimeError("invalid device ordinal")
-            device = "cpu"
-        return empty(*size, device=device, **rest)
-
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.empty", empty_on)
-    monkeypatch.setattr("torch.cuda.set_device", was_set.append)
-    monkeypatch.setattr("torch.distributed.init_process_group", lambda backend: None)
-    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
-    return was_set
-
-
-@pytest.mark.parametrize(
-    ("name", "local", "chosen"),
-    [
-        ("cuda:1", None, "cuda:1"),
-        ("cuda", None, "cuda:0"),
-        ("auto", None, "cuda:0"),
-        ("cpu", None, "cpu"),
-        ("cuda", "2", "cuda:2"),
-        ("auto", "3", "cuda:3"),
-        ("cpu", "1", "cpu"),
-    ],
-)
-def test_the_device_that_is_asked_for(monkeypatch, four_gpus, name, local, chosen):
-    if local is not None:
-        for variable, value in (("WORLD_SIZE", "4"), ("RANK", local), ("LOCAL_RANK", local)):
-            monkeypatch.setenv(variable, value)
-    with join_processes(name) as processes:
-        assert processes.device == torch.device(chosen)
-    assert four_gpus == ([torch.device(chosen)] if "cuda" in chosen else [])
-
-
-def test_devices_that_there_are_not(tmp_path, monkeypatch, four_gpus):
-    for name in ("cuda:7", "toaster"):
-        with pytest.raises(ConfigError, match=f"device '{name}' cannot be used"):
-            train(small_config(), MadeUpData(), settings(tmp_path / "out", device=name))
-        assert not (tmp_path / "out").exists()
-    for variable, value in (("WORLD_SIZE", "8"), ("RANK", "5"), ("LOCAL_RANK", "5")):
-        monkeypatch.setenv(variable, value)
-    with pytest.raises(ConfigError, match="device 'cuda:5' cannot be used"), join_processes("auto"):
-        pass
-    with (
-        pytest.raises(TrainingError, match="cuda:1.* under torchrun; give 'cuda'"),
-        join_processes("cuda:1"),
-    ):
-        pass
-
-
 def test_the_batch_must_divide(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("torch.distributed.init_process_group", lambda backend: None)
@@ -480,32 +421,6 @@ def test_gradients_that_are_not_finite_end_the_training(tmp_path):
 
     with pytest.raises(TrainingError, match="gradients of step 0 are not finite"):
         train(small_config(), Broken(), settings(tmp_path))
-
-
-def test_fp16_ends_where_every_step_would_be_skipped(tmp_path):
-    class Broken(MadeUpData):
-        def sample(self, index, rng):
-            sample = super().sample(index, rng)
-            return dataclasses.replace(sample, time_differences=sample.time_differences * np.nan)
-
-    with pytest.raises(TrainingError, match="overflow fp16: 10 steps in a row were skipped.* bf16 or fp32, or .* lr"):
-        train(small_config(batch=1, epochs=2), Broken(), settings(tmp_path, precision="fp16"))
-    last = log(tmp_path)[-1]
-    assert (last["step"], last["skipped"], last["grad_norm"]) == (9, 9, None)
-
-
-def test_steps_that_fp16_skips_now_and_then_are_counted(tmp_path):
-    class OnceBroken(MadeUpData):
-        def sample(self, index, rng):
-            sample = super().sample(index, rng)
-            bad = np.nan if index % 3 == 0 else 1.0
-            return dataclasses.replace(sample, time_differences=sample.time_differences * bad)
-
-    result = train(small_config(batch=1, epochs=1), OnceBroken(6), settings(tmp_path, precision="fp16", log_every=3))
-    assert result == TrainResult(6, True)
-    assert [line["skipped"] for line in log(tmp_path)][-1] == 2
-    train(small_config(batch=1, epochs=1), MadeUpData(1), settings(tmp_path / "fp32"))
-    assert "skipped" not in log(tmp_path / "fp32")[0]
 
 
 class Stopping(MadeUpOccupancy):
