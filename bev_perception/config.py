@@ -7,7 +7,7 @@ import json
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
-from bev_perception.strict import ConfigError
+from bev_perception.strict import ConfigError, check_positive
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class BackboneConfig:
     width: channels of the first stage of "resnet"
     first_level: stages of "resnet" before the first whose map is given: 0 begins at 1/4 of the image's size, 1 at 1/8
     patches: whether the stem of "resnet" takes patches of 4x4 pixels
-    eva02: what else there is to say about "eva02"
+    eva02: further settings of "eva02"
     """
 
     type: str = "resnet"
@@ -157,7 +157,8 @@ class BackboneConfig:
             raise ConfigError("backbone.width must be positive, backbone.first_level must be one of 0, 1, 2, 3")
         if self.type != "resnet" and (self.width, self.first_level, self.patches) != (64, 0, False):
             raise ConfigError(
-                f"backbone: width, first_level and patches are of a resnet, not of {self.type!r}; remove them"
+                f"backbone: width, first_level and patches are of a resnet, not of {self.type!r}; remove them, or "
+                "give them their defaults where a file that is extended sets them"
             )
         if self.type != "eva02" and self.eva02 != EVA02Config():
             raise ConfigError(f"backbone.eva02 has no meaning for a backbone of type {self.type!r}; remove it")
@@ -175,6 +176,10 @@ class NeckConfig:
     type: str = "fpn"
     out_channels: int = 256
     num_outs: int = 4
+
+    def __post_init__(self) -> None:
+        """Check the values that a type cannot."""
+        check_positive(self, "neck", ("out_channels", "num_outs"))
 
 
 @dataclass(frozen=True)
@@ -216,12 +221,12 @@ class TrainingConfig:
     backbone_lr: factor on lr for the backbone
     sampling_offset_lr: factor on lr for the sampling offsets
     clip_norm: the most that the norm of all gradients may be
-    frames_with_gradient: the images of only so many frames, the newest, train the backbone and neck; 0: all
+    frames_with_gradient: number of newest frames whose images train the backbone and neck; 0: all
     image_flip: whether images are mirrored half of the time
     color_augmentation: whether the colours of images are distorted
-    grid_mask: whether squares of images are blanked
-    bev: how the world is changed
-    family: what is the family's own
+    grid_mask: whether a grid of squares is blanked in the images
+    bev: augmentation of the world
+    family: settings of the family alone
     """
 
     epochs: int
@@ -253,7 +258,7 @@ class TrainingConfig:
             raise ConfigError("training: epochs, batch and lr_drop_epochs must be positive")
         if min(self.lr, self.lr_drop, self.clip_norm, *self.resize) <= 0:
             raise ConfigError("training: lr, lr_drop, clip_norm and resize must be positive")
-        names = ("warmup_steps", "frames_with_gradient")
+        names = ("warmup_steps", "warmup_ratio", "min_lr_ratio", "weight_decay", "frames_with_gradient")
         if negative := [name for name in names if getattr(self, name) < 0]:
             raise ConfigError(f"training.{negative[0]} must not be negative")
 
@@ -314,6 +319,11 @@ class VariantConfig:
     class_names: tuple[str, ...] = ()
     training: TrainingConfig | None = None
     provenance: Provenance = field(default_factory=Provenance)
+
+    def __post_init__(self) -> None:
+        """Check the values that a type cannot."""
+        if not self.class_names or len(set(self.class_names)) < len(self.class_names):
+            raise ConfigError(f"class_names must name at least one class, each once; got {list(self.class_names)}")
 
 
 def digest(config: VariantConfig) -> str:

@@ -70,15 +70,16 @@ class Health:
         with self._lock:
             self._count_drop(cause, message)
 
-    def fail(self, cause: str, message: str) -> None:
+    def fail(self, cause: str, message: str, in_a_row: int = 1) -> None:
         """Count a frame that gave no result because of an error. It is counted as a drop, too.
 
         cause: short and fixed; drops are counted by it.
         message: the details.
+        in_a_row: frames that have failed in a row, this one included, if the caller knows of more.
         """
         with self._lock:
             self._count_drop(cause, message)
-            self._failures, self._failure = self._failures + 1, self._last_drop
+            self._failures, self._failure = max(self._failures + 1, in_a_row), self._last_drop
 
     def forget_failures(self) -> None:
         """Start counting failures in a row from zero, as when the node is activated again."""

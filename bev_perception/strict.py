@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -66,22 +66,41 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes; give the file of a configuration")
-        values = yaml.load(data.decode(), _StrictLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
+        values = _parse(data.decode())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}; correct the file") from error
+    except _NotYamlError as error:
         raise ConfigError(f"cannot read {path}: {error}; correct the file") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping, got {type(values).__name__}; write `key: value` lines")
     return values
 
 
+class _NotYamlError(Exception):
+    """Text that cannot be parsed."""
+
+
+def _parse(text: str) -> Any:
+    """Return the plain values of a YAML text; raise _NotYamlError for anything else."""
+    try:
+        return yaml.load(text, _StrictLoader)
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
+        # dates, numbers and explicit tags that mean nothing can meet the constructors anywhere
+        raise _NotYamlError(str(error)) from error
+
+
 def merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Return `base` with `values` on top: mappings are merged key by key, anything else is replaced."""
+    """Return `base` with `values` on top.
+
+    Mappings are merged key by key, null takes a mapping out, and anything else is replaced.
+    """
     merged = dict(base)
     for key, value in values.items():
         old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(old, dict) and value is None:
+            del merged[key]
+        else:
+            merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
 
 
@@ -104,9 +123,28 @@ def change(values: dict[str, Any], text: str) -> None:
             raise ConfigError(f"{text!r}: {step} is no mapping that could hold a key")
         values = values.setdefault(step, {})
     try:
-        values[last] = yaml.load(value, _StrictLoader)
-    except yaml.YAMLError as error:
+        values[last] = _parse(value)
+    except _NotYamlError as error:
         raise ConfigError(f"{text!r}: {value!r} is no value ({error})") from error
+
+
+def check_positive(settings: Any, where: str, names: Sequence[str]) -> None:
+    """Raise ConfigError, naming the key, for settings called `names` that are not positive."""
+    for name in names:
+        if getattr(settings, name) <= 0:
+            raise ConfigError(f"{where}.{name} ({getattr(settings, name)}) must be positive")
+
+
+def check_share(where: str, value: float) -> None:
+    """Raise ConfigError, naming the key, for a share outside of 0..1, or of 1."""
+    if not 0 <= value < 1:
+        raise ConfigError(f"{where} ({value}) must lie in 0..1, below 1")
+
+
+def check_box(where: str, box: Sequence[float]) -> None:
+    """Raise ConfigError, naming the key, for x, y, z low, then high, that leave no room between them."""
+    if not all(low < high for low, high in zip(box[:3], box[3:], strict=True)):
+        raise ConfigError(f"{where} {tuple(box)} is empty; give x, y, z low, then high")
 
 
 def from_dict(cls: type, values: Any, where: str = "") -> Any:

@@ -22,7 +22,12 @@ if TYPE_CHECKING:  # tools without a model, such as the bag player, start second
 
 
 class FrameError(UserError):
-    """A frame that cannot be used; only this frame is lost, the next one may be fine."""
+    """A frame that cannot be used; it costs itself alone, and the next one may be fine.
+
+    cause: short and fixed; such frames are counted by it
+    """
+
+    cause = "bad frame"
 
 
 #: default tf frames: of the vehicle, and of the world that it moves in

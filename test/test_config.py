@@ -204,8 +204,37 @@ def test_settings_may_be_changed_one_by_one():
         ("head..num_query=4", "write KEY=VALUE"),
         ("name.first=4", "name is no mapping"),
         ("class_names=[car", "is no value"),
+        ("training.lr=2021-02-30", "is no value"),
+        ("training.lr=" + 5000 * "9", "is no value"),
+        ("training.lr=!!int abc", "is no value"),
+        ("training.lr=!!bool x", "is no value"),
+        ("training.lr=!!timestamp x", "is no value"),
+        ("name=other", "a variant is named and extended in a file of its own"),
+        ("extends=sparseocc_tiny", "a variant is named and extended in a file of its own"),
+        ("head.num_groups=0", r"head.num_groups \(0\) must be positive"),
+        ("head.num_points=0", r"head.num_points \(0\) must be positive"),
+        ("head.dropout=5", r"head.dropout \(5.0\) must lie in 0..1, below 1"),
+        ("head.pc_range=[0, 0, 0, 0, 0, 0]", "head.pc_range .* is empty"),
+        ("head.decode.max_num=-5", r"head.decode.max_num \(-5\) must be positive"),
+        ("head.decode.score_threshold=2", "must lie in 0..1"),
+        ("neck.num_outs=0", r"neck.num_outs \(0\) must be positive"),
+        ("training.weight_decay=-1", "training.weight_decay must not be negative"),
+        ("class_names=[]", "class_names must name at least one class"),
+        ("class_names=[car, car]", "each once"),
     ],
 )
 def test_changes_that_mean_nothing_are_refused(text, says):
     with pytest.raises(ConfigError, match=says):
         load_variant("sparsebev_tiny", [text])
+
+
+def test_null_takes_out_a_mapping_that_is_extended(tmp_path):
+    mine = load_variant(written(tmp_path, BASED + "training: null\n"))
+    assert mine.training is None and mine.head == load_variant("sparsebev_tiny").head
+
+
+@pytest.mark.parametrize("text", ["num_query: -1", "embed_dims: -64", "ffn_dim: 0"])
+def test_heads_check_themselves(tmp_path, text):
+    path = written(tmp_path, f"extends: sparseocc_tiny\nname: mine\nhead: {{{text}}}\n")
+    with pytest.raises(ConfigError, match="must be positive"):
+        load_variant(path)

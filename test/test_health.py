@@ -75,3 +75,12 @@ def test_resets_of_one_cause_are_one_line_of_news():
     health.reset("gap", "3 s")
     assert health.drain_news() == ["memory wiped: pose jump: 9 m (100 times)", "memory wiped: gap: 3 s"]
     assert health.drain_news() == []
+
+
+def test_a_row_may_be_longer_than_the_results_tell():
+    """A result that cannot be published has ended the pipeline's row, and yet nothing came out."""
+    health = Health()
+    for k in range(1, 4):
+        health.frame_done()
+        health.fail("publish error", "no", in_a_row=k)
+    assert health.snapshot().failures == 3

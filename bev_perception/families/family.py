@@ -31,6 +31,7 @@ class Family:
     classes: names of the classes, unless a variant names others
     gives: returns what a variant outputs, a subset of BOXES, OCCUPANCY and INSTANCES
     area: returns the range that a variant covers: x, y, z low, then high, m, in the reference frame
+    limits: returns the lowest score and the most boxes that a variant outputs by itself; None for those without boxes
     grid: returns the voxel grid of a variant that predicts occupancy; None for others
     build: returns the network of a variant with fresh weights
     truths: returns the labels of the records' key frames for training; the path is the folder of occupancy labels

@@ -23,7 +23,7 @@ A variant is a file in `config/models`, or one of your own: `name: mine` in `min
 node's parameter `variant` by its path. Unknown keys, keys that are given twice, NaN and infinity are refused.
 
 - `extends: NAME` (or the path of a file, relative to this one) starts from another variant: mappings are merged key by
-  key, anything else is replaced. For example, `sparsebev_tiny` for another picture:
+  key, null takes one out, anything else is replaced. For example, `sparsebev_tiny` for another picture:
 
       name: mine
       extends: sparsebev_tiny

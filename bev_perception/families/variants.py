@@ -68,6 +68,8 @@ def load_variant(variant: Variant, changes: Sequence[str] = ()) -> VariantConfig
     if values.get("name") != path.stem:
         raise ConfigError(f"{path.name}: name is {values.get('name')!r}; it must equal the file's name")
     for text in changes:
+        if text.partition("=")[0].strip() in ("name", "extends"):
+            raise ConfigError(f"{text!r}: a variant is named and extended in a file of its own, see docs/variants.md")
         change(values, text)
     where = path.name + (f" with {', '.join(changes)}" if changes else "")
     return _variant_from(values, where)

@@ -121,17 +121,24 @@ def load_pretrained(model: nn.Module, path: str | Path, part: str) -> None:
 
 
 def save_checkpoint(model: nn.Module, path: str | Path, metadata: dict[str, str]) -> None:
-    """Save the model's weights and the metadata as safetensors; an existing file is replaced atomically."""
+    """Save the model's weights and the metadata as safetensors; an existing file is replaced atomically.
+
+    Raises CheckpointError for a file that cannot be written; what was there before stays.
+    """
     path = Path(path)
     if getattr(model, "legacy_boxes", False):
         metadata = {**metadata, "version": LEGACY_VERSION}
     partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
-    partial.touch()
-    mode = partial.stat().st_mode  # as the umask says; safetensors would let the owner alone read the file
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, partial, metadata)
-    partial.chmod(mode)
-    os.replace(partial, path)
+    try:
+        partial.unlink(missing_ok=True)
+        partial.touch()
+        mode = partial.stat().st_mode  # as the umask says; safetensors would let the owner alone read the file
+        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, partial, metadata)
+        partial.chmod(mode)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"{path} cannot be written ({error}); make room, or choose another place") from error
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str | None, dict[str, str]]:

@@ -84,7 +84,7 @@ class CameraModel(Model, Generic[Output]):
 
 
 def check_settings(config: VariantConfig, rules: Iterable[tuple[bool, str]] = ()) -> None:
-    """Raise ConfigError, naming the key and the remedy, for settings that do not fit together.
+    """Raise ConfigError, naming the key and the remedy, for settings of a query decoder that do not fit together.
 
     rules: further rules of the family, each as (whether it holds, the remedy if it does not); checked after the rules
         that all heads share

@@ -1,4 +1,6 @@
-"""Precisions (number formats) of a model's encoder, i.e. its backbone and neck; everything else computes in float32.
+"""Precisions (number formats) of a model's encoder, i.e. its backbone and neck; all else is float32.
+
+strict_float32 keeps the whole of a step from TF32; encoder_precision says what the encoder computes in.
 
 In training, the wide layers of a perspective head use the encoder's precision as well, see supervision.step.
 """

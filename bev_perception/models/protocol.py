@@ -25,6 +25,8 @@ Out = TypeVar("Out")
 class NotFiniteError(FrameError):
     """A model's features, outputs or input pose hold NaN or infinity, so the frame has no valid result."""
 
+    cause = "not finite"
+
 
 @dataclass(frozen=True)
 class Perception:

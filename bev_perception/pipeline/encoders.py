@@ -41,10 +41,10 @@ class Stream:
         self.config, self.model = variant.config, variant.model
         self.memory: Memory[Any] = variant.model.new_memory(memory_interval)
 
-    def predict(self, encoded: Encoded, inputs: ModelInput, frame: Frame) -> Prediction[Any, Any]:
+    def predict(self, encoded: Encoded, memory: Memory[Any], inputs: ModelInput, frame: Frame) -> Prediction[Any, Any]:
         """Return the variant's prediction for a frame, in the variant's own reference frame."""
         seen = inputs.seen_from(reference2global(self.config, frame))
-        return self.model.predict(encoded, self.memory.history(frame.stamp), seen, self.memory.carried)
+        return self.model.predict(encoded, memory.history(frame.stamp), seen, memory.carried)
 
     def resize(self, memory_interval: float) -> None:
         """Fit the capacity of the memory to frames that are remembered every `memory_interval` s; keep its entries."""

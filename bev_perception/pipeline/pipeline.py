@@ -14,15 +14,15 @@ from bev_perception.config import ImageConfig, VariantConfig
 from bev_perception.families.catalog import gives
 from bev_perception.families.family import INSTANCES
 from bev_perception.health import Health, Stopwatch
-from bev_perception.models.memory import device_bytes
+from bev_perception.models.memory import Memory, device_bytes
 from bev_perception.models.precision import check_precision, strict_float32
 from bev_perception.models.protocol import NotFiniteError, Perception, Prediction
 from bev_perception.pipeline.continuity import Continuity
 from bev_perception.pipeline.encoders import Encoder, LoadedVariant, Stream, empty_input, group_by_encoder
 from bev_perception.results.boxes import to_ego
-from bev_perception.sensing.preprocess import NoUsableViewError, Preprocessor, reference2base
+from bev_perception.sensing.preprocess import Preprocessor, reference2base
 from bev_perception.strict import ConfigError
-from bev_perception.types import Boxes3D, Frame, Limits, ModelInput, Occupancy, Result
+from bev_perception.types import Boxes3D, Frame, FrameError, Limits, ModelInput, Occupancy, Result
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,20 @@ class PipelineSettings:
         return Limits(self.score_threshold, self.max_detections)
 
 
+@dataclass(frozen=True)
+class Break:
+    """Why memories are wiped before a frame.
+
+    cause: short and fixed; wipes are counted by it
+    message: the details
+    requests: number of requested resets that the wipe answers
+    """
+
+    cause: str
+    message: str
+    requests: int = 0
+
+
 class Pipeline:
     """Runs one variant, or several with different outputs, and keeps or wipes their memories.
 
@@ -91,7 +105,10 @@ class Pipeline:
         self.settings = settings or PipelineSettings()
         check_precision(self.settings.precision, device)
         self.health = health or Health()
-        self._preprocess = {v.config.image: Preprocessor(v.config, device) for v in variants}
+        self._preprocess: dict[ImageConfig, Preprocessor] = {}
+        for variant in variants:
+            if variant.config.image not in self._preprocess:
+                self._preprocess[variant.config.image] = Preprocessor(variant.config, device)
         self._interval = self._memory_interval()
         self._encoders = [
             Encoder(group, self._interval, self.settings.precision) for group in group_by_encoder(variants)
@@ -143,21 +160,30 @@ class Pipeline:
         """Return the result for one frame, and remember the frame.
 
         Raises FrameError for a frame that cannot be used: NoUsableViewError if none of its images can be used, and
-        NotFiniteError if its pose or the model's output contains NaN or infinity. Such a frame is counted and
-        adds nothing to the memory.
+        NotFiniteError if its pose or the model's output contains NaN or infinity. Such a frame is counted, and the
+        memory is as it was before.
         """
+        try:
+            return self._step(frame)
+        except FrameError as error:
+            self.health.fail(error.cause, str(error))
+            raise
+
+    def _step(self, frame: Frame) -> Result:
         watch = Stopwatch()
         with watch.stage("preprocess"):
             inputs, missing = self._prepare(frame)
-        reset = self._wipe_if_broken(frame)
-        history = self.memory_frames
+        broken = self._break_before(frame)
+        memories = {stream: stream.memory.wiped() if broken else stream.memory for stream in self._streams}
         with watch.stage("model"), torch.inference_mode(), strict_float32(self.device):
-            predictions = list(self._predict(inputs, frame))
+            predictions = dict(self._predict(inputs, memories, frame))
             self._synchronize()
         with watch.stage("decode"):
             seen, reference_boxes = self._decode(predictions, frame)
-        self._remember(predictions, frame)  # last, so that an error costs only this frame and not the memory
+        self._remember(predictions, memories, frame, broken)  # last, so that an error costs only this frame
         self._count(watch)
+        reset = None if broken is None else f"{broken.cause}: {broken.message}"
+        history = max(len(memory) for memory in memories.values())
         return Result(
             *(frame.stamp, seen.boxes, seen.occupancy, missing, reset, watch.seconds, history, reference_boxes)
         )
@@ -175,63 +201,62 @@ class Pipeline:
         """Return the model input for each image configuration of the variants, and why which cameras are missing."""
         poses = (frame.ego2global, frame.lidar2global)
         if not all(pose is None or np.isfinite(pose).all() for pose in poses):
-            raise self._failed("not finite", NotFiniteError("the frame's pose holds NaN or infinity; check tf"))
+            raise NotFiniteError("the frame's pose holds NaN or infinity; check tf")
         inputs, missing = {}, dict(frame.missing)
         for image, preprocess in self._preprocess.items():
-            try:
-                inputs[image], unusable = preprocess(frame)
-            except NoUsableViewError as error:
-                raise self._failed("no usable view", error) from None
+            inputs[image], unusable = preprocess(frame)
             missing.update(unusable)
         for camera, reason in missing.items():
             self.health.drop("missing view", f"{camera}: {reason}")
         return inputs, missing
 
-    def _predict(self, inputs: dict[ImageConfig, ModelInput], frame: Frame) -> Iterator[tuple[Stream, Prediction]]:
+    def _predict(
+        self, inputs: dict[ImageConfig, ModelInput], memories: dict[Stream, Memory], frame: Frame
+    ) -> Iterator[tuple[Stream, Prediction]]:
         """Yield each variant's stream with its prediction; each encoder encodes the images once."""
         for encoder in self._encoders:
             encoded = encoder.encode(inputs[encoder.image])
             for stream in encoder.streams:
-                yield stream, stream.predict(encoded, inputs[encoder.image], frame)
+                yield stream, stream.predict(encoded, memories[stream], inputs[encoder.image], frame)
 
-    def _decode(
-        self, predictions: Sequence[tuple[Stream, Prediction]], frame: Frame
-    ) -> tuple[Perception, Boxes3D | None]:
+    def _decode(self, predictions: dict[Stream, Prediction], frame: Frame) -> tuple[Perception, Boxes3D | None]:
         """Return boxes (in base_link) and occupancy, and the boxes in the reference frame of their model."""
         boxes: Boxes3D | None = None
         reference_boxes: Boxes3D | None = None
         occupancy: Occupancy | None = None
-        for stream, prediction in predictions:
+        for stream, prediction in predictions.items():
             try:
                 seen = stream.model.decode(prediction.outputs, self.settings.limits)
             except NotFiniteError as error:
-                raise self._failed("not finite", NotFiniteError(f"{stream.config.name}: {error}")) from error
+                raise NotFiniteError(f"{stream.config.name}: {error}") from error
             if seen.boxes is not None:
                 reference_boxes = seen.boxes
                 boxes = to_ego(seen.boxes, reference2base(stream.config, frame))
             occupancy = occupancy if seen.occupancy is None else seen.occupancy
         return Perception(boxes, occupancy), reference_boxes
 
-    def _remember(self, predictions: Sequence[tuple[Stream, Prediction]], frame: Frame) -> None:
+    def _remember(
+        self, predictions: dict[Stream, Prediction], memories: dict[Stream, Memory], frame: Frame, broken: Break | None
+    ) -> None:
+        """Keep what the frame adds to the memories, which have been wiped if it broke with them."""
+        if broken is not None:
+            for _ in range(broken.requests):
+                self._reset_requests.popleft()
+            self._continuity.restart()
+            self.health.reset(broken.cause, broken.message)
         due = self._continuity.is_due(frame.stamp, self._interval)
-        for stream, prediction in predictions:
-            stream.memory = stream.memory.after(prediction.entry, prediction.carried, due)
+        for stream, prediction in predictions.items():
+            stream.memory = memories[stream].after(prediction.entry, prediction.carried, due)
         self._continuity.passed(frame, due)
 
-    def _wipe_if_broken(self, frame: Frame) -> str | None:
-        """Wipe the memories if this frame does not continue them or a reset was requested; return why, or None."""
+    def _break_before(self, frame: Frame) -> Break | None:
+        """Return why the memories do not continue into this frame; None if they do."""
         self._follow_settings()
+        requests = len(self._reset_requests)
+        if requests:
+            return Break("requested", self._reset_requests[requests - 1], requests)
         broken = self._continuity.break_before(frame, self.settings.max_speed, self.settings.max_turn_rate)
-        while self._reset_requests:
-            broken = ("requested", self._reset_requests.popleft())
-        if broken is None:
-            return None
-        cause, message = broken
-        for stream in self._streams:
-            stream.memory = stream.memory.wiped()
-        self._continuity.restart()
-        self.health.reset(cause, message)
-        return f"{cause}: {message}"
+        return None if broken is None else Break(*broken)
 
     def _follow_settings(self) -> None:
         """If the memory interval has changed, resize the memories so that they still reach as far back."""
@@ -243,11 +268,6 @@ class Pipeline:
 
     def _memory_interval(self) -> float:
         return min(self.settings.memory_interval, *(variant.config.frames.interval for variant in self.variants))
-
-    def _failed(self, cause: str, error: Exception) -> Exception:
-        """Count a failed frame, and return the error to raise."""
-        self.health.fail(cause, str(error))
-        return error
 
     def _count(self, watch: Stopwatch) -> None:
         for stage, seconds in watch.seconds.items():

@@ -67,12 +67,17 @@ class Outputs:
                 costmap.check(config.class_names, grid)
 
     def destroy(self) -> None:
-        """Take the topics back."""
+        """Destroy the publishers."""
         while self._publishers:
             self._node.destroy_lifecycle_publisher(self._publishers.popitem()[1])
 
     def publish(self, result: Result, frame: Frame, frame_id: str) -> None:
-        """Publish a result.  frame: what it was made of.  frame_id: of base_link."""
+        """Publish a result.
+
+        result: of the pipeline.
+        frame: the frame that the result was made of.
+        frame_id: tf frame of base_link.
+        """
         stamp, boxes, occupancy = result.stamp, result.boxes, result.occupancy
         if boxes is not None:
             self._send("markers", lambda: messages.markers(boxes, stamp, frame_id))

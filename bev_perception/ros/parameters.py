@@ -20,7 +20,14 @@ from bev_perception.sensing.synchronizer import SynchronizerSettings
 
 
 class ParameterSpec(NamedTuple):
-    """One parameter. bounds: (lowest, highest) of a number.  live: may be set while the node runs."""
+    """A parameter of the node.
+
+    name: as in ROS 2.
+    default: its value unless it is set; gives the type, too.
+    description: for `ros2 param describe`.
+    bounds: lowest and highest value of a number.
+    live: whether it may be set while the node is configured.
+    """
 
     name: str
     default: Any

@@ -118,9 +118,9 @@ class Worker:
 
     def _fail(self, cause: str, error: Exception) -> None:
         text = f"{type(error).__name__}: {error}"
-        self._health.fail(cause, text)
-        self._faults.record(error)
         self._errors += 1
+        self._health.fail(cause, text, self._errors)  # a result that cannot be published has ended the pipeline's row
+        self._faults.record(error)
         if self._errors >= BREAKDOWN:
             self._breakdown = f"{self._errors} unexpected errors in a row, the last one: {cause}: {text}"
         if self._errors == BREAKDOWN:

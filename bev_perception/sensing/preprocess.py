@@ -31,6 +31,8 @@ CHANNELS = {"rgb": (2, 1, 0), "bgr": (0, 1, 2)}
 class NoUsableViewError(FrameError):
     """No camera of a frame can be used; the message gives the reason for every camera."""
 
+    cause = "no usable view"
+
 
 @dataclass(frozen=True)
 class ImageTransform:

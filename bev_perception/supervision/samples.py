@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -60,7 +60,14 @@ class OccupancyTruth:
         )
 
 
-Truth = TypeVar("Truth", BoxTruth, OccupancyTruth)
+class GroundTruth(Protocol):
+    """What a family's samples teach: a frozen dataclass of tensors."""
+
+    def each(self, change: Change) -> Any:
+        """Return the same with every tensor changed."""
+
+
+Truth = TypeVar("Truth", bound=GroundTruth)
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from bev_perception.data.augment import BevDraw, augment_boxes
 from bev_perception.data.queues import training_boxes
 from bev_perception.data.records import Records
-from bev_perception.supervision.samples import BoxTruth, OccupancyTruth
+from bev_perception.supervision.samples import BoxTruth
 
 
 class Truths(Protocol):
     """Ground truth of key frames in the variant's reference frame."""
 
-    def read(self, index: int, world: BevDraw) -> BoxTruth | OccupancyTruth | None:
+    def read(self, index: int, world: BevDraw) -> Any | None:
         """Return the ground truth of key frame `index` after augmentation, None if there is nothing to learn from it.
 
         world: the augmentation.

@@ -68,11 +68,17 @@ def save_state(
         "scaler": scaler.state_dict(),
     }
     partial = out / f"{STATE}.partial"
-    with partial.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, out / STATE)
+    try:
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, out / STATE)
+    except (OSError, RuntimeError) as error:  # torch.save wraps what the file system says
+        partial.unlink(missing_ok=True)
+        raise TrainingError(
+            f"{out / STATE} cannot be written ({error}); make room and resume from the state saved before"
+        ) from error
     save_checkpoint(model, out / WEIGHTS, {"variant": model.config.name, "steps": str(step)})
 
 
@@ -94,11 +100,13 @@ def load_state(
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = content.get("format"), set(content.get("identity", ()))
     except Exception as error:  # damaged bytes can meet the reader anywhere
-        raise TrainingError(f"{path} cannot be read ({error}); start anew from weights.safetensors") from error
+        raise TrainingError(
+            f"{path} cannot be read ({error}); start anew in another directory, with init {out / WEIGHTS}"
+        ) from error
     if found != (FORMAT, {field.name for field in fields(Identity)}):
         raise TrainingError(
-            f"{path} was written by another version of bev_perception; go on with that version, or start anew (init) "
-            f"from {WEIGHTS} beside it"
+            f"{path} was written by another version of bev_perception; go on with that version, or start anew in "
+            f"another directory, with init {out / WEIGHTS}"
         )
     stored = Identity(**content["identity"])
     differing = [

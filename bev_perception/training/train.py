@@ -24,7 +24,7 @@ from bev_perception.families.catalog import build_model, family_of
 from bev_perception.models.checkpoints import load_checkpoint, load_pretrained
 from bev_perception.models.device import choose_device
 from bev_perception.models.encoder import ENCODER_PARTS
-from bev_perception.models.precision import PRECISIONS, strict_float32, tiny_is_zero
+from bev_perception.models.precision import PRECISIONS, check_precision, strict_float32, tiny_is_zero
 from bev_perception.supervision.parts import TrainedPart
 from bev_perception.supervision.samples import Batch, EncodableData, TrainingData
 from bev_perception.supervision.step import TrainingStep, freeze
@@ -123,6 +123,7 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
         stack.enter_context(tiny_is_zero())
         stack.enter_context(explained_losses())
         device = processes.device
+        check_precision(settings.precision, device)
         stack.enter_context(strict_float32(device))
         batch = _share(recipe.batch, processes.count) if settings.batch is None else settings.batch
         steps_per_epoch = -(-len(data) // (batch * processes.count))
@@ -256,7 +257,7 @@ def _check(config: VariantConfig, part: TrainedPart, settings: TrainSettings) ->
         raise TrainingError(f"{config.name} says nothing of its training; add the entry 'training' to its file")
     if settings.precision not in PRECISIONS:
         raise TrainingError(f"precision is {settings.precision!r}; it must be one of {', '.join(PRECISIONS)}")
-    if min(1 if x is None else x for x in (settings.epochs, settings.lr, settings.batch)) <= 0:
+    if not all(x is None or 0 < x < math.inf for x in (settings.epochs, settings.lr, settings.batch)):
         raise TrainingError("epochs, lr and batch must be positive; leave out those that the variant is to say")
     if settings.resume and (settings.init or settings.pretrained):
         raise TrainingError("resume goes on with the weights that are there; leave out init and pretrained")

@@ -28,17 +28,9 @@ class ToyHead:
     """One box before the vehicle.
 
     distance: m, of the box
-    num_levels: levels of the pyramid
-    embed_dims: width of the pyramid
-    num_groups: always 1
-    num_heads: always 1
     """
 
     distance: float = 10.0
-    num_levels: int = 3
-    embed_dims: int = 64
-    num_groups: int = 1
-    num_heads: int = 1
 
 
 @dataclass(frozen=True)
@@ -60,7 +52,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bev_perception.models.encoder import CameraModel, check_settings
+from bev_perception.models.encoder import CameraModel
 from bev_perception.models.protocol import NotFiniteError, Perception
 from bev_perception.types import Boxes3D, Limits
 
@@ -77,7 +69,6 @@ class Toy(CameraModel[ToyOutput]):
     """The toy."""
 
     def __init__(self, config):
-        check_settings(config)
         super().__init__(config)
         self.head = nn.Linear(config.neck.out_channels, 1)
 

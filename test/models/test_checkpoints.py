@@ -4,6 +4,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from bev_perception.models.checkpoints import (
@@ -284,3 +285,17 @@ def test_pretraining_that_lacks_weights_is_refused(model, tmp_path):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         load_pretrained(model, tmp_path / "none.pth", "norm")
+
+
+def test_a_disk_that_is_full_is_named_and_what_was_there_stays(model, tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(model, path, {})
+    before = path.read_bytes()
+
+    def full(*_):
+        raise SafetensorError("I/O error: no space left on device")
+
+    monkeypatch.setattr("bev_perception.models.checkpoints.save_file", full)
+    with pytest.raises(CheckpointError, match=r"a.safetensors cannot be written \(I/O error.*make room"):
+        save_checkpoint(model, path, {})
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

@@ -19,6 +19,7 @@ from bev_perception.pipeline.offline import collect_frames
 from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
 from bev_perception.sensing.preprocess import NoUsableViewError, reference2ego
 from bev_perception.sensing.synchronizer import SynchronizerSettings
+from bev_perception.types import FrameError
 
 SECOND = 1_000_000_000
 CPU = torch.device("cpu")
@@ -364,3 +365,43 @@ def noted(seen):
     seen.append("begin")
     yield
     seen.append("end")
+
+
+def test_a_frame_that_fails_wipes_nothing(pipeline, frames):
+    """A stray stamp and a broken pose at once: the memory continues into the next good frame."""
+    for k in range(2):
+        pipeline.step(at(frames[0], 0.5 * k))
+    memory = pipeline._streams[0].memory
+    hook = poison(pipeline.variants[0].model.img_neck)
+    for seconds in (-5.0, 9.0):
+        with pytest.raises(NotFiniteError):
+            pipeline.step(at(frames[0], seconds))
+    pipeline.reset("asked for")
+    with pytest.raises(NotFiniteError):
+        pipeline.step(at(frames[0], 1.0))
+    hook.remove()
+    assert pipeline._streams[0].memory is memory and not pipeline.health.snapshot().resets
+    result = pipeline.step(at(frames[0], 1.0))
+    assert result.reset == "requested: asked for" and result.history == 0  # it is still wanted
+    assert pipeline.step(at(frames[0], 1.5)).reset is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("part", ["heat", "codes"])
+def test_proposals_that_are_not_finite_cost_the_frame(pipeline, frames, part, value):
+    hook = poison(getattr(pipeline.variants[0].model.perspective_head, part), value)
+    with pytest.raises(NotFiniteError):
+        pipeline.step(frames[0])
+    hook.remove()
+    assert len(pipeline.step(frames[1]).boxes)
+
+
+def test_every_error_of_a_frame_is_counted_wherever_it_is_raised(pipeline, frames, monkeypatch):
+    def fail(*_):
+        raise FrameError("nothing to see")
+
+    monkeypatch.setattr(pipeline.variants[0].model, "predict", fail)
+    with pytest.raises(FrameError):
+        pipeline.step(frames[0])
+    snapshot = pipeline.health.snapshot()
+    assert snapshot.drops == {"bad frame": 1} and snapshot.failure == "bad frame: nothing to see"

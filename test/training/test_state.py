@@ -63,3 +63,18 @@ def test_the_state_of_another_version_is_said_to_be_one(tmp_path, change):
     torch.save(content, tmp_path / STATE)
     with pytest.raises(TrainingError, match=r"was written by another version of bev_perception; .*init"):
         load_state(tmp_path, IDENTITY, *whole)
+
+
+def test_a_state_that_cannot_be_written_is_named_and_the_one_before_stays(tmp_path, monkeypatch):
+    (tmp_path / STATE).write_bytes(b"the state before")
+
+    def full(*_):
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr("bev_perception.training.state.torch.save", full)
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW(model.parameters())
+    identity = Identity("part", "config", 0, 1, 1, 1, 1.0, "fp32")
+    with pytest.raises(TrainingError, match=r"state.pt cannot be written .*make room and resume from the state saved"):
+        save_state(tmp_path, identity, 1, model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"the state before"]

@@ -362,7 +362,7 @@ def test_mistakes_are_named(tmp_path):
         train(config, data, settings(tmp_path, resume=True, seed=1))
     with pytest.raises(TrainingError, match=r"config '\w+', now '\w+'; resume"):
         train(small_config(epochs=1, family=recipe(moving_weight=3.0)), data, settings(tmp_path, resume=True))
-    for changes in ({"epochs": 0}, {"lr": 0.0}, {"batch": -1}):
+    for changes in ({"epochs": 0}, {"lr": 0.0}, {"lr": math.nan}, {"lr": math.inf}, {"batch": -1}):
         with pytest.raises(TrainingError, match="epochs, lr and batch must be positive"):
             train(config, data, settings(tmp_path / "new", **changes))
     (tmp_path / STATE).write_bytes(b"PK garbage")

@@ -214,3 +214,16 @@ def test_recording_ends_after_an_error_too(untrained):
     with pytest.raises(RuntimeError, match="stop"), record_sampling(model):
         raise RuntimeError("stop")
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_run_that_fails_leaves_no_stages_for_the_next(untrained, bag_frames, monkeypatch):
+    pipeline = load_pipeline("sparsebev_tiny", untrained, "cpu")
+    model = pipeline.variants[0].model
+    with record_sampling(model) as traces:
+        hook = model.pts_bbox_head.decoder_layer.ffn.register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pipeline.step(bag_frames[0])
+        hook.remove()
+        pipeline.step(bag_frames[1])
+    assert len(traces) == 1 and len(traces[0].points) == CONFIG.head.num_layers
+    pipeline.close()

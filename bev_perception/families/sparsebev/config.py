@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass, field
 
 from bev_perception.families.sparsebev.proposals.config import ProposalsConfig, ProposalsRecipe
-from bev_perception.strict import ConfigError
+from bev_perception.strict import ConfigError, check_box, check_positive, check_share
 
+#: settings of the head that must be positive, among others
+SIZES = ("num_points", "num_levels", "embed_dims", "num_groups", "num_heads", "ffn_dim")
 #: codes of a box: centre, logarithms of its sizes, sine and cosine of its yaw, velocity
 CODE_SIZE = 10
 
@@ -24,6 +26,14 @@ class DecodeConfig:
     max_num: int = 300
     score_threshold: float = 0.05
     post_center_range: tuple[float, float, float, float, float, float] = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
+
+    def __post_init__(self) -> None:
+        """Check the values that a type cannot."""
+        if self.max_num < 1:
+            raise ConfigError(f"head.decode.max_num ({self.max_num}) must be positive")
+        if not 0 <= self.score_threshold <= 1:
+            raise ConfigError(f"head.decode.score_threshold ({self.score_threshold}) must lie in 0..1")
+        check_box("head.decode.post_center_range", self.post_center_range)
 
 
 @dataclass(frozen=True)
@@ -66,8 +76,9 @@ class SparseBEVHeadConfig:
         side = math.isqrt(max(self.num_query, 0))
         if self.num_query < 1 or side**2 != self.num_query:
             raise ConfigError(f"head.num_query ({self.num_query}) must be a square number, such as {side**2}")
-        if self.num_layers < 1:
-            raise ConfigError(f"head.num_layers ({self.num_layers}) must be positive")
+        check_positive(self, "head", (*SIZES, "num_layers", "mixing_out_points"))
+        check_share("head.dropout", self.dropout)
+        check_box("head.pc_range", self.pc_range)
         if self.code_size != CODE_SIZE:
             raise ConfigError(f"head.code_size ({self.code_size}) must be {CODE_SIZE}")
 

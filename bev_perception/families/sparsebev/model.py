@@ -305,17 +305,22 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
         In the outputs, denoising queries come before the learnt ones and proposed queries after them.
         """
         seen, proposed = None, None
+        finite: list[Tensor] = []
         count = self.config.head.proposals.queries
         if self.perspective_head is not None and (self.training or count):
             image2reference = invert_cameras(reference2image[:, 0])
             seen = self.perspective_head(levels_by_frame[0][0], image2reference, image_size)
+            finite += [seen.heat, seen.codes]
             if count:
                 boxes, labels = lift(seen, image2reference, image_size, count)
                 velocities = self._motion(boxes, labels, levels_by_frame, reference2image, time_differences, image_size)
                 proposed = self._propose(boxes, labels, velocities)
+                finite += [boxes, velocities]
         output: SparseBEVOutput = self.pts_bbox_head(
             levels_by_frame, reference2image, time_differences, image_size, self.legacy_boxes, denoising, proposed
         )
+        if finite:
+            output = replace(output, finite=output.finite & all_finite(x.detach() for x in finite))
         return replace(output, seen=seen)
 
     @torch.no_grad()

@@ -30,10 +30,10 @@ def record_sampling(model: SparseBEV) -> Iterator[list[SamplingTrace]]:
         traces.append(
             SamplingTrace(torch.stack(points), reference2image[0], image_size, seconds, _boxes(model, output))
         )
-        points.clear()
 
     head = model.pts_bbox_head
     hooks = [
+        head.register_forward_pre_hook(lambda _module, _inputs: points.clear()),  # of a run that has failed
         head.decoder_layer.get_submodule("sampling").register_forward_hook(after_stage),
         head.register_forward_hook(after_run),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bev_perception.strict import ConfigError
+from bev_perception.strict import ConfigError, check_positive, check_share
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,9 @@ class SparseOccHeadConfig:
                 f"head: occ_range {self.occ_range} in occ_size {self.occ_size} voxels gives voxels of "
                 f"{' x '.join(f'{edge:g}' for edge in edges)} m; they must be cubes"
             )
+        sizes = ("num_query", "num_points", "num_levels", "embed_dims", "num_groups", "num_heads", "ffn_dim")
+        check_positive(self, "head", (*sizes, "mixing_out_points"))
+        check_share("head.dropout", self.dropout)
         if not (0 <= self.score_threshold <= 1 and 0 <= self.overlap_threshold <= 1):
             raise ConfigError("head: score_threshold and overlap_threshold must lie in 0..1")
         if min(self.kept_training + self.kept_testing) < 1 or self.mask_layers < 0:
