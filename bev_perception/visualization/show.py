@@ -234,7 +234,7 @@ def show_occupancy(settings: ShowSettings, source: Source, labels: Path | None =
     """
     config = load_variant(settings.variant)
     if labels is not None and not isinstance(source, KeyFrames):
-        raise ValueError("labels belong to key frames of nuScenes; show them with --data, or leave them out")
+        raise UserError("labels belong to key frames of nuScenes; show them with --data, or leave them out")
     # without predicted instances, prediction and labels would be drawn in different colours
     objects = INSTANCES in _required(config, OCCUPANCY).gives(config) and objects
     loaded = _load(settings)

@@ -135,7 +135,7 @@ def test_unknown_labels_are_no_targets(records, tmp_path, camera_mask):
     semantics[50:90, 60:130] = UNKNOWN_LABEL
     for name, labels in (("known", known), ("unknown", dataclasses.replace(known, semantics=semantics))):
         write_labels(labels_path(tmp_path / name, records.scenes[1], records.tokens[1], ""), labels)
-    config = config_with(camera_mask=camera_mask)
+    config = config_with(family=SparseOccRecipe(camera_mask=camera_mask))
     (sample, _, world), (other, _, _) = (
         sample_and_draws(NuScenesTraining(config, records, tmp_path / name), 1, 0) for name in ("unknown", "known")
     )

@@ -28,6 +28,8 @@ from bev_perception.training.train import find_part, train
 from .kit import augmented, settings, small_config
 
 CONFIG = augmented(load_variant("sparsebev_tiny"))
+#: options for a quick training: small images, in a precision that every CPU computes fast in
+SMALL = ["--precision", "fp32", "--set", "image={height: 64, width: 176}", "--set", "training.resize=[0.1, 0.12]"]
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +190,7 @@ def test_features_that_float16_cannot_hold_are_named(records, tmp_path, bad):
 
 def test_the_command_trains_a_decoder_alone(records, tmp_path, capsys):
     options = ["--data", records.root, "--version", VERSION, "--split", "mini_val", "--device", "cpu", "--workers", 1]
-    options += ["--variant", "sparsebev_tiny", "--epochs", 1, "--batch", len(records), "--part", "decoder"]
+    options += ["--variant", "sparsebev_tiny", "--epochs", 1, "--batch", len(records), "--part", "decoder", *SMALL]
     write_initial_weights("sparsebev_tiny", tmp_path / "init.safetensors", seed=0)
     command = ["train", *options, "--out", tmp_path / "out"]
     assert cli.main([str(part) for part in command]) == 1
@@ -203,8 +205,6 @@ def test_the_command_takes_several_roots(records, tmp_path, capsys):
     options += [
         "--device",
         "cpu",
-        "--precision",
-        "fp32",
         "--workers",
         0,
         "--part",
@@ -213,6 +213,7 @@ def test_the_command_takes_several_roots(records, tmp_path, capsys):
         1,
         "--batch",
         2 * len(records),
+        *SMALL,
     ]
     command = ["train", "--data", records.root, records.root, *options]
     assert cli.main([str(part) for part in command]) == 0

@@ -9,7 +9,7 @@ import torch
 from bev_perception.config import BevAugmentationConfig, Provenance, digest
 from bev_perception.training.state import STATE, Identity, TrainingError, load_state, save_state
 
-from .kit import small_config, small_occupancy_config
+from .kit import recipe, small_config, small_occupancy_config
 
 IDENTITY = Identity("all", "0" * 12, seed=0, samples=1, batch=1, epochs=1, lr=1e-3, precision="fp32")
 
@@ -28,10 +28,10 @@ def test_a_new_field_at_its_default_is_the_same_training(make, part):
 def test_every_other_setting_counts_but_not_where_the_variant_comes_from():
     config = small_config()
     others = [
-        small_config(moving_weight=3.0),
+        small_config(family=recipe(moving_weight=3.0)),
         small_config(bev=BevAugmentationConfig(flip=True)),
         dataclasses.replace(config, class_names=config.class_names[::-1]),
-        dataclasses.replace(config, head=dataclasses.replace(config.head, num_query=17)),
+        dataclasses.replace(config, head=dataclasses.replace(config.head, num_query=25)),
     ]
     assert len({digest(other) for other in [config, *others]}) == 5
     assert digest(dataclasses.replace(config, provenance=Provenance(note="mine"))) == digest(config)
