@@ -1,6 +1,8 @@
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -231,6 +233,20 @@ def test_interrupt_has_status_130(monkeypatch, capsys):
 
     monkeypatch.setattr(cli.models, "_variants", interrupt)
     assert cli.main(["variants"]) == 130
+
+
+def test_sigterm_ends_a_command_in_one_sentence(monkeypatch, capsys):
+    """Wherever it is, also before a training has begun."""
+
+    def wait(_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli.models, "_variants", wait)
+    assert cli.main(["variants"]) == 1
+    assert capsys.readouterr().err == "bev_perception: ended by SIGTERM\n"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_closed_pipe_is_no_traceback():
