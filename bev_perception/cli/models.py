@@ -101,7 +101,7 @@ def _run(args: argparse.Namespace) -> int:
     if OCCUPANCY in pipeline.gives and args.save_occupancy is None:
         raise UserError(f"{pipeline.name} predicts occupancy; name a directory for it with --save-occupancy")
 
-    header = results_header(pipeline, bag, settings)
+    header = results_header(pipeline, bag, settings, args.save_occupancy)
     earlier = unfinished_results(args.out, header) if args.resume else None
     if earlier is not None and earlier.end is not None:
         pipeline.close()

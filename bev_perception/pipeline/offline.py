@@ -28,6 +28,8 @@ from bev_perception.types import Boxes3D, Frame, FrameError, Result
 #: the entries "format" and "version" of a header
 RESULTS_FORMAT = "bev_perception results"
 RESULTS_VERSION = 1
+#: keys of the header that may differ when a run is resumed: weights are known by their sha256, wherever they lie
+NAMED_BY_OTHERS = frozenset({"variants"})
 
 
 class ResultsError(UserError):
@@ -74,7 +76,9 @@ def run_frames(
 # ---- writing ----
 
 
-def results_header(pipeline: Pipeline, bag: BagReader, settings: SynchronizerSettings) -> dict[str, Any]:
+def results_header(
+    pipeline: Pipeline, bag: BagReader, settings: SynchronizerSettings, occupancy: Path | None = None
+) -> dict[str, Any]:
     """Return the first line of a results file: the meaning and units of the numbers, and all that they depend on."""
     how = pipeline.settings
     threshold, count = _box_limits(pipeline)
@@ -91,6 +95,7 @@ def results_header(pipeline: Pipeline, bag: BagReader, settings: SynchronizerSet
         "memory_interval": how.memory_interval,
         "precision": how.precision,
         "bag": bag.path.resolve().name,
+        "occupancy": None if occupancy is None else occupancy.resolve().name,
         "cameras": list(settings.cameras),
         "anchor": settings.anchor or settings.cameras[0],
         "prefix": bag.prefix,
@@ -280,7 +285,7 @@ def unfinished_results(path: Path, header: dict[str, Any]) -> ResultsFile | None
     differences = [
         f"{key} is {found.header.get(key)!r} there and {wanted.get(key)!r} now"
         for key in {**wanted, **found.header}
-        if found.header.get(key) != wanted.get(key)
+        if found.header.get(key) != wanted.get(key) and key not in NAMED_BY_OTHERS
     ]
     if differences:
         raise ResultsError(

@@ -129,6 +129,8 @@ def test_lines_that_are_there_are_not_written_again(tmp_path):
     [
         ({"bag": "other"}, "bag is 'drive' there and 'other' now"),
         ({"score_threshold": 0.05}, r"score_threshold is 0\.3 there and 0\.05 now"),
+        ({"occupancy": "voxels"}, "occupancy is None there and 'voxels' now"),
+        ({"settings": {"v": "1f"}}, "settings is None there and {'v': '1f'} now"),
         ({"sha256": {"v": "1f"}}, "sha256 is None there and {'v': '1f'} now"),
     ],
 )
@@ -226,3 +228,9 @@ def test_occupancy_is_written_beside_it(tmp_path):
     (frame,) = read_results(tmp_path / "out.jsonl").frames()
     wanted = {"stamp": 7, "boxes": None, "missing": {"cam_front": "gone"}, "reset": "gap: 3 s", "history": 0}
     assert frame == wanted
+
+
+def test_weights_may_lie_elsewhere_when_a_run_is_resumed(tmp_path):
+    out = tmp_path / "out.jsonl"
+    write_results(out, {**HEADER, "variants": {"v": "a.safetensors"}}, [result(1)], Health())
+    assert unfinished_results(out, {**HEADER, "variants": {"v": "/else/where.safetensors"}}) is not None
