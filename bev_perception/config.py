@@ -322,8 +322,8 @@ class VariantConfig:
 
     def __post_init__(self) -> None:
         """Check the values that a type cannot."""
-        if not self.class_names or len(set(self.class_names)) < len(self.class_names):
-            raise ConfigError(f"class_names must name at least one class, each once; got {list(self.class_names)}")
+        if len(set(self.class_names)) < len(self.class_names):
+            raise ConfigError(f"class_names must name each class once; got {list(self.class_names)}")
 
 
 def digest(config: VariantConfig) -> str:

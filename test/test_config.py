@@ -220,7 +220,7 @@ def test_settings_may_be_changed_one_by_one():
         ("neck.num_outs=0", r"neck.num_outs \(0\) must be positive"),
         ("training.weight_decay=-1", "training.weight_decay must not be negative"),
         ("class_names=[]", "class_names must name at least one class"),
-        ("class_names=[car, car]", "each once"),
+        ("class_names=[car, car]", "must name each class once"),
     ],
 )
 def test_changes_that_mean_nothing_are_refused(text, says):

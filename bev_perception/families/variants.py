@@ -129,6 +129,8 @@ def _variant_from(values: dict[str, Any], where: str) -> VariantConfig:
         return from_dict(VariantConfig, values, where)  # raises ConfigError: the family is missing
     family = find_family(values["family"], where)
     values = {"class_names": family.classes, **values}
+    if values["class_names"] == []:
+        raise ConfigError(f"{where}.class_names must name at least one class; leave it out for the family's own")
     if "head" in values:
         values["head"] = from_dict(family.head, values["head"], f"{where}.head")
     if isinstance(values.get("training"), dict):
