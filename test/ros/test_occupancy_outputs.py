@@ -256,7 +256,7 @@ def test_variants_that_do_not_fit_are_named(start, untrained, untrained_occupanc
         ({"variant": "", "checkpoint": "", "occupancy_checkpoint": ""}, "no variant is set"),
         (
             {"variant": "sparseocc_tiny", "checkpoint": str(untrained_occupancy)} | occupancy,
-            "one variant that detects, one that gives occupancy",
+            "sparseocc_tiny and sparseocc_tiny both give occupancy",
         ),
         (
             {"variant": "sparsebev_tiny", "checkpoint": str(untrained), "costmap_free_classes": ["grass"]},
