@@ -15,7 +15,7 @@ eval-demo: .venv/.installed  ## fails if the shipped weights score less than is 
 test: .venv/.installed .venv-client/.installed  ## all tests but the slow ones, with coverage
 	$(BIN)/coverage erase
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -m "not slow and not ros" -n 2 --dist worksteal $(ARGS)
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -m "ros and not slow" -n 3 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -m "ros and not slow" -n 2 --dist worksteal $(ARGS)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=95
 

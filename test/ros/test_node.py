@@ -4,7 +4,7 @@ import math
 import time
 
 import pytest
-from kit import MS, wait_until
+from kit import CAMERAS, MS, wait_until
 from rosgraph_msgs.msg import Clock
 from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import Marker, MarkerArray
@@ -127,7 +127,10 @@ def test_three_cameras_of_a_strange_rig_in_simulated_time(start, small_drive):
 def test_raw_images_and_compressed_ones_give_the_same_boxes(start):
     found = {}
     for raw in (True, False):
-        node, peer = start(raw=raw)
+        topics = [f"{NODE}/input/{camera}/image{'' if raw else '/compressed'}" for camera in CAMERAS]
+        # 26 MB of raw images a set: a busy machine loses some of them where nothing is sent again
+        reliable = {f"qos_overrides.{topic}.subscription.reliability": "reliable" for topic in topics}
+        node, peer = start(raw=raw, **reliable)
         found[raw] = peer.wait_detection(peer.send_set())
         node.kill()
     for a, b in zip(found[True].detections, found[False].detections, strict=True):

@@ -26,7 +26,7 @@ def nothing_shipped(monkeypatch):
     monkeypatch.setattr("bev_perception.ros.tools.demo.shipped_weights", lambda name: None)
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(500)
 def test_demo_on_a_made_up_drive(tmp_path, capsys, nothing_shipped):
     out = tmp_path / "demo"
     assert cli.main(["demo", "--out", str(out), "--seconds", "0.6"]) == 0
@@ -36,7 +36,7 @@ def test_demo_on_a_made_up_drive(tmp_path, capsys, nothing_shipped):
     assert cli.main(["demo", "--out", str(out), "--seconds", "0.3"]) == 0  # once more over the old one
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(500)
 def test_demo_on_real_keyframes(tmp_path, nuscenes_root, nothing_shipped):
     out = tmp_path / "demo"
     assert cli.main(["demo", "--out", str(out), "--nuscenes", str(nuscenes_root)]) == 0
