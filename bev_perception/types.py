@@ -10,11 +10,12 @@ Conventions throughout the package:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bev_perception.geometry import intrinsics_4x4, invert_transform
 from bev_perception.strict import UserError
 
 if TYPE_CHECKING:  # tools without a model, such as the bag player, start seconds sooner without torch
@@ -157,11 +158,43 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class Cameras:
+    """Where N cameras are and how they see; identity for a missing camera.
+
+    intrinsics: [N, 3, 3] float64, pixels of the images before they are resized and cropped
+    source2image: [N, 4, 4] float64, depth-scaled pixels (u*d, v*d, d, 1) of those images to those of the model's input
+    sensor2ego: [N, 4, 4] float64, optical frame to base_link
+    ego2global: [N, 4, 4] float64, base_link to the global frame at each image's own stamp
+    """
+
+    intrinsics: np.ndarray
+    source2image: np.ndarray
+    sensor2ego: np.ndarray
+    ego2global: np.ndarray
+
+    @classmethod
+    def identities(cls, n: int) -> Cameras:
+        """Return n cameras whose matrices are all identities."""
+        return cls(np.tile(np.eye(3), (n, 1, 1)), *(np.tile(np.eye(4), (n, 1, 1)) for _ in range(3)))
+
+    def select(self, keep: np.ndarray) -> Cameras:
+        """Return the cameras that `keep`, a mask or indices, selects."""
+        return Cameras(*(getattr(self, item.name)[keep] for item in fields(self)))
+
+    @property
+    def global2image(self) -> np.ndarray:
+        """[N, 4, 4] float64, global frame (m) to depth-scaled pixels of the model's input; see geometry.project."""
+        sensor2global = self.ego2global @ self.sensor2ego
+        intrinsics = np.stack([intrinsics_4x4(k) for k in self.intrinsics])
+        return self.source2image @ intrinsics @ invert_transform(sensor2global)
+
+
+@dataclass(frozen=True)
 class ModelInput:
     """A frame as input of a model.
 
     images: [N, 3, H, W] float32 on the device, normalised; zeros for a missing camera
-    global2image: [N, 4, 4] float64, global frame (m) to depth-scaled pixels of `images`; see geometry.project
+    cameras: their matrices
     reference2global: [4, 4] float64, the model's reference frame at `stamp` to the global frame
     present: [N] bool, False for a missing camera
     stamps: [N] int64, ns, of each camera's image; the frame's stamp for a missing camera
@@ -169,11 +202,16 @@ class ModelInput:
     """
 
     images: torch.Tensor
-    global2image: np.ndarray
+    cameras: Cameras
     reference2global: np.ndarray
     present: np.ndarray
     stamps: np.ndarray
     stamp: int
+
+    @property
+    def global2image(self) -> np.ndarray:
+        """[N, 4, 4] float64, as that of `cameras`; zeros for a missing camera, so that it sees no point."""
+        return np.where(self.present[:, None, None], self.cameras.global2image, 0.0)
 
     def seen_from(self, reference2global: np.ndarray) -> ModelInput:
         """Return the same input for a model with another reference frame; reference2global is [4, 4]."""
@@ -191,6 +229,7 @@ class Boxes3D:
     scores: [n], 0..1
     labels: [n] int64, indices into class_names
     class_names: names of the classes
+    track_ids: [n] int64, the same for an object in every frame, never given again to another one; None without tracking
     """
 
     centers: np.ndarray
@@ -200,6 +239,7 @@ class Boxes3D:
     scores: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
+    track_ids: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Return the number of boxes."""
@@ -215,6 +255,7 @@ class Boxes3D:
             self.scores[keep],
             self.labels[keep],
             self.class_names,
+            None if self.track_ids is None else self.track_ids[keep],
         )
 
 

@@ -7,21 +7,27 @@ import numpy as np
 import torch
 
 from bev_perception.geometry import make_transform, rotation_from_yaw
-from bev_perception.types import ModelInput
+from bev_perception.types import Cameras, ModelInput
 
 SECOND = 1_000_000_000
 START = 1_532_402_927_647_951_000  # ns: with stamps of today, floats of seconds would not do
 
 
-def rig(cameras, seed=0):
-    """Cameras in a circle, 1.5 m up: reference frame to pixels of 352 x 128 images, [N, 4, 4]."""
+def rig(cameras, ego=None):
+    """Cameras of 352 x 128 pixels in a circle on a vehicle, 1.5 m up."""
     optical2vehicle = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
-    intrinsics = np.array([[200.0, 0, 176, 0], [0, 200, 64, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-    matrices = []
-    for camera in range(cameras):
-        turn = make_transform(rotation_from_yaw(2 * math.pi * camera / cameras), np.array([0, 0, 1.5]))
-        matrices.append(intrinsics @ np.linalg.inv(turn @ optical2vehicle))
-    return np.stack(matrices)
+    turns = [rotation_from_yaw(2 * math.pi * camera / cameras) for camera in range(cameras)]
+    return Cameras(
+        intrinsics=np.tile(np.array([[200.0, 0, 176], [0, 200, 64], [0, 0, 1]]), (cameras, 1, 1)),
+        source2image=np.tile(np.eye(4), (cameras, 1, 1)),
+        sensor2ego=np.stack([make_transform(turn, np.array([0, 0, 1.5])) @ optical2vehicle for turn in turns]),
+        ego2global=np.tile(np.eye(4) if ego is None else ego, (cameras, 1, 1)),
+    )
+
+
+def cameras_that_project(global2image):
+    """Cameras with the given matrices [N, 4, 4], from the global frame to depth-scaled pixels."""
+    return dataclasses.replace(Cameras.identities(len(global2image)), source2image=np.asarray(global2image, np.float64))
 
 
 def frame(index, cameras=6, present=None, ego=None):
@@ -31,7 +37,7 @@ def frame(index, cameras=6, present=None, ego=None):
     stamp = START + index * SECOND // 2
     return ModelInput(
         images=images,
-        global2image=rig(cameras) @ np.linalg.inv(ego),
+        cameras=rig(cameras, ego),
         reference2global=ego,
         present=np.ones(cameras, bool) if present is None else np.array(present),
         stamps=stamp + 8_000_000 * np.arange(cameras),

@@ -16,7 +16,7 @@ from bev_perception.models.memory import Memory
 from bev_perception.models.precision import encoder_precision
 from bev_perception.models.protocol import Encoded, Model, Prediction
 from bev_perception.sensing.preprocess import reference2global
-from bev_perception.types import Frame, ModelInput
+from bev_perception.types import Cameras, Frame, ModelInput
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +104,7 @@ def empty_input(cameras: int, height: int, width: int, device: torch.device) -> 
     """Return the input of a frame of black images, height x width pixels."""
     return ModelInput(
         images=torch.zeros(cameras, 3, height, width, device=device),
-        global2image=np.tile(np.eye(4), (cameras, 1, 1)),
+        cameras=Cameras.identities(cameras),
         reference2global=np.eye(4),
         present=np.ones(cameras, bool),
         stamps=np.zeros(cameras, np.int64),

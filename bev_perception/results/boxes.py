@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from bev_perception.types import Boxes3D
@@ -19,4 +21,4 @@ def to_ego(boxes: Boxes3D, reference2ego: np.ndarray) -> Boxes3D:
     headings = np.stack([np.cos(boxes.yaws), np.sin(boxes.yaws)], axis=1) @ rotation[:2, :2].T  # [n, 2]
     velocities = boxes.velocities @ rotation[:2, :2].T
     yaws = np.arctan2(headings[:, 1], headings[:, 0])
-    return Boxes3D(centers, boxes.sizes, yaws, velocities, boxes.scores, boxes.labels, boxes.class_names)
+    return replace(boxes, centers=centers, yaws=yaws, velocities=velocities)

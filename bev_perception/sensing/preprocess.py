@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from bev_perception.config import ImageConfig, VariantConfig
-from bev_perception.geometry import intrinsics_4x4, invert_transform, make_transform, rotation_from_yaw
+from bev_perception.geometry import invert_transform, make_transform, rotation_from_yaw
 from bev_perception.sensing.images import ImageError, decode_image
 from bev_perception.sensing.lens import undistortion_map
 from bev_perception.strict import UserError
-from bev_perception.types import Calibration, Frame, FrameError, ModelInput, View
+from bev_perception.types import Calibration, Cameras, Frame, FrameError, ModelInput, View
 
 #: undistortion maps in the cache; more than any rig has cameras
 MAX_LENS_MAPS = 32
@@ -263,8 +263,8 @@ class Preprocessor:
         size = self._config.image
         n = len(frame.cameras)
         pixels = torch.zeros((n, size.height, size.width, 3), dtype=torch.uint8, pin_memory=self._device.type == "cuda")
-        global2image = np.zeros((n, 4, 4))
-        reasons = list(self._threads.map(self._prepare_view, frame.views, pixels.numpy(), global2image))
+        cameras = Cameras.identities(n)
+        reasons = list(self._threads.map(self._prepare_view, frame.views, pixels.numpy(), [cameras] * n, range(n)))
         missing = dict(frame.missing)
         for camera, view, reason in zip(frame.cameras, frame.views, reasons, strict=True):
             if view is None:
@@ -283,7 +283,7 @@ class Preprocessor:
         stamps = [frame.stamp if view is None else view.image.stamp for view in frame.views]
         inputs = ModelInput(
             images=images,
-            global2image=global2image,
+            cameras=cameras,
             reference2global=reference2global(self._config, frame),
             present=present,
             stamps=np.array(stamps, np.int64),
@@ -291,14 +291,13 @@ class Preprocessor:
         )
         return inputs, missing
 
-    def _prepare_view(self, view: View | None, pixels: np.ndarray, global2image: np.ndarray) -> str | None:
-        """Fill in one camera's pixels [h, w, 3] and matrix [4, 4]; return the reason if that is impossible, or None."""
+    def _prepare_view(self, view: View | None, pixels: np.ndarray, cameras: Cameras, i: int) -> str | None:
+        """Fill in camera i's pixels [h, w, 3] and matrices; return the reason if that is impossible, or None."""
         if view is None:
             return None
         calibration = view.calibration
         transform = image_transform((calibration.height, calibration.width), self._config.image)
-        sensor2global = view.ego2global @ view.sensor2ego
-        if not np.isfinite(sensor2global).all():
+        if not np.isfinite(view.ego2global @ view.sensor2ego).all():
             return "its pose holds NaN or infinity; check what publishes tf"
         try:
             bgr = decode_image(view.image)
@@ -315,7 +314,8 @@ class Preprocessor:
         except (cv2.error, np.linalg.LinAlgError) as error:
             return f"its lens cannot be computed from K and D of its CameraInfo ({error}); recalibrate the camera"
         pixels[:] = resample_image(bgr, transform, lens_map)
-        global2image[:] = transform.ida @ intrinsics_4x4(calibration.intrinsics) @ invert_transform(sensor2global)
+        cameras.intrinsics[i], cameras.source2image[i] = calibration.intrinsics, transform.ida
+        cameras.sensor2ego[i], cameras.ego2global[i] = view.sensor2ego, view.ego2global
         return None
 
     def _find_lens_map(

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import torch
-from vehicle import run, run_queue
+from vehicle import cameras_that_project, run, run_queue
 
 from bev_perception.config import FramesConfig, ImageConfig, NeckConfig, VariantConfig
 from bev_perception.families.catalog import build_model
@@ -335,7 +335,7 @@ def input_of(case, sample, t):
     return frame_id, ModelInput(
         torch.from_numpy(network_input(case, frame_id)).float(),
         # the current LiDAR frame stands still here, so it can serve as the global frame
-        matrices,
+        cameras_that_project(matrices),
         np.eye(4),
         np.ones(len(stamps), bool),
         stamps,

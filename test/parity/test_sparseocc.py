@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from vehicle import run
+from vehicle import cameras_that_project, run
 
 from bev_perception.config import (
     BackboneConfig,
@@ -374,7 +374,8 @@ def test_online(case):
         images = network_input(pixels[t], model.config)
         # the current ego frame stands still here, so it can serve as the global frame
         stamps = np.full(CAMERAS, stamp)
-        inputs = ModelInput(images, matrices[t], np.eye(4), np.ones(CAMERAS, bool), stamps, stamp)
+        cameras = cameras_that_project(matrices[t])
+        inputs = ModelInput(images, cameras, np.eye(4), np.ones(CAMERAS, bool), stamps, stamp)
         output, memory = run(model, inputs, memory)
     rows = {tuple(location): row for row, location in enumerate(output.stages[-1].locations[0].tolist())}
     wanted, _ = case.outputs["stage2_loc"]

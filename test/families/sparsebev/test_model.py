@@ -135,7 +135,7 @@ def test_a_missing_camera_is_as_if_the_rig_had_none_there(model, missing):
     garbage = dataclasses.replace(garbage, stamps=stamps)
     fewer = ModelInput(
         full.images[present],
-        full.global2image[present],
+        full.cameras.select(present),
         full.reference2global,
         np.ones(5, bool),
         full.stamps[present],
@@ -195,7 +195,7 @@ def test_level_weights_keep_the_published_order(frames, groups):
 def test_a_batch_equals_its_samples(model):
     with torch.inference_mode():
         levels = [model.pyramid(frame(i).images) for i in range(8)]
-        matrices = torch.from_numpy(rig(6)).float().expand(2, 4, -1, -1, -1)
+        matrices = torch.from_numpy(rig(6).global2image).float().expand(2, 4, -1, -1, -1)
         differences = torch.tensor([[0.0, 0.5, 1.0, 1.5], [0.0, 0.0, 0.0, 0.0]])
         both = [[torch.stack([a, b]) for a, b in zip(levels[t], levels[t + 4], strict=True)] for t in range(4)]
         batch = model.detect(both, matrices, differences, (128, 352))
@@ -215,7 +215,7 @@ def test_gradients_reach_every_weight(model):
     levels = model.pyramid(frame(0, cameras=2).images)
     output = model.detect(
         [[level[None] for level in levels]] * 4,
-        torch.from_numpy(rig(2)).float().expand(1, 4, -1, -1, -1),
+        torch.from_numpy(rig(2).global2image).float().expand(1, 4, -1, -1, -1),
         torch.tensor([[0.0, 0.5, 1.0, 1.5]]),
         (128, 352),
     )
