@@ -1,0 +1,161 @@
+"""Losses of Sparse4D (Lin et al., 2022, 2023): classes, boxes and their quality after every stage, and dense depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bev_perception.families.sparse4d.targets import TARGET_SIZE, BoxRules, assign_stage
+from bev_perception.supervision.criteria import (
+    BOX_WEIGHT,
+    CLASS_WEIGHT,
+    COUNT_EPS,
+    average_count,
+    focal_loss,
+)
+
+#: exponents of the Gaussian focal loss of the yaw's quality, and what is added to probabilities before the logarithm
+ALPHA, GAMMA, QUALITY_EPS = 2, 4, 1e-12
+#: weight of the loss of dense depth
+DEPTH_WEIGHT = 0.2
+#: m; predictions of dense depth are limited to it
+MAX_DEPTH = 60.0
+#: channels of the quality
+CENTERNESS, YAWNESS = 0, 1
+
+
+def divisors(counts: Sequence[int], device: torch.device) -> list[Tensor]:
+    """Return what losses of so many boxes are divided by: each count averaged over the processes, at least 1."""
+    return list((average_count(counts, device).clamp(min=1) + COUNT_EPS).unbind())
+
+
+def stage_losses(
+    logits: Tensor,
+    boxes: Tensor,
+    quality: Tensor | None,
+    labels: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    rules: BoxRules,
+    count: Tensor,
+) -> dict[str, Tensor]:
+    """Return the losses of one stage of the decoder by name: cls, box, and with a quality cns and yns.
+
+    logits: [B, N, classes].
+    boxes: [B, N, 10 or more], predicted; further numbers than 10 do not count.
+    quality: [B, N, 2] logits of centerness and yawness; None for a model without.
+    labels: per sample [n] int64, classes of the known boxes.
+    targets: per sample [n, 10], the known boxes, see encode_boxes.
+    count: see divisors; of the matched boxes.
+    """
+    boxes = boxes[..., :TARGET_SIZE]
+    found = assign_stage(logits, boxes, labels, targets, rules)
+    losses = {"cls": class_loss(logits.flatten(0, 1), found.labels.flatten(), count)}
+    rows = found.matched & (logits.amax(dim=-1).sigmoid() > rules.min_score)
+    losses |= box_losses(
+        boxes[rows],
+        found.boxes[rows],
+        found.weights[rows] * rules.loss,
+        None if quality is None else quality[rows],
+        found.labels[rows],
+        rules.symmetric,
+        count,
+    )
+    return losses
+
+
+def box_losses(
+    boxes: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    quality: Tensor | None,
+    labels: Tensor,
+    symmetric: Sequence[int],
+    count: Tensor,
+) -> dict[str, Tensor]:
+    """Return the losses of n matched boxes by name: box, and with a quality cns and yns.
+
+    boxes: [n, 10], predicted.
+    targets: [n, 10].
+    weights: [n, 10], factors on the errors.
+    quality: [n, 2]; None for a model without.
+    labels: [n] int64.
+    symmetric: labels of classes whose front and back look alike; their targets face the way that the predictions do.
+    count: see divisors.
+    """
+    targets = turn_symmetric(boxes, targets, labels, symmetric)
+    losses = {"box": l1_loss(boxes, targets, weights, count)}
+    if quality is not None:
+        losses["cns"], losses["yns"] = quality_losses(boxes, targets, quality, count)
+    return losses
+
+
+def class_loss(logits: Tensor, labels: Tensor, count: Tensor) -> Tensor:
+    """Return the focal loss of n rows.
+
+    logits: [n, classes].
+    labels: [n] int64; negative numbers and the number of classes stand for no object.
+    count: see divisors.
+    """
+    none = logits.shape[-1]
+    return CLASS_WEIGHT * focal_loss(logits, torch.where(labels < 0, none, labels)) / count
+
+
+def l1_loss(boxes: Tensor, targets: Tensor, weights: Tensor, count: Tensor) -> Tensor:
+    """Return the L1 loss of n boxes.
+
+    boxes: [n, 10], predicted.
+    targets: [n, 10].
+    weights: [n, 10] or [10].
+    count: see divisors.
+    """
+    return BOX_WEIGHT * ((boxes - targets).abs() * weights).sum() / count
+
+
+def quality_losses(boxes: Tensor, targets: Tensor, quality: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the losses of centerness and yawness of n rows (Lin et al., Sparse4D v3, section 3.2).
+
+    boxes: [n, 10], predicted.
+    targets: [n, 10].
+    quality: [n, 2] logits of centerness and yawness.
+    count: see divisors.
+    """
+    # the target is not detached: as in the published training, the loss of centerness also moves the centre
+    centered = torch.exp(-(targets[:, :3] - boxes[:, :3]).norm(dim=1))
+    cns = F.binary_cross_entropy_with_logits(quality[:, CENTERNESS], centered, reduction="sum")
+    aligned = F.cosine_similarity(targets[:, 6:8], boxes[:, 6:8], dim=1) > 0
+    probability = quality[:, YAWNESS].sigmoid()
+    found = -(probability + QUALITY_EPS).log() * (1 - probability) ** ALPHA
+    missed = -(1 - probability + QUALITY_EPS).log() * probability**ALPHA
+    yns = torch.where(aligned, found, missed).sum()
+    return cns / count, yns / count
+
+
+def turn_symmetric(boxes: Tensor, targets: Tensor, labels: Tensor, symmetric: Sequence[int]) -> Tensor:
+    """Return targets [n, 10] in which boxes of symmetric classes face the way that the predictions do.
+
+    boxes: [n, 10], predicted.
+    labels: [n] int64.
+    symmetric: labels of classes whose front and back look alike.
+    """
+    opposite = F.cosine_similarity(targets[:, 6:8], boxes[:, 6:8], dim=1) < 0
+    turned = opposite & torch.isin(labels, torch.tensor(list(symmetric), dtype=labels.dtype, device=labels.device))
+    signs = torch.ones_like(targets)
+    signs[:, 6:8] = torch.where(turned, -1.0, 1.0)[:, None]
+    return targets * signs
+
+
+def dense_depth_loss(depths: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Return the L1 loss of dense depth.
+
+    depths: per pyramid level [...], predicted, m.
+    targets: per pyramid level [...], m, not positive where unknown.
+    """
+    total = depths[0].new_zeros(())
+    for depth, target in zip(depths, targets, strict=True):
+        known = (target > 0) & ~depth.isnan()
+        errors = (depth[known].clamp(0, MAX_DEPTH) - target[known]).abs()
+        total = total + errors.sum() / max(1, len(errors) * len(depths))
+    return DEPTH_WEIGHT * total
