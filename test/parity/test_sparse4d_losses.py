@@ -10,7 +10,7 @@ import torch
 from bev_perception.classes import NUSCENES_CLASSES
 from bev_perception.families.sparse4d.denoising import (
     DenoisingDraws,
-    DenoisingMemory,
+    denoising_inputs,
     denoising_losses,
     make_denoising,
     recall,
@@ -137,7 +137,8 @@ def test_denoising(case):
             problems[frame, "anchors"] = error
         updated = fresh
         if memory is not None:
-            _, updated = recall(memory, memory.anchors, fresh, run.wanted[f"{frame}.mask"])
+            inputs = denoising_inputs(fresh, instances=1)
+            _, updated = recall(memory, memory.anchors, inputs, fresh, run.wanted[f"{frame}.mask"])
         problems |= different(run, frame, "dn_updated", updated, FIELDS)
 
         last = run.stages - 1
@@ -185,33 +186,3 @@ def test_components(case):
     tolerance = case.info["tolerance"]
     errors = {k: close(value, wanted, tolerance["atol"], tolerance["rtol"]) for k, (value, wanted) in pairs.items()}
     assert not any(errors.values()), errors
-
-
-def test_a_memory_with_other_sizes_fills_what_fits():
-    """More remembered instances than places are cut off; missing ones leave places that do not count."""
-    names, groups, kept = ("car", "bus"), 2, 1
-    rules = box_rules(Sparse4DRecipe(), names, torch.zeros(()))
-
-    def made(n):
-        boxes = torch.zeros(n, 9)
-        boxes[:, 0], boxes[:, 3:6] = torch.arange(n) * 10.0, 1.0
-        truth = InstanceTruth(boxes, torch.zeros(n, dtype=torch.int64), torch.arange(n), (), torch.zeros(0))
-        half = torch.full((1, groups, n, 10), 0.5)
-        draws = DenoisingDraws(half, half, half, torch.tensor([0, 1]))
-        return make_denoising([truth], draws, (1.0,) * 10, rules)
-
-    small, large = made(1), made(3)
-    memory = remember(small, torch.ones(1, 4, 8), small.anchors, torch.tensor([0, 1]), kept)
-    replacement, updated = recall(memory, memory.anchors, large, torch.tensor([True]))
-    assert replacement.where[0].tolist() == [True] * 6 + [False] * 6
-    assert updated.valid[0, :6].tolist() == [True, True] + [False] * 4
-    assert updated.labels[0, 2:6].tolist() == [0] * 4
-    assert updated.ids[0, 2:6].tolist() == [0] * 4
-    memory = remember(large, torch.ones(1, 12, 8), large.anchors, torch.tensor([0, 1]), kept)
-    _, updated = recall(memory, memory.anchors, small, torch.tensor([True]))
-    assert updated.labels.shape == small.labels.shape
-    memory = DenoisingMemory(memory.features, memory.anchors, memory.labels, memory.valid, memory.ids + 100)
-    _, updated = recall(memory, memory.anchors, small, torch.tensor([True]))
-    assert (updated.labels[0, :2] == -1).all()  # their objects are gone
-    _, kept_as_they_are = recall(memory, memory.anchors, small, torch.tensor([False]))
-    assert torch.equal(kept_as_they_are.labels, small.labels)

@@ -1,4 +1,6 @@
-"""Denoising instances: noisy copies of known boxes, some of which live on in the next frame (Lin et al., Sparse4D v3, 2023).
+"""Denoising instances: noisy copies of known boxes, some of which live on in the next frame.
+
+After Lin et al., Sparse4D v3, 2023, section 3.1.
 
 Every group holds a slightly moved and a far moved copy of each known box. Within a group, copies and boxes are matched
 one to one: the matched copies learn their box, the others that they are no object. Some groups are remembered, like the
@@ -8,12 +10,13 @@ bank remembers instances, and take the place of new groups in the next frame.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from bev_perception.families.sparse4d.losses import class_loss, l1_loss
+from bev_perception.families.sparse4d.outputs import DenoisingInstances
 from bev_perception.families.sparse4d.targets import TARGET_SIZE, BoxRules, encode_boxes
 from bev_perception.families.sparse4d.truths import InstanceTruth
 from bev_perception.supervision.criteria import BOX_WEIGHT, match
@@ -84,7 +87,7 @@ def make_denoising(
     noise_scale: [10], how far a near copy's numbers are moved at most; a far copy's are moved by one to two times that.
     """
     boxes, labels, ids = _padded(truths, draws.noise.shape[2])  # [B, M, 10], [B, M], [B, M]
-    groups, most = draws.noise.shape[1:3]
+    groups = draws.noise.shape[1]
     scale = boxes.new_tensor(noise_scale)
     near = 2 * draws.noise.to(boxes) - 1
     far = (1 + draws.distance.to(boxes)) * torch.where(draws.sign.to(boxes) > 0.5, 1.0, -1.0)
@@ -138,17 +141,15 @@ def _match_groups(copies: Tensor, boxes: Tensor, rules: BoxRules) -> tuple[Tenso
     return rows, columns
 
 
-def blocked_attention(denoising: Denoising, instances: int) -> Tensor:
-    """Return [N + D, N + D] bool, True where the row must not attend to the column.
+def denoising_inputs(denoising: Denoising, instances: int) -> DenoisingInstances:
+    """Return what the network takes of the denoising instances.
 
-    The N instances attend to each other, and the denoising instances to those of their own group.
-
-    instances: N.
+    instances: N, number of the other ones. These attend to each other, the denoising ones to those of their group.
     """
     count = denoising.labels.shape[1]
     group = torch.arange(count, device=denoising.labels.device) // (count // denoising.groups)
     group = torch.cat([group.new_full((instances,), -1), group])
-    return group[:, None] != group
+    return DenoisingInstances(denoising.anchors, blocked=group[:, None] != group)
 
 
 @dataclass(frozen=True)
@@ -187,42 +188,27 @@ def remember(denoising: Denoising, features: Tensor, anchors: Tensor, order: Ten
     )
 
 
-@dataclass(frozen=True)
-class Replacement:
-    """Remembered denoising instances that take the place of new ones after the first stage.
-
-    features: [B, D, C].
-    anchors: [B, D, 11].
-    where: [B, D] bool.
-    """
-
-    features: Tensor
-    anchors: Tensor
-    where: Tensor
-
-
 def recall(
-    memory: DenoisingMemory, anchors: Tensor, denoising: Denoising, usable: Tensor
-) -> tuple[Replacement, Denoising]:
-    """Return what of the memory takes which place, and the denoising instances with the targets that then hold.
+    memory: DenoisingMemory, anchors: Tensor, inputs: DenoisingInstances, denoising: Denoising, usable: Tensor
+) -> tuple[DenoisingInstances, Denoising]:
+    """Return the denoising instances with those of the frame before, and the targets that hold after the first stage.
 
     The remembered groups take the places of the first groups. A remembered instance learns the box that its object has
     in this frame; if its object is gone, that it is no object.
 
     memory: of the frame before.
     anchors: [B, K, m, 11], those of the memory, moved to this frame.
+    inputs: this frame's own denoising instances.
+    denoising: their targets.
     usable: [B] bool, samples whose memory is of use.
     """
     groups, kept = denoising.groups, memory.labels.shape[1]
     size = denoising.labels.shape[1] // groups  # 2M
-
-    def first(values: Tensor) -> Tensor:
-        return values.unflatten(1, (groups, size))[:, :kept]
-
-    same = memory.ids[..., None] == first(denoising.ids)[..., None, :]  # [B, K, m, 2M]
-    boxes = same.to(denoising.boxes) @ first(denoising.boxes)
+    own_ids, own_boxes = (v.unflatten(1, (groups, size))[:, :kept] for v in (denoising.ids, denoising.boxes))
+    same = memory.ids[..., None] == own_ids[..., None, :]  # [B, K, m, 2M]
+    boxes = same.to(own_boxes) @ own_boxes
     labels = torch.where(same.any(dim=-1), memory.labels, PADDING)
-    where = usable[:, None].expand_as(denoising.labels).clone()
+    where = usable[:, None].repeat(1, groups * size)
     where[:, kept * size :] = False
 
     def placed(values: Tensor) -> Tensor:
@@ -234,15 +220,19 @@ def recall(
     def replaced(new: Tensor, old: Tensor) -> Tensor:
         return torch.where(where.view(where.shape + (1,) * (new.ndim - 2)), placed(old), new)
 
-    updated = Denoising(
-        anchors=denoising.anchors,
+    updated = replace(
+        denoising,
         boxes=replaced(denoising.boxes, boxes),
         labels=replaced(denoising.labels, labels),
         valid=replaced(denoising.valid, memory.valid),
         ids=replaced(denoising.ids, memory.ids),
-        groups=groups,
     )
-    return Replacement(placed(memory.features), placed(anchors), where), updated
+    recalled = {
+        "recalled_features": placed(memory.features),
+        "recalled_anchors": placed(anchors),
+        "recalled": where,
+    }
+    return replace(inputs, **recalled), updated
 
 
 def denoising_losses(

@@ -61,7 +61,6 @@ class Sparse4DRecipe:
     cone_weights: factors on both for traffic cones, which have no front and do not move
     symmetric_classes: classes whose front and back look alike; either is right
     min_score: boxes of instances whose score is not above it do not count in the box loss
-    max_distance: horizontal distance (m) of known boxes from the origin
     max_depth: greatest depth of lidar points that supervise dense depth, m
     clip_depth: whether farther points count as being there; otherwise they are left out
     sequences: how frames follow each other
@@ -74,7 +73,6 @@ class Sparse4DRecipe:
     cone_weights: Numbers = (2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0)
     symmetric_classes: tuple[str, ...] = ("barrier",)
     min_score: float = 0.05
-    max_distance: float = 55.0
     max_depth: float = 60.0
     clip_depth: bool = True
     sequences: SequenceConfig = field(default_factory=SequenceConfig)
@@ -85,7 +83,5 @@ class Sparse4DRecipe:
         """Check the values that a type cannot."""
         if min(*self.matching_weights, *self.loss_weights, *self.cone_weights) < 0:
             raise ConfigError("training.family: weights must not be negative")
-        if not 0 <= self.min_score < 1 or min(self.max_distance, self.max_depth) <= 0:
-            raise ConfigError(
-                "training.family: min_score must lie in 0..1, max_distance and max_depth must be positive"
-            )
+        if not 0 <= self.min_score < 1 or self.max_depth <= 0:
+            raise ConfigError("training.family: min_score must lie in 0..1, max_depth must be positive")

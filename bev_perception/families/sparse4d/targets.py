@@ -1,4 +1,4 @@
-"""Training targets of the instances: Hungarian assignment of known boxes (Lin et al., Sparse4D, 2022, and Sparse4D v2)."""
+"""Training targets of the instances: Hungarian assignment of known boxes (Lin et al., Sparse4D v1 and v2, 2022-23)."""
 
 from __future__ import annotations
 
