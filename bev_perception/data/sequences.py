@@ -6,7 +6,7 @@ the seed alone: it can be read from any step on, in any process.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,20 +26,17 @@ class Turn:
     visit: int
 
 
-def split_scenes(scenes: Sequence[Hashable], parts: int) -> list[np.ndarray]:
-    """Cut every scene into `parts` sequences of consecutive frames, the last of which may be shorter.
+def split_scenes(scenes: Sequence[Sequence[int]], parts: int) -> list[list[int]]:
+    """Cut every scene into `parts` sequences of equal length, the last of which may be shorter.
 
-    scenes: scene of each frame, in order of time.
+    scenes: frames of each scene, in order of time.
 
-    Returns the frames [n] of each sequence; scenes follow each other as they begin. Short scenes give fewer sequences.
+    Scenes with fewer frames than that give fewer sequences.
     """
-    frames: dict[Hashable, list[int]] = {}
-    for i, scene in enumerate(scenes):
-        frames.setdefault(scene, []).append(i)
     sequences = []
-    for of_scene in frames.values():
-        length = -(-len(of_scene) // parts)
-        sequences += [np.array(of_scene[start : start + length]) for start in range(0, len(of_scene), length)]
+    for frames in scenes:
+        length = -(-len(frames) // parts)
+        sequences += [list(frames[start : start + length]) for start in range(0, len(frames), length)]
     return sequences
 
 
@@ -47,7 +44,7 @@ class SequenceStreams:
     """The endless streams of all slots: each reads every `slots`-th of the sequences, shuffled pass by pass."""
 
     def __init__(
-        self, sequences: Sequence[np.ndarray], slots: int, seed: int, skip: float = 0.0, reverse: float = 0.0
+        self, sequences: Sequence[Sequence[int]], slots: int, seed: int, skip: float = 0.0, reverse: float = 0.0
     ) -> None:
         """Prepare the streams.
 
@@ -76,7 +73,7 @@ class SequenceStreams:
         """Return the frames that a slot reads in a visit."""
         if self._last.get(slot, (-1,))[0] != visit:
             rng = np.random.default_rng([self._seed, slot, visit])
-            sequence = self._sequences[self._taken(slot + visit * self._slots)].tolist()
+            sequence = list(self._sequences[self._taken(slot + visit * self._slots)])
             if rng.random() < self._reverse:
                 sequence.reverse()
             self._last[slot] = visit, skip_frames(sequence, rng.random(len(sequence)) < self._skip)
@@ -98,15 +95,16 @@ def skip_frames(frames: Sequence[int], skipped: Sequence[bool] | np.ndarray) -> 
     return read
 
 
-def shard_scenes(scenes: Sequence[Hashable], ranks: int) -> list[np.ndarray]:
-    """Share out whole scenes for an evaluation by several processes; return the frames [n] of each.
+def shard_scenes(scenes: Sequence[Sequence[int]], shards: int) -> list[list[int]]:
+    """Share out whole scenes for an evaluation by several processes; return the frames of each.
 
-    scenes: scene of each frame; the frames of a scene follow each other.
+    scenes: frames of each scene, in order of time.
 
-    A process gets the scenes that begin in its equal share of the frames; the last one also those beyond all shares.
+    A process gets the scenes that begin in its equal share of all frames; the last one also those beyond all shares.
     """
-    names = np.unique(np.array(scenes, dtype=np.str_), return_inverse=True)[1]
-    first = np.flatnonzero(np.diff(names, prepend=-1))
-    start = np.repeat(first, np.diff(first, append=len(names)))  # [frames], where the frame's scene begins
-    rank = np.minimum(start // max(1, len(names) // ranks), ranks - 1)
-    return [np.flatnonzero(rank == r) for r in range(ranks)]
+    starts = np.cumsum([0, *map(len, scenes[:-1])])
+    share = max(1, sum(map(len, scenes)) // shards)
+    owners = np.minimum(starts // share, shards - 1)
+    return [
+        [i for scene, owner in zip(scenes, owners, strict=True) if owner == k for i in scene] for k in range(shards)
+    ]

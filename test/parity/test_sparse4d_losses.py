@@ -60,8 +60,6 @@ class Training:
         return [
             InstanceTruth(
                 *(self.given[f"{frame}.s{b}.{name}"] for name in ("gt_boxes", "gt_labels", "instance_id")),
-                depths=(),
-                focals=torch.zeros(0),
             )
             for b in range(self.case.config["batch"])
         ]

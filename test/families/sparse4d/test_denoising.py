@@ -22,7 +22,7 @@ def made(n):
     """Denoising instances of one sample with n boxes on a line; the first group of the two will be remembered."""
     boxes = torch.zeros(n, 9)
     boxes[:, 0], boxes[:, 3:6] = torch.arange(n) * 10.0, 1.0
-    truth = InstanceTruth(boxes, torch.zeros(n, dtype=torch.int64), torch.arange(n), (), torch.zeros(0))
+    truth = InstanceTruth(boxes, torch.zeros(n, dtype=torch.int64), torch.arange(n))
     half = torch.full((1, GROUPS, n, 10), 0.5)
     draws = DenoisingDraws(half, half, half, torch.arange(GROUPS))
     return make_denoising([truth], draws, (1.0,) * 10, RULES)
@@ -76,9 +76,7 @@ def test_groups_attend_to_themselves():
 
 def test_padding_is_never_an_object():
     """A sample with fewer boxes than the largest has copies of nothing; those do not count."""
-    one, none = (
-        InstanceTruth(torch.ones(n, 9), *(torch.ones(2, n, dtype=torch.int64)), (), torch.zeros(0)) for n in (1, 0)
-    )
+    one, none = (InstanceTruth(torch.ones(n, 9), *(torch.ones(2, n, dtype=torch.int64))) for n in (1, 0))
     generators = [torch.Generator().manual_seed(k) for k in range(2)]
     denoising = make_denoising([one, none], draw_denoising(1, GROUPS, generators), (0.1,) * 10, RULES)
     assert (denoising.labels[0] == 1).sum() == GROUPS
