@@ -218,6 +218,10 @@ class ModelInput:
         return replace(self, reference2global=reference2global)
 
 
+#: track id of a box that belongs to no track
+NO_TRACK = -1
+
+
 @dataclass(frozen=True)
 class Boxes3D:
     """Detected boxes, in descending order of score.
@@ -229,7 +233,8 @@ class Boxes3D:
     scores: [n], 0..1
     labels: [n] int64, indices into class_names
     class_names: names of the classes
-    track_ids: [n] int64, the same for an object in every frame, never given again to another one; None without tracking
+    track_ids: [n] int64, the same for an object in every frame, never given again to another one; NO_TRACK for a box
+        that is not tracked; None without tracking
     """
 
     centers: np.ndarray

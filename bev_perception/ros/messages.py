@@ -23,12 +23,10 @@ from visualization_msgs.msg import Marker, MarkerArray
 
 from bev_perception.classes import attribute_of
 from bev_perception.msg import Object3D, Object3DArray
-from bev_perception.types import Boxes3D
+from bev_perception.types import NO_TRACK, Boxes3D
 
 #: m/s; slower objects are drawn without an arrow
 ARROW_SPEED = 0.5
-#: track id of a variant that does not track
-NO_TRACK = -1
 
 
 def header(stamp: int, frame_id: str) -> Header:
