@@ -72,7 +72,7 @@ class SequenceStreams:
     def _frames(self, slot: int, visit: int) -> list[int]:
         """Return the frames that a slot reads in a visit."""
         if self._last.get(slot, (-1,))[0] != visit:
-            rng = np.random.default_rng([self._seed, slot, visit])
+            rng = np.random.default_rng((self._seed, slot, visit))
             sequence = list(self._sequences[self._taken(slot + visit * self._slots)])
             if rng.random() < self._reverse:
                 sequence.reverse()

@@ -11,12 +11,17 @@ from bev_perception.classes import NUSCENES_CLASSES
 from bev_perception.families.sparse4d.denoising import (
     DenoisingDraws,
     denoising_inputs,
-    denoising_losses,
     make_denoising,
     recall,
     remember,
 )
-from bev_perception.families.sparse4d.losses import box_losses, dense_depth_loss, divisors, stage_losses
+from bev_perception.families.sparse4d.losses import (
+    box_losses,
+    denoising_losses,
+    dense_depth_loss,
+    divisors,
+    stage_losses,
+)
 from bev_perception.families.sparse4d.recipe import Sparse4DRecipe
 from bev_perception.families.sparse4d.targets import assign_stage, box_rules, encode_boxes
 from bev_perception.families.sparse4d.truths import InstanceTruth

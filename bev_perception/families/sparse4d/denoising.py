@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bev_perception.families.sparse4d.losses import class_loss, l1_loss
 from bev_perception.families.sparse4d.outputs import DenoisingInstances
 from bev_perception.families.sparse4d.targets import TARGET_SIZE, BoxRules, encode_boxes
 from bev_perception.families.sparse4d.truths import InstanceTruth
@@ -233,20 +232,3 @@ def recall(
         "recalled": where,
     }
     return replace(inputs, **recalled), updated
-
-
-def denoising_losses(
-    logits: Tensor, boxes: Tensor, denoising: Denoising, rules: BoxRules, count: Tensor
-) -> dict[str, Tensor]:
-    """Return the losses of one stage's denoising instances by name: cls_dn, box_dn.
-
-    logits: [B, D, classes].
-    boxes: [B, D, 10 or more], predicted; further numbers than 10 do not count.
-    denoising: the targets.
-    count: see losses.divisors; of the valid instances.
-    """
-    objects = denoising.valid & (denoising.labels >= 0)
-    return {
-        "cls_dn": class_loss(logits[denoising.valid], denoising.labels[denoising.valid], count),
-        "box_dn": l1_loss(boxes[..., :TARGET_SIZE][objects], denoising.boxes[objects], rules.loss, count),
-    }

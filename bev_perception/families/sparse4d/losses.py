@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bev_perception.families.sparse4d.targets import TARGET_SIZE, BoxRules, assign_stage
+from bev_perception.families.sparse4d.denoising import Denoising
+from bev_perception.families.sparse4d.outputs import Sparse4DOutput
+from bev_perception.families.sparse4d.targets import TARGET_SIZE, BoxRules, assign_stage, encode_boxes
+from bev_perception.families.sparse4d.truths import InstanceTruth
 from bev_perception.supervision.criteria import (
     BOX_WEIGHT,
     CLASS_WEIGHT,
@@ -25,6 +28,47 @@ DEPTH_WEIGHT = 0.2
 MAX_DEPTH = 60.0
 #: channels of the quality
 CENTERNESS, YAWNESS = 0, 1
+
+
+def detection_losses(
+    output: Sparse4DOutput,
+    truths: Sequence[InstanceTruth],
+    denoising: tuple[Denoising, Denoising] | None,
+    rules: BoxRules,
+) -> dict[str, Tensor]:
+    """Return the losses of all stages by name, such as "loss_cls_0"; training minimises their sum.
+
+    output: predictions of the instances and, if there are any, of the denoising instances.
+    truths: known boxes, one entry per sample.
+    denoising: targets of the denoising instances in the first stage, and in the others; None without any.
+
+    All losses are divided by numbers of boxes averaged over the processes, so that the average of the gradients equals
+    the gradient of one process with all samples.
+    """
+    labels, targets = [truth.labels for truth in truths], [encode_boxes(truth.boxes) for truth in truths]
+    valid = [0, 0] if denoising is None else [int(part.valid.sum()) for part in denoising]
+    counts = divisors([matched_count(truths, output.features.shape[1]), *valid], output.features.device)
+    losses = {}
+    for k, stage in enumerate(output.stages):
+        assert stage.logits is not None  # in training every stage classifies
+        found = stage_losses(stage.logits, stage.boxes, stage.quality, labels, targets, rules, counts[0])
+        if denoising is not None:
+            noisy, later = output.denoising[k], min(k, 1)
+            assert noisy.logits is not None
+            found |= denoising_losses(noisy.logits, noisy.boxes, denoising[later], rules, counts[1 + later])
+        losses |= {f"loss_{name}_{k}": value for name, value in found.items()}
+    return losses
+
+
+def detection_loss_names(stages: int, quality: bool, denoising: bool) -> tuple[str, ...]:
+    """Return the names of the losses of detection_losses."""
+    names = ["cls", "box"] + ["cns", "yns"] * quality + ["cls_dn", "box_dn"] * denoising
+    return tuple(f"loss_{name}_{k}" for k in range(stages) for name in names)
+
+
+def matched_count(truths: Sequence[InstanceTruth], instances: int) -> int:
+    """Return how many instances of a stage are matched with a known box, of all samples together."""
+    return sum(min(len(truth.labels), instances) for truth in truths)
 
 
 def divisors(counts: Sequence[int], device: torch.device) -> list[Tensor]:
@@ -145,6 +189,23 @@ def turn_symmetric(boxes: Tensor, targets: Tensor, labels: Tensor, symmetric: Se
     signs = torch.ones_like(targets)
     signs[:, 6:8] = torch.where(turned, -1.0, 1.0)[:, None]
     return targets * signs
+
+
+def denoising_losses(
+    logits: Tensor, boxes: Tensor, denoising: Denoising, rules: BoxRules, count: Tensor
+) -> dict[str, Tensor]:
+    """Return the losses of one stage's denoising instances by name: cls_dn, box_dn.
+
+    logits: [B, D, classes].
+    boxes: [B, D, 10 or more], predicted; further numbers than 10 do not count.
+    denoising: the targets.
+    count: see divisors; of the valid instances.
+    """
+    objects = denoising.valid & (denoising.labels >= 0)
+    return {
+        "cls_dn": class_loss(logits[denoising.valid], denoising.labels[denoising.valid], count),
+        "box_dn": l1_loss(boxes[..., :TARGET_SIZE][objects], denoising.boxes[objects], rules.loss, count),
+    }
 
 
 def dense_depth_loss(depths: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:

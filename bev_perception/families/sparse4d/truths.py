@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,9 +14,7 @@ from bev_perception.data.augment import BevDraw, augment_boxes
 from bev_perception.data.lidar_depth import depth_pyramid
 from bev_perception.data.records import Annotations, Records
 from bev_perception.supervision.samples import Change
-
-if TYPE_CHECKING:
-    from bev_perception.supervision.truths import Sight
+from bev_perception.supervision.truths import Sight
 
 #: pixels a cell of the finest level whose depth is supervised; every further level's cells are twice as large
 FINEST_STRIDE = 4
