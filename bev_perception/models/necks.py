@@ -20,9 +20,7 @@ class FPN(nn.Module):
     convolved: whether such a level is a convolution of the level before it, or every other cell of it
     """
 
-    def __init__(
-        self, in_channels: Sequence[int], out_channels: int, num_outs: int, convolved: bool = False
-    ) -> None:
+    def __init__(self, in_channels: Sequence[int], out_channels: int, num_outs: int, convolved: bool = False) -> None:
         """Build the neck with fresh weights; raise ConfigError if num_outs is less than the number of maps."""
         super().__init__()
         if num_outs < len(in_channels):

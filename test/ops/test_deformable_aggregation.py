@@ -40,9 +40,7 @@ class TestFastAgainstReference:
     @given(scenes, st.booleans(), st.booleans())
     def test_forward(self, scene, gate, per_point):
         found = aggregate_features(*scene, gate, per_point)
-        torch.testing.assert_close(
-            found, aggregate_features_reference(*scene, gate, per_point), rtol=1e-9, atol=1e-9
-        )
+        torch.testing.assert_close(found, aggregate_features_reference(*scene, gate, per_point), rtol=1e-9, atol=1e-9)
 
     @settings(max_examples=30, deadline=None)
     @given(scenes, st.booleans())
