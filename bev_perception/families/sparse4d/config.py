@@ -92,7 +92,7 @@ class Sparse4DHeadConfig:
         check_share("head.point_dropout", self.point_dropout)
         if self.temporal == MAPS and (self.decoupled_attention or self.quality or self.track_ids):
             raise ConfigError(
-                "head: decoupled_attention, quality and track_ids need temporal 'instances'; with 'maps' set them to false"
+                "head: decoupled_attention, quality and track_ids need temporal 'instances'; set them to false"
             )
         if not 0 <= self.depth_levels <= self.num_levels:
             raise ConfigError(f"head.depth_levels ({self.depth_levels}) must lie in 0..num_levels")

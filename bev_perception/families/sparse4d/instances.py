@@ -90,7 +90,7 @@ class InstanceBank(nn.Module):
     """
 
     def __init__(self, head: Sparse4DHeadConfig, interval: float, max_gap: float) -> None:
-        """Build the bank; the anchors start spread over the area as a sunflower's seeds, those of k-means are better."""
+        """Build the bank; its anchors are spread evenly, for training to start from those of k-means instead."""
         super().__init__()
         self.num_temporal, self.decay, self.swap_yaw = head.num_temporal, head.decay, head.swap_projected_yaw
         self.interval, self.max_gap = interval, max_gap
@@ -119,9 +119,8 @@ class InstanceBank(nn.Module):
         seconds = seconds_between(past.stamps, stamps)
         valid = still_valid(past, stamps, self.max_gap)
         intervals = np.where(valid & (seconds != 0), seconds, self.interval)
-        to = {"device": anchors.device}
         return Recalled(
-            *(past.features, anchors, past.confidences, torch.from_numpy(valid).to(**to)),
+            *(past.features, anchors, past.confidences, torch.from_numpy(valid).to(anchors.device)),
             torch.from_numpy(intervals).to(anchors),
         )
 

@@ -51,8 +51,8 @@ class DeformableConv2d(nn.Module):
 
     def reset_offsets(self) -> None:
         """Return the taps to their regular places."""
-        nn.init.zeros_(self.conv_offset.weight)
-        nn.init.zeros_(self.conv_offset.bias)
+        for parameter in self.conv_offset.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [B, out_channels, h / stride, w / stride] of x [B, in_channels, h, w]."""
