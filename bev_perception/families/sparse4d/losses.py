@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bev_perception.families.sparse4d.aggregation import project
+from bev_perception.families.sparse4d.anchors import ANCHOR_SIZE, FIXED_POINTS, points_in_boxes
 from bev_perception.families.sparse4d.denoising import Denoising
+from bev_perception.families.sparse4d.depth import DepthReweighting
 from bev_perception.families.sparse4d.outputs import Sparse4DOutput
 from bev_perception.families.sparse4d.targets import TARGET_SIZE, BoxRules, assign_stage, encode_boxes
 from bev_perception.families.sparse4d.truths import InstanceTruth
+from bev_perception.families.sparse4d.views import Views
+from bev_perception.ops.deformable_aggregation import aggregate_features
 from bev_perception.supervision.criteria import (
     BOX_WEIGHT,
     CLASS_WEIGHT,
@@ -48,7 +54,7 @@ def detection_losses(
     labels, targets = [truth.labels for truth in truths], [encode_boxes(truth.boxes) for truth in truths]
     valid = [0, 0] if denoising is None else [int(part.valid.sum()) for part in denoising]
     counts = divisors([matched_count(truths, output.features.shape[1]), *valid], output.features.device)
-    losses = {}
+    losses: dict[str, Tensor] = {}
     for k, stage in enumerate(output.stages):
         assert stage.logits is not None  # in training every stage classifies
         found = stage_losses(stage.logits, stage.boxes, stage.quality, labels, targets, rules, counts[0])
@@ -220,3 +226,28 @@ def dense_depth_loss(depths: Sequence[Tensor], targets: Sequence[Tensor]) -> Ten
         errors = (depth[known].clamp(0, MAX_DEPTH) - target[known]).abs()
         total = total + errors.sum() / max(1, len(errors) * len(depths))
     return DEPTH_WEIGHT * total
+
+
+def depth_reweighting_loss(
+    module: DepthReweighting, views: Views, truths: Sequence[InstanceTruth], instances: int
+) -> Tensor:
+    """Return the loss of version 1 that lets features at known boxes speak of their distance.
+
+    module: the layers that weight features by depth.
+    views: the current frame.
+    truths: known boxes, one entry per sample.
+    instances: N, of which as many count as are matched.
+    """
+    (count,) = divisors([matched_count(truths, instances)], views.reference2image.device)
+    fixed = views.reference2image.new_tensor(FIXED_POINTS)
+    total = views.reference2image.new_zeros(())
+    for b, truth in enumerate(truths):
+        anchors = F.pad(encode_boxes(truth.boxes), (0, ANCHOR_SIZE - TARGET_SIZE))[None]  # [1, n, 11]
+        sample = replace(
+            views, levels=[level[b : b + 1] for level in views.levels], reference2image=views.reference2image[b : b + 1]
+        )
+        uv = project(points_in_boxes(anchors, fixed), sample)  # [1, n, 7, V, 2]
+        equal = uv.new_full((*uv.shape[:4], len(views.levels), 1), 1 / (uv.shape[3] * len(views.levels)))
+        features = aggregate_features(sample.levels, uv, equal, gate=False, per_point=True)  # [1, n, 7, C]
+        total = total - module.confidence(features, anchors[:, :, None, :3]).log().sum()
+    return total / count / len(FIXED_POINTS)
