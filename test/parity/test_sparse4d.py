@@ -66,9 +66,7 @@ def variant_of(case, score_threshold=0.0):
         ffn_dim=int(base.head.ffn_dim * scale),
         depth_levels=sum("depth_layers" in key and key.endswith("weight") for key in shapes),
         cameras=case.inputs["projection_mat"].shape[2],
-        decode=dataclasses.replace(
-            base.head.decode, max_num=c["decoder_num_output"], score_threshold=score_threshold
-        ),
+        decode=dataclasses.replace(base.head.decode, max_num=c["decoder_num_output"], score_threshold=score_threshold),
         **temporal,
     )
     height, width = c["image_hw"]

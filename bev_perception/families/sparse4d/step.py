@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from bev_perception.data.anchors import read_anchors
 from bev_perception.families.sparse4d.carried import Carried
 from bev_perception.families.sparse4d.denoising import (
     Denoising,
+    DenoisingDraws,
     denoising_inputs,
     draw_denoising,
     known_boxes,
@@ -86,31 +87,47 @@ class InstanceStep(TrainingStep[InstanceTruth]):
         """Return the losses of the batch, and the instances that the next step continues from."""
         generators = sample_generators(batch)
         views = views_of(batch, self.encode(batch, generators))
-        before = None if memory is None else Carried.from_plain(memory, batch.reference2image.device)
-        rules = box_rules(self.recipe.family, self.model.config.class_names, batch.reference2image)
-        noise = self._noise(batch, generators, views[0], before, rules)
+        focals = focal_lengths(batch.geometry).to(batch.reference2image)
+        settings = self.recipe.family.denoising
+        most = known_boxes(batch.truths, settings.max_boxes)
+        draws = draw_denoising(most, settings.groups, generators) if settings.groups and most else None
+        losses, memory, _ = self.learn(views, batch.truths, focals, draws, memory)
+        return losses, memory
+
+    def learn(
+        self,
+        views: Sequence[Views],
+        truths: Sequence[InstanceTruth],
+        focals: Tensor,
+        draws: DenoisingDraws | None,
+        memory: Any,
+    ) -> tuple[dict[str, Tensor], Any, Sparse4DOutput]:
+        """Return the losses of encoded frames, what to remember, and the network's outputs.
+
+        views: the current frame, then past ones.
+        truths: known boxes, one entry per sample.
+        focals: [B, N], see focal_lengths.
+        draws: random numbers of the denoising; None for a step without.
+        memory: see `forward`.
+        """
+        before = None if memory is None else Carried.from_plain(memory, focals.device)
+        rules = box_rules(self.recipe.family, self.model.config.class_names, views[0].reference2image)
+        noise = None if draws is None else self._noise(truths, draws, views[0], before, rules)
         past, inputs = None if before is None else before.instances, None if noise is None else noise.inputs
         output = self.model.detect(views, past, inputs)
         targets = None if noise is None else (noise.first, noise.later)
-        losses = detection_losses(output, batch.truths, targets, rules)
-        losses |= self._depth_losses(batch, views[0])
-        return losses, self._carried(output, noise)
+        losses = detection_losses(output, truths, targets, rules) | self._depth_losses(views[0], truths, focals)
+        return losses, self._carried(output, noise), output
 
     def _noise(
         self,
-        batch: Batch[InstanceTruth],
-        generators: list[torch.Generator],
+        truths: Sequence[InstanceTruth],
+        draws: DenoisingDraws,
         current: Views,
         before: Carried | None,
         rules: BoxRules,
-    ) -> Noise | None:
-        """Return the denoising of the batch; None if there is none, or no known box."""
-        settings = self.recipe.family.denoising
-        most = known_boxes(batch.truths, settings.max_boxes)
-        if not settings.groups or not most:
-            return None
-        draws = draw_denoising(most, settings.groups, generators)
-        first = make_denoising(batch.truths, draws, settings.noise, rules)
+    ) -> Noise:
+        first = make_denoising(truths, draws, self.recipe.family.denoising.noise, rules)
         inputs = denoising_inputs(first, self.model.config.head.num_anchor)
         if before is None or before.denoising is None:
             return Noise(inputs, first, first, draws.order)
@@ -121,15 +138,15 @@ class InstanceStep(TrainingStep[InstanceTruth]):
         inputs, later = recall(remembered, moved, inputs, first, usable)
         return Noise(inputs, first, later, draws.order)
 
-    def _depth_losses(self, batch: Batch[InstanceTruth], current: Views) -> dict[str, Tensor]:
+    def _depth_losses(self, current: Views, truths: Sequence[InstanceTruth], focals: Tensor) -> dict[str, Tensor]:
         """Return the loss that teaches depths to the features, by name."""
         head, config = self.model.head, self.model.config.head
         if isinstance(head, MapsHead):
-            return {"loss_depth": depth_reweighting_loss(head.depth_module, current, batch.truths, config.num_anchor)}
+            return {"loss_depth": depth_reweighting_loss(head.depth_module, current, truths, config.num_anchor)}
         if not config.depth_levels:
             return {}
-        depths = self.model.depths(current.levels, focal_lengths(batch.geometry).to(current.levels[0]))
-        targets = [torch.stack(level) for level in zip(*(truth.depths for truth in batch.truths), strict=True)]
+        depths = self.model.depths(current.levels, focals)
+        targets = [torch.stack(level) for level in zip(*(truth.depths for truth in truths), strict=True)]
         return {"loss_dense_depth": dense_depth_loss(depths, targets)}
 
     def _carried(self, output: Sparse4DOutput, noise: Noise | None) -> Any:
