@@ -142,7 +142,11 @@ class BackboneConfig:
     depth: its depth; of "eva02", the number of blocks
     width: channels of the first stage of "resnet"
     first_level: stages of "resnet" before the first whose map is given: 0 begins at 1/4 of the image's size, 1 at 1/8
-    patches: whether the stem of "resnet" takes patches of 4x4 pixels
+    patches: whether the stem of "resnet" takes patches of 4x4 pixels, which costs less than overlapping 7x7 windows and
+        a max pool (Liu et al., A ConvNet for the 2020s, CVPR 2022, section 2.2)
+    style: where a bottleneck of "resnet" has its stride: "pytorch", in its 3x3 convolution, or "caffe", in its first
+        1x1 convolution; in caffe's style the batch norms are never trained
+    deformable_stages: stages of "resnet", of 1 to 4, whose 3x3 convolutions are deformable
     eva02: further settings of "eva02"
     """
 
@@ -151,6 +155,8 @@ class BackboneConfig:
     width: int = 64
     first_level: int = 0
     patches: bool = False
+    style: str = "pytorch"
+    deformable_stages: tuple[int, ...] = ()
     eva02: EVA02Config = field(default_factory=EVA02Config)
 
     def __post_init__(self) -> None:
@@ -159,10 +165,15 @@ class BackboneConfig:
             raise ConfigError(f"backbone.depth is {self.depth}; it must be positive")
         if self.width < 1 or not 0 <= self.first_level <= 3:
             raise ConfigError("backbone.width must be positive, backbone.first_level must be one of 0, 1, 2, 3")
-        if self.type != "resnet" and (self.width, self.first_level, self.patches) != (64, 0, False):
+        if self.style not in ("pytorch", "caffe"):
+            raise ConfigError(f"backbone.style is {self.style!r}; it must be 'pytorch' or 'caffe'")
+        if not {*self.deformable_stages} <= {1, 2, 3, 4}:
+            raise ConfigError(f"backbone.deformable_stages {self.deformable_stages} must be of 1, 2, 3, 4")
+        own = (self.width, self.first_level, self.patches, self.style, self.deformable_stages)
+        if self.type != "resnet" and own != (64, 0, False, "pytorch", ()):
             raise ConfigError(
-                f"backbone: width, first_level and patches are of a resnet, not of {self.type!r}; remove them, or "
-                "give them their defaults where a file that is extended sets them"
+                "backbone: width, first_level, patches, style and deformable_stages are of a resnet, not of "
+                f"{self.type!r}; remove them, or give them their defaults where a file that is extended sets them"
             )
         if self.type != "eva02" and self.eva02 != EVA02Config():
             raise ConfigError(f"backbone.eva02 has no meaning for a backbone of type {self.type!r}; remove it")
@@ -175,14 +186,19 @@ class NeckConfig:
     type: "fpn", or "none" for a backbone that gives the pyramid itself
     out_channels: channels of every level
     num_outs: number of levels
+    extra: how "fpn" makes a level beyond the backbone's maps of the level before: "subsample", every other cell of it,
+        or "convolution", 3x3 with stride 2
     """
 
     type: str = "fpn"
     out_channels: int = 256
     num_outs: int = 4
+    extra: str = "subsample"
 
     def __post_init__(self) -> None:
         """Check the values that a type cannot."""
+        if self.extra not in ("subsample", "convolution"):
+            raise ConfigError(f"neck.extra is {self.extra!r}; it must be 'subsample' or 'convolution'")
         check_positive(self, "neck", ("out_channels", "num_outs"))
 
 

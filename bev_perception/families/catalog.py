@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from bev_perception.config import VariantConfig
 from bev_perception.families.family import Family
+from bev_perception.families.sparse4d.family import SPARSE4D
 from bev_perception.families.sparsebev.family import SPARSEBEV
 from bev_perception.families.sparseocc.family import SPARSEOCC
 from bev_perception.strict import ConfigError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 FAMILIES: dict[str, Family] = {
     "sparsebev": SPARSEBEV,
     "sparseocc": SPARSEOCC,
+    "sparse4d": SPARSE4D,
 }
 
 
@@ -52,5 +54,5 @@ def build_model(config: VariantConfig) -> Model:
 
 
 def gives(config: VariantConfig) -> frozenset[str]:
-    """Return what a variant outputs, a subset of BOXES, OCCUPANCY and INSTANCES."""
+    """Return what a variant outputs, a subset of BOXES, TRACKS, OCCUPANCY and INSTANCES."""
     return family_of(config).gives(config)
