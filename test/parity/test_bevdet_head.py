@@ -1,0 +1,144 @@
+"""The CenterPoint head: decoding, suppression, export, targets and losses against every parity case of them."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from bev_perception.evaluation.detection import to_submission
+from bev_perception.families.bevdet.centerpoint_config import CenterPointConfig, TaskConfig
+from bev_perception.families.bevdet.centerpoint_head import CHANNELS, TaskMaps
+from bev_perception.families.bevdet.decode import BevGrid, decode_boxes, find_candidates
+from bev_perception.geometry import make_transform, rotation_from_quaternion
+from bev_perception.types import Boxes3D
+
+from .cases import parametrize
+
+
+def is_decoding(case):
+    heads = case.info.get("cases", {})
+    return None if heads and all("test_cfg" in head for head in heads.values()) and "nusc" in case.info else ""
+
+
+def unit(case, name, shape):
+    return case.fill(name, shape) * np.float32(np.sqrt(np.prod(shape[1:])))
+
+
+def maps_of(case, tag, tasks, batch, size, heatmap):
+    """Raw maps of each task, by the formula of the case; heatmap: scale and shift of its values."""
+    rules = {
+        "reg": (0.25, 0.5),
+        "height": (0.6, -0.8),
+        "dim": (0.3, np.array([1.2, 0.6, 0.5]).reshape(3, 1, 1)),
+        "rot": (1, 0),
+        "vel": (2, 0),
+        "heatmap": heatmap,
+    }
+    found = []
+    for t, classes in enumerate(tasks):
+        maps = {}
+        for branch, (scale, shift) in rules.items():
+            shape = (batch, {**CHANNELS, "heatmap": len(classes)}[branch], *size)
+            values = unit(case, f"pred.{tag}.task{t}.{branch}", shape)
+            maps[branch] = torch.from_numpy((values * np.float32(scale) + np.float32(shift)).astype(np.float32))
+        found.append(TaskMaps(**maps))
+    return found
+
+
+def heatmap_rule(text):
+    """Scale and shift of the heatmap, as in "heatmap=1.6x-6"."""
+    return tuple(float(n) for n in re.search(r"heatmap=([\d.]+)x([-+][\d.]+)", text).groups())
+
+
+def head_of(head):
+    """The CenterPointConfig and BevGrid of a case's reference settings."""
+    cfg, coder = head["test_cfg"], head["bbox_coder"]
+    assert cfg["score_threshold"] == coder["score_threshold"] and not cfg["max_pool_nms"]
+    tasks = []
+    for t, classes in enumerate(head["tasks"]):
+        kind = cfg["nms_type"][t]
+        scale = np.broadcast_to(cfg["nms_rescale_factor"][t], len(classes)).tolist()
+        rotated = kind == "rotate"
+        tasks.append(TaskConfig(tuple(classes), "rotated" if rotated else kind, tuple(scale) if rotated else ()))
+    thresholds = set(np.atleast_1d(cfg["nms_thr"]).tolist())
+    radii = {cfg["min_radius"][t] for t, kind in enumerate(cfg["nms_type"]) if kind == "circle"} or {1.0}
+    config = CenterPointConfig(
+        tasks=tuple(tasks),
+        max_candidates=coder["max_num"],
+        score_threshold=coder["score_threshold"],
+        post_center_range=tuple(coder["post_center_range"]),
+        nms_threshold=thresholds.pop(),
+        nms_squared_radius=radii.pop(),
+        max_boxes=cfg["post_max_size"],
+    )
+    assert not thresholds and not radii
+    cell = coder["out_size_factor"] * coder["voxel_size"][0]
+    return config, BevGrid(tuple(coder["pc_range"][:2]), cell)
+
+
+def sample(maps, b, dtype):
+    return [TaskMaps(**{name: value[b : b + 1].to(dtype) for name, value in vars(task).items()}) for task in maps]
+
+
+@parametrize(is_decoding)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_boxes(case, dtype):
+    batch, *size = (int(n) for n in re.search(r"B=(\d+), (\d+)x(\d+)", case.info["inputs"]).groups())
+    tolerance = {key: float(case.info["tolerance"][key]) for key in ("boxes", "scores")}
+    if dtype == torch.float64:
+        tolerance = {"boxes": 5e-6, "scores": 1e-6}  # outputs are stored as float32
+    finite = torch.tensor(True)
+    for tag, head in case.info["cases"].items():
+        config, grid = head_of(head)
+        names = tuple(itertools.chain(*head["tasks"]))
+        maps = maps_of(case, tag, head["tasks"], batch, size, heatmap_rule(case.info["inputs"]))
+        for b in range(batch):
+            own = sample(maps, b, dtype)
+            for t, task in enumerate(own):
+                count = len(find_candidates(task, finite, config, grid).scores)
+                assert count == case.arrays[f"{tag}.pre_nms_count.task{t}"][b]
+            found = decode_boxes(own, finite, config, grid, names)
+            wanted = {name: case.arrays[f"{tag}.{name}.{b}"] for name in ("boxes", "scores", "labels")}
+            starts = np.cumsum([0, *map(len, head["tasks"])])
+            order = np.argsort(np.searchsorted(starts, found.labels, side="right"), kind="stable")  # task by task
+            found = found.select(order)
+            np.testing.assert_array_equal(found.labels, wanted["labels"])
+            np.testing.assert_allclose(found.scores, wanted["scores"], atol=tolerance["scores"], rtol=0)
+            bottom = found.centers - [0, 0, 0.5] * found.sizes[:, 2:]
+            boxes = np.c_[bottom, found.sizes, found.yaws, found.velocities]
+            boxes[:, 6] = wanted["boxes"][:, 6] + np.angle(np.exp(1j * (boxes[:, 6] - wanted["boxes"][:, 6])))
+            np.testing.assert_allclose(boxes, wanted["boxes"], atol=tolerance["boxes"], rtol=1e-6)
+
+
+@parametrize(is_decoding)
+def test_submission(case):
+    """The reference writes the middle of the bottom as a box's centre; we write the middle of the box itself."""
+    info, found = case.info["nusc"], {k.removeprefix("nusc."): v for k, v in case.arrays.items() if "nusc." in k}
+    rotation = rotation_from_quaternion(*info["ego2global_rotation_wxyz"])
+    ego2global = make_transform(rotation, np.array(info["ego2global_translation"]))
+    columns = found["in_boxes"].astype(np.float64)
+    boxes = Boxes3D(
+        columns[:, :3],
+        columns[:, 3:6],
+        columns[:, 6],
+        columns[:, 7:9],
+        np.arange(len(columns), dtype=float),  # tells which boxes are left: those beyond their class's range are not
+        found["in_labels"],
+        tuple(case.info["class_names"]),
+    )
+    entries = to_submission(boxes, "token", np.eye(4), ego2global)
+    rows = [int(entry["detection_score"]) for entry in entries]
+    assert len(rows) > len(columns) / 2
+    for name in ("detection_name", "attribute_name"):
+        assert [entry[name] for entry in entries] == [info[name][row] for row in rows]
+    for ours, name, atol in (
+        ("translation", "translation", 1e-4),
+        ("size", "size_wlh", 1e-6),
+        ("velocity", "velocity", 1e-5),
+    ):
+        np.testing.assert_allclose([entry[ours] for entry in entries], found[name][rows], atol=atol, rtol=1e-6)
+    for entry, row in zip(entries, rows, strict=True):
+        sign = np.sign(np.dot(entry["rotation"], found["rotation_wxyz"][row]))
+        np.testing.assert_allclose(sign * np.array(entry["rotation"]), found["rotation_wxyz"][row], atol=1e-6, rtol=0)
