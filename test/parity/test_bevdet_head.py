@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from bev_perception.evaluation.detection import to_submission
-from bev_perception.families.bevdet.centerpoint_config import CenterPointConfig, TaskConfig
 from bev_perception.families.bevdet.centerpoint_head import CHANNELS, TaskMaps
-from bev_perception.families.bevdet.decode import BevGrid, decode_boxes, find_candidates
+from bev_perception.families.bevdet.config import CenterPointConfig, GridConfig
+from bev_perception.families.bevdet.decode import decode_boxes, find_candidates
 from bev_perception.geometry import make_transform, rotation_from_quaternion
 from bev_perception.types import Boxes3D
 
@@ -52,30 +52,31 @@ def heatmap_rule(text):
     return tuple(float(n) for n in re.search(r"heatmap=([\d.]+)x([-+][\d.]+)", text).groups())
 
 
-def head_of(head):
-    """The CenterPointConfig and BevGrid of a case's reference settings."""
+def head_of(head, size):
+    """The CenterPointConfig and GridConfig of a case's reference settings; size: rows and columns of the maps."""
     cfg, coder = head["test_cfg"], head["bbox_coder"]
     assert cfg["score_threshold"] == coder["score_threshold"] and not cfg["max_pool_nms"]
-    tasks = []
-    for t, classes in enumerate(head["tasks"]):
-        kind = cfg["nms_type"][t]
-        scale = np.broadcast_to(cfg["nms_rescale_factor"][t], len(classes)).tolist()
-        rotated = kind == "rotate"
-        tasks.append(TaskConfig(tuple(classes), "rotated" if rotated else kind, tuple(scale) if rotated else ()))
-    thresholds = set(np.atleast_1d(cfg["nms_thr"]).tolist())
-    radii = {cfg["min_radius"][t] for t, kind in enumerate(cfg["nms_type"]) if kind == "circle"} or {1.0}
+    tasks = len(head["tasks"])
+    factors = [np.broadcast_to(cfg["nms_rescale_factor"][t], len(head["tasks"][t])).tolist() for t in range(tasks)]
     config = CenterPointConfig(
-        tasks=tuple(tasks),
-        max_candidates=coder["max_num"],
+        tasks=tuple(map(tuple, head["tasks"])),
         score_threshold=coder["score_threshold"],
-        post_center_range=tuple(coder["post_center_range"]),
-        nms_threshold=thresholds.pop(),
-        nms_squared_radius=radii.pop(),
-        max_boxes=cfg["post_max_size"],
+        max_num=coder["max_num"],
+        center_range=tuple(coder["post_center_range"]),
+        nms=tuple(cfg["nms_type"]),
+        nms_threshold=tuple(np.broadcast_to(cfg["nms_thr"], tasks).tolist()),
+        nms_factor=tuple(map(tuple, factors)),
+        nms_radius=tuple(cfg["min_radius"][:tasks]),
+        post_max=cfg["post_max_size"],
     )
-    assert not thresholds and not radii
-    cell = coder["out_size_factor"] * coder["voxel_size"][0]
-    return config, BevGrid(tuple(coder["pc_range"][:2]), cell)
+    return config, grid_of(coder, size)
+
+
+def grid_of(coder, size):
+    """The GridConfig of maps of this many rows and columns."""
+    (x, y), (low_x, low_y) = [coder["out_size_factor"] * v for v in coder["voxel_size"][:2]], coder["pc_range"][:2]
+    rows, columns = size
+    return GridConfig((low_x, low_y, -5.0, low_x + columns * x, low_y + rows * y, 3.0), (x, y, 8.0))
 
 
 def sample(maps, b, dtype):
@@ -91,7 +92,7 @@ def test_boxes(case, dtype):
         tolerance = {"boxes": 5e-6, "scores": 1e-6}  # outputs are stored as float32
     finite = torch.tensor(True)
     for tag, head in case.info["cases"].items():
-        config, grid = head_of(head)
+        config, grid = head_of(head, size)
         names = tuple(itertools.chain(*head["tasks"]))
         maps = maps_of(case, tag, head["tasks"], batch, size, heatmap_rule(case.info["inputs"]))
         for b in range(batch):

@@ -1,1 +1,1 @@
-"""BEVDet and its successors, from camera images to a grid seen from above (Huang et al., 2021)."""
+"""BEVDet, BEVDet4D, BEVDepth4D, BEVStereo4D: boxes or occupancy from a bird's eye view that images are lifted into."""

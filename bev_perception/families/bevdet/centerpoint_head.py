@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from bev_perception.families.bevdet.config import CenterPointConfig
 
 #: probability of every class at every cell before training
 PRIOR = 0.1
@@ -46,16 +47,15 @@ CHANNELS = {"reg": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2}
 class CenterPointHead(nn.Module):
     """A shared convolution, and for each task a branch of two convolutions for every field of TaskMaps."""
 
-    def __init__(self, in_channels: int, shared_channels: int, task_classes: Sequence[int]) -> None:
+    def __init__(self, in_channels: int, config: CenterPointConfig) -> None:
         """Build the head with fresh weights.
 
         in_channels: of the map that it takes
-        shared_channels: of the map that all branches share
-        task_classes: number of classes of each task
+        config: its settings
         """
         super().__init__()
-        self.shared_conv = _conv_norm(in_channels, shared_channels)
-        self.task_heads = nn.ModuleList(TaskBranches(shared_channels, classes) for classes in task_classes)
+        self.shared_conv = _conv_norm(in_channels, config.shared_channels)
+        self.task_heads = nn.ModuleList(TaskBranches(config.shared_channels, len(task)) for task in config.tasks)
 
     def forward(self, features: Tensor) -> tuple[TaskMaps, ...]:
         """Return the maps of each task from features [B, in_channels, Y, X]."""

@@ -9,45 +9,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bev_perception.families.bevdet.centerpoint_config import CIRCLE, CenterPointConfig, TaskConfig
 from bev_perception.families.bevdet.centerpoint_head import TaskMaps
+from bev_perception.families.bevdet.config import CenterPointConfig, GridConfig
 from bev_perception.models.protocol import NotFiniteError
 from bev_perception.ops.rotated_nms import circle_nms, rotated_nms
 from bev_perception.types import Boxes3D
 
 
-@dataclass(frozen=True)
-class BevGrid:
-    """Where the cells of the head's maps are.
-
-    low: x, y of the lower corner of the first cell, m, in the reference frame
-    cell: edge length of a cell, m
-    """
-
-    low: tuple[float, float]
-    cell: float
-
-
 def decode_boxes(
-    maps: Sequence[TaskMaps], finite: Tensor, config: CenterPointConfig, grid: BevGrid, class_names: tuple[str, ...]
+    maps: Sequence[TaskMaps], finite: Tensor, config: CenterPointConfig, grid: GridConfig, class_names: tuple[str, ...]
 ) -> Boxes3D:
     """Return the boxes of all tasks, best first; the batch is 1.
 
     maps: of each task
     finite: [] bool, whether everything that they were computed from is finite
     config: of the head
-    grid: where the cells are
+    grid: of the maps
     class_names: of the variant
 
     Raises NotFiniteError for outputs, or features, that are NaN or infinite.
     """
-    first, groups = 0, config.groups(class_names)
+    first = 0
     found: list[Candidates] = []
-    for task, group, task_maps in zip(config.tasks, groups, maps, strict=True):
+    for task, task_maps in enumerate(maps):
         candidates = find_candidates(task_maps, finite, config, grid)
         kept = candidates.select(suppress(candidates, task, config))
         found.append(Candidates(kept.codes, kept.scores, kept.labels + first))
-        first += len(group)
+        first += len(config.tasks[task])
     scores = np.concatenate([task.scores for task in found])
     codes = np.concatenate([task.codes for task in found])
     labels = np.concatenate([task.labels for task in found])
@@ -73,7 +61,7 @@ class Candidates:
         return Candidates(self.codes[keep], self.scores[keep], self.labels[keep])
 
 
-def find_candidates(maps: TaskMaps, finite: Tensor, config: CenterPointConfig, grid: BevGrid) -> Candidates:
+def find_candidates(maps: TaskMaps, finite: Tensor, config: CenterPointConfig, grid: GridConfig) -> Candidates:
     """Return the best boxes of a task that score high enough and lie in range; arguments as in decode_boxes.
 
     The best cells of each class are selected first, then the best of these; every cell may be chosen, whether its
@@ -95,7 +83,7 @@ def find_candidates(maps: TaskMaps, finite: Tensor, config: CenterPointConfig, g
         values[:, 1],
         values[:, 2].astype(np.int64),
     )
-    low, high = np.array(config.post_center_range[:3]), np.array(config.post_center_range[3:])
+    low, high = np.array(config.center_range[:3]), np.array(config.center_range[3:])
     inside = (found.codes[:, :3] >= low).all(axis=1) & (found.codes[:, :3] <= high).all(axis=1)
     found = found.select((found.scores > config.score_threshold) & inside)
     if not np.isfinite(found.codes).all():
@@ -104,17 +92,17 @@ def find_candidates(maps: TaskMaps, finite: Tensor, config: CenterPointConfig, g
 
 
 def _most(config: CenterPointConfig, available: int) -> int:
-    return min(config.max_candidates, available)
+    return min(config.max_num, available)
 
 
-def _to_codes(values: np.ndarray, cells: np.ndarray, columns: int, grid: BevGrid) -> np.ndarray:
+def _to_codes(values: np.ndarray, cells: np.ndarray, columns: int, grid: GridConfig) -> np.ndarray:
     """Return codes as in Candidates from what the head says, [n, 10] in the order of TaskMaps, at flat cells [n]."""
     corners = np.stack([cells % columns, cells // columns], axis=1)
     with np.errstate(over="ignore"):  # find_candidates checks the result
         sizes = np.exp(values[:, 3:6])
     return np.concatenate(
         [
-            (corners + values[:, :2]) * grid.cell + np.array(grid.low),
+            (corners + values[:, :2]) * grid.cell[:2] + grid.range[:2],
             values[:, 2:3],
             sizes,
             np.arctan2(values[:, 6], values[:, 7])[:, None],
@@ -124,17 +112,16 @@ def _to_codes(values: np.ndarray, cells: np.ndarray, columns: int, grid: BevGrid
     )
 
 
-def suppress(candidates: Candidates, task: TaskConfig, config: CenterPointConfig) -> np.ndarray:
+def suppress(candidates: Candidates, task: int, config: CenterPointConfig) -> np.ndarray:
     """Return the indices of the candidates that remain, best first; boxes of all classes of the task compete.
 
     Before rotated boxes are compared, their lengths and widths are scaled by the factor of their class
-    (scale-NMS, Huang and Huang, BEVDet, 2021), so that boxes of slim objects that miss each other still compete.
+    (scale-NMS, Huang et al., BEVDet, 2021), so that small boxes that miss each other can still compete.
     """
     scores = torch.from_numpy(candidates.scores)
-    if task.nms == CIRCLE:
+    if config.nms[task] == "circle":
         centers = torch.from_numpy(candidates.codes[:, :2])
-        return circle_nms(centers, scores, config.nms_squared_radius, config.max_boxes).numpy()
-    planar = candidates.codes[:, [0, 1, 3, 4, 6]].copy()  # x, y, length, width, yaw
-    if task.nms_scale:
-        planar[:, 2:4] *= np.array(task.nms_scale)[candidates.labels][:, None]
-    return rotated_nms(torch.from_numpy(planar), scores, config.nms_threshold, config.max_boxes).numpy()
+        return circle_nms(centers, scores, config.nms_radius[task], config.post_max).numpy()
+    planar = candidates.codes[:, [0, 1, 3, 4, 6]]  # x, y, length, width, yaw
+    planar[:, 2:4] *= np.array(config.nms_factor[task])[candidates.labels][:, None]
+    return rotated_nms(torch.from_numpy(planar), scores, config.nms_threshold[task], config.post_max).numpy()

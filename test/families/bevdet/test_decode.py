@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from bev_perception.families.bevdet.centerpoint_config import CenterPointConfig, TaskConfig
 from bev_perception.families.bevdet.centerpoint_head import CHANNELS, PRIOR, CenterPointHead, TaskMaps
-from bev_perception.families.bevdet.decode import BevGrid, decode_boxes
+from bev_perception.families.bevdet.config import CenterPointConfig, GridConfig
+from bev_perception.families.bevdet.decode import decode_boxes
 from bev_perception.models.protocol import NotFiniteError
 from bev_perception.strict import ConfigError
 
-GRID = BevGrid((-8.0, -4.0), 2.0)
+GRID = GridConfig((-8.0, -4.0, -5.0, 8.0, 4.0, 3.0), (2.0, 2.0, 8.0))
 ROWS, COLUMNS = 4, 8
 BOX = {"reg": (0.25, 0.75), "height": (1.5,), "dim": (math.log(4), math.log(2), 0.0), "rot": (1.0, 0.0), "vel": (3, -1)}
 
@@ -28,8 +28,20 @@ def maps(boxes, classes=2):
     return TaskMaps(**fields)
 
 
-def decode(*tasks, config=None, names=("a", "b"), finite=True):
-    return decode_boxes(tasks, torch.tensor(finite), config or CenterPointConfig(), GRID, names)
+def settings(tasks=(("a", "b"),), **changes):
+    """Settings without scales."""
+    defaults = {
+        "nms": ("rotate",) * len(tasks),
+        "nms_threshold": (0.2,) * len(tasks),
+        "nms_factor": tuple((1.0,) * len(task) for task in tasks),
+        "nms_radius": (0.0,) * len(tasks),
+    }
+    return CenterPointConfig(tasks, **{**defaults, **changes})
+
+
+def decode(*tasks, finite=True, config=None, **changes):
+    config = config or settings(**changes)
+    return decode_boxes(tasks, torch.tensor(finite), config, GRID, tuple("ab"))
 
 
 def test_a_box():
@@ -50,9 +62,9 @@ def test_low_scores_and_far_boxes_are_left_out():
 
 def test_neighbours_of_all_classes_of_a_task_suppress_each_other():
     pair = [(1, 3, 0, 0.8, BOX), (1, 4, 1, 0.9, {**BOX, "rot": (0.0, 1.0)})]  # they share 2 of 14 m^2
-    assert len(decode(maps(pair), config=CenterPointConfig(nms_threshold=0.15))) == 2
-    assert decode(maps(pair), config=CenterPointConfig(nms_threshold=0.14)).labels.tolist() == [1]
-    alone = CenterPointConfig(tasks=(TaskConfig(("a",)), TaskConfig(("b",))))
+    assert len(decode(maps(pair), nms_threshold=(0.15,))) == 2
+    assert decode(maps(pair), nms_threshold=(0.14,)).labels.tolist() == [1]
+    alone = settings((("a",), ("b",)), nms_threshold=(0.14, 0.14))
     found = decode(maps(pair[:1], 1), maps([(1, 4, 0, 0.9, BOX)], 1), config=alone)
     assert found.labels.tolist() == [1, 0]  # best first, over the tasks
     assert found.scores == pytest.approx([0.9, 0.8])
@@ -61,24 +73,23 @@ def test_neighbours_of_all_classes_of_a_task_suppress_each_other():
 def test_sizes_are_scaled_only_while_they_are_compared():
     pair = [(1, 3, 0, 0.8, BOX), (1, 4, 1, 0.9, BOX)]  # side by side, 2 m apart
     assert len(decode(maps(pair))) == 2
-    found = decode(maps(pair), config=CenterPointConfig(tasks=(TaskConfig(nms_scale=(2.0, 2.0)),)))
+    found = decode(maps(pair), nms_factor=((2.0, 2.0),))
     assert found.labels.tolist() == [1]
     assert found.sizes[0] == pytest.approx([4, 2, 1])
-    assert len(decode(maps(pair), config=CenterPointConfig(tasks=(TaskConfig(nms_scale=(2.0, 0.1)),)))) == 2
+    assert len(decode(maps(pair), nms_factor=((2.0, 0.1),))) == 2
 
 
 def test_circles_take_the_squared_distance():
     three = [(1, 3, 0, 0.8, BOX), (1, 4, 1, 0.9, BOX), (1, 5, 0, 0.7, BOX)]  # 2 m apart
     for squared, labels in ((3.9, [1, 0, 0]), (4.1, [1])):
-        task = CenterPointConfig(tasks=(TaskConfig(nms="circle"),), nms_squared_radius=squared)
-        assert decode(maps(three), config=task).labels.tolist() == labels
+        assert decode(maps(three), nms=("circle",), nms_radius=(squared,)).labels.tolist() == labels
 
 
 def test_limits_on_candidates_and_boxes():
     row = [(1, column, column % 2, 0.9 - column / 100, BOX) for column in range(COLUMNS)]
     assert len(decode(maps(row))) == COLUMNS
-    assert decode(maps(row), config=CenterPointConfig(max_boxes=3)).scores == pytest.approx([0.9, 0.89, 0.88])
-    assert len(decode(maps(row), config=CenterPointConfig(max_candidates=2))) == 2
+    assert decode(maps(row), post_max=3).scores == pytest.approx([0.9, 0.89, 0.88])
+    assert len(decode(maps(row), max_num=2)) == 2
 
 
 def test_numbers_that_are_not_finite_are_refused():
@@ -91,40 +102,16 @@ def test_numbers_that_are_not_finite_are_refused():
 
 
 def test_tasks_name_the_classes_of_the_variant():
-    names = ("a", "b", "c")
-    assert CenterPointConfig().groups(names) == (names,)
-    split = CenterPointConfig(tasks=(TaskConfig(("a",)), TaskConfig(("b", "c"))))
-    assert split.groups(names) == (("a",), ("b", "c"))
-    with pytest.raises(ConfigError, match="in its order"):
-        split.groups(("a", "c", "b"))
-    with pytest.raises(ConfigError, match="2 factors for the 3 classes"):
-        CenterPointConfig(tasks=(TaskConfig(nms_scale=(1.0, 2.0)),)).groups(names)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"tasks": ()}, "must be one task"),
-        ({"tasks": (TaskConfig(("a",)), TaskConfig())}, "must be one task"),
-        ({"max_boxes": 0}, "max_boxes"),
-        ({"score_threshold": 1.5}, "score_threshold"),
-        ({"post_center_range": (0, 0, 0, 1, 1, -1)}, "is empty"),
-    ],
-)
-def test_impossible_settings(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        CenterPointConfig(**settings)
-
-
-@pytest.mark.parametrize("settings", [{"nms": "soft"}, {"nms": "circle", "nms_scale": (1.0,)}, {"nms_scale": (0.0,)}])
-def test_impossible_tasks(settings):
-    with pytest.raises(ConfigError, match="nms"):
-        TaskConfig(**settings)
+    split = settings((("a",), ("b", "c")))
+    split.check_classes(("a", "b", "c"))
+    for names in (("a", "c", "b"), ("a", "b"), ("a", "b", "c", "d")):
+        with pytest.raises(ConfigError, match="in its order"):
+            split.check_classes(names)
 
 
 def test_head():
     torch.manual_seed(0)
-    head = CenterPointHead(16, 8, (1, 3)).eval()
+    head = CenterPointHead(16, settings((("a",), ("b", "c", "d")), shared_channels=8)).eval()
     found = head(torch.randn(2, 16, 5, 6))
     assert [task.heatmap.shape for task in found] == [(2, 1, 5, 6), (2, 3, 5, 6)]
     assert all(task.codes.shape == (2, 10, 5, 6) for task in found)
