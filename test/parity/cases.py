@@ -159,6 +159,9 @@ def subsample(array, description):
     text = description.get("subsample", "none").split(";")[0]
     if text == "none":
         return array
+    flat = re.fullmatch(r"flattened \(C order\) values \[(\d+)::(\d+)\]", text)
+    if flat:
+        return np.asarray(array).reshape(-1)[int(flat[1]) :: int(flat[2])]
     return array[tuple(_index(part.strip()) for part in text.strip("[]").split(","))]
 
 

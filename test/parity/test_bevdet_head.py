@@ -11,10 +11,14 @@ from bev_perception.evaluation.detection import to_submission
 from bev_perception.families.bevdet.centerpoint_head import CHANNELS, TaskMaps
 from bev_perception.families.bevdet.config import CenterPointConfig, GridConfig
 from bev_perception.families.bevdet.decode import decode_boxes, find_candidates
+from bev_perception.families.bevdet.losses import detection_loss_names, detection_losses
+from bev_perception.families.bevdet.recipe import BEVDetRecipe
+from bev_perception.families.bevdet.targets import TaskTarget, task_targets
 from bev_perception.geometry import make_transform, rotation_from_quaternion
+from bev_perception.supervision.samples import BoxTruth
 from bev_perception.types import Boxes3D
 
-from .cases import parametrize
+from .cases import close, numbers, parametrize, subsample
 
 
 def is_decoding(case):
@@ -143,3 +147,95 @@ def test_submission(case):
     for entry, row in zip(entries, rows, strict=True):
         sign = np.sign(np.dot(entry["rotation"], found["rotation_wxyz"][row]))
         np.testing.assert_allclose(sign * np.array(entry["rotation"]), found["rotation_wxyz"][row], atol=1e-6, rtol=0)
+
+
+def is_training(case):
+    heads = case.info.get("cases", {})
+    return None if heads and all("train_cfg" in head for head in heads.values()) else ""
+
+
+def recipe_of(head):
+    """The BEVDetRecipe of a case's reference settings."""
+    cfg = head["train_cfg"]
+    return BEVDetRecipe(
+        heatmap_weight=head["loss_cls"].get("loss_weight", 1.0),
+        box_weight=head["loss_bbox"].get("loss_weight", 1.0),
+        code_weights=tuple(cfg["code_weights"]),
+        gaussian_overlap=cfg["gaussian_overlap"],
+        gaussian_radius=cfg["min_radius"],
+        max_objects=cfg["max_objs"],
+    )
+
+
+class HeadRun:
+    """Targets, losses and gradients of one head of a case."""
+
+    def __init__(self, case, tag, dtype):
+        head = case.info["cases"][tag]
+        cfg, recipe = head["train_cfg"], recipe_of(head)
+        size = [n // cfg["out_size_factor"] for n in cfg["grid_size"][:2]][::-1]
+        coder = {**cfg, "pc_range": cfg["point_cloud_range"]}
+        config = CenterPointConfig(
+            tuple(map(tuple, head["tasks"])),
+            **{name: (value,) * len(head["tasks"]) for name, value in (("nms", "rotate"), ("nms_threshold", 0.2))},
+            nms_radius=(0.0,) * len(head["tasks"]),
+            nms_factor=tuple((1.0,) * len(task) for task in head["tasks"]),
+        )
+        batch = sum(name.startswith("gt_boxes.") for name in case.inputs)
+        truths = [
+            BoxTruth(*(torch.from_numpy(case.inputs[f"gt_{name}.{b}"]) for name in ("boxes", "labels")))
+            for b in range(batch)
+        ]
+        self.targets = [task_targets(truth, config, grid_of(coder, size), recipe) for truth in truths]
+        maps = maps_of(case, tag, head["tasks"], batch, size, heatmap_rule(case.info["inputs"]))
+        self.maps = [
+            TaskMaps(**{name: value.to(dtype).requires_grad_() for name, value in vars(task).items()}) for task in maps
+        ]
+        targets = [[TaskTarget(t.heatmap.to(dtype), t.cells, t.codes.to(dtype)) for t in one] for one in self.targets]
+        self.losses = detection_losses(self.maps, targets, recipe)
+        sum(self.losses.values()).backward()
+        assert set(self.losses) == set(detection_loss_names(len(head["tasks"])))
+
+
+def of_case(case):
+    return [(tag, dtype) for tag in case.info["cases"] for dtype in (torch.float64, torch.float32)]
+
+
+@parametrize(is_training)
+def test_targets(case):
+    tolerance = float(case.info["tolerance"]["targets"])
+    for tag, head in case.info["cases"].items():
+        run = HeadRun(case, tag, torch.float32)
+        for t in range(len(head["tasks"])):
+            for b, found in enumerate(sample[t] for sample in run.targets):
+                sums = case.arrays[f"{tag}.target_heatmap_sum.task{t}"][b]
+                np.testing.assert_allclose(found.heatmap.sum(dim=(1, 2)), sums, rtol=tolerance, atol=tolerance)
+                wanted = {name: case.arrays[f"{tag}.{name}.task{t}"][b] for name in ("mask", "ind", "anno_box")}
+                slots = wanted["mask"].astype(bool)
+                np.testing.assert_array_equal(found.cells[: slots.sum()], wanted["ind"][slots])
+                np.testing.assert_allclose(
+                    found.codes[: slots.sum()], wanted["anno_box"][slots], atol=tolerance, rtol=tolerance
+                )
+                assert len(found.cells) == slots.sum() or len(slots) < recipe_of(head).max_objects
+            name = f"{tag}.target_heatmap.task{t}"
+            heatmaps = torch.stack([sample[t].heatmap for sample in run.targets])
+            wanted, description = case.outputs[name]
+            assert close(subsample(heatmaps, description), wanted, tolerance, tolerance) is None, name
+
+
+@parametrize(is_training)
+def test_losses_and_gradients(case):
+    atol, rtol = numbers(case.info["tolerance"]["grads"])
+    for tag, dtype in of_case(case):
+        head = case.info["cases"][tag]
+        run = HeadRun(case, tag, dtype)
+        exact = dtype == torch.float64
+        limit = 1e-6 if exact else numbers(case.info["tolerance"]["losses"])[0]
+        found = [run.losses[name].item() for name in head["loss_names"]]
+        np.testing.assert_allclose(found, case.arrays[f"{tag}.losses"], rtol=limit)
+        assert sum(found) == pytest.approx(head["total"], rel=limit)
+        for name in (name for name in case.arrays if name.startswith(f"{tag}.grad.")):
+            task, branch = re.fullmatch(rf"{tag}.grad.task(\d+).(\w+)", name).groups()
+            wanted, description = case.outputs[name]
+            gradient = subsample(getattr(run.maps[int(task)], branch).grad, description)
+            assert close(gradient, wanted, 1e-8 if exact else atol, 1e-5 if exact else rtol) is None, name
