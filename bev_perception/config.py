@@ -47,6 +47,7 @@ class FramesConfig:
     order: how past and future frames follow the current one, nearest first: "sequential" (all past, then all future
         ones) or "interleaved" (by turns, past first; as many of both)
     max_gap: s; after a longer silence the history is wiped
+    missing: what stands for past frames that are not there: the "oldest" one that is, or the "current" frame
     """
 
     past: int
@@ -54,11 +55,14 @@ class FramesConfig:
     interval: float = 0.5
     order: str = "sequential"
     max_gap: float = 2.0
+    missing: str = "oldest"
 
     def __post_init__(self) -> None:
         """Check the values that a type cannot."""
         if min(self.past, self.future) < 0 or min(self.interval, self.max_gap) <= 0:
             raise ConfigError("frames: past and future must not be negative, interval and max_gap must be positive")
+        if self.missing not in ("oldest", "current"):
+            raise ConfigError(f"frames.missing is {self.missing!r}; it must be 'oldest' or 'current'")
         if self.order not in ("sequential", "interleaved"):
             raise ConfigError(f"frames.order is {self.order!r}; it must be 'sequential' or 'interleaved'")
         if self.order == "interleaved" and self.past != self.future:
@@ -202,6 +206,27 @@ class BevAugmentationConfig:
 
 
 @dataclass(frozen=True)
+class AveragingConfig:
+    """An exponential moving average of the weights, which is what a training gives in place of the last weights.
+
+    decay: share of the average that a step keeps, once it has warmed up
+    warmup: number of updates over which that share rises: decay * (1 - exp(-updates / warmup))
+    start: number of updates to begin the count with
+    """
+
+    decay: float = 0.999
+    warmup: float = 2000.0
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the values that a type cannot."""
+        if not 0 < self.decay < 1 or self.warmup <= 0 or self.start < 0:
+            raise ConfigError(
+                "training.averaging: decay must lie between 0 and 1, warmup must be positive, start not negative"
+            )
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """How the variant is trained, apart from where; the defaults are those of Liu et al., ICCV 2023.
 
@@ -211,21 +236,29 @@ class TrainingConfig:
     encoder: what training changes of backbone and neck: "finetune", all but the backbone's first layers and the
         statistics of its norms; "scratch", everything; "frozen", nothing
     batch: samples a step, of all processes together
-    lr: learning rate at the top of the schedule; it falls along a cosine, epoch by epoch
+    lr: learning rate at the top of the schedule; it falls along a cosine
+    cosine: whether it falls by "epoch" or by "step"
     min_lr_ratio: where the cosine ends, as a share of lr
     lr_drop_epochs: epochs after which lr is multiplied by lr_drop, in place of the cosine; none: the cosine
     lr_drop: factor on lr at each of lr_drop_epochs
     warmup_steps: steps over which lr rises at the start
     warmup_ratio: where the rise starts, as a share of lr
     weight_decay: of AdamW
+    layer_decay: factor on lr from each layer of the backbone to the one before it; weights of one dimension are then
+        without weight decay. 1: all layers learn alike
     backbone_lr: factor on lr for the backbone
     sampling_offset_lr: factor on lr for the sampling offsets
     clip_norm: the most that the norm of all gradients may be
     frames_with_gradient: number of newest frames whose images train the backbone and neck; 0: all
+    key_frames: narrowest and widest spacing of the frames, in key frames; none: spacings of single camera frames
     image_flip: whether images are mirrored half of the time
+    image_rotation: degrees by which images are rotated at most, to either side
+    augment_cameras_apart: whether each camera's images are resized, cropped, mirrored and rotated in their own way
     color_augmentation: whether the colours of images are distorted
     grid_mask: whether a grid of squares is blanked in the images
     bev: augmentation of the world
+    averaging: of the weights; none: the last weights count
+    sync_norms_from: epoch from which batch norms use the statistics of all processes; none: never
     family: settings of the family alone
     """
 
@@ -234,20 +267,27 @@ class TrainingConfig:
     encoder: str = "finetune"
     batch: int = 8
     lr: float = 2e-4
+    cosine: str = "epoch"
     min_lr_ratio: float = 1e-3
     lr_drop_epochs: tuple[int, ...] = ()
     lr_drop: float = 0.2
     warmup_steps: int = 500
     warmup_ratio: float = 1 / 3
     weight_decay: float = 0.01
+    layer_decay: float = 1.0
     backbone_lr: float = 0.1
     sampling_offset_lr: float = 0.1
     clip_norm: float = 35.0
     frames_with_gradient: int = 0
+    key_frames: tuple[int, int] | None = None
     image_flip: bool = True
+    image_rotation: float = 0.0
+    augment_cameras_apart: bool = False
     color_augmentation: bool = True
     grid_mask: bool = True
     bev: BevAugmentationConfig = field(default_factory=BevAugmentationConfig)
+    averaging: AveragingConfig | None = None
+    sync_norms_from: int | None = None
     family: Any = None
 
     def __post_init__(self) -> None:
@@ -258,7 +298,16 @@ class TrainingConfig:
             raise ConfigError("training: epochs, batch and lr_drop_epochs must be positive")
         if min(self.lr, self.lr_drop, self.clip_norm, *self.resize) <= 0:
             raise ConfigError("training: lr, lr_drop, clip_norm and resize must be positive")
-        names = ("warmup_steps", "warmup_ratio", "min_lr_ratio", "weight_decay", "frames_with_gradient")
+        if self.cosine not in ("epoch", "step"):
+            raise ConfigError(f"training.cosine is {self.cosine!r}; it must be 'epoch' or 'step'")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"training.layer_decay is {self.layer_decay}; it must lie above 0 and be 1 at most")
+        if self.key_frames is not None and not 1 <= self.key_frames[0] <= self.key_frames[1]:
+            raise ConfigError("training.key_frames must be two positive numbers, the smaller one first")
+        names = (
+            *("warmup_steps", "warmup_ratio", "min_lr_ratio", "weight_decay", "frames_with_gradient"),
+            "image_rotation",
+        )
         if negative := [name for name in names if getattr(self, name) < 0]:
             raise ConfigError(f"training.{negative[0]} must not be negative")
 

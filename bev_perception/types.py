@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bev_perception.geometry import intrinsics_4x4, invert_transform
+from bev_perception.geometry import invert_transform
 from bev_perception.strict import UserError
 
 if TYPE_CHECKING:  # tools without a model, such as the bag player, start seconds sooner without torch
@@ -159,7 +159,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Cameras:
-    """Where N cameras are and how they see; identity for a missing camera.
+    """Where N cameras are and how they see; identity for a missing camera. Arrays may have further leading axes.
 
     intrinsics: [N, 3, 3] float64, pixels of the images before they are resized and cropped
     source2image: [N, 4, 4] float64, depth-scaled pixels (u*d, v*d, d, 1) of those images to those of the model's input
@@ -185,7 +185,8 @@ class Cameras:
     def global2image(self) -> np.ndarray:
         """[N, 4, 4] float64, global frame (m) to depth-scaled pixels of the model's input; see geometry.project."""
         sensor2global = self.ego2global @ self.sensor2ego
-        intrinsics = np.stack([intrinsics_4x4(k) for k in self.intrinsics])
+        intrinsics = np.broadcast_to(np.eye(4), sensor2global.shape).copy()
+        intrinsics[..., :3, :3] = self.intrinsics
         return self.source2image @ intrinsics @ invert_transform(sensor2global)
 
 

@@ -40,6 +40,14 @@ def _pose(transform):
     }
 
 
+def ground_points(seed):
+    """500 lidar points [n, 5] float32 on flat ground: x, y, z in the lidar frame (m), intensity, ring."""
+    rng = np.random.default_rng(seed)
+    distance, bearing = rng.uniform(3, 50, 500), rng.uniform(0, 2 * np.pi, 500)
+    columns = [distance * np.cos(bearing), distance * np.sin(bearing), np.full(500, -LIDAR2EGO[2, 3])]
+    return np.stack([*columns, np.full(500, 80.0), np.zeros(500)], axis=1).astype(np.float32)
+
+
 class _Tables:
     def __init__(self, root, seed):
         self.root = root
@@ -92,9 +100,13 @@ class _Tables:
         samples = zip(tokens, stamps, strict=True)
         self._chain("sample", [{"token": t, "timestamp": s // 1000, "scene_token": name} for t, s in samples])
         scans = [
-            self._data("LIDAR_TOP", token, stamp, True, "pcd", 0, 0)
+            self._data("LIDAR_TOP", token, stamp, True, "pcd.bin", 0, 0)
             for token, stamp in zip(tokens, stamps, strict=True)
         ]
+        for k, scan in enumerate(scans):
+            path = self.root / scan["filename"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            ground_points(k).tofile(path)
         self._chain("sample_data", scans)
         for camera in CAMERAS:
             shots = [next(image for image in images if image.camera == camera) for images in sets]

@@ -28,7 +28,7 @@ GRID_MASK_PROBABILITY = 0.7
 
 
 def train_transform(
-    source_hw: tuple[int, int], config: ImageConfig, resize: float, left: float, flip: bool
+    source_hw: tuple[int, int], config: ImageConfig, resize: float, left: float, flip: bool, rotation: float = 0.0
 ) -> ImageTransform:
     """Return the image transform for given random values; the bottom rows are always kept.
 
@@ -37,11 +37,12 @@ def train_transform(
     resize: scale factor of the image
     left: first column of the resized image that is kept, pixels; truncated to a whole number
     flip: whether to mirror the image
+    rotation: of the image, degrees
     """
     height, width = source_hw
     resized = (int(width * resize), int(height * resize))
     crop = (int(left), resized[1] - config.height)
-    return ImageTransform((width, height), resize, resized, crop, (config.width, config.height), flip)
+    return ImageTransform((width, height), resize, resized, crop, (config.width, config.height), flip, rotation)
 
 
 def draw_image_transform(
@@ -50,11 +51,17 @@ def draw_image_transform(
     config: ImageConfig,
     resize_range: tuple[float, float],
     flip: bool,
+    max_rotation: float = 0.0,
 ) -> ImageTransform:
-    """Draw a scale factor from resize_range, a crop and, if `flip`, whether to mirror; a sample shares one draw."""
+    """Draw a scale factor from resize_range, a crop, if `flip` whether to mirror, and a rotation.
+
+    max_rotation: degrees, to either side
+    """
     resize = rng.uniform(*resize_range)
     left = rng.uniform(0, max(0, int(source_hw[1] * resize) - config.width))
-    return train_transform(source_hw, config, resize, left, flip=flip and bool(rng.integers(2)))
+    mirrored = flip and bool(rng.integers(2))
+    rotation = float(rng.uniform(-max_rotation, max_rotation)) if max_rotation else 0.0
+    return train_transform(source_hw, config, resize, left, mirrored, rotation)
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,14 @@ class BevDraw:
         c, s = math.cos(self.rotation), math.sin(self.rotation)
         signs = np.array([[-1.0 if self.flip_x else 1.0], [-1.0 if self.flip_y else 1.0]])
         return signs * np.array([[c, -s], [s, c]])
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """[4, 4] from the world as it was to the changed one."""
+        matrix = np.eye(4)
+        matrix[:2, :2] = self.plane
+        matrix[:3, :3] *= self.scale
+        return matrix
 
 
 def draw_bev(rng: np.random.Generator, config: BevAugmentationConfig) -> BevDraw:

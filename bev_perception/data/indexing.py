@@ -63,6 +63,7 @@ class Index:
     stamps: [S], us
     lidar2ego: [S, 4, 4]
     ego2global: [S, 4, 4], at the lidar's stamp
+    lidar_path: [S], bytes, relative to the dataroot
     cameras: [S, 6], image set of the key frame
     sweeps: [S, 5, 6], image sets before it, newest first; -1 in the first key frame of a scene
     image_path: [I], bytes, relative to the dataroot
@@ -78,6 +79,7 @@ class Index:
     names: [A], as in records.Annotations
     lidar_points: [A], as in records.Annotations
     radar_points: [A], as in records.Annotations
+    instances: [A], as in records.Annotations
     """
 
     tokens: np.ndarray
@@ -85,6 +87,7 @@ class Index:
     stamps: np.ndarray
     lidar2ego: np.ndarray
     ego2global: np.ndarray
+    lidar_path: np.ndarray
     cameras: np.ndarray
     sweeps: np.ndarray
     image_path: np.ndarray
@@ -100,6 +103,7 @@ class Index:
     names: np.ndarray
     lidar_points: np.ndarray
     radar_points: np.ndarray
+    instances: np.ndarray
 
 
 def build_index(tables: dict[str, list[Row]]) -> Index:
@@ -136,6 +140,7 @@ class _Builder:
             self._boxes_of.setdefault(row["sample_token"], []).append(row)
         categories = {row["token"]: row["name"] for row in tables["category"]}
         self._category = {row["token"]: categories[row["category_token"]] for row in tables["instance"]}
+        self._instances = {row["token"]: k for k, row in enumerate(tables["instance"])}
         self._key_data: dict[str, dict[str, Row]] = {}
         for row in tables["sample_data"]:
             if row["is_key_frame"]:
@@ -147,7 +152,9 @@ class _Builder:
         samples = sorted(self._samples.values(), key=lambda row: row["timestamp"])
         if not samples:
             raise NuScenesError("the table of samples is empty; unpack the archive of that version again")
-        columns: dict[str, list[Any]] = {name: [] for name in ("lidar2ego", "ego2global", "cameras", "sweeps")}
+        columns: dict[str, list[Any]] = {
+            name: [] for name in ("lidar2ego", "ego2global", "lidar_path", "cameras", "sweeps")
+        }
         boxes: list[tuple[Any, ...]] = []
         box_start = [0]
         for sample in tqdm(samples, desc="indexing nuScenes", unit="sample"):
@@ -160,6 +167,7 @@ class _Builder:
             cameras = [key_data[channel] for channel in CHANNELS]
             columns["lidar2ego"].append(lidar2ego)
             columns["ego2global"].append(ego2global)
+            columns["lidar_path"].append(key_data[LIDAR]["filename"].encode())
             columns["cameras"].append(self._image_set(cameras))
             columns["sweeps"].append(self._sweeps(cameras, first=not sample["prev"]))
             global2lidar = invert_transform(ego2global @ lidar2ego)
@@ -168,13 +176,15 @@ class _Builder:
         calibrations = {token: k for k, token in enumerate(self._calibrations)}
         images = [self._data[token] for token in self._images]
         poses = [self._poses[image["ego_pose_token"]] for image in images]
-        places, velocities, names, lidar_points, radar_points = zip(*boxes, strict=True) if boxes else ((),) * 5
+        places, velocities, names, *counts, instances = zip(*boxes, strict=True) if boxes else ((),) * 6
+        lidar_points, radar_points = counts
         return Index(
             tokens=np.array([sample["token"] for sample in samples]),
             scenes=np.array([self._scenes[sample["scene_token"]] for sample in samples]),
             stamps=np.array([sample["timestamp"] for sample in samples], np.int64),
             lidar2ego=np.stack(columns["lidar2ego"]),
             ego2global=np.stack(columns["ego2global"]),
+            lidar_path=np.array(columns["lidar_path"]),
             cameras=np.array(columns["cameras"], np.int32),
             sweeps=np.array(columns["sweeps"], np.int32),
             image_path=np.array([image["filename"].encode() for image in images]),
@@ -190,6 +200,7 @@ class _Builder:
             names=np.array(names, np.str_),
             lidar_points=np.array(lidar_points, np.int32),
             radar_points=np.array(radar_points, np.int32),
+            instances=np.array(instances, np.int64),
         )
 
     def _image_set(self, images: list[Row]) -> list[int]:
@@ -208,7 +219,7 @@ class _Builder:
         return sweeps
 
     def _box(self, row: Row, global2lidar: np.ndarray) -> tuple[Any, ...]:
-        """Return one annotation in the lidar frame: box [7], velocity [2], name, points."""
+        """Return one annotation in the lidar frame: box [7], velocity [2], name, points, instance."""
         center = transform_points(global2lidar, np.array([row["translation"]], np.float64))[0]
         width, length, height = row["size"]
         rotation = global2lidar[:3, :3] @ rotation_from_quaternion(*row["rotation"])
@@ -217,7 +228,9 @@ class _Builder:
         velocity = global2lidar[:3, :2] @ self._velocity(row)  # [3]; nuScenes' velocities are level
         category = self._category[row["instance_token"]]
         name = _CLASS_OF.get(category, category)
-        return (*center, length, width, height, yaw), velocity[:2], name, row["num_lidar_pts"], row["num_radar_pts"]
+        points = row["num_lidar_pts"], row["num_radar_pts"]
+        instance = self._instances[row["instance_token"]]
+        return (*center, length, width, height, yaw), velocity[:2], name, *points, instance
 
     def _velocity(self, row: Row) -> np.ndarray:
         """Return the velocity [2] of an annotation in the global frame, from its neighbours; NaN without any."""

@@ -13,8 +13,7 @@ import numpy as np
 from bev_perception.config import FramesConfig
 from bev_perception.data.drive import CAMERAS
 from bev_perception.data.records import Records
-from bev_perception.geometry import intrinsics_4x4, invert_transform
-from bev_perception.types import CameraImage, Frame, View
+from bev_perception.types import CameraImage, Cameras, Frame, View
 
 #: image sets after which no more are collected before or after a key frame
 MAX_SETS = 60
@@ -80,6 +79,20 @@ def training_queue(records: Records, i: int, frames: FramesConfig, rng: np.rando
     return _in_order(current, select_sets(past, current, frames.past, interval), [], frames)
 
 
+def key_frame_queue(records: Records, i: int, frames: FramesConfig, spacing: int) -> list[np.ndarray]:
+    """Return a queue of key frame i for training, with past frames that are key frames of its scene.
+
+    spacing: of the frames, in key frames
+    """
+    queue = [records.cameras(i)]
+    for k in range(i - spacing, i - spacing * (frames.past + 1), -spacing):
+        if k >= 0 and records.scenes[k] == records.scenes[i]:
+            queue.append(records.cameras(k))
+        else:
+            queue.append(queue[0 if frames.missing == "current" else -1])
+    return queue
+
+
 def _in_order(
     current: np.ndarray, past: list[np.ndarray], future: list[np.ndarray], frames: FramesConfig
 ) -> list[np.ndarray]:
@@ -87,18 +100,21 @@ def _in_order(
     return [at[offset] for offset in frames.offsets]
 
 
+def stored_cameras(records: Records, queue: Sequence[np.ndarray]) -> Cameras:
+    """Return the matrices, all [T, 6, ...], of the cameras of a queue, for its images as they are stored."""
+    images = [image for image_set in queue for image in records.images(image_set)]
+    shape = (len(queue), -1)
+    return Cameras(
+        intrinsics=np.stack([image.calibration.intrinsics for image in images]).reshape(*shape, 3, 3),
+        source2image=np.tile(np.eye(4), (len(images), 1, 1)).reshape(*shape, 4, 4),
+        sensor2ego=np.stack([image.sensor2ego for image in images]).reshape(*shape, 4, 4),
+        ego2global=np.stack([image.ego2global for image in images]).reshape(*shape, 4, 4),
+    )
+
+
 def reference2image(records: Records, i: int, queue: Sequence[np.ndarray]) -> np.ndarray:
     """Return [T, 6, 4, 4] float64: lidar frame of key frame i to depth-scaled pixels of the images as stored."""
-    lidar2global = records.lidar2global(i)
-    return np.array(
-        [
-            [
-                intrinsics_4x4(image.calibration.intrinsics) @ invert_transform(image.sensor2global) @ lidar2global
-                for image in records.images(image_set)
-            ]
-            for image_set in queue
-        ]
-    )
+    return stored_cameras(records, queue).global2image @ records.lidar2global(i)
 
 
 def read_frame(records: Records, i: int, image_set: np.ndarray | None = None) -> Frame:

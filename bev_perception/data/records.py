@@ -27,7 +27,9 @@ from bev_perception.types import Calibration
 LOG = logging.getLogger(__name__)
 
 #: format of the cached index; increase it with every change of its contents
-FORMAT = 1
+FORMAT = 2
+#: float32 values of a lidar point: x, y, z, intensity, ring
+LIDAR_VALUES = 5
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Annotations:
     names: [n], detection classes, or the category of nuScenes where it belongs to no detection class
     lidar_points: [n], number of lidar points in the box
     radar_points: [n], number of radar points in the box
+    instances: [n], number of the object, the same in all key frames of its scene
     """
 
     boxes: np.ndarray
@@ -71,6 +74,7 @@ class Annotations:
     names: np.ndarray
     lidar_points: np.ndarray
     radar_points: np.ndarray
+    instances: np.ndarray
 
     @property
     def valid(self) -> np.ndarray:
@@ -138,9 +142,24 @@ class Records:
         """Return the boxes of key frame i."""
         index, row = self._index, self._rows[i]
         at = slice(index.box_start[row], index.box_start[row + 1])
-        return Annotations(
-            index.boxes[at], index.velocities[at], index.names[at], index.lidar_points[at], index.radar_points[at]
-        )
+        columns = (index.boxes, index.velocities, index.names, index.lidar_points, index.radar_points, index.instances)
+        return Annotations(*(column[at] for column in columns))
+
+    def lidar_points(self, i: int) -> np.ndarray:
+        """Return the lidar points [n, 3] float32 of key frame i, in its lidar frame, m.
+
+        Raises NuScenesError for a file that is missing or damaged.
+        """
+        path = self.root / self._index.lidar_path[self._rows[i]].decode()
+        try:
+            values = np.fromfile(path, np.float32)
+        except OSError as error:
+            raise NuScenesError(
+                f"the lidar points {path} cannot be read ({error}); is the archive complete?"
+            ) from error
+        if values.size % LIDAR_VALUES or not np.isfinite(values).all():
+            raise NuScenesError(f"{path} is damaged: it must hold {LIDAR_VALUES} float32 a point; unpack it again")
+        return values.reshape(-1, LIDAR_VALUES)[:, :3]
 
     def paths(self, image_set: np.ndarray) -> list[str]:
         """Return the file paths of an image set, relative to the dataroot."""

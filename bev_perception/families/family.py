@@ -15,7 +15,9 @@ if TYPE_CHECKING:  # code that only needs the settings starts seconds sooner wit
     from bev_perception.data.records import Records
     from bev_perception.models.protocol import Model
     from bev_perception.models.sampling_trace import SamplingTrace
+    from bev_perception.supervision.order import Order
     from bev_perception.supervision.parts import TrainedPart
+    from bev_perception.supervision.samples import TrainingData
     from bev_perception.supervision.truths import Truths
 
 #: what a variant may output: boxes, semantic occupancy, and the object instances of a (panoptic) occupancy
@@ -36,6 +38,8 @@ class Family:
     build: returns the network of a variant with fresh weights
     truths: returns the labels of the records' key frames for training; the path is the folder of occupancy labels
     steps: returns the parts of a variant that can be trained, by name; "all" comes first
+    order: returns the order of the samples of a variant's training, for data, the samples of a step (those of all
+        processes together) and a seed; None: shuffled
     record: for a family whose queries sample images: a context manager in which each run of the model appends where it
         sampled to the list; None for other families
     """
@@ -50,4 +54,5 @@ class Family:
     build: Callable[[VariantConfig], Model]
     truths: Callable[[VariantConfig, Records, str | Path], Truths]
     steps: Callable[[VariantConfig], Mapping[str, TrainedPart]]
+    order: Callable[[VariantConfig, TrainingData, int, int], Order] | None = None
     record: Callable[[Any], AbstractContextManager[list[SamplingTrace]]] | None = None

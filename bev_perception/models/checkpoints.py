@@ -120,8 +120,12 @@ def load_pretrained(model: nn.Module, path: str | Path, part: str) -> None:
     model.load_state_dict({**own, **found})
 
 
-def save_checkpoint(model: nn.Module, path: str | Path, metadata: dict[str, str]) -> None:
-    """Save the model's weights and the metadata as safetensors; an existing file is replaced atomically.
+def save_checkpoint(
+    model: nn.Module, path: str | Path, metadata: dict[str, str], weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Save a model's weights and the metadata as safetensors; an existing file is replaced atomically.
+
+    weights: to save in place of the model's own, for example their average
 
     Raises CheckpointError for a file that cannot be written; what was there before stays.
     """
@@ -133,7 +137,9 @@ def save_checkpoint(model: nn.Module, path: str | Path, metadata: dict[str, str]
         partial.unlink(missing_ok=True)
         partial.touch()
         mode = partial.stat().st_mode  # as the umask says; safetensors would let the owner alone read the file
-        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, partial, metadata)
+        save_file(
+            {key: value.contiguous() for key, value in (weights or model.state_dict()).items()}, partial, metadata
+        )
         partial.chmod(mode)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:

@@ -80,7 +80,8 @@ class CameraModel(Model, Generic[Output]):
         """Return an empty memory that reaches back to the oldest frame that the variant uses."""
         frames = self.config.frames
         reach = math.ceil(frames.past * frames.interval / interval)
-        return Memory(frames.past, frames.interval, capacity=reach + 2 if frames.past else 0)
+        capacity = reach + 2 if frames.past else 0
+        return Memory(frames.past, frames.interval, capacity, frames.missing)
 
 
 def check_settings(config: VariantConfig, rules: Iterable[tuple[bool, str]] = ()) -> None:

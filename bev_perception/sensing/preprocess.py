@@ -36,7 +36,7 @@ class NoUsableViewError(FrameError):
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Resize, crop and flip from a camera's image to the network's input. All sizes are (width, height) in pixels.
+    """Resize, crop, flip and rotation from a camera's image to the network's input; sizes are (width, height), pixels.
 
     source: size of the camera's image
     resize: ratio of the resize
@@ -44,6 +44,7 @@ class ImageTransform:
     crop: left and top pixel that the crop keeps; may be negative: the crop is black outside of the resized image
     size: size of the result
     flip: whether left and right are swapped after the crop (training only)
+    rotation: degrees, counter-clockwise about the middle of the result, after the flip (training only)
     """
 
     source: tuple[int, int]
@@ -52,6 +53,7 @@ class ImageTransform:
     crop: tuple[int, int]
     size: tuple[int, int]
     flip: bool = False
+    rotation: float = 0.0
 
     @property
     def ida(self) -> np.ndarray:
@@ -59,12 +61,14 @@ class ImageTransform:
 
         As in Liu et al., ICCV 2023, since the variants were trained with it: u' = resize * u - left, without the half
         pixel by which a resize shifts pixel centres, and with the ratio before `resized` was truncated; a flip is
-        u'' = width - u'.
+        u'' = width - u'. A rotation leaves the middle, (width, height) / 2, where it is.
         """
         matrix = np.diag([self.resize, self.resize, 1.0, 1.0])
         matrix[:2, 2] = -self.crop[0], -self.crop[1]
         if self.flip:
             matrix[0] = self.size[0] * matrix[2] - matrix[0]
+        if self.rotation:
+            matrix[:3] = _rotation_about(self.rotation, self.size[0] / 2, self.size[1] / 2) @ matrix[:3]
         return matrix
 
     @property
@@ -80,7 +84,15 @@ class ImageTransform:
         )
         if self.flip:
             matrix[0] = (self.size[0] - 1) * matrix[2] - matrix[0]
+        if self.rotation:
+            matrix = _rotation_about(self.rotation, (self.size[0] - 1) / 2, (self.size[1] - 1) / 2) @ matrix
         return matrix
+
+
+def _rotation_about(degrees: float, x: float, y: float) -> np.ndarray:
+    """Return the [3, 3] rotation of homogeneous pixels about (x, y), counter-clockwise as one looks at the image."""
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))  # y points down in images
+    return np.array([[c, s, x - c * x - s * y], [-s, c, y + s * x - c * y], [0.0, 0.0, 1.0]])
 
 
 def image_transform(source_hw: tuple[int, int], config: ImageConfig) -> ImageTransform:
@@ -105,10 +117,10 @@ def image_transform(source_hw: tuple[int, int], config: ImageConfig) -> ImageTra
 def resample_image(
     bgr: np.ndarray, transform: ImageTransform, lens_map: tuple[np.ndarray, np.ndarray] | None = None
 ) -> np.ndarray:
-    """Undistort, resize, crop and flip an image; return [h, w, 3] uint8.
+    """Undistort, resize, crop, flip and rotate an image; return [h, w, 3] uint8.
 
     bgr: [H, W, 3] uint8
-    transform: resize, crop and flip
+    transform: resize, crop, flip and rotation
     lens_map: from undistortion_map for the same transform; None for an image without distortion
 
     Without a map this is Pillow's antialiased bicubic resize, which the variants were trained with: bit for bit for the
@@ -119,7 +131,11 @@ def resample_image(
         raise ValueError(f"an image of {bgr.shape[1::-1]} pixels does not fit a transform for {transform.source}")
     if lens_map is None:
         output = _resize_and_crop(bgr, transform)
-        return np.ascontiguousarray(output[:, ::-1]) if transform.flip else output
+        if transform.flip:
+            output = output[:, ::-1]
+        if transform.rotation:  # by the nearest pixel, black outside, as the variants were trained
+            output = np.asarray(Image.fromarray(output).rotate(transform.rotation))
+        return np.ascontiguousarray(output)
     kernels = [_bicubic_kernel(n / of) for n, of in zip(transform.resized, transform.source, strict=True)]
     smooth = cv2.sepFilter2D(bgr, -1, kernels[0], kernels[1], borderType=cv2.BORDER_REPLICATE)
     return cv2.remap(smooth, lens_map[0], lens_map[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)

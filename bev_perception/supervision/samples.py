@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from bev_perception.types import Cameras
 
 #: instance of voxels that belong to no mask
 NO_INSTANCE = -1
@@ -76,15 +78,26 @@ class TrainingSample(Generic[Truth]):
 
     images: [T, N, h, w, 3] uint8 BGR, resized, cropped and flipped but not normalised or padded; or the features of a
         frozen encoder, [T, N, h, w, C] float16 for each pyramid level.
-    reference2image: [T, N, 4, 4], from the current reference frame (m) to depth-scaled pixels, augmentation included.
-    time_differences: [T] s, the current frame's time minus each frame's.
+    cameras: their matrices, all arrays [T, N, ...], augmentation of the images included; see types.Cameras.
+    reference2global: [4, 4], from the current reference frame (m), whose world is augmented, to the global frame.
+    time_differences: [T] s, the current frame's time minus each frame's; infinite for one that does not exist.
+    stamp: ns, of the current frame.
+    world: [4, 4], from the reference frame as it was to the augmented one.
     truth: ground truth, augmented likewise.
     """
 
     images: np.ndarray | tuple[np.ndarray, ...]
-    reference2image: np.ndarray
+    cameras: Cameras
+    reference2global: np.ndarray
     time_differences: np.ndarray
+    stamp: int
+    world: np.ndarray
     truth: Truth
+
+    @property
+    def reference2image(self) -> np.ndarray:
+        """[T, N, 4, 4], from the current reference frame (m) to depth-scaled pixels, augmentation included."""
+        return self.cameras.global2image @ self.reference2global
 
 
 class TrainingData(Protocol[Truth]):
@@ -96,8 +109,19 @@ class TrainingData(Protocol[Truth]):
     def __len__(self) -> int:
         """Return the number of samples per epoch."""
 
-    def sample(self, index: int, rng: np.random.Generator) -> TrainingSample[Truth]:
-        """Return sample `index`, randomly augmented."""
+    def sample(
+        self, index: int, rng: np.random.Generator, augmentation: np.random.Generator | None = None
+    ) -> TrainingSample[Truth]:
+        """Return sample `index`, randomly augmented.
+
+        augmentation: draws how images and world are changed; None: rng does.
+        """
+
+    def sequences(self) -> Sequence[Sequence[int]]:
+        """Return the samples of each recorded scene, in order of time."""
+
+    def classes(self, index: int) -> Collection[int]:
+        """Return the classes of the boxes that sample `index` teaches."""
 
 
 #: from pixels [N, h, w, 3] uint8 BGR in the model's input size to its pyramid, [N, h, w, C] for each level
@@ -122,6 +146,30 @@ class EncodableData(TrainingData[Truth], Protocol):
 
 
 @dataclass(frozen=True)
+class BatchGeometry:
+    """The matrices of B samples, float64; see TrainingSample and types.Cameras.
+
+    intrinsics: [B, T, N, 3, 3].
+    source2image: [B, T, N, 4, 4].
+    sensor2ego: [B, T, N, 4, 4].
+    ego2global: [B, T, N, 4, 4].
+    reference2global: [B, 4, 4].
+    world: [B, 4, 4].
+    """
+
+    intrinsics: Tensor
+    source2image: Tensor
+    sensor2ego: Tensor
+    ego2global: Tensor
+    reference2global: Tensor
+    world: Tensor
+
+    def each(self, change: Change) -> BatchGeometry:
+        """Return the same with every tensor changed."""
+        return BatchGeometry(*(change(getattr(self, item.name)) for item in fields(self)))
+
+
+@dataclass(frozen=True)
 class Batch(Generic[Truth]):
     """B samples; see TrainingSample.
 
@@ -130,6 +178,8 @@ class Batch(Generic[Truth]):
     time_differences: [B, T] float32 s.
     truths: ground truth of each sample.
     seeds: a seed for each sample, for random numbers drawn after loading.
+    geometry: the matrices that reference2image is made of.
+    stamps: [B] int64 ns.
     """
 
     images: Tensor | tuple[Tensor, ...]
@@ -137,6 +187,8 @@ class Batch(Generic[Truth]):
     time_differences: Tensor
     truths: tuple[Truth, ...]
     seeds: tuple[int, ...]
+    geometry: BatchGeometry
+    stamps: Tensor
 
     def to(self, device: torch.device) -> Batch[Truth]:
         """Return the batch on `device`; from pinned memory the copy is asynchronous."""
@@ -154,6 +206,8 @@ class Batch(Generic[Truth]):
             change(self.time_differences),
             tuple(truth.each(change) for truth in self.truths),
             self.seeds,
+            self.geometry.each(change),
+            change(self.stamps),
         )
 
 

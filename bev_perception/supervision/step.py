@@ -70,12 +70,15 @@ def _encode(model: CameraModel, images: Tensor) -> list[list[Tensor]]:
 class TrainingStep(nn.Module, Generic[Truth]):
     """The model with augmentation and losses, as one module that DistributedDataParallel can wrap.
 
-    Called with a batch, it returns every loss by its name. The batch's seeds determine all random numbers.
+    Called with a batch and what it remembers of the batch before, it returns every loss by its name and what to
+    remember. The batch's seeds determine all random numbers.
 
     loss_names: names of all losses that can occur.
+    epoch: number of epochs done; training sets it.
     """
 
     loss_names: tuple[str, ...]
+    epoch: int = 0
 
     def __init__(self, model: CameraModel, recipe: TrainingConfig, precision: str) -> None:
         """Prepare the model for training.
@@ -109,8 +112,12 @@ class TrainingStep(nn.Module, Generic[Truth]):
         return self
 
     @abstractmethod
-    def forward(self, batch: Batch[Truth]) -> dict[str, Tensor]:
-        """Return every loss by its name."""
+    def forward(self, batch: Batch[Truth], memory: Any) -> tuple[dict[str, Tensor], Any]:
+        """Return every loss by its name, and what to remember of the batch.
+
+        memory: what the step before returned; None at first. It must be made of plain dictionaries, lists, tensors
+            without gradient and numbers, since it is saved with the training's state. A step without memory gives None.
+        """
 
     def wide_layers(self) -> Iterable[nn.Module]:
         """Return layers beyond the encoder that are to compute in its precision; none, unless a family has some."""
@@ -132,7 +139,7 @@ class TrainingStep(nn.Module, Generic[Truth]):
         """
         if isinstance(batch.images, tuple):
             return self._encoded(batch.images, batch.reference2image)
-        images = self._prepare_images(batch.images, generators)
+        images = self.prepare_images(batch.images, generators)
         with self._autocast(images.device):
             levels_by_frame = encode_frames(self.model, images, self.recipe.frames_with_gradient)
         levels = [[level.float() for level in levels] for levels in levels_by_frame]
@@ -162,7 +169,7 @@ class TrainingStep(nn.Module, Generic[Truth]):
         return torch.autocast(device.type, self.dtype)
 
     @torch.no_grad()
-    def _prepare_images(self, pixels: Tensor, generators: list[torch.Generator]) -> Tensor:
+    def prepare_images(self, pixels: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Return augmented, normalised and padded images [B, T, N, 3, H, W].
 
         pixels: [B, T, N, h, w, 3] uint8 BGR.

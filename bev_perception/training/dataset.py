@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +16,15 @@ from bev_perception.data.augment import augment_matrices, draw_bev, draw_image_t
 from bev_perception.data.drive import NUSCENES_IMAGE_SIZE
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
-from bev_perception.data.queues import evaluation_queue, read_frame, reference2image, training_queue
+from bev_perception.data.queues import evaluation_queue, key_frame_queue, read_frame, stored_cameras, training_queue
 from bev_perception.data.records import Records
 from bev_perception.families.catalog import family_of
-from bev_perception.geometry import invert_transform
 from bev_perception.sensing.images import ImageError, decode_image
 from bev_perception.sensing.preprocess import ImageTransform, image_transform, resample_image
 from bev_perception.supervision.samples import EncodableData, Encode, TrainingSample
+from bev_perception.supervision.truths import Sight
 from bev_perception.training.state import TrainingError
+from bev_perception.types import Calibration
 
 LOG = logging.getLogger(__name__)
 
@@ -63,15 +64,30 @@ class NuScenesTraining:
         data.write(encode)
         return data
 
-    def sample(self, index: int, rng: np.random.Generator) -> TrainingSample:
-        """Return key frame `index`, or its replacement, augmented.
+    def sequences(self) -> list[list[int]]:
+        """Return the key frames of each scene, in order of time."""
+        scenes: dict[str, list[int]] = {}
+        for index, scene in enumerate(self._records.scenes):
+            scenes.setdefault(scene, []).append(index)
+        return list(scenes.values())
+
+    def classes(self, index: int) -> set[int]:
+        """Return the classes of the valid boxes of key frame `index`."""
+        annotations = self._records.annotations(index)
+        names = set(annotations.names[annotations.valid].tolist())
+        return {label for label, name in enumerate(self._config.class_names) if name in names}
+
+    def sample(
+        self, index: int, rng: np.random.Generator, augmentation: np.random.Generator | None = None
+    ) -> TrainingSample:
+        """Return key frame `index`, or its replacement, augmented; see TrainingData.
 
         Raises NuScenesError if MAX_REPLACEMENTS replacements cannot be used either.
         """
         reason = ""
         for _ in range(1 + MAX_REPLACEMENTS):
             try:
-                sample = self._read(index, rng)
+                sample = self._read(index, rng, augmentation or rng)
                 if sample is not None:
                     return sample
                 reason = f"there is nothing to learn from key frame {self._records.tokens[index]}"
@@ -84,56 +100,80 @@ class NuScenesTraining:
             "complete the data set"
         )
 
-    def _read(self, index: int, rng: np.random.Generator) -> TrainingSample | None:
+    def _read(self, index: int, rng: np.random.Generator, augmentation: np.random.Generator) -> TrainingSample | None:
         records = self._records
         queue = self._queue(index, rng)
-        calibration = records.images(queue[0])[0].calibration
-        transform = self._transform((calibration.height, calibration.width), rng)
-        world = draw_bev(rng, self._recipe.bev)
-        truth = self._truths.read(index, world)
+        cameras = stored_cameras(records, queue)
+        transforms = self._transforms([(c.height, c.width) for c in self._calibrations(queue)], augmentation)
+        cameras.source2image[:] = [transform.ida for transform in transforms]
+        world = draw_bev(augmentation, self._recipe.bev)
+        reference2global = self._reference2global(index)
+        size = self._config.image
+        sight = Sight(world, cameras.global2image[0] @ reference2global, (size.height, size.width))
+        truth = self._truths.read(index, sight)
         if truth is None:
             return None
-        stamps = np.array([[image.stamp for image in records.images(image_set)] for image_set in queue])  # [T, 6] us
+        stamps = np.array([records.image_stamps(image_set) for image_set in queue])  # [T, 6] us
         return TrainingSample(
-            images=self._images(index, queue, transform),
-            reference2image=augment_matrices(transform.ida @ self._matrices(index, queue), world),
+            images=self._images(index, queue, transforms),
+            cameras=cameras,
+            reference2global=augment_matrices(reference2global, world),
             time_differences=(stamps[:1] - stamps).mean(axis=1) / 1e6,
+            stamp=records.stamps[index] * 1000,
+            world=world.matrix,
             truth=truth,
         )
 
     def _queue(self, index: int, rng: np.random.Generator) -> list[np.ndarray]:
         """Return the image sets [6] of the model's frames, see queues."""
-        return training_queue(self._records, index, self._config.frames, rng)
+        frames, spacings = self._config.frames, self._recipe.key_frames
+        if spacings is None:
+            return training_queue(self._records, index, frames, rng)
+        return key_frame_queue(self._records, index, frames, int(rng.integers(spacings[0], spacings[1] + 1)))
+
+    def _calibrations(self, queue: Sequence[np.ndarray]) -> list[Calibration]:
+        return [image.calibration for image in self._records.images(queue[0])]
+
+    def _transforms(self, sizes: Sequence[tuple[int, int]], rng: np.random.Generator) -> list[ImageTransform]:
+        """Return how each camera's images are resized, cropped, mirrored and rotated; sizes are (height, width)."""
+        if self._recipe.augment_cameras_apart:
+            return [self._transform(size, rng) for size in sizes]
+        return [self._transform(sizes[0], rng)] * len(sizes)
 
     def _transform(self, source_hw: tuple[int, int], rng: np.random.Generator) -> ImageTransform:
-        """Return the resizing and cropping of all images of a sample."""
         ratio = NUSCENES_IMAGE_SIZE[0] / source_hw[1]  # recipes are written for images of nuScenes' width
         low, high = self._recipe.resize
         ratios = (low * ratio, high * ratio)
-        return draw_image_transform(rng, source_hw, self._config.image, ratios, self._recipe.image_flip)
+        recipe = self._recipe
+        return draw_image_transform(
+            rng, source_hw, self._config.image, ratios, recipe.image_flip, recipe.image_rotation
+        )
 
-    def _matrices(self, index: int, queue: Sequence[np.ndarray]) -> np.ndarray:
-        """Return [T, 6, 4, 4], from the variant's reference frame (m) to depth-scaled pixels of the stored images."""
-        lidar2image = reference2image(self._records, index, queue)
+    def _reference2global(self, index: int) -> np.ndarray:
+        """Return [4, 4], from the variant's reference frame (m) to the global frame."""
         if self._config.reference_frame.is_lidar:
-            return lidar2image
-        return lidar2image @ invert_transform(self._records.lidar2ego(index))
+            return self._records.lidar2global(index)
+        return self._records.ego2global(index)
 
     def _images(
-        self, index: int, queue: Sequence[np.ndarray], transform: ImageTransform
+        self, index: int, queue: Sequence[np.ndarray], transforms: Sequence[ImageTransform]
     ) -> np.ndarray | tuple[np.ndarray, ...]:
         """Return TrainingSample.images of the frames of a queue."""
-        return self._pixels(index, queue, transform)
+        return self._pixels(index, queue, transforms)
 
-    def _pixels(self, index: int, queue: Sequence[np.ndarray], transform: ImageTransform) -> np.ndarray:
+    def _pixels(self, index: int, queue: Sequence[np.ndarray], transforms: Sequence[ImageTransform]) -> np.ndarray:
         """Return [T, 6, h, w, 3] uint8 BGR; repeated frames are read once."""
         read: dict[tuple[int, ...], np.ndarray] = {}
         for image_set in queue:
             key = tuple(image_set.tolist())
             if key not in read:
-                frame = read_frame(self._records, index, image_set)
+                views = read_frame(self._records, index, image_set).views
                 read[key] = np.stack(
-                    [resample_image(decode_image(view.image), transform) for view in frame.views if view is not None]
+                    [
+                        resample_image(decode_image(view.image), transform)
+                        for view, transform in zip(views, transforms, strict=True)
+                        if view is not None
+                    ]
                 )
         return np.stack([read[tuple(image_set.tolist())] for image_set in queue])
 
@@ -163,10 +203,10 @@ class EncodedTraining(NuScenesTraining):
         mine = list(self._place.items())[self._part :: self._parts]
         usable, levels = np.zeros(len(mine), bool), list[np.memmap]()
         for row, (image_set, (_, index)) in enumerate(tqdm(mine, desc="encode", unit="frame", disable=self._part > 0)):
-            calibration = self._records.images(np.array(image_set))[0].calibration
-            transform = self._transform((calibration.height, calibration.width))
+            queue = [np.array(image_set)]
+            transforms = self._transforms([(c.height, c.width) for c in self._calibrations(queue)])
             try:
-                pixels = self._pixels(index, [np.array(image_set)], transform)[0]
+                pixels = self._pixels(index, queue, transforms)[0]
             except (OSError, ImageError, NuScenesError) as error:
                 LOG.warning("%s; its key frame takes no part", error)
                 continue
@@ -188,11 +228,13 @@ class EncodedTraining(NuScenesTraining):
     def _queue(self, index: int, rng: np.random.Generator | None = None) -> list[np.ndarray]:
         return evaluation_queue(self._records, index, self._config.frames)
 
-    def _transform(self, source_hw: tuple[int, int], rng: np.random.Generator | None = None) -> ImageTransform:
-        return image_transform(source_hw, self._config.image)
+    def _transforms(
+        self, sizes: Sequence[tuple[int, int]], rng: np.random.Generator | None = None
+    ) -> list[ImageTransform]:
+        return [image_transform(size, self._config.image) for size in sizes]
 
     def _images(
-        self, index: int, queue: Sequence[np.ndarray], transform: ImageTransform
+        self, index: int, queue: Sequence[np.ndarray], transforms: Sequence[ImageTransform]
     ) -> np.ndarray | tuple[np.ndarray, ...]:
         frames = []
         for image_set in queue:
@@ -227,11 +269,32 @@ class JoinedData:
         """Return the number of samples of all parts together."""
         return int(self._ends[-1])
 
-    def sample(self, index: int, rng: np.random.Generator) -> TrainingSample:
+    def sample(
+        self, index: int, rng: np.random.Generator, augmentation: np.random.Generator | None = None
+    ) -> TrainingSample:
         """Return sample `index`, or its replacement from the same part."""
+        part, inside = self._find(index)
+        return part.sample(inside, rng, augmentation)
+
+    def sequences(self) -> list[list[int]]:
+        """Return the samples of each scene of all parts, in order of time."""
+        starts = [0, *self._ends[:-1].tolist()]
+        return [
+            [start + index for index in sequence]
+            for start, part in zip(starts, self._parts, strict=True)
+            for sequence in part.sequences()
+        ]
+
+    def classes(self, index: int) -> Collection[int]:
+        """Return the classes of the boxes of sample `index`."""
+        part, inside = self._find(index)
+        return part.classes(inside)
+
+    def _find(self, index: int) -> tuple[EncodableData, int]:
+        """Return the part that holds a sample, and its number there."""
         part = int(np.searchsorted(self._ends, index, side="right"))
-        before = self._ends[part - 1] if part else 0
-        return self._parts[part].sample(index - int(before), rng)
+        before = int(self._ends[part - 1]) if part else 0
+        return self._parts[part], index - before
 
     def encoded(self, encode: Encode, folder: Path, part: int, parts: int) -> JoinedData:
         """See EncodableData."""

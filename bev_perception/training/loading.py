@@ -1,4 +1,4 @@
-"""Batches of samples in a reproducible order, loaded by worker processes."""
+"""Batches of samples in a given order, loaded by worker processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bev_perception.strict import UserError
-from bev_perception.supervision.samples import Batch, TrainingData, TrainingSample, Truth
+from bev_perception.supervision.order import Draw
+from bev_perception.supervision.samples import Batch, BatchGeometry, TrainingData, TrainingSample, Truth
 from bev_perception.training.state import TrainingError
 
 #: errors that workers pass on unchanged, so that the user sees one sentence and no traceback
@@ -32,6 +33,15 @@ def collate(samples: Sequence[tuple[TrainingSample[Truth], int]]) -> Batch[Truth
         time_differences=torch.from_numpy(np.stack([s.time_differences for s in first]).astype(np.float32)),
         truths=tuple(s.truth for s in first),
         seeds=tuple(seed for _, seed in samples),
+        geometry=BatchGeometry(
+            intrinsics=torch.from_numpy(np.stack([s.cameras.intrinsics for s in first])),
+            source2image=torch.from_numpy(np.stack([s.cameras.source2image for s in first])),
+            sensor2ego=torch.from_numpy(np.stack([s.cameras.sensor2ego for s in first])),
+            ego2global=torch.from_numpy(np.stack([s.cameras.ego2global for s in first])),
+            reference2global=torch.from_numpy(np.stack([s.reference2global for s in first])),
+            world=torch.from_numpy(np.stack([s.world for s in first])),
+        ),
+        stamps=torch.tensor([s.stamp for s in first]),
     )
 
 
@@ -41,30 +51,22 @@ def _stack_images(images: Sequence[np.ndarray | tuple[np.ndarray, ...]]) -> Tens
     return torch.from_numpy(np.stack(images))
 
 
-def epoch_order(samples: int, batch: int, seed: int, epoch: int) -> np.ndarray:
-    """Return indices [steps, batch]: all samples shuffled, with the first ones repeated to fill the last step."""
-    order = np.random.default_rng([seed, epoch]).permutation(samples)
-    steps = -(-samples // batch)
-    return np.resize(order, (steps, batch))
-
-
-def load_epoch(
-    data: TrainingData, order: np.ndarray, seed: int, epoch: int, workers: int, pin_memory: bool
+def load_batches(
+    data: TrainingData, order: Sequence[Sequence[Draw]], workers: int, pin_memory: bool
 ) -> Generator[Batch, None, None]:
     """Yield a batch for each row of `order`.
 
     Workers ignore SIGTERM and SIGINT, as the training process finishes its step first. They end as soon as this
     generator is closed or its process ends, even if it is killed.
 
-    order: [steps, B], indices of samples.
-    seed, epoch: what the random numbers of the samples follow from.
+    order: [steps][B] samples.
     workers: number of worker processes; 0: this process loads the samples.
     pin_memory: whether batches are copied to pinned memory, from which a GPU reads faster.
     """
     lifeline, held = multiprocessing.Pipe(duplex=False)
     loader = DataLoader(
-        _Seeded(data, seed, epoch),
-        batch_sampler=order.tolist(),
+        _Seeded(data),
+        batch_sampler=[list(row) for row in order],
         num_workers=workers,
         collate_fn=_collate_or_error,
         pin_memory=pin_memory,
@@ -130,14 +132,15 @@ def _collate_or_error(samples: Sequence[tuple[TrainingSample, int] | Exception])
 
 
 class _Seeded(Dataset):
-    """Gives every sample of an epoch its own random stream, whichever process reads it and whenever."""
+    """Gives every sample its own random stream, whichever process reads it and whenever."""
 
-    def __init__(self, data: TrainingData, seed: int, epoch: int) -> None:
-        self.data, self.seed, self.epoch = data, seed, epoch
+    def __init__(self, data: TrainingData) -> None:
+        self.data = data
 
-    def __getitem__(self, index: int) -> tuple[TrainingSample, int] | Exception:
-        rng = np.random.default_rng([self.seed, self.epoch, index])
+    def __getitem__(self, draw: Draw) -> tuple[TrainingSample, int] | Exception:
+        rng = np.random.default_rng(draw.seed)
+        augmentation = None if draw.augmentation is None else np.random.default_rng(draw.augmentation)
         try:
-            return self.data.sample(index, rng), int(rng.integers(2**63))
+            return self.data.sample(draw.index, rng, augmentation), int(rng.integers(2**63))
         except _EXPECTED as error:  # if a worker raised it, PyTorch would wrap it in a traceback
             return error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import torch
 from bev_perception.models.checkpoints import save_checkpoint
 from bev_perception.models.protocol import Model
 from bev_perception.strict import UserError
+from bev_perception.training.averaging import WeightAverage
 
 STATE, WEIGHTS = "state.pt", "weights.safetensors"
 #: version of state.pt's format; increase it if the meaning of Identity's fields changes. Format 1 did not store it
-FORMAT = 2
+FORMAT = 3
 
 
 class TrainingError(UserError):
@@ -53,8 +55,13 @@ def save_state(
     model: Model,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    average: WeightAverage | None,
+    memories: Sequence[Any],
 ) -> None:
     """Write out/weights.safetensors, the weights to use, and out/state.pt, everything that resuming needs.
+
+    average: of the weights; if there is one, it is what to use.
+    memories: what the step of each process remembers.
 
     Each file is replaced atomically. state.pt holds the weights as well, so the two files need not match.
     """
@@ -66,6 +73,8 @@ def save_state(
         "legacy_boxes": getattr(model, "legacy_boxes", False),
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
+        "average": None if average is None else average.state,
+        "memories": list(memories),
     }
     partial = out / f"{STATE}.partial"
     try:
@@ -79,7 +88,8 @@ def save_state(
         raise TrainingError(
             f"{out / STATE} cannot be written ({error}); make room and resume from the state saved before"
         ) from error
-    save_checkpoint(model, out / WEIGHTS, {"variant": model.config.name, "steps": str(step)})
+    metadata = {"variant": model.config.name, "steps": str(step)}
+    save_checkpoint(model, out / WEIGHTS, metadata, None if average is None else average.state)
 
 
 def load_state(
@@ -88,8 +98,11 @@ def load_state(
     model: Model,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-) -> int:
-    """Restore model, optimizer and scaler from what save_state wrote; return the number of steps done.
+    average: WeightAverage | None,
+) -> tuple[int, list[Any]]:
+    """Restore model, optimizer, scaler and average from what save_state wrote.
+
+    Returns the number of steps done, and what the step of each process remembers.
 
     Raises TrainingError for a file that is missing, damaged, of another version or of a training with other settings.
     """
@@ -121,4 +134,6 @@ def load_state(
         model.legacy_boxes = content["legacy_boxes"]
     optimizer.load_state_dict(content["optimizer"])
     scaler.load_state_dict(content["scaler"])
-    return content["step"]
+    if average is not None:
+        average.load(content["average"])
+    return content["step"], content["memories"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-import os
 import shutil
 import signal
 import threading
@@ -17,18 +17,20 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from bev_perception.config import TrainingConfig, VariantConfig, digest
 from bev_perception.families.catalog import build_model, family_of
 from bev_perception.models.checkpoints import load_checkpoint, load_pretrained
-from bev_perception.models.device import choose_device
 from bev_perception.models.encoder import ENCODER_PARTS
 from bev_perception.models.precision import PRECISIONS, check_precision, strict_float32, tiny_is_zero
+from bev_perception.supervision.order import Order, Shuffled
 from bev_perception.supervision.parts import TrainedPart
 from bev_perception.supervision.samples import Batch, EncodableData, TrainingData
 from bev_perception.supervision.step import TrainingStep, freeze
-from bev_perception.training.loading import epoch_order, explained_losses, load_epoch
+from bev_perception.training.averaging import WeightAverage
+from bev_perception.training.loading import explained_losses, load_batches
+from bev_perception.training.optimizing import parameter_groups, schedule
+from bev_perception.training.processes import Processes, join_processes
 from bev_perception.training.progress import Progress
 from bev_perception.training.scaling import SkippedSteps
 from bev_perception.training.state import STATE, Identity, TrainingError, load_state, save_state
@@ -89,20 +91,6 @@ class TrainResult:
     finished: bool
 
 
-@dataclass(frozen=True)
-class Processes:
-    """The processes that train together.
-
-    rank: number of this process, from 0.
-    count: number of processes.
-    device: of this process.
-    """
-
-    rank: int
-    count: int
-    device: torch.device
-
-
 def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) -> TrainResult:
     """Train a variant on `data`.
 
@@ -126,7 +114,8 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
         check_precision(settings.precision, device)
         stack.enter_context(strict_float32(device))
         batch = _share(recipe.batch, processes.count) if settings.batch is None else settings.batch
-        steps_per_epoch = -(-len(data) // (batch * processes.count))
+        order = _order(config, data, batch * processes.count, settings.seed)
+        steps_per_epoch = len(order)
         total_steps = epochs * steps_per_epoch
         identity = Identity(
             part=config.name if settings.part == "all" else f"{config.name}, its {settings.part}",
@@ -152,45 +141,44 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
         training_step = part.step(model, recipe, settings.precision).to(device).train()
         if settings.recompute:
             training_step.compute_twice()
-        optimizer = torch.optim.AdamW(parameter_groups(model, recipe, lr), weight_decay=recipe.weight_decay)
+        optimizer = torch.optim.AdamW(parameter_groups(model, recipe, lr))
+        average = None if recipe.averaging is None else WeightAverage(model, recipe.averaging)
         scaler = torch.amp.GradScaler(device.type, init_scale=FP16_SCALE, enabled=settings.precision == "fp16")
-        done = load_state(settings.out, identity, model, optimizer, scaler) if settings.resume else 0
+        done, memory = 0, None
+        if settings.resume:
+            done, memories = load_state(settings.out, identity, model, optimizer, scaler, average)
+            memory = processes.own(memories)
         if part.encoded_once:
             data = stack.enter_context(_encoded_once(data, training_step, settings.out / FEATURES, processes, stop))
 
         skips = SkippedSteps(scaler)
-        losses_of: nn.Module = training_step
-        if processes.count > 1:
-            device_ids = [device.index] if device.type == "cuda" else None
-            # batch norms that learn statistics keep those of the first process, which are saved
-            own = recipe.encoder != "scratch"
-            losses_of = DistributedDataParallel(
-                losses_of,
-                device_ids=device_ids,
-                broadcast_buffers=not own,
-                find_unused_parameters=part.leaves_out,
-            )
+        # batch norms that learn statistics keep those of the first process, which are saved
+        wrap = functools.partial(processes.wrap, broadcast=recipe.encoder == "scratch", leaves_out=part.leaves_out)
+        losses_of = wrap(training_step)
 
         def save() -> None:
+            memories = processes.gather(memory)
             if processes.rank == 0:
-                save_state(settings.out, identity, done, model, optimizer, scaler)
+                save_state(settings.out, identity, done, model, optimizer, scaler, average, memories)
 
         with Progress(settings.out, done, total_steps, settings.log_every, silent=processes.rank > 0) as progress:
             for epoch in range(done // steps_per_epoch, epochs):
-                order = epoch_order(len(data), identity.batch, settings.seed, epoch)
-                mine = order[done % steps_per_epoch :, processes.rank * batch : (processes.rank + 1) * batch]
-                pinned = device.type == "cuda"
-                loading = load_epoch(data, mine, settings.seed, epoch, settings.workers, pinned)
+                training_step.epoch = epoch
+                if recipe.sync_norms_from is not None and epoch >= recipe.sync_norms_from:
+                    losses_of = wrap(processes.synchronize_norms(training_step))
+                rows = order.epoch(epoch)[done % steps_per_epoch :]
+                mine = [row[processes.rank * batch : (processes.rank + 1) * batch] for row in rows]
+                loading = load_batches(data, mine, settings.workers, pin_memory=device.type == "cuda")
                 batches: Iterator[Batch] = stack.enter_context(contextlib.closing(loading))
                 if settings.workers and processes.count == 1:  # several processes must agree to stop, after a step
                     batches = stop.interrupting(batches)
                 for loaded in batches:
-                    lr_factor = schedule(recipe, done, epoch, epochs)
+                    lr_factor = schedule(recipe, done, steps_per_epoch, epochs)
                     for group in optimizer.param_groups:
                         group["lr"] = lr * group["lr_factor"] * lr_factor
                     torch.manual_seed(_step_seed(settings.seed, done, processes.rank))
 
-                    losses = losses_of(loaded.to(device))
+                    losses, memory = losses_of(loaded.to(device), memory)
                     loss = torch.stack(list(losses.values())).sum()
                     optimizer.zero_grad()
                     scaler.scale(loss).backward()
@@ -204,8 +192,10 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
                     scaler.step(optimizer)
                     skips.update()
                     done += 1
+                    if average is not None:
+                        average.update(done)
 
-                    values, stopping = _average(losses, training_step.loss_names, stop.requested, processes)
+                    values, stopping = processes.average(losses, training_step.loss_names, stop.requested)
                     values |= {"loss": sum(values.values()), "grad_norm": norm.item()}
                     progress.step(epoch, lr * lr_factor, values, skips.count)
                     if stopping:
@@ -217,38 +207,6 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
                     save()
                     return TrainResult(done, finished=False)
         return TrainResult(done, finished=True)
-
-
-def parameter_groups(model: nn.Module, recipe: TrainingConfig, lr: float) -> list[dict]:
-    """Return the trainable parameters as optimizer groups, one for each learning rate factor of the recipe."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        factor = 1.0
-        if "img_backbone" in name:
-            factor = recipe.backbone_lr
-        elif "sampling_offset" in name:
-            factor = recipe.sampling_offset_lr
-        groups.setdefault(factor, []).append(parameter)
-    return [{"params": members, "lr": lr * factor, "lr_factor": factor} for factor, members in groups.items()]
-
-
-def schedule(recipe: TrainingConfig, step: int, epoch: int, epochs: int) -> float:
-    """Return the factor on the learning rate: linear warm-up, then a cosine per epoch or step-wise drops.
-
-    step: number of steps done.
-    epoch: number of epochs done.
-    epochs: number of epochs of this training; if it is not the recipe's, drops come at the same share of it.
-    """
-    if recipe.lr_drop_epochs:
-        factor = recipe.lr_drop ** sum(epoch >= drop * epochs / recipe.epochs for drop in recipe.lr_drop_epochs)
-    else:
-        falling = (1 + math.cos(math.pi * epoch / epochs)) / 2
-        factor = recipe.min_lr_ratio + (1 - recipe.min_lr_ratio) * falling
-    if step < recipe.warmup_steps:
-        factor *= 1 - (1 - step / recipe.warmup_steps) * (1 - recipe.warmup_ratio)
-    return factor
 
 
 def _check(config: VariantConfig, part: TrainedPart, settings: TrainSettings) -> TrainingConfig:
@@ -277,6 +235,11 @@ def find_part(config: VariantConfig, name: str) -> TrainedPart:
     if name not in parts:
         raise TrainingError(f"{config.name} has no part {name!r} that can be trained; it has {', '.join(parts)}")
     return parts[name]
+
+
+def _order(config: VariantConfig, data: TrainingData, slots: int, seed: int) -> Order:
+    order = family_of(config).order
+    return Shuffled(len(data), slots, seed) if order is None else order(config, data, slots, seed)
 
 
 def _share(batch: int, processes: int) -> int:
@@ -317,47 +280,6 @@ def _encoded_once(
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
-
-
-@contextlib.contextmanager
-def join_processes(device: str) -> Iterator[Processes]:
-    """Join the process group of torchrun, if there is one; yield this process's place in it.
-
-    device: as in TrainSettings; under torchrun every process takes a GPU of its own.
-
-    Raises ConfigError or TrainingError for a device that cannot be used.
-    """
-    count, rank, local = (
-        int(os.environ.get(name, d)) for name, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
-    )
-    if count > 1 and device.startswith("cuda:"):
-        raise TrainingError(f"device is {device!r}, but each process takes one of its own under torchrun; give 'cuda'")
-    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    chosen = choose_device(f"cuda:{local}" if on_gpu else device)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-    if count == 1:
-        yield Processes(0, 1, chosen)
-        return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    try:
-        yield Processes(rank, count, chosen)
-    finally:
-        dist.destroy_process_group()
-
-
-def _average(
-    losses: dict[str, Tensor], names: tuple[str, ...], stop: bool, processes: Processes
-) -> tuple[dict[str, float], bool]:
-    """Return the losses averaged over the processes, and whether any process was asked to stop."""
-    some = next(iter(losses.values()))
-    zero = torch.zeros_like(some)  # a process without boxes has no denoising losses
-    values = torch.stack([losses.get(name, zero).detach() for name in names] + [torch.full_like(zero, float(stop))])
-    if processes.count > 1:
-        dist.all_reduce(values)
-        values[:-1] /= processes.count
-    *averages, stopping = values.tolist()
-    return dict(zip(names, averages, strict=True)), stopping > 0
 
 
 class _AwaitedNoLonger(BaseException):

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from nuscenes_root import LIDAR2EGO, SCENES, VERSION, write_nuscenes
+from nuscenes_root import LIDAR2EGO, SCENES, VERSION, ground_points, write_nuscenes
 
 from bev_perception.classes import NUSCENES_CLASSES
 from bev_perception.config import FramesConfig
@@ -155,6 +155,33 @@ def test_missing_files(synthetic_nuscenes, tmp_path):
     gone = records.paths(sets[1])[2]
     (root / gone).unlink()
     assert records.missing_files(sets) == [gone]
+
+
+def test_lidar_points(synthetic_nuscenes, tmp_path):
+    root = write_nuscenes(tmp_path / "root", key_frames=2, image_size=(32, 18))
+    records = open_records(root, VERSION)
+    np.testing.assert_array_equal(records.lidar_points(1), ground_points(1)[:, :3])
+    path = next((root / "samples" / "LIDAR_TOP").iterdir())
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(NuScenesError, match="is damaged: it must hold 5 float32"):
+        [records.lidar_points(i) for i in range(2)]
+    path.unlink()
+    with pytest.raises(NuScenesError, match="is the archive complete"):
+        [records.lidar_points(i) for i in range(2)]
+
+
+def test_objects_keep_their_instance(records):
+    """An instance is the same object in every key frame of its scene, and in no other scene."""
+    seen = {}
+    for i in range(len(records)):
+        annotations = records.annotations(i)
+        assert len(set(annotations.instances.tolist())) == len(annotations.instances)
+        for instance, name, size in zip(
+            annotations.instances, annotations.names, annotations.boxes[:, 3:6], strict=True
+        ):
+            thing = (records.scenes[i], str(name), *size.round(6))
+            assert seen.setdefault(int(instance), thing) == thing
+    assert len(seen) > 1
 
 
 def test_boxes_and_matrices_agree_with_the_world(records):

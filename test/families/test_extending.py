@@ -107,10 +107,10 @@ class ToyStep(TrainingStep):
     def decoder_passes(self):
         return ()
 
-    def forward(self, batch):
+    def forward(self, batch, memory):
         views = self.encode(batch, sample_generators(batch))
         length = self.model.measure(views.levels_by_frame).length
-        return {"loss_length": self.recipe.family.weight * (length - 4.5).abs().mean().double()}
+        return {"loss_length": self.recipe.family.weight * (length - 4.5).abs().mean().double()}, memory
 '''
 
 FAMILY = '''

@@ -308,6 +308,21 @@ def test_beyond_the_real_image_is_black():
 # --- normalisation ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("rotation", [-20.0, 5.4])
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_rotated_image_shows_a_dot_where_the_matrices_say(rotation, flip):
+    transform = ImageTransform((400, 300), 0.5, (200, 150), (10, 20), (170, 120), flip, rotation)
+    picture = np.zeros((300, 400, 3), np.uint8)
+    cv2.circle(picture, (230, 190), 8, (255, 255, 255), -1)
+    rows, columns = np.nonzero(resample_image(picture, transform)[..., 0] > 127)
+    found = np.array([columns.mean(), rows.mean()])
+    np.testing.assert_allclose(found, (transform.source2output @ [230, 190, 1])[:2], atol=0.3)
+    # corners of pixels, in place of their middles, but for the half pixel that the published matrix leaves out
+    corner = transform.ida @ [230.5, 190.5, 1, 1]
+    np.testing.assert_allclose(found + 0.5, corner[:2], atol=0.3)
+    assert transform.ida[2:].tolist() == [[0, 0, 1, 0], [0, 0, 0, 1]]
+
+
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
 def test_normalize(order):
     config = ImageConfig(5, 7, mean=(10.0, 20.0, 30.0), std=(1.0, 2.0, 4.0), channel_order=order, pad=8)

@@ -28,7 +28,7 @@ class EndingData(MadeUpData):
         self.what, _, number = case.partition("@")
         self.number = int(number or 10**9)
 
-    def sample(self, index, rng):
+    def sample(self, index, rng, augmentation=None):
         with self.read:
             self.read.value += 1
             reached = self.read.value >= self.number

@@ -25,9 +25,12 @@ from bev_perception.families.sparseocc.targets import mask_targets
 from bev_perception.families.variants import load_variant
 from bev_perception.supervision.samples import BoxTruth, OccupancyTruth, TrainingSample
 from bev_perception.training.train import TrainSettings, train
+from bev_perception.types import Cameras
 
 CAMERAS, FRAMES, SIZE = 2, 2, (32, 64)
 GRID = (40, 40, 16)  # of 0.4 m
+# two cameras that look along +y and -y: optical frame to reference frame
+BACK_TO_BACK = np.array([[[s, 0.0, 0, 0], [0, 0, s, 0], [0, -1, 0, 0], [0, 0, 0, 1]] for s in (1, -1)])
 ENCODER = {"backbone": BackboneConfig("resnet", 18), "neck": NeckConfig("fpn", 32, 4)}
 DECODER = {"num_levels": 4, "embed_dims": 32, "num_heads": 8, "ffn_dim": 32, "mixing_out_points": 8}
 
@@ -86,13 +89,26 @@ class MadeUpData:
     def __len__(self):
         return self.samples
 
-    def sample(self, index, rng):
-        ahead = np.array([[50.0, 0, 32, 0], [0, 50, 16, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-        turned = [ahead @ [[s, 0, 0, 0], [0, 0, -1, 0], [0, s, 0, 0], [0, 0, 0, 1]] for s in (1, -1)]
+    def sequences(self):
+        return [list(range(self.samples))]
+
+    def classes(self, index):
+        return {0}
+
+    def sample(self, index, rng, augmentation=None):
+        identities = np.tile(np.eye(4), (FRAMES, CAMERAS, 1, 1))
         return TrainingSample(
             images=rng.integers(256, size=(FRAMES, CAMERAS, *SIZE, 3), dtype=np.uint8),
-            reference2image=np.stack([turned] * FRAMES),
+            cameras=Cameras(
+                intrinsics=np.tile(np.array([[50.0, 0, 32], [0, 50, 16], [0, 0, 1]]), (FRAMES, CAMERAS, 1, 1)),
+                source2image=identities,
+                sensor2ego=np.stack([BACK_TO_BACK] * FRAMES),
+                ego2global=identities,
+            ),
+            reference2global=np.eye(4),
             time_differences=np.array([0.0, 0.5]),
+            stamp=index * 500_000_000,
+            world=np.eye(4),
             truth=self.truth(rng),
         )
 
@@ -111,7 +127,7 @@ class EncodableMadeUpData(MadeUpData):
         super().__init__(samples, boxes)
         self.features = features
 
-    def sample(self, index, rng):
+    def sample(self, index, rng, augmentation=None):
         sample = super().sample(index, np.random.default_rng(index))
         return dataclasses.replace(sample, images=self.features[index]) if self.features else sample
 
@@ -174,7 +190,7 @@ class SlowData(MadeUpData):
         super().__init__(**kwargs)
         self.marker, self.read = marker, 0
 
-    def sample(self, index, rng):
+    def sample(self, index, rng, augmentation=None):
         self.read += 1
         if self.read >= 7:
             self.marker.touch()

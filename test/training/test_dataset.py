@@ -7,12 +7,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from nuscenes_root import VERSION
+from nuscenes_root import SCENES, VERSION
 
 from bev_perception import cli
 from bev_perception.config import ConfigError, FramesConfig
 from bev_perception.data.nuscenes import NuScenesError
-from bev_perception.data.queues import evaluation_queue, read_frame, training_boxes
+from bev_perception.data.queues import evaluation_queue, read_frame, reference2image, training_boxes
 from bev_perception.data.records import open_split
 from bev_perception.families.catalog import build_model
 from bev_perception.families.variants import load_variant
@@ -48,10 +48,61 @@ def test_a_sample_is_what_the_model_takes_and_the_same_for_the_same_chance(recor
     assert sample.reference2image.shape == (4, 6, 4, 4)
     assert sample.time_differences[0] == 0 and (np.diff(sample.time_differences) > 0).all()
     assert len(sample.truth.boxes) == len(sample.truth.labels) > 0 and sample.truth.boxes.shape[1] == 9
-    one, two, three = ({**vars(s), **vars(s.truth)} for s in (sample, again, other))
-    for name in one.keys() - {"truth"}:
+    one, two, three = ({**vars(s), **vars(s.truth), **vars(s.cameras)} for s in (sample, again, other))
+    fixed = ("time_differences", "stamp", "labels", "intrinsics", "sensor2ego")
+    for name in one.keys() - {"truth", "cameras"}:
         assert np.array_equal(one[name], two[name])
-        assert name in ("time_differences", "labels") or not np.array_equal(one[name], three[name])
+        assert name in fixed or not np.array_equal(one[name], three[name])
+
+
+def changed(**training):
+    return dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, **training))
+
+
+def test_images_of_a_rig_are_augmented_alike_or_each_in_its_own_way(records):
+    for apart, count in ((False, 1), (True, 6)):
+        sample = NuScenesTraining(changed(augment_cameras_apart=apart, image_rotation=5.4), records).sample(3, rng())
+        matrices = sample.cameras.source2image
+        assert (matrices == matrices[:1]).all()  # all frames of a camera alike
+        assert len(np.unique(matrices[0].reshape(6, -1), axis=0)) == count
+
+
+def test_the_world_of_a_sample_is_changed_as_its_boxes(records):
+    sample = NuScenesTraining(CONFIG, records).sample(3, rng())
+    boxes, _ = training_boxes(records, 3, CONFIG.class_names, CONFIG.head.pc_range)
+    moved = boxes[:, :3] @ sample.world[:3, :3].T + sample.world[:3, 3]
+    np.testing.assert_allclose(sample.truth.boxes[:, :3], moved, atol=1e-4)
+    np.testing.assert_allclose(sample.reference2global @ sample.world, records.lidar2global(3), atol=1e-9)
+    assert sample.stamp == records.stamps[3] * 1000
+
+
+def test_another_augmentation_of_the_same_chance(records):
+    data = NuScenesTraining(CONFIG, records)
+    one, two, other = (data.sample(3, rng(k), rng(j)) for k, j in ((0, 7), (1, 7), (0, 8)))
+    assert (one.world == two.world).all() and (one.world != other.world).any()
+
+
+def test_frames_can_be_key_frames(records):
+    """Frames that a scene does not have are the oldest one that it has, or the current one."""
+    first = records.scenes.index(SCENES[1])
+    for missing in ("oldest", "current"):
+        config = changed(key_frames=(2, 2))
+        config = dataclasses.replace(config, frames=dataclasses.replace(config.frames, missing=missing))
+        data = NuScenesTraining(config, records)
+        sample = data.sample(first + 3, rng())
+        before = (records.stamps[first + 3] - records.stamps[first + 1]) / 1e6
+        again = before if missing == "oldest" else 0.0
+        np.testing.assert_allclose(sample.time_differences, [0, before, again, again], atol=0.01)
+
+
+def test_scenes_and_classes_of_the_samples(records):
+    data = NuScenesTraining(CONFIG, records)
+    joined = JoinedData([data, data])
+    assert data.sequences() == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    assert joined.sequences() == [*data.sequences(), [10, 11, 12, 13, 14], [15, 16, 17, 18, 19]]
+    for index in range(10):
+        _, labels = training_boxes(records, index, CONFIG.class_names, (-500, -500, -9, 500, 500, 9))
+        assert set(data.classes(index)) == set(labels.tolist()) == set(joined.classes(index + 10))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -68,7 +119,7 @@ def test_boxes_matrices_and_pixels_are_augmented_together(records, seed):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dataset, "draw_image_transform", spy)
         sample = data.sample(3, rng(seed))
-    plain = dataset.reference2image(records, 3, [records.cameras(3)])[0]  # [6, 4, 4]
+    plain = reference2image(records, 3, [records.cameras(3)])[0]  # [6, 4, 4]
     boxes, _ = training_boxes(records, 3, CONFIG.class_names, CONFIG.head.pc_range)
     for camera in range(6):
         before, depth = project(drawn[0].ida @ plain[camera], boxes[:, :3])

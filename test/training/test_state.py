@@ -41,14 +41,15 @@ def saved(out):
     model = torch.nn.Linear(1, 1)
     model.config = small_config()
     optimizer, scaler = torch.optim.SGD(model.parameters()), torch.amp.GradScaler("cpu", enabled=False)
-    save_state(out, IDENTITY, 3, model, optimizer, scaler)
-    return model, optimizer, scaler
+    save_state(out, IDENTITY, 3, model, optimizer, scaler, None, [{"bank": torch.ones(2)}])
+    return model, optimizer, scaler, None
 
 
 @pytest.mark.parametrize("change", ["no format", "another format", "a field less", "a field more", "no identity"])
 def test_the_state_of_another_version_is_said_to_be_one(tmp_path, change):
     whole = saved(tmp_path)
-    assert load_state(tmp_path, IDENTITY, *whole) == 3
+    steps, (memory,) = load_state(tmp_path, IDENTITY, *whole)
+    assert steps == 3 and memory["bank"].tolist() == [1, 1]
     content = torch.load(tmp_path / STATE, weights_only=True)
     if change == "no format":
         del content["format"]
@@ -76,5 +77,5 @@ def test_a_state_that_cannot_be_written_is_named_and_the_one_before_stays(tmp_pa
     optimizer = torch.optim.AdamW(model.parameters())
     identity = Identity("part", "config", 0, 1, 1, 1, 1.0, "fp32")
     with pytest.raises(TrainingError, match=r"state.pt cannot be written .*make room and resume from the state saved"):
-        save_state(tmp_path, identity, 1, model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+        save_state(tmp_path, identity, 1, model, optimizer, torch.amp.GradScaler("cpu", enabled=False), None, [None])
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"the state before"]

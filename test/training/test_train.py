@@ -19,13 +19,10 @@ from safetensors.torch import load_file
 from bev_perception.classes import OCC3D_CLASSES as CLASSES
 from bev_perception.families.catalog import build_model
 from bev_perception.families.sparseocc.targets import mask_targets
-from bev_perception.families.variants import load_variant
 from bev_perception.models.checkpoints import CheckpointError, load_checkpoint
 from bev_perception.supervision.samples import OccupancyTruth
-from bev_perception.supervision.step import freeze
-from bev_perception.training.loading import epoch_order
 from bev_perception.training.state import STATE, WEIGHTS, TrainingError
-from bev_perception.training.train import FEATURES, TrainResult, parameter_groups, schedule, train
+from bev_perception.training.train import FEATURES, TrainResult, train
 
 from .kit import (
     FAMILIES,
@@ -191,7 +188,7 @@ def test_a_training_that_fails_leaves_no_features_behind(tmp_path, monkeypatch):
         made.append((tmp_path / "out" / FEATURES).exists())
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr("bev_perception.training.train.load_epoch", fail)
+    monkeypatch.setattr("bev_perception.training.train.load_batches", fail)
     with pytest.raises(OSError, match="the disk is gone"):
         train(config, data, settings(tmp_path / "out", **only("decoder", tmp_path / "out")))
     assert made == [True] and not (tmp_path / "out" / FEATURES).exists()
@@ -228,9 +225,9 @@ def test_a_signal_while_images_are_encoded_ends_the_training(tmp_path):
     config, data = encoder_config(epochs=1, encoder="scratch"), EncodableMadeUpData(2)
     sample = data.sample
 
-    def signalled(index, rng):
+    def signalled(index, *chance):
         os.kill(os.getpid(), signal.SIGTERM)
-        return sample(index, rng)
+        return sample(index, *chance)
 
     data.sample = signalled
     with pytest.raises(TrainingError, match="while images were encoded; start it again"):
@@ -306,43 +303,6 @@ def test_a_batch_without_boxes_trains(tmp_path, groups):
     (line,) = log(tmp_path)
     assert line["loss_bbox"] == 0 and line["loss_cls"] > 0
     assert ("loss_cls_dn" in line) == (groups > 0)
-
-
-def test_every_epoch_shows_every_sample():
-    orders = [epoch_order(10, 4, seed=3, epoch=epoch) for epoch in range(2)]
-    assert all(order.shape == (3, 4) and set(order.ravel()) == set(range(10)) for order in orders)
-    assert (orders[0] != orders[1]).any()
-    assert (orders[0] == epoch_order(10, 4, seed=3, epoch=0)).all()
-    assert epoch_order(1, 8, 0, 0).tolist() == [[0] * 8]
-
-
-def test_schedule_with_drops():
-    recipe = small_occupancy_config(epochs=24, lr_drop_epochs=(12, 22), lr_drop=0.2, warmup_steps=500).training
-    assert schedule(recipe, 0, 0, 24) == pytest.approx(1 / 3)
-    assert [schedule(recipe, 10**5, epoch, 24) for epoch in (0, 11, 12, 21, 22, 23)] == pytest.approx(
-        [1, 1, 0.2, 0.2, 0.04, 0.04]
-    )
-    assert [schedule(recipe, 10**5, epoch, 12) for epoch in (5, 6, 10, 11)] == pytest.approx([1, 0.2, 0.2, 0.04])
-
-
-def test_schedule():
-    recipe = load_variant("r50_nuimg_704x256").training
-    assert schedule(recipe, 0, 0, 24) == pytest.approx(1 / 3)
-    assert schedule(recipe, 250, 0, 24) == pytest.approx(2 / 3)
-    assert schedule(recipe, 500, 0, 24) == 1.0
-    assert schedule(recipe, 10**5, 12, 24) == pytest.approx(1e-3 + (1 - 1e-3) / 2)
-    assert schedule(recipe, 10**5, 23, 24) == pytest.approx(1e-3 + 0.5 * (1 - 1e-3) * (1 + math.cos(math.pi * 23 / 24)))
-
-
-def test_parameter_groups():
-    config = small_config(backbone_lr=0.4)
-    model = build_model(config)
-    freeze(model, config.training.encoder)
-    groups = {group["lr_factor"]: group for group in parameter_groups(model, config.training, 1e-3)}
-    assert set(groups) == {0.4, 0.1, 1.0}
-    assert groups[0.4]["lr"] == pytest.approx(4e-4)
-    assert len(groups[0.1]["params"]) == 2
-    assert sum(len(g["params"]) for g in groups.values()) == sum(p.requires_grad for p in model.parameters())
 
 
 def test_mistakes_are_named(tmp_path):
@@ -479,16 +439,3 @@ def test_occupancy_without_anything_to_find_trains(tmp_path):
     (line,) = log(tmp_path)
     assert line["loss_mask_2"] == line["loss_dice_mask_2"] == line["loss_geo_scal_0"] == 0
     assert line["loss_class_2"] > 0 and np.isfinite(line["loss"])
-
-
-def test_parameter_groups_of_occupancy():
-    config = small_occupancy_config()
-    model = build_model(config)
-    freeze(model, config.training.encoder)
-    groups = {group["lr_factor"]: group for group in parameter_groups(model, config.training, 1e-3)}
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    slow = {names[id(parameter)] for parameter in groups[0.1]["params"] if "img_backbone" not in names[id(parameter)]}
-    layers = "pts_bbox_head.transformer.voxel_decoder.decoder_layers"
-    assert slow == {f"{layers}.{i}.sampling.sampling_offset.{w}" for i in range(3) for w in ("weight", "bias")}
-    fast = {names[id(parameter)] for parameter in groups[1.0]["params"]}
-    assert "pts_bbox_head.transformer.decoder.decoder_layer.sampling.offset.weight" in fast

@@ -39,7 +39,7 @@ class DetectionStep(TrainingStep[BoxTruth]):
         """Return the single decoder layer that all passes share."""
         return (self.model.pts_bbox_head.decoder_layer,)
 
-    def forward(self, batch: Batch[BoxTruth]) -> dict[str, Tensor]:
+    def forward(self, batch: Batch[BoxTruth], memory: None) -> tuple[dict[str, Tensor], None]:
         """Return detection_losses of the batch, and perspective_losses if the model's perspective head is trained."""
         config = self.model.config
         generators = sample_generators(batch)
@@ -62,4 +62,4 @@ class DetectionStep(TrainingStep[BoxTruth]):
         losses = detection_losses(output, batch.truths, denoising, weights, self.recipe.family.proposals.moving_weight)
         if self._supervised and output.seen is not None:
             losses |= weighted_perspective_losses(output.seen, batch, views, self.recipe)
-        return losses
+        return losses, None

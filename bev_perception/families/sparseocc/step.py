@@ -33,7 +33,7 @@ class OccupancyStep(TrainingStep[OccupancyTruth]):
         """Return the layers of the voxel decoder and the single layer that all passes of the mask decoder share."""
         return [m for m in self.model.modules() if isinstance(m, (VoxelDecoderLayer, MaskDecoderLayer))]
 
-    def forward(self, batch: Batch[OccupancyTruth]) -> dict[str, Tensor]:
+    def forward(self, batch: Batch[OccupancyTruth], memory: None) -> tuple[dict[str, Tensor], None]:
         """Return occupancy_losses of the batch."""
         generators = sample_generators(batch)
         head = self.model.config.head
@@ -44,4 +44,4 @@ class OccupancyStep(TrainingStep[OccupancyTruth]):
             return torch.cat([c(inside[b : b + 1], locations[b : b + 1]) for b, c in enumerate(choices)])
 
         output = self.model.pts_bbox_head(self.encode(batch, generators), choose)
-        return occupancy_losses(output, batch.truths, self.class_weights)
+        return occupancy_losses(output, batch.truths, self.class_weights), None

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from bev_perception.config import VariantConfig
-from bev_perception.data.augment import BevDraw, augment_grid
+from bev_perception.data.augment import augment_grid
 from bev_perception.data.occupancy_labels import UNKNOWN_LABEL, check_classes, labels_path, read_labels
 from bev_perception.data.records import Records
 from bev_perception.families.sparseocc.targets import mask_targets
 from bev_perception.strict import ConfigError
 from bev_perception.supervision.samples import NO_INSTANCE, OccupancyTruth
+from bev_perception.supervision.truths import Sight
 
 
 class OccupancyTruths:
@@ -36,13 +37,14 @@ class OccupancyTruths:
         self._camera_mask, self._seen_only = recipe.family.camera_mask, recipe.family.seen_only
         self._records, self._folder = records, folder
 
-    def read(self, index: int, world: BevDraw) -> OccupancyTruth:
+    def read(self, index: int, sight: Sight) -> OccupancyTruth:
         """Return the labels of key frame `index`.
 
-        world: augmentation of the scene, applied to the labels
+        sight: augmentation of the scene, applied to the labels
 
         Raises ConfigError if the file lacks something that the variant needs.
         """
+        world = sight.world
         path = labels_path(self._records.root, self._records.scenes[index], self._records.tokens[index], self._folder)
         labels = read_labels(path)
         check_classes(labels.semantics, self._classes, str(path))

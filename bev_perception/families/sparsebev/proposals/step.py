@@ -34,7 +34,7 @@ class PerspectiveStep(TrainingStep[BoxTruth]):
         """Return nothing, since the decoder is not trained."""
         return ()
 
-    def forward(self, batch: Batch[BoxTruth]) -> dict[str, Tensor]:
+    def forward(self, batch: Batch[BoxTruth], memory: None) -> tuple[dict[str, Tensor], None]:
         """Return perspective_losses of the batch's newest frames."""
         assert isinstance(batch.images, Tensor)
         newest = replace(batch, images=batch.images[:, :1], reference2image=batch.reference2image[:, :1])
@@ -42,4 +42,4 @@ class PerspectiveStep(TrainingStep[BoxTruth]):
         assert self.model.perspective_head is not None
         back = invert_cameras(views.reference2image[:, 0])
         seen = self.model.perspective_head(views.levels_by_frame[0][0], back, views.image_size)
-        return weighted_perspective_losses(seen, batch, views, self.recipe)
+        return weighted_perspective_losses(seen, batch, views, self.recipe), None
