@@ -38,7 +38,8 @@ class GridConfig:
     def size(self) -> tuple[int, int, int]:
         """Number of cells along x, y, z."""
         x, y, z = (
-            round((high - low) / cell) for low, high, cell in zip(self.range[:3], self.range[3:], self.cell, strict=True)
+            round((high - low) / cell)
+            for low, high, cell in zip(self.range[:3], self.range[3:], self.cell, strict=True)
         )
         return x, y, z
 
@@ -141,6 +142,15 @@ class CenterPointConfig:
             raise ConfigError("head.boxes.nms_factor must have one factor for each class of each task")
         if not set(self.nms) <= {"rotate", "circle"}:
             raise ConfigError(f"head.boxes.nms is {list(self.nms)}; it must hold 'rotate' or 'circle'")
+
+    def check_classes(self, class_names: tuple[str, ...]) -> None:
+        """Raise ConfigError if the tasks are not made of these classes in this order."""
+        named = tuple(name for task in self.tasks for name in task)
+        if named != class_names:
+            raise ConfigError(
+                f"head.boxes.tasks name the classes {list(named)}; let them name each of class_names once, in its "
+                f"order: {list(class_names)}"
+            )
 
 
 @dataclass(frozen=True)
