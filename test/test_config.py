@@ -52,7 +52,7 @@ def variant_file(tmp_path, change, name="mine"):
         (lambda v: v["backbone"].update(depth=0), "backbone.depth is 0; it must be positive"),
         (lambda v: v["backbone"].update(width=0), "backbone.width must be positive"),
         (lambda v: v["backbone"].update(first_level=4), "backbone.first_level must be one of 0, 1, 2, 3"),
-        (lambda v: v["backbone"].update(type="vovnet"), "patches are of a resnet, not of 'vovnet'"),
+        (lambda v: v["backbone"].update(type="vovnet"), "width and patches and first_level cannot be set for 'vovnet'"),
         (
             lambda v: v["training"].update(encoder="thawed"),
             "training.encoder is 'thawed'; it must be 'finetune', 'scra",

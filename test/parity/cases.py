@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bev_perception.config import BackboneConfig, EVA02Config
+from bev_perception.config import BackboneConfig, EVA02Config, SwinConfig
 from bev_perception.models.backbones import eva02
 from bev_perception.models.checkpoints import derived_keys
 
@@ -137,6 +137,8 @@ def backbone_of(config):
         return BackboneConfig("vovnet", int(re.fullmatch(r"V-(\d+)-eSE", config["spec"])[1]))
     if config["type"].startswith("EVA02"):
         return _eva02_of(config)
+    if config["type"].startswith("SwinTransformer"):
+        return _swin_of(config)
     return None
 
 
@@ -152,6 +154,25 @@ def _eva02_of(config):
     assert {key: config[key] for key in fixed} == fixed
     sizes = [config[key] for key in ("embed_dim", "num_heads", "window_size", "img_size", "drop_path_rate")]
     return BackboneConfig("eva02", config["depth"], eva02=EVA02Config(*sizes))
+
+
+def _swin_of(config):
+    first, *rest = config["out_indices"]
+    with_first = config.get("return_stereo_feat", False)
+    assert rest == list(range(first + 1, 4)), "maps of other stages"
+    assert config["patch_norm"] and config.get("mlp_ratio", 4) == 4 and config.get("qkv_bias", True)
+    windows = config["window_size"]
+    swin = SwinConfig(
+        embed_dim=config["embed_dims"],
+        depths=tuple(config["depths"]),
+        heads=tuple(config["num_heads"]),
+        windows=(windows,) * 4 if isinstance(windows, int) else tuple(windows),
+        shifted=config["type"] != "SwinTransformerBEVFT",
+        positions=config["use_abs_pos_embed"],
+        drop_path=config["drop_path_rate"],
+    )
+    depth = sum(config["depths"])
+    return BackboneConfig("swin", depth, first_level=first, with_first=with_first, swin=swin)
 
 
 def subsample(array, description):

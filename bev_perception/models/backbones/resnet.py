@@ -97,7 +97,9 @@ class ResNet(FixedNormModule):
     Raises ConfigError for another depth.
     """
 
-    def __init__(self, depth: int, width: int = 64, first_level: int = 0, patches: bool = False) -> None:
+    def __init__(
+        self, depth: int, width: int = 64, first_level: int = 0, patches: bool = False, with_first: bool = False
+    ) -> None:
         """Build the network with fresh weights."""
         super().__init__()
         if depth not in _DEPTHS:
@@ -107,8 +109,8 @@ class ResNet(FixedNormModule):
         bottlenecks, blocks = _DEPTHS[depth]
         block = Bottleneck if bottlenecks else BasicBlock
         widths = [width * 2**stage for stage in range(4)]
-        self.first_level = first_level
-        self.out_channels = tuple(w * block.expansion for w in widths[first_level:])
+        self.levels = ([0] if with_first else []) + list(range(first_level, 4))
+        self.out_channels = tuple(widths[level] * block.expansion for level in self.levels)
         if patches:
             self.conv1 = nn.Conv2d(3, width, 4, stride=4, bias=False)
         else:
@@ -149,14 +151,18 @@ class ResNet(FixedNormModule):
         """Return the blocks in order; training may recompute their activations to save memory."""
         return [block for stage in (self.layer1, self.layer2, self.layer3, self.layer4) for block in stage]
 
+    def first_map(self, images: Tensor) -> Tensor:
+        """Return the first stage's map C2 of images [B, 3, H, W], without computing the others."""
+        return self.layer1(self.maxpool(self.bn1(self.conv1(images)).relu_()))
+
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the maps C2 to C5 of images [B, 3, H, W], without the first `first_level` of them.
+        """Return the maps C2 to C5 of images [B, 3, H, W], without those that are not asked for.
 
         Map Ci is [B, channels, H / 2^i, W / 2^i].
         """
-        x = self.maxpool(self.bn1(self.conv1(images)).relu_())
-        outputs = []
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+        x = self.first_map(images)
+        outputs = [x]
+        for stage in (self.layer2, self.layer3, self.layer4):
             x = stage(x)
             outputs.append(x)
-        return outputs[self.first_level :]
+        return [outputs[level] for level in self.levels]
