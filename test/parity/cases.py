@@ -73,14 +73,15 @@ class Case:
         model.load_state_dict(state, strict=True)
 
     def _override(self, key, value):
+        # a case with an override_rule multiplies in float32, others in float64
+        kind = np.float32 if "override_rule" in self.info else np.float64
         for rule in self.info["overrides"]:
-            if re.search(rule["pattern"], key):
+            if value.ndim >= rule.get("min_ndim", 0) and re.search(rule["pattern"], key):
                 scale, shift = (
-                    np.asarray(rule.get(name, default), np.float64)
-                    for name, default in (("scale", 1.0), ("shift", 0.0))
+                    np.asarray(rule.get(name, default), kind) for name, default in (("scale", 1.0), ("shift", 0.0))
                 )
                 scale, shift = (x.reshape(-1, *[1] * (value.ndim - 1)) if x.ndim else x for x in (scale, shift))
-                value = (value.astype(np.float64) * scale + shift).astype(np.float32)
+                value = (value.astype(kind) * scale + shift).astype(np.float32)
         return value
 
 
