@@ -47,13 +47,15 @@ def balance_classes(classes: Sequence[Collection[int]], count: int, rng: np.rand
     holding = [np.array([i for i, held in enumerate(classes) if label in held], np.int64) for label in range(count)]
     total = sum(map(len, holding))
     drawn = [
-        rng.choice(samples, int(len(samples) * (1 / count / (len(samples) / total)))) for samples in holding if len(samples)
+        rng.choice(samples, int(len(samples) * (1 / count / (len(samples) / total))))
+        for samples in holding
+        if len(samples)
     ]
     return np.concatenate(drawn) if drawn else np.zeros(0, np.int64)
 
 
 class Balanced:
-    """Samples of which some come several times in an epoch, shuffled; the first ones are repeated to fill the last step."""
+    """Samples of which some come several times in an epoch, shuffled; the first fill up the last step."""
 
     def __init__(self, samples: np.ndarray, slots: int, seed: int) -> None:
         """Set the samples.
