@@ -328,7 +328,8 @@ class Result:
     """The pipeline's output for one frame.
 
     stamp: ns, of the frame
-    boxes: in base_link at `stamp`; None without a variant that detects boxes
+    boxes: in base_link at `stamp`, with the track ids of the variant or of the tracker; None without a variant that
+        detects boxes
     occupancy: in base_link at `stamp`; None without a variant that predicts occupancy
     missing: camera name -> why the camera was not used
     reset: why the memory was cleared before this frame; None if it was not
