@@ -122,20 +122,26 @@ def unit(case, name, shape):
 
 def images_of(case):
     """Network inputs of each frame, [B, N, 3, H, W] float32, by the case's formula; the current frame first."""
-    inputs, (height, width) = case.info["inputs"], case.config["input_size"]
-    shape = (inputs["batch"], case.config["num_cams"], 3)
+    height, width = case.config["input_size"]
+    shape = (batch_of(case), case.config["num_cams"], 3)
     coarse = unit(case, "input.img.lo", (*shape, height // 16, width // 16))
     coarse = coarse.repeat(16, axis=-2).repeat(16, axis=-1)
-    return [unit(case, f"input.img.{t}", (*shape, height, width)) + coarse for t in range(inputs["frames"])]
+    return [
+        unit(case, f"input.img.{t}", (*shape, height, width)) + coarse for t in range(case.config["frames_in_input"])
+    ]
+
+
+def batch_of(case):
+    """Number of samples; cases of training say it by the shapes of their matrices."""
+    return case.info["inputs"].get("batch") or len(case.inputs["bda"])
 
 
 def by_sample(case, name):
     """A matrix of the inputs, float64, with the samples in front: [B, F, N, ...], [B, N, ...] or [B, 3, 3]."""
     values = case.inputs[name].astype(np.float64)
     dims = {"sensor2ego": 5, "ego2global": 5, "intrins": 4, "post_rot": 4, "post_tran": 3, "bda": 3}[name]
-    batch = case.info["inputs"]["batch"]
     if values.ndim < dims:
-        values = np.repeat(values[None], batch, axis=0)
+        values = np.repeat(values[None], batch_of(case), axis=0)
     return values
 
 

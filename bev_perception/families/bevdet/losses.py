@@ -9,8 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bev_perception.families.bevdet.centerpoint_head import TaskMaps
+from bev_perception.families.bevdet.config import BEVDetHeadConfig
+from bev_perception.families.bevdet.model import BEVDetOutput
 from bev_perception.families.bevdet.recipe import BEVDetRecipe
-from bev_perception.families.bevdet.targets import NO_DEPTH, TaskTarget
+from bev_perception.families.bevdet.targets import NO_DEPTH, TaskTarget, task_targets
+from bev_perception.families.bevdet.truths import DetectionTruth, VoxelTruth
 from bev_perception.supervision.criteria import COST_EPS, average_count
 
 #: probabilities are kept this far from 0 and 1
@@ -21,6 +24,37 @@ FOCUS, FALL_OFF = 2, 4
 COUNT_MARGIN = 1e-4
 #: the losses of boxes, and the codes that each is about
 BOX_PARTS = {"xy": slice(0, 2), "z": slice(2, 3), "whl": slice(3, 6), "yaw": slice(6, 8), "vel": slice(8, 10)}
+
+
+def all_losses(
+    output: BEVDetOutput, truths: Sequence[DetectionTruth | VoxelTruth], head: BEVDetHeadConfig, recipe: BEVDetRecipe
+) -> dict[str, Tensor]:
+    """Return the losses of a variant by their names; training minimises their sum.
+
+    output: of the network
+    truths: of each sample; of a detector all DetectionTruth, of an occupancy model all VoxelTruth
+    head: settings of the variant
+    recipe: the weights
+    """
+    losses: dict[str, Tensor] = {}
+    if recipe.depth_weight:
+        labels = torch.stack([truth.depths for truth in truths if truth.depths is not None])
+        losses["loss_depth"] = recipe.depth_weight * depth_loss(output.depth, labels)
+    if output.occupancy is not None:
+        voxels = [truth for truth in truths if isinstance(truth, VoxelTruth)]
+        semantics, counted = (torch.stack([getattr(v, name) for v in voxels]) for name in ("semantics", "counted"))
+        losses["loss_occ"] = recipe.occupancy_weight * occupancy_loss(output.occupancy, semantics, counted)
+        return losses
+    assert head.boxes is not None
+    boxes = [truth for truth in truths if isinstance(truth, DetectionTruth)]
+    targets = [task_targets(truth, head.boxes, head.grid, recipe) for truth in boxes]
+    return losses | detection_losses(output.tasks, targets, recipe)
+
+
+def all_loss_names(head: BEVDetHeadConfig, recipe: BEVDetRecipe) -> tuple[str, ...]:
+    """Return the names of the losses of all_losses."""
+    depth = ("loss_depth",) if recipe.depth_weight else ()
+    return (*depth, *(("loss_occ",) if head.boxes is None else detection_loss_names(len(head.boxes.tasks))))
 
 
 def detection_losses(
