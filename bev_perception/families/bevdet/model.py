@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bev_perception.config import ConfigError, VariantConfig
 from bev_perception.families.bevdet.bev_encoder import build_bev_neck, build_pre_process, build_stages
