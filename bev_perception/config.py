@@ -371,6 +371,7 @@ class Provenance:
     published_nds_test: percent, nuScenes detection score on the test split
     published_rayiou: percent, on the validation split
     published_raypq: percent, on the validation split
+    published_miou: percent, mean intersection over union of the occupancy on the validation split
     published_fps: frames a second
     published_hardware: what published_fps was measured on, and how
     weights_licence: what is known of the licence of the official weights
@@ -383,6 +384,7 @@ class Provenance:
     published_nds_test: float | None = None
     published_rayiou: float | None = None
     published_raypq: float | None = None
+    published_miou: float | None = None
     published_fps: float | None = None
     published_hardware: str = ""
     weights_licence: str = ""

@@ -6,7 +6,14 @@ import numpy as np
 import torch
 
 from bev_perception.classes import OCC3D_CLASSES
-from bev_perception.config import FramesConfig, ImageConfig, NeckConfig, ReferenceFrameConfig, VariantConfig
+from bev_perception.config import (
+    BackboneConfig,
+    FramesConfig,
+    ImageConfig,
+    NeckConfig,
+    ReferenceFrameConfig,
+    VariantConfig,
+)
 from bev_perception.families.bevdet.config import (
     BEVDetHeadConfig,
     CenterPointConfig,
@@ -80,8 +87,6 @@ def image_backbone_of(config, stereo):
             {**config, "use_abs_pos_embed": config.get("use_abs_pos_embed", False), "return_stereo_feat": stereo}
         )
     assert config["out_indices"] == ([0, 2, 3] if stereo else [2, 3])
-    from bev_perception.config import BackboneConfig
-
     return BackboneConfig("resnet", config["depth"], first_level=2, with_first=stereo)
 
 
@@ -104,11 +109,11 @@ def boxes_of(config):
     )
 
 
-def model_of(case, dtype):
+def model_of(case):
     model = build_model(variant_of(case))
     assert_official_keys(model, case.keys)
     case.load_weights(model, constants=CONSTANTS)
-    return model.to(dtype)
+    return model
 
 
 def unit(case, name, shape):

@@ -1,5 +1,7 @@
 """BEVDet, BEVDet4D, BEVDepth4D, BEVStereo4D and their occupancy models against the published reference."""
 
+import dataclasses
+
 import numpy as np
 import torch
 
@@ -12,8 +14,10 @@ from bev_perception.families.bevdet.view_transform import (
     image2sensor,
     lift_points,
     pixel_rays,
+    sensor2grid,
 )
 from bev_perception.families.catalog import build_model
+from bev_perception.families.variants import load_variant
 from bev_perception.types import Limits
 
 from .bevdet import Run, augmentation_of, cameras_of, model_of, variant_of
@@ -31,7 +35,8 @@ def is_inference(case):
 
 
 def is_large(case):
-    return np.prod(case.config["input_size"]) > 20000
+    """Whether a case takes more than a few seconds."""
+    return np.prod(case.config["input_size"]) * case.config["frames_in_input"] > 30000
 
 
 @parametrize(has_keys_only)
@@ -42,16 +47,31 @@ def test_names_of_the_weights(case):
     assert sum(p.numel() for p in model.parameters()) == case.info["total_parameters"]
 
 
+@parametrize(has_keys_only)
+def test_published_settings(case):
+    """The variant of that name has the settings of the publication."""
+    found, wanted = load_variant(case.path.name.partition("_keys_")[2]), variant_of(case)
+    assert found.head.alignment == (AFTER_VIEW if found.name.startswith("bevdet-r50") else IN_VIEW)
+    head = dataclasses.replace(wanted.head, alignment=found.head.alignment)
+    if head.boxes is not None and "circle" not in head.boxes.nms:  # then the radii do not matter
+        head = dataclasses.replace(head, boxes=dataclasses.replace(head.boxes, nms_radius=found.head.boxes.nms_radius))
+    assert found == dataclasses.replace(
+        wanted, name=found.name, head=head, training=found.training, provenance=found.provenance
+    )
+
+
 @parametrize(is_inference)
 def test_geometry(case):
     config = variant_of(case)
     cameras, bda = cameras_of(case), augmentation_of(case)
     key2global = cameras[0].ego2global[:, 0]
-    global2key = np.linalg.inv(key2global)[:, None]
-    sensor2key = [global2key @ c.ego2global @ c.sensor2ego for c in cameras]
+    sensor2key = [sensor2grid(frame, key2global) for frame in cameras]
     cpu, size = torch.device("cpu"), case.config["input_size"]
     rays = pixel_rays(size, (size[0] // 16, size[1] // 16), cpu)
-    found = {"sensor2keyego": np.stack(sensor2key, axis=1)[0], "mlp_input": camera_vector(cameras[0], sensor2key[0], bda)}
+    found = {
+        "sensor2keyego": np.stack(sensor2key, axis=1)[0],
+        "mlp_input": camera_vector(cameras[0], sensor2key[0], bda),
+    }
     for t, frame in enumerate(cameras):
         image2ego = torch.from_numpy(bda[:, None] @ sensor2key[t] @ image2sensor(frame))
         points = lift_points(image2ego, rays, depth_values(config.head.depth, cpu))
@@ -62,22 +82,25 @@ def test_geometry(case):
     assert {"sensor2keyego", "voxel_index.f0", "frustum_xyz.f0"} <= checked
     for name in checked:
         wanted, description = case.outputs[name]
-        exact = name.startswith("voxel_index")
-        problem = close(subsample(np.asarray(found[name]), description), wanted, 0 if exact else 1e-6, 0 if exact else 1e-6)
+        tolerance = 0 if name.startswith("voxel_index") else 1e-6
+        problem = close(subsample(np.asarray(found[name]), description), wanted, tolerance, tolerance)
         assert problem is None, f"{name}: {problem}"
 
 
 @parametrize(is_inference, slow=is_large)
 def test_networks_and_boxes(case):
     wrong, checked = {}, set()
+    model = model_of(case)
     for dtype in (torch.float64, torch.float32):
-        model = model_of(case, dtype)
+        model = model.to(dtype)
         for mode in case.info["modes"]:
             run = Run(case, model, dtype, MODES[mode])
             prefix = "" if mode == case.info["modes"][0] else f"{mode}."
             names = {prefix + name: value for name, value in run.found.items() if prefix + name in case.outputs}
             checked |= names.keys()
-            wrong |= {(name, dtype): problem for name, value in names.items() if (problem := compare(case, name, value))}
+            wrong |= {
+                (name, dtype): problem for name, value in names.items() if (problem := compare(case, name, value))
+            }
             if run.output.tasks:
                 wrong |= {(prefix, dtype): problem for problem in compare_boxes(case, prefix, run)}
                 checked |= {prefix + name for name in ("boxes", "scores", "labels")}

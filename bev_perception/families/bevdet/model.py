@@ -13,7 +13,7 @@ caller says which ego frame is meant.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -36,7 +36,8 @@ from bev_perception.families.bevdet.occupancy_head import (
 )
 from bev_perception.families.bevdet.stereo import StereoView, cost_volume
 from bev_perception.families.bevdet.temporal import BevMemory, join, warp
-from bev_perception.families.bevdet.view_transform import ViewTransform, depth_values
+from bev_perception.families.bevdet.view_transform import ViewTransform, depth_values, sensor2grid
+from bev_perception.families.bevdet.weights import explain
 from bev_perception.models.backbones import build_backbone
 from bev_perception.models.encoder import ENCODER_PARTS
 from bev_perception.models.memory import Memory
@@ -107,6 +108,10 @@ class BEVDet(Model):
         if head.occupancy is not None:
             self.final_conv = build_final_conv(head.encoder)
             self.predicter = build_predictor(head.occupancy, head.encoder, len(config.class_names))  # their spelling
+
+    def explain_weights(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Return a sentence that names what differs between this variant and the weights of another, or nothing."""
+        return explain(self.state_dict(), state)
 
     # ---- one frame ----
 
@@ -211,7 +216,7 @@ class BEVDet(Model):
         present = torch.from_numpy(inputs.present)[None].to(features.device)
         view = StereoView(encoded["stereo"][0][None], cameras, present) if self.head.stereo else None
         before = history[0].view if history and history[0] is not None else view
-        sensor2ego = np.linalg.inv(inputs.reference2global) @ cameras.ego2global @ cameras.sensor2ego
+        sensor2ego = sensor2grid(cameras, inputs.reference2global[None])
         frame = EncodedFrame(features, view, cameras, sensor2ego, sensor2ego, present)
         size = (inputs.images.shape[-2], inputs.images.shape[-1])
         bev, depth = self.lift(frame, before, np.eye(4)[None], size)
@@ -261,7 +266,7 @@ class BEVDet(Model):
         """
         bda = np.tile(np.eye(4), (len(images[0]), 1, 1)) if bda is None else bda
         in_view = (alignment or self.head.alignment) == IN_VIEW
-        known = np.linalg.inv(ego2global[0])[:, None] @ cameras[0].ego2global @ cameras[0].sensor2ego
+        known = sensor2grid(cameras[0], ego2global[0])
         size = (images[0].shape[-2], images[0].shape[-1])
         past: list[Tensor] = []
         before: StereoView | None = None
@@ -270,8 +275,8 @@ class BEVDet(Model):
                 if self.head.stereo:
                     before = self._reference(images[self.past_maps + 1], cameras[self.past_maps + 1])
                 for t in range(self.past_maps, 0, -1):
-                    to_ego = np.linalg.inv(ego2global[0])[:, None] @ cameras[t].ego2global @ cameras[t].sensor2ego
-                    frame = self._frame(images[t], cameras[t], to_ego if in_view else known, known)
+                    sensor2ego = sensor2grid(cameras[t], ego2global[0]) if in_view else known
+                    frame = self._frame(images[t], cameras[t], sensor2ego, known)
                     bev, _ = self.lift(frame, before, bda, size)
                     if not in_view:
                         current2older = bda @ np.linalg.inv(ego2global[t]) @ ego2global[0] @ np.linalg.inv(bda)
@@ -305,7 +310,10 @@ def _check(config: VariantConfig) -> None:
             f"frames.past ({frames.past}) must be at least 2 with depth_net 'stereo': one map, and one to match with",
         ),
         (backbone.type in ("resnet", "swin"), f"backbone.type ({backbone.type}) must be 'resnet' or 'swin'"),
-        (backbone.first_level == 2, f"backbone.first_level ({backbone.first_level}) must be 2, 1/16 of the image's size"),
+        (
+            backbone.first_level == 2,
+            f"backbone.first_level ({backbone.first_level}) must be 2, 1/16 of the image's size",
+        ),
         (
             backbone.with_first == head.stereo,
             "backbone.with_first must be true where head.depth_net is 'stereo', and false elsewhere",

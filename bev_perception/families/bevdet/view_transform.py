@@ -48,6 +48,18 @@ def image2sensor(cameras: Cameras) -> np.ndarray:
     return np.linalg.inv(cameras.source2image @ intrinsics)
 
 
+def sensor2grid(cameras: Cameras, ego2global: np.ndarray) -> np.ndarray:
+    """Return the [B, N, 4, 4] float64 transforms from the optical frames to the ego frame of a map.
+
+    cameras: each matrix [B, N, ...]
+    ego2global: [B, 4, 4], of the map
+
+    The numbers are rounded to float32, as those of training were: a point at the border of two cells falls as there.
+    """
+    transforms = np.linalg.inv(ego2global)[:, None] @ cameras.ego2global @ cameras.sensor2ego
+    return transforms.astype(np.float32).astype(np.float64)
+
+
 def lift_points(image2ego: Tensor, rays: Tensor, depths: Tensor) -> Tensor:
     """Return the points [B, N, D, h, w, 3], m, of every pixel at every depth.
 

@@ -8,9 +8,13 @@ as in the official checkpoints of the detectors.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.interpolate import RectBivariateSpline
+from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from bev_perception.config import SwinConfig
@@ -29,6 +33,26 @@ def relative_index(window: int) -> Tensor:
     y, x = (axis.flatten() for axis in torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij"))
     rows, columns = (axis[:, None] - axis[None] + window - 1 for axis in (y, x))
     return rows * (2 * window - 1) + columns
+
+
+def resize_bias_table(table: Tensor, side: int) -> Tensor:
+    """Return a table of biases [s^2, heads] for windows of another size, [side^2, heads].
+
+    As in BEiT (Bao et al., 2021): the old offsets are spread over the new ones so that their distances grow
+    geometrically from the middle outwards, and a cubic spline is laid through them. So near tokens, whose biases
+    matter most, keep theirs.
+    """
+    old = round(len(table) ** 0.5)
+    if old == side:
+        return table
+    reach, wanted = old // 2, side // 2
+    ratio = brentq(lambda q: (q ** np.arange(reach)).sum() - wanted, 1e-3, 10.0)
+    outwards = np.cumsum(ratio ** np.arange(reach))
+    places = np.concatenate([-outwards[::-1], [0.0], outwards])
+    offsets = np.arange(-wanted, wanted + 1)
+    maps = table.detach().double().numpy().reshape(old, old, -1)
+    resized = [RectBivariateSpline(places, places, maps[..., h])(offsets, offsets) for h in range(maps.shape[-1])]
+    return torch.from_numpy(np.stack(resized, axis=-1)).reshape(side * side, -1).to(table.dtype)
 
 
 class WindowAttention(nn.Module):
@@ -133,6 +157,7 @@ class SwinTransformer(nn.Module):
     first_level: first stage, of 0 to 3, whose output is returned
     with_first: whether the output of the first stage, which is not normed, comes before the others
     out_channels: channels of the outputs
+    not_pretrained: endings of weights that classifiers lack, or that follow from the settings
     """
 
     def __init__(self, config: SwinConfig, first_level: int = 0, with_first: bool = False) -> None:
@@ -160,6 +185,8 @@ class SwinTransformer(nn.Module):
             if stage < 3:
                 parts["downsample"] = PatchMerging(widths[stage])
             self.stages.append(nn.ModuleDict(parts))
+        norms = [f"norm{stage}" for stage in range(first_level, 4)]
+        self.not_pretrained = ("relative_position_index", *(f"{n}.{w}" for n in norms for w in ("weight", "bias")))
         for stage in range(first_level, 4):
             self.add_module(f"norm{stage}", nn.LayerNorm(widths[stage]))
         self._initialise()
@@ -170,6 +197,25 @@ class SwinTransformer(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+    def adapt_pretrained(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return pretrained weights under this module's names and in its layout.
+
+        state: of a detector or of GeoMIM, or as released with the paper of the transformer
+
+        Bias tables of other windows are resized; the indices into them follow from the settings and are left out.
+        """
+        official = any(key.startswith("layers.") for key in state)
+        own = self.state_dict()
+        adapted = {}
+        for name, weight in state.items():
+            key, value = _from_official(name, weight) if official else (name, weight)
+            if key.endswith("relative_position_index"):
+                continue
+            if key.endswith("relative_position_bias_table") and key in own and value.ndim == 2:
+                value = resize_bias_table(value, round(len(own[key]) ** 0.5))
+            adapted[key] = value
+        return adapted
 
     def frozen_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that detectors keep frozen as pretrained: none."""
@@ -209,3 +255,27 @@ class SwinTransformer(nn.Module):
         for block in self.stages[i]["blocks"]:  # type: ignore[index]
             tokens = block(tokens)
         return tokens
+
+
+#: names in the release with the paper -> names here
+_RENAMED = (
+    ("layers.", "stages."),
+    (".attn.", ".attn.w_msa."),
+    (".mlp.fc1.", ".ffn.layers.0.0."),
+    (".mlp.fc2.", ".ffn.layers.1."),
+    ("patch_embed.proj.", "patch_embed.projection."),
+)
+
+
+def _from_official(name: str, weight: Tensor) -> tuple[str, Tensor]:
+    """Return a weight as released with the paper under its name here, in the layout of here.
+
+    Patch merging there stacks whole pixels, column by column; here the four pixels of a channel lie side by side, row by
+    row.
+    """
+    for old, new in _RENAMED:
+        name = name.replace(old, new)
+    if ".downsample." in name:
+        pixels = weight.unflatten(-1, (2, 2, -1))  # [..., column, row, C]
+        weight = pixels.movedim(-1, -3).transpose(-1, -2).flatten(-3)
+    return name, weight
