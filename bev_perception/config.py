@@ -175,7 +175,11 @@ class BackboneConfig:
     first_level: stages of "resnet" or "swin" before the first whose map is given: 0 begins at 1/4 of the image's size,
         1 at 1/8
     with_first: whether the map of the first stage of "resnet" or "swin" is given too, before the others
-    patches: whether the stem of "resnet" takes patches of 4x4 pixels
+    patches: whether the stem of "resnet" takes patches of 4x4 pixels, which costs less than overlapping 7x7 windows and
+        a max pool (Liu et al., A ConvNet for the 2020s, CVPR 2022, section 2.2)
+    style: where a bottleneck of "resnet" has its stride: "pytorch", in its 3x3 convolution, or "caffe", in its first
+        1x1 convolution; in caffe's style the batch norms are never trained
+    deformable_stages: stages of "resnet", of 1 to 4, whose 3x3 convolutions are deformable
     eva02: further settings of "eva02"
     swin: further settings of "swin"
     """
@@ -186,6 +190,8 @@ class BackboneConfig:
     first_level: int = 0
     with_first: bool = False
     patches: bool = False
+    style: str = "pytorch"
+    deformable_stages: tuple[int, ...] = ()
     eva02: EVA02Config = field(default_factory=EVA02Config)
     swin: SwinConfig = field(default_factory=SwinConfig)
 
@@ -195,9 +201,15 @@ class BackboneConfig:
             raise ConfigError(f"backbone.depth is {self.depth}; it must be positive")
         if self.width < 1 or not 0 <= self.first_level <= 3:
             raise ConfigError("backbone.width must be positive, backbone.first_level must be one of 0, 1, 2, 3")
+        if self.style not in ("pytorch", "caffe"):
+            raise ConfigError(f"backbone.style is {self.style!r}; it must be 'pytorch' or 'caffe'")
+        if not {*self.deformable_stages} <= {1, 2, 3, 4}:
+            raise ConfigError(f"backbone.deformable_stages {self.deformable_stages} must be of 1, 2, 3, 4")
         strangers = {
             "width": self.type != "resnet" and self.width != 64,
             "patches": self.type != "resnet" and self.patches,
+            "style": self.type != "resnet" and self.style != "pytorch",
+            "deformable_stages": self.type != "resnet" and self.deformable_stages,
             "first_level": self.type not in ("resnet", "swin") and self.first_level != 0,
             "with_first": self.type not in ("resnet", "swin") and self.with_first,
         }
@@ -224,14 +236,19 @@ class NeckConfig:
         the pyramid itself
     out_channels: channels of every level
     num_outs: number of levels; fewer than the backbone's maps gives only the finest ones
+    extra: how "fpn" makes a level beyond the backbone's maps of the level before: "subsample", every other cell of it,
+        or "convolution", 3x3 with stride 2
     """
 
     type: str = "fpn"
     out_channels: int = 256
     num_outs: int = 4
+    extra: str = "subsample"
 
     def __post_init__(self) -> None:
         """Check the values that a type cannot."""
+        if self.extra not in ("subsample", "convolution"):
+            raise ConfigError(f"neck.extra is {self.extra!r}; it must be 'subsample' or 'convolution'")
         check_positive(self, "neck", ("out_channels", "num_outs"))
 
 

@@ -53,6 +53,9 @@ def variant_file(tmp_path, change, name="mine"):
         (lambda v: v["backbone"].update(width=0), "backbone.width must be positive"),
         (lambda v: v["backbone"].update(first_level=4), "backbone.first_level must be one of 0, 1, 2, 3"),
         (lambda v: v["backbone"].update(type="vovnet"), "width and patches and first_level cannot be set for 'vovnet'"),
+        (lambda v: v["backbone"].update(style="tea"), "backbone.style is 'tea'; it must be 'pytorch' or 'caffe'"),
+        (lambda v: v["backbone"].update(deformable_stages=[5]), "must be of 1, 2, 3, 4"),
+        (lambda v: v["neck"].update(extra="none"), "neck.extra is 'none'; it must be 'subsample' or 'convolution'"),
         (
             lambda v: v["training"].update(encoder="thawed"),
             "training.encoder is 'thawed'; it must be 'finetune', 'scra",

@@ -16,11 +16,12 @@ from tqdm import tqdm
 from bev_perception.config import VariantConfig
 from bev_perception.data.occupancy_labels import LABELS_FOLDER, write_occupancy
 from bev_perception.data.records import Records, open_split
-from bev_perception.evaluation.detection import DetectionScores, score_results, to_submission, write_submission
+from bev_perception.evaluation.detection import DetectionScores, score_results
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.occupancy import OccupancyCounts, OccupancyScores
 from bev_perception.evaluation.occupancy_files import SCORES_FILE, check_labels, count_row
 from bev_perception.evaluation.running import check_images, joined_processes, own_device, run_rows
+from bev_perception.evaluation.submissions import to_submission, write_submission
 from bev_perception.families.catalog import gives
 from bev_perception.families.family import INSTANCES, OCCUPANCY
 from bev_perception.families.variants import Variant, load_variant

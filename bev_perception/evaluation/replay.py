@@ -20,10 +20,11 @@ import numpy as np
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
 from bev_perception.data.records import Records
 from bev_perception.data.rosbag import BagEvent, ImageEvent
-from bev_perception.evaluation.detection import DetectionScores, score_results, to_submission, write_submission
+from bev_perception.evaluation.detection import DetectionScores, score_results
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.occupancy import OccupancyCounts, OccupancyScores
 from bev_perception.evaluation.occupancy_files import SCORES_FILE, count_row
+from bev_perception.evaluation.submissions import to_submission, write_submission
 from bev_perception.geometry import invert_transform, transform_points
 from bev_perception.health import HealthSnapshot
 from bev_perception.types import Frame, Occupancy, Result

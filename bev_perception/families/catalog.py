@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from bev_perception.config import VariantConfig
 from bev_perception.families.bevdet.family import BEVDET
 from bev_perception.families.family import Family
+from bev_perception.families.sparse4d.family import SPARSE4D
 from bev_perception.families.sparsebev.family import SPARSEBEV
 from bev_perception.families.sparseocc.family import SPARSEOCC
 from bev_perception.strict import ConfigError
@@ -18,6 +19,7 @@ FAMILIES: dict[str, Family] = {
     "bevdet": BEVDET,
     "sparsebev": SPARSEBEV,
     "sparseocc": SPARSEOCC,
+    "sparse4d": SPARSE4D,
 }
 
 
@@ -54,5 +56,5 @@ def build_model(config: VariantConfig) -> Model:
 
 
 def gives(config: VariantConfig) -> frozenset[str]:
-    """Return what a variant outputs, a subset of BOXES, OCCUPANCY and INSTANCES."""
+    """Return what a variant outputs, a subset of BOXES, TRACKS, OCCUPANCY and INSTANCES."""
     return family_of(config).gives(config)

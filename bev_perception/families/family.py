@@ -20,8 +20,9 @@ if TYPE_CHECKING:  # code that only needs the settings starts seconds sooner wit
     from bev_perception.supervision.samples import TrainingData
     from bev_perception.supervision.truths import Truths
 
-#: what a variant may output: boxes, semantic occupancy, and the object instances of a (panoptic) occupancy
-BOXES, OCCUPANCY, INSTANCES = "boxes", "occupancy", "instances"
+#: what a variant may output: boxes, track ids of these boxes, semantic occupancy, and the object instances of a
+#: (panoptic) occupancy
+BOXES, TRACKS, OCCUPANCY, INSTANCES = "boxes", "tracks", "occupancy", "instances"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Family:
     head: dataclass of a variant's `head`; it validates itself
     recipe: dataclass of `training.family`; it validates itself
     classes: names of the classes, unless a variant names others
-    gives: returns what a variant outputs, a subset of BOXES, OCCUPANCY and INSTANCES
+    gives: returns what a variant outputs, a subset of BOXES, TRACKS, OCCUPANCY and INSTANCES
     area: returns the range that a variant covers: x, y, z low, then high, m, in the reference frame
     limits: returns the lowest score and the most boxes that a variant outputs by itself; None for those without boxes
     grid: returns the voxel grid of a variant that predicts occupancy; None for others

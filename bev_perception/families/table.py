@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bev_perception.config import BackboneConfig, Provenance, VariantConfig
 from bev_perception.families.catalog import gives
-from bev_perception.families.family import BOXES, INSTANCES, OCCUPANCY
+from bev_perception.families.family import BOXES, INSTANCES, OCCUPANCY, TRACKS
 from bev_perception.families.variants import list_variants, load_variant
 
 _COLUMNS = ("name", "gives", "images", "backbone", "pretraining", "published score", "published FPS", "runs")
@@ -39,7 +39,10 @@ def _row(config: VariantConfig) -> tuple[str, ...]:
 
 def _gives(config: VariantConfig) -> str:
     given = gives(config)
-    names = {BOXES: "boxes", OCCUPANCY: "panoptic occupancy" if INSTANCES in given else "occupancy"}
+    names = {
+        BOXES: "boxes with track ids" if TRACKS in given else "boxes",
+        OCCUPANCY: "panoptic occupancy" if INSTANCES in given else "occupancy",
+    }
     return ", ".join(name for what, name in names.items() if what in given)
 
 

@@ -19,19 +19,22 @@ class FPN(nn.Module):
     out_channels: channels of every level
     num_outs: number of levels; each one beyond the backbone's maps is the level before it at half the size, and fewer
         than the maps are the finest ones
+    convolved: whether a level beyond the maps is a convolution of the level before it, or every other cell of it
     """
 
-    def __init__(self, in_channels: Sequence[int], out_channels: int, num_outs: int) -> None:
+    def __init__(self, in_channels: Sequence[int], out_channels: int, num_outs: int, convolved: bool = False) -> None:
         """Build the neck with fresh weights."""
         super().__init__()
-        self.extra_levels = max(0, num_outs - len(in_channels))
+        extra = max(0, num_outs - len(in_channels))
+        strides = [1] * min(len(in_channels), num_outs) + [2] * (extra if convolved else 0)
+        self.subsampled_levels = 0 if convolved else extra
         # names as in the official checkpoints: lateral_convs.0.conv.weight
         self.lateral_convs = nn.ModuleList(
             nn.Sequential(OrderedDict(conv=nn.Conv2d(channels, out_channels, 1))) for channels in in_channels
         )
         self.fpn_convs = nn.ModuleList(
-            nn.Sequential(OrderedDict(conv=nn.Conv2d(out_channels, out_channels, 3, padding=1)))
-            for _ in in_channels[:num_outs]
+            nn.Sequential(OrderedDict(conv=nn.Conv2d(out_channels, out_channels, 3, stride, padding=1)))
+            for stride in strides
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -46,7 +49,9 @@ class FPN(nn.Module):
             finer = laterals[i - 1]
             laterals[i - 1] = finer + F.interpolate(laterals[i], size=finer.shape[-2:], mode="nearest")
         levels = [conv(x) for conv, x in zip(self.fpn_convs, laterals, strict=False)]
-        for _ in range(self.extra_levels):
+        for conv in self.fpn_convs[len(laterals) :]:
+            levels.append(conv(levels[-1]))
+        for _ in range(self.subsampled_levels):
             levels.append(levels[-1][..., ::2, ::2])
         return levels
 
@@ -85,7 +90,7 @@ def build_neck(config: NeckConfig, in_channels: Sequence[int]) -> nn.Module:
     Raises ConfigError for an unknown type and for levels that the neck cannot output.
     """
     if config.type == "fpn":
-        return FPN(in_channels, config.out_channels, config.num_outs)
+        return FPN(in_channels, config.out_channels, config.num_outs, config.extra == "convolution")
     if config.type == "lss":
         if (len(in_channels), config.num_outs) != (2, 1):
             raise ConfigError(

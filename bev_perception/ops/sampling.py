@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bev_perception.ops.taps import bilinear_taps
+
 #: m; a point nearer to the camera plane than this, or behind it, is not visible
 MIN_DEPTH = 1e-5
 
@@ -76,12 +78,11 @@ def sample_features(
     sampled: list[Tensor] = []  # per frame: [B*Q*G*P, C/G]
     for index, maps in enumerate(zip(*levels_by_frame, strict=True)):  # T maps of one level
         height, width, channels = maps[0].shape[2:]
-        y, weight_y = _linear_taps(v, height)  # [B, T, Q, G, P, 2]
-        x, weight_x = _linear_taps(u, width)
-        pixels = (image[..., None] * height + y)[..., :, None] * width + x[..., None, :]  # [B, T, Q, G, P, 2, 2]
-        rows = (pixels.flatten(-2) * groups + group).transpose(0, 1)  # [T, B, Q, G, P, 4]
-        weights = (weight_y * level_weights[..., index, None])[..., :, None] * weight_x[..., None, :]
-        weights = weights.flatten(-2).transpose(0, 1)
+        cells, weights = bilinear_taps(
+            v * (height - 1), u * (width - 1), height, width, level_weights[..., index]
+        )  # [B, T, Q, G, P, 4]
+        rows = ((image[..., None] * (height * width) + cells) * groups + group).transpose(0, 1)  # [T, B, Q, G, P, 4]
+        weights = weights.transpose(0, 1)
         for frame, level in enumerate(maps):
             gathered = F.embedding_bag(
                 rows[frame].reshape(-1, 4),
@@ -106,23 +107,6 @@ def _first_camera(points: Tensor, reference2image: Tensor, image_size: tuple[int
     camera = ((cameras - best) % cameras).long()
     chosen = camera[:, :, None, None].expand(-1, -1, 1, 2, -1)
     return uv.gather(2, chosen).squeeze(2), camera
-
-
-def _linear_taps(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return the two cells next to a position along one axis, and their interpolation weights, both [..., 2].
-
-    position: [...], 0 is the middle of the first cell and 1 the middle of the last
-    size: number of cells
-
-    A cell outside of the map has weight 0 and a clamped index.
-    """
-    # a point behind a camera has a huge position: clamp it to one cell outside, where the weights are 0
-    at = (position * (size - 1)).clamp(-1, size)
-    first = at.detach().floor()
-    fraction = at - first
-    cells = torch.stack([first, first + 1], dim=-1)
-    weights = torch.stack([1 - fraction, fraction], dim=-1) * ((cells >= 0) & (cells < size))
-    return cells.long().clamp(0, size - 1), weights
 
 
 def sample_features_reference(

@@ -18,10 +18,11 @@ from bev_perception.data.indexing import TABLES
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.queues import read_frame, training_boxes
 from bev_perception.data.records import open_split
-from bev_perception.evaluation.detection import score_results, to_submission, write_submission
+from bev_perception.evaluation.detection import score_results
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.evaluate import EvalSettings, evaluate
 from bev_perception.evaluation.running import run_in_queues, run_rows
+from bev_perception.evaluation.submissions import to_submission, write_submission
 from bev_perception.families.catalog import build_model
 from bev_perception.families.sparsebev.config import DecodeConfig
 from bev_perception.families.variants import load_variant, variants_directory

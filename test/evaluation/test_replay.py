@@ -17,9 +17,9 @@ from bev_perception.data.nuscenes import open_scene
 from bev_perception.data.records import open_records
 from bev_perception.data.rosbag import BagReader, write_bag
 from bev_perception.data.synthetic import World
-from bev_perception.evaluation.detection import CLASS_RANGE
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.replay import Replay, move_occupancy
+from bev_perception.evaluation.submissions import CLASS_RANGE
 from bev_perception.families.variants import variants_directory
 from bev_perception.geometry import (
     invert_transform,

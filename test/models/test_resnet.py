@@ -69,6 +69,33 @@ def test_batch_norms_keep_their_statistics_in_training():
     torch.testing.assert_close(outputs, model.eval()(images))
 
 
+def test_style_and_deformable_stages():
+    settings = {"style": "caffe", "deformable_stages": (3, 4)}
+    plain, model = (BackboneConfig("resnet", 50, 8, **chosen) for chosen in ({}, settings))
+    plain, model = build_backbone(plain), build_backbone(model)
+    names = {name.partition(".conv_offset")[0] for name, _ in model.named_parameters() if "conv_offset" in name}
+    assert names == {f"layer{stage}.{i}.conv2" for stage, count in ((3, 6), (4, 3)) for i in range(count)}
+    strides = [[block.conv1.stride, block.conv2.stride] for block in (plain.layer2[0], model.layer2[0])]
+    assert strides == [[(1, 1), (2, 2)], [(2, 2), (1, 1)]]
+    assert model.layer3[0].conv1.stride == (2, 2) and model.layer3[0].conv2.stride == 1
+    shapes = [tuple(level.shape) for level in model(torch.randn(1, 3, 64, 64))]
+    assert shapes == [tuple(level.shape) for level in plain(torch.randn(1, 3, 64, 64))]
+
+
+def test_batch_norms_of_caffes_style_are_frozen():
+    model = build_backbone(BackboneConfig("resnet", 50, 8, style="caffe"))
+    frozen = {id(p) for p in model.frozen_parameters()}
+    trained = {name for name, p in model.named_parameters() if id(p) not in frozen}
+    assert trained and all(name.startswith(("layer2", "layer3", "layer4")) for name in trained)
+    assert not any(".bn" in name or "downsample.1" in name for name in trained)
+
+
+@pytest.mark.parametrize("settings", [{"style": "caffe"}, {"deformable_stages": (4,)}])
+def test_what_needs_bottlenecks_is_refused_without(settings):
+    with pytest.raises(ConfigError, match="depth 18 has no bottlenecks"):
+        build_backbone(BackboneConfig("resnet", 18, **settings))
+
+
 @pytest.mark.parametrize("config, named", [(BackboneConfig("resnet", 34), "50"), (BackboneConfig("resnest"), "resnet")])
 def test_an_unknown_backbone_is_refused(config, named):
     with pytest.raises(ConfigError, match=named):

@@ -126,7 +126,9 @@ def images_of(case):
     shape = (batch_of(case), case.config["num_cams"], 3)
     coarse = unit(case, "input.img.lo", (*shape, height // 16, width // 16))
     coarse = coarse.repeat(16, axis=-2).repeat(16, axis=-1)
-    return [unit(case, f"input.img.{t}", (*shape, height, width)) + coarse for t in range(case.config["frames_in_input"])]
+    return [
+        unit(case, f"input.img.{t}", (*shape, height, width)) + coarse for t in range(case.config["frames_in_input"])
+    ]
 
 
 def batch_of(case):

@@ -19,7 +19,7 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     Raises ConfigError for a type or depth that does not exist.
     """
     builders: dict[str, Callable[[], Backbone]] = {
-        "resnet": lambda: ResNet(config.depth, config.width, config.first_level, config.patches, config.with_first),
+        "resnet": lambda: ResNet(config),
         "vovnet": lambda: VoVNet(config.depth),
         "eva02": lambda: EVA02(config.depth, config.eva02),
         "swin": lambda: SwinTransformer(config.swin, config.first_level, config.with_first),

@@ -1,13 +1,14 @@
 """ResNet (He et al., CVPR 2016) as detectors use it: four feature maps, batch norm with fixed statistics.
 
-The stride of a bottleneck is in its 3x3 convolution; parameters are named as in torchvision.
+Parameters are named as in torchvision.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bev_perception.config import ConfigError
+from bev_perception.config import BackboneConfig, ConfigError
+from bev_perception.models.backbones.deformable import DeformableConv2d
 from bev_perception.models.backbones.fixed_norm import FixedNormModule
 
 #: depth -> (whether blocks are bottlenecks, number of blocks in each of the four stages)
@@ -60,13 +61,20 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, width: int, stride: int) -> None:
-        """Build the block."""
+    def __init__(
+        self, in_channels: int, width: int, stride: int, caffe: bool = False, deformable: bool = False
+    ) -> None:
+        """Build the block.
+
+        caffe: whether the stride is in the first convolution, not in the 3x3 one
+        deformable: whether the 3x3 convolution is deformable
+        """
         super().__init__()
         out_channels = width * self.expansion
-        self.conv1 = _conv1x1(in_channels, width)
+        first, middle = (stride, 1) if caffe else (1, stride)
+        self.conv1 = _conv1x1(in_channels, width, first)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = _conv3x3(width, width, stride)
+        self.conv2 = DeformableConv2d(width, width, middle) if deformable else _conv3x3(width, width, middle)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = _conv1x1(width, out_channels)
         self.bn3 = nn.BatchNorm2d(out_channels)
@@ -84,46 +92,53 @@ class Bottleneck(nn.Module):
 class ResNet(FixedNormModule):
     """A ResNet without its classifier.
 
-    depth: 10, 18, 50 or 101
-    width: channels of the stem and of the first stage; each later stage has twice as many as the one before
-    first_level: first stage, of 0 to 3, whose output is returned
-    patches: whether the stem splits the image into patches of 4x4 pixels, which costs less than overlapping 7x7 windows
-        and a max pool (Liu et al., A ConvNet for the 2020s, CVPR 2022, section 2.2)
+    config: its depth is 10, 18, 50 or 101; see BackboneConfig for its other settings
     out_channels: channels of the outputs
 
     Batch norm uses its stored statistics in evaluation and in training, unless learns_statistics; its weights and
-    biases can be trained.
+    biases can be trained, except in caffe's style.
 
-    Raises ConfigError for another depth.
+    Raises ConfigError for another depth, and for settings that need bottlenecks where there are none.
     """
 
-    def __init__(
-        self, depth: int, width: int = 64, first_level: int = 0, patches: bool = False, with_first: bool = False
-    ) -> None:
+    def __init__(self, config: BackboneConfig) -> None:
         """Build the network with fresh weights."""
         super().__init__()
-        if depth not in _DEPTHS:
+        if config.depth not in _DEPTHS:
             raise ConfigError(
-                f"backbone: there is no ResNet of depth {depth}; known depths: {', '.join(map(str, _DEPTHS))}"
+                f"backbone: there is no ResNet of depth {config.depth}; known depths: {', '.join(map(str, _DEPTHS))}"
             )
-        bottlenecks, blocks = _DEPTHS[depth]
-        block = Bottleneck if bottlenecks else BasicBlock
+        bottlenecks, blocks = _DEPTHS[config.depth]
+        self.caffe = config.style == "caffe"
+        if not bottlenecks and (self.caffe or config.deformable_stages):
+            raise ConfigError(
+                f"backbone: a ResNet of depth {config.depth} has no bottlenecks, so it has neither caffe's style nor "
+                "deformable_stages; remove them or choose depth 50 or 101"
+            )
+        expansion = (Bottleneck if bottlenecks else BasicBlock).expansion
+        width = config.width
         widths = [width * 2**stage for stage in range(4)]
-        self.levels = ([0] if with_first else []) + list(range(first_level, 4))
-        self.out_channels = tuple(widths[level] * block.expansion for level in self.levels)
-        if patches:
+        first = [0] if config.with_first else []
+        self.levels = first + list(range(config.first_level, 4))
+        self.out_channels = tuple(widths[level] * expansion for level in self.levels)
+        if config.patches:
             self.conv1 = nn.Conv2d(3, width, 4, stride=4, bias=False)
         else:
             self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.maxpool = nn.Identity() if patches else nn.MaxPool2d(3, stride=2, padding=1)
+        self.maxpool = nn.Identity() if config.patches else nn.MaxPool2d(3, stride=2, padding=1)
         in_channels = width
         stages = []
-        for stage, (stage_width, count) in enumerate(zip(widths, blocks, strict=True)):
+        for stage, (stage_width, count) in enumerate(zip(widths, blocks, strict=True), start=1):
             layers: list[nn.Module] = []
             for i in range(count):
-                layers.append(block(in_channels, stage_width, stride=2 if i == 0 and stage > 0 else 1))
-                in_channels = stage_width * block.expansion
+                stride = 2 if i == 0 and stage > 1 else 1
+                if bottlenecks:
+                    deformable = stage in config.deformable_stages
+                    layers.append(Bottleneck(in_channels, stage_width, stride, self.caffe, deformable))
+                else:
+                    layers.append(BasicBlock(in_channels, stage_width, stride))
+                in_channels = stage_width * expansion
             stages.append(nn.Sequential(*layers))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self._initialise()
@@ -133,6 +148,9 @@ class ResNet(FixedNormModule):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for module in self.modules():
+            if isinstance(module, DeformableConv2d):
+                module.reset_offsets()
         # Scale the residual branches so that all blocks together multiply the variance by at most e; batch norm with
         # fixed statistics could not compensate for more. Starting at zero (Goyal et al., 2017) is worse: Adam leaves
         # zero in small steps, however steep the loss.
@@ -144,8 +162,16 @@ class ResNet(FixedNormModule):
                 nn.init.constant_(module.bn2.weight, share)
 
     def frozen_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that detectors keep frozen as pretrained: the stem and the first stage."""
-        return [p for part in (self.conv1, self.bn1, self.layer1) for p in part.parameters()]
+        """Return the parameters that detectors keep frozen as pretrained: the stem and the first stage.
+
+        In caffe's style these are all batch norms too.
+        """
+        frozen = [p for part in (self.conv1, self.bn1, self.layer1) for p in part.parameters()]
+        if self.caffe:
+            later = (self.layer2, self.layer3, self.layer4)
+            norms = [module for stage in later for module in stage.modules() if isinstance(module, nn.BatchNorm2d)]
+            frozen += [p for norm in norms for p in norm.parameters()]
+        return frozen
 
     def blocks(self) -> list[nn.Module]:
         """Return the blocks in order; training may recompute their activations to save memory."""
