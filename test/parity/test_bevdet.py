@@ -102,7 +102,7 @@ def test_networks_and_boxes(case):
                 (name, dtype): problem for name, value in names.items() if (problem := compare(case, name, value))
             }
             if run.output.tasks:
-                wrong |= {(prefix, dtype): problem for problem in compare_boxes(case, prefix, run)}
+                wrong |= {(prefix, i, dtype): problem for i, problem in enumerate(compare_boxes(case, prefix, run))}
                 checked |= {prefix + name for name in ("boxes", "scores", "labels")}
     geometry = ("sensor2keyego", "frustum_xyz", "voxel_index", "after.shift_grid", "mlp_input")
     assert {name for name in case.outputs if not name.startswith(geometry)} == checked

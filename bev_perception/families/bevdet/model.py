@@ -39,6 +39,8 @@ from bev_perception.families.bevdet.temporal import BevMemory, join, warp
 from bev_perception.families.bevdet.view_transform import ViewTransform, depth_values, sensor2grid
 from bev_perception.families.bevdet.weights import explain
 from bev_perception.models.backbones import build_backbone
+from bev_perception.models.backbones.resnet import ResNet
+from bev_perception.models.backbones.swin import SwinTransformer
 from bev_perception.models.encoder import ENCODER_PARTS
 from bev_perception.models.memory import Memory
 from bev_perception.models.necks import build_neck
@@ -300,6 +302,7 @@ class BEVDet(Model):
 
     def _reference(self, images: Tensor, cameras: Cameras) -> StereoView:
         """Return what the oldest frame is matched with: only the backbone's first stage is computed."""
+        assert isinstance(self.img_backbone, ResNet | SwinTransformer)  # see _check
         flat = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         return StereoView(self.img_backbone.first_map(flat).unflatten(0, images.shape[:2]), cameras)
 
