@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,8 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> CheckpointInfo:
     state, version, metadata = _read(path)
     derived = derived_keys(model)
     state = {key: value for key, value in state.items() if key not in derived}
-    _check_weights(model.state_dict(), state, path)
+    recognize = getattr(model, "recognize", lambda weights: None)  # of models.protocol.Model
+    _check_weights(model.state_dict(), state, path, recognize)
     _check_finite(state, path)
     model.load_state_dict(state)
     if hasattr(model, "legacy_boxes"):
@@ -213,8 +214,16 @@ def _unpickle(path: Path) -> Any:
         ) from error
 
 
-def _check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
-    """Raise CheckpointError, naming all weights that are missing, unexpected or of another shape."""
+def _check_weights(
+    expected: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    path: Path,
+    recognize: Callable[[Mapping[str, Tensor]], str | None],
+) -> None:
+    """Raise CheckpointError, naming all weights that are missing, unexpected or of another shape.
+
+    recognize: see models.protocol.Model
+    """
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in found if key not in expected]
     reshaped = [
@@ -229,9 +238,11 @@ def _check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], 
     ]
     if problems:
         lines = "\n".join(problems)
+        guess = recognize(found)
         raise CheckpointError(
             f"{path} does not belong to this variant ({len(expected)} weights expected, {len(found)} found); "
-            f"choose the variant that it was trained with, or the weights of this one.\n{lines}"
+            f"choose the variant that it was trained with, or the weights of this one.{f' {guess}' if guess else ''}\n"
+            f"{lines}"
         )
 
 
