@@ -135,29 +135,65 @@ class EVA02Config:
 
 
 @dataclass(frozen=True)
+class SwinConfig:
+    """The transformer of the backbone "swin"; the defaults are Swin-B with the windows of its 384-pixel pretraining.
+
+    embed_dim: width of its tokens in the first stage; each later stage has twice as many as the one before
+    depths: blocks of each stage
+    heads: heads of the attention of each stage
+    windows: side of the windows of each stage, tokens
+    shifted: whether every second block moves its windows by half their side
+    positions: whether learnt positions are added to the tokens of the first stage
+    drop_path: share of the last block's branches left out in training; from 0 at the first block it grows linearly
+    """
+
+    embed_dim: int = 128
+    depths: tuple[int, int, int, int] = (2, 2, 18, 2)
+    heads: tuple[int, int, int, int] = (4, 8, 16, 32)
+    windows: tuple[int, int, int, int] = (12, 12, 12, 12)
+    shifted: bool = True
+    positions: bool = False
+    drop_path: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check the values that a type cannot."""
+        if min(self.embed_dim, *self.depths, *self.heads, *self.windows) < 1:
+            raise ConfigError("backbone.swin: embed_dim, depths, heads and windows must be positive")
+        if any(self.embed_dim * 2**stage % heads for stage, heads in enumerate(self.heads)):
+            raise ConfigError("backbone.swin: the heads of a stage must divide its width, embed_dim * 2^stage")
+        if not 0 <= self.drop_path < 1:
+            raise ConfigError(f"backbone.swin.drop_path is {self.drop_path}; it must lie in 0..1, below 1")
+
+
+@dataclass(frozen=True)
 class BackboneConfig:
     """The image backbone.
 
-    type: "resnet", "vovnet" or "eva02"
-    depth: its depth; of "eva02", the number of blocks
+    type: "resnet", "vovnet", "eva02" or "swin"
+    depth: its depth; of "eva02" and "swin", the number of blocks
     width: channels of the first stage of "resnet"
-    first_level: stages of "resnet" before the first whose map is given: 0 begins at 1/4 of the image's size, 1 at 1/8
+    first_level: stages of "resnet" or "swin" before the first whose map is given: 0 begins at 1/4 of the image's size,
+        1 at 1/8
+    with_first: whether the map of the first stage of "resnet" or "swin" is given too, before the others
     patches: whether the stem of "resnet" takes patches of 4x4 pixels, which costs less than overlapping 7x7 windows and
         a max pool (Liu et al., A ConvNet for the 2020s, CVPR 2022, section 2.2)
     style: where a bottleneck of "resnet" has its stride: "pytorch", in its 3x3 convolution, or "caffe", in its first
         1x1 convolution; in caffe's style the batch norms are never trained
     deformable_stages: stages of "resnet", of 1 to 4, whose 3x3 convolutions are deformable
     eva02: further settings of "eva02"
+    swin: further settings of "swin"
     """
 
     type: str = "resnet"
     depth: int = 50
     width: int = 64
     first_level: int = 0
+    with_first: bool = False
     patches: bool = False
     style: str = "pytorch"
     deformable_stages: tuple[int, ...] = ()
     eva02: EVA02Config = field(default_factory=EVA02Config)
+    swin: SwinConfig = field(default_factory=SwinConfig)
 
     def __post_init__(self) -> None:
         """Check the values that a type cannot."""
@@ -169,23 +205,37 @@ class BackboneConfig:
             raise ConfigError(f"backbone.style is {self.style!r}; it must be 'pytorch' or 'caffe'")
         if not {*self.deformable_stages} <= {1, 2, 3, 4}:
             raise ConfigError(f"backbone.deformable_stages {self.deformable_stages} must be of 1, 2, 3, 4")
-        own = (self.width, self.first_level, self.patches, self.style, self.deformable_stages)
-        if self.type != "resnet" and own != (64, 0, False, "pytorch", ()):
+        strangers = {
+            "width": self.type != "resnet" and self.width != 64,
+            "patches": self.type != "resnet" and self.patches,
+            "style": self.type != "resnet" and self.style != "pytorch",
+            "deformable_stages": self.type != "resnet" and self.deformable_stages,
+            "first_level": self.type not in ("resnet", "swin") and self.first_level != 0,
+            "with_first": self.type not in ("resnet", "swin") and self.with_first,
+        }
+        if any(strangers.values()):
+            named = " and ".join(name for name, strange in strangers.items() if strange)
             raise ConfigError(
-                "backbone: width, first_level, patches, style and deformable_stages are of a resnet, not of "
-                f"{self.type!r}; remove them, or give them their defaults where a file that is extended sets them"
+                f"backbone: {named} cannot be set for {self.type!r}; remove it, or give it its default where a file "
+                "that is extended sets it"
             )
-        if self.type != "eva02" and self.eva02 != EVA02Config():
-            raise ConfigError(f"backbone.eva02 has no meaning for a backbone of type {self.type!r}; remove it")
+        if self.with_first and self.first_level == 0:
+            raise ConfigError("backbone.with_first: with first_level 0 the first stage's map is given already")
+        for name, default in (("eva02", EVA02Config()), ("swin", SwinConfig())):
+            if self.type != name and getattr(self, name) != default:
+                raise ConfigError(f"backbone.{name} has no meaning for a backbone of type {self.type!r}; remove it")
+        if self.type == "swin" and self.depth != sum(self.swin.depths):
+            raise ConfigError(f"backbone.depth ({self.depth}) must be the sum of swin.depths, {sum(self.swin.depths)}")
 
 
 @dataclass(frozen=True)
 class NeckConfig:
     """What makes a pyramid of the backbone's maps.
 
-    type: "fpn", or "none" for a backbone that gives the pyramid itself
+    type: "fpn"; "lss", which joins two maps in one (Philion and Fidler, ECCV 2020); or "none" for a backbone that gives
+        the pyramid itself
     out_channels: channels of every level
-    num_outs: number of levels
+    num_outs: number of levels; fewer than the backbone's maps gives only the finest ones
     extra: how "fpn" makes a level beyond the backbone's maps of the level before: "subsample", every other cell of it,
         or "convolution", 3x3 with stride 2
     """
@@ -338,6 +388,7 @@ class Provenance:
     published_nds_test: percent, nuScenes detection score on the test split
     published_rayiou: percent, on the validation split
     published_raypq: percent, on the validation split
+    published_miou: percent, mean intersection over union of the occupancy on the validation split
     published_fps: frames a second
     published_hardware: what published_fps was measured on, and how
     weights_licence: what is known of the licence of the official weights
@@ -350,6 +401,7 @@ class Provenance:
     published_nds_test: float | None = None
     published_rayiou: float | None = None
     published_raypq: float | None = None
+    published_miou: float | None = None
     published_fps: float | None = None
     published_hardware: str = ""
     weights_licence: str = ""

@@ -1,4 +1,4 @@
-"""Commands that create data: bags, synthetic data sets, labels."""
+"""Commands that create data: bags, synthetic data sets, labels, initial anchors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bev_perception.strict import UserError
 
 
 def add_commands(commands: Commands) -> None:
-    """Add `bag create`, `synth` and `prepare panoptic-occ`."""
+    """Add `bag create`, `synth`, `prepare panoptic-occ` and `prepare anchors`."""
     _add_bag(commands)
     _add_synth(commands)
     _add_prepare(commands)
@@ -89,7 +89,7 @@ def _synth(args: argparse.Namespace) -> int:
 
 
 def _add_prepare(commands: Commands) -> None:
-    prepare = commands.add_parser("prepare", help="prepare labels for training").add_subparsers(
+    prepare = commands.add_parser("prepare", help="prepare labels and anchors for training").add_subparsers(
         required=True, metavar="COMMAND"
     )
     panoptic = prepare.add_parser(
@@ -105,6 +105,22 @@ def _add_prepare(commands: Commands) -> None:
         "--threads", type=whole_number(1), default=os.cpu_count(), help="number of threads (default: one per core)"
     )
     panoptic.set_defaults(command=_prepare_panoptic)
+    anchors = prepare.add_parser(
+        "anchors", help="cluster where the boxes of nuScenes are, for instances of a detector to start from"
+    )
+    add_data(anchors)
+    anchors.add_argument("--split", default="train", help="default: %(default)s")
+    anchors.add_argument("--count", type=whole_number(1), default=900, help="number of anchors (default: %(default)s)")
+    anchors.add_argument(
+        "--max-distance",
+        type=float,
+        default=55.0,
+        metavar="METERS",
+        help="boxes farther from the lidar are left out (default: %(default)s)",
+    )
+    anchors.add_argument("--seed", type=whole_number(0), default=0, help="of the clustering (default: %(default)s)")
+    anchors.add_argument("--out", type=Path, required=True, help=".npy file to write")
+    anchors.set_defaults(command=_prepare_anchors)
 
 
 def _prepare_panoptic(args: argparse.Namespace) -> int:
@@ -115,4 +131,15 @@ def _prepare_panoptic(args: argparse.Namespace) -> int:
     records = open_split(args.data, version, args.split) if args.split else open_records(args.data, version)
     written = prepare_panoptic(records, args.labels, args.out, args.threads)
     print(f"wrote {written} files of labels to {args.out}; pass this directory to `train` with --labels")
+    return 0
+
+
+def _prepare_anchors(args: argparse.Namespace) -> int:
+    from bev_perception.data.anchors import annotated_boxes, cluster_anchors, write_anchors
+    from bev_perception.data.records import open_split
+
+    records = open_split(args.data, data_version(args, args.data), args.split)
+    anchors = cluster_anchors(annotated_boxes(records), args.count, args.max_distance, args.seed)
+    write_anchors(anchors, args.out)
+    print(f"wrote {len(anchors)} anchors to {args.out}; train with --set training.family.anchors={args.out}")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bev_perception.config import VariantConfig
+from bev_perception.families.bevdet.family import BEVDET
 from bev_perception.families.family import Family
 from bev_perception.families.sparse4d.family import SPARSE4D
 from bev_perception.families.sparsebev.family import SPARSEBEV
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from bev_perception.models.protocol import Model
 
 FAMILIES: dict[str, Family] = {
+    "bevdet": BEVDET,
     "sparsebev": SPARSEBEV,
     "sparseocc": SPARSEOCC,
     "sparse4d": SPARSE4D,

@@ -8,7 +8,12 @@ from bev_perception.families.family import BOXES, INSTANCES, OCCUPANCY, TRACKS
 from bev_perception.families.variants import list_variants, load_variant
 
 _COLUMNS = ("name", "gives", "images", "backbone", "pretraining", "published score", "published FPS", "runs")
-_BACKBONES = {"resnet": "ResNet-{}", "vovnet": "VoVNet V-{}-eSE", "eva02": "EVA-02 of {} blocks"}
+_BACKBONES = {
+    "resnet": "ResNet-{}",
+    "vovnet": "VoVNet V-{}-eSE",
+    "eva02": "EVA-02 of {} blocks",
+    "swin": "Swin of {} blocks",
+}
 
 
 def variants_table() -> str:
@@ -57,5 +62,6 @@ def published_score(origin: Provenance) -> str:
         ("NDS (test)", origin.published_nds_test),
         ("RayIoU (val)", origin.published_rayiou),
         ("RayPQ (val)", origin.published_raypq),
+        ("mIoU (val)", origin.published_miou),
     )
     return ", ".join(f"{score} {name}" for name, score in scores if score is not None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> CheckpointInfo:
     state, version, metadata = _read(path)
     derived = derived_keys(model)
     state = {key: value for key, value in state.items() if key not in derived}
-    recognize = getattr(model, "recognize", lambda weights: None)  # of models.protocol.Model
-    _check_weights(model.state_dict(), state, path, recognize)
+    _check_weights(model, state, path)
     _check_finite(state, path)
     model.load_state_dict(state)
     if hasattr(model, "legacy_boxes"):
@@ -86,39 +85,38 @@ def load_pretrained(model: nn.Module, path: str | Path, part: str) -> None:
     """Initialise one part of a model with pretrained weights before training; the other parts stay as they are.
 
     model: gets the weights
-    path: a checkpoint of another model, of the part alone or of a classifier; its names may start with "backbone." or
-        the part's own name, or with neither: the reading that matches the most weights is used
+    path: a checkpoint of another model, of the part alone or of a classifier; its names may start with "backbone.",
+        "encoders.camera.backbone." or the part's own name, or with none of these: the reading that matches the most
+        weights is used
     part: name of the submodule to fill completely, such as "img_backbone"
 
-    Weights that do not belong to the part are ignored: those of another model's decoder may fit by chance.
+    Weights that do not belong to the part are ignored: those of another model's decoder may fit by chance. A module can
+    bring weights of other origins into its own form with a method adapt_pretrained(state), and name weights that no
+    pretraining has in an attribute not_pretrained; these stay as they are where the file lacks them.
 
     Raises CheckpointError for a file that cannot be read, as load_checkpoint does, and for one that lacks weights of
     the part or whose weights of it are NaN or infinite. The model is then unchanged.
     """
     path = Path(path)
     state, _, _ = _read(path)
-    own = model.state_dict()
-    renamed = (
-        state,
-        {f"{part}.{key}": value for key, value in state.items()},
-        {
-            f"{part}.{key.removeprefix('backbone.')}": value
-            for key, value in state.items()
-            if key.startswith("backbone.")
-        },
-    )
-    of_part = {key: value for key, value in own.items() if key.startswith(f"{part}.")}
-    fitting = [{k: v for k, v in named.items() if k in of_part and own[k].shape == v.shape} for named in renamed]
-    found = max(fitting, key=len)
-    wanted = [key for key in of_part if not key.endswith("num_batches_tracked")]
-    missing = [key for key in wanted if key not in found]
+    module = model.get_submodule(part)
+    own = module.state_dict()
+    adapt = getattr(module, "adapt_pretrained", dict)
+    found: dict[str, Tensor] = {}
+    for prefix in (f"{part}.", "", "backbone.", "encoders.camera.backbone."):
+        named = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        fitting = {k: v for k, v in adapt(named).items() if k in own and own[k].shape == v.shape}
+        found = max(found, fitting, key=len)
+    optional = tuple(getattr(module, "not_pretrained", ()))
+    wanted = [key for key in own if not key.endswith(("num_batches_tracked", *optional))]
+    missing = [f"{part}.{key}" for key in wanted if key not in found]
     if missing:
         raise CheckpointError(
             f"{path} lacks {len(missing)} of the {len(wanted)} weights of {part}; "
             f"give the pretraining that the variant names.{_listing(missing)}"
         )
-    _check_finite(found, path)
-    model.load_state_dict({**own, **found})
+    _check_finite({f"{part}.{key}": value for key, value in found.items()}, path)
+    module.load_state_dict({**own, **found})
 
 
 def save_checkpoint(
@@ -214,16 +212,12 @@ def _unpickle(path: Path) -> Any:
         ) from error
 
 
-def _check_weights(
-    expected: Mapping[str, Tensor],
-    found: Mapping[str, Tensor],
-    path: Path,
-    recognize: Callable[[Mapping[str, Tensor]], str | None],
-) -> None:
+def _check_weights(model: nn.Module, found: Mapping[str, Tensor], path: Path) -> None:
     """Raise CheckpointError, naming all weights that are missing, unexpected or of another shape.
 
-    recognize: see models.protocol.Model
+    A model that can tell from weights which settings they belong to says so in a method explain_weights(state).
     """
+    expected = model.state_dict()
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in found if key not in expected]
     reshaped = [
@@ -237,12 +231,11 @@ def _check_weights(
         if keys
     ]
     if problems:
-        lines = "\n".join(problems)
-        guess = recognize(found)
+        explain = getattr(model, "explain_weights", None)
+        lines = "\n".join([*(explain(found) if explain else ()), *problems])
         raise CheckpointError(
             f"{path} does not belong to this variant ({len(expected)} weights expected, {len(found)} found); "
-            f"choose the variant that it was trained with, or the weights of this one.{f' {guess}' if guess else ''}\n"
-            f"{lines}"
+            f"choose the variant that it was trained with, or the weights of this one.\n{lines}"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,19 +17,16 @@ class FPN(nn.Module):
 
     in_channels: channels of the backbone's maps, finest first
     out_channels: channels of every level
-    num_outs: number of levels; each one beyond the backbone's maps is the level before it at half the size
-    convolved: whether such a level is a convolution of the level before it, or every other cell of it
+    num_outs: number of levels; each one beyond the backbone's maps is the level before it at half the size, and fewer
+        than the maps are the finest ones
+    convolved: whether a level beyond the maps is a convolution of the level before it, or every other cell of it
     """
 
     def __init__(self, in_channels: Sequence[int], out_channels: int, num_outs: int, convolved: bool = False) -> None:
-        """Build the neck with fresh weights; raise ConfigError if num_outs is less than the number of maps."""
+        """Build the neck with fresh weights."""
         super().__init__()
-        if num_outs < len(in_channels):
-            raise ConfigError(
-                f"neck: the backbone gives {len(in_channels)} maps; num_outs is {num_outs}, which is fewer"
-            )
-        extra = num_outs - len(in_channels)
-        strides = [1] * len(in_channels) + [2] * (extra if convolved else 0)
+        extra = max(0, num_outs - len(in_channels))
+        strides = [1] * min(len(in_channels), num_outs) + [2] * (extra if convolved else 0)
         self.subsampled_levels = 0 if convolved else extra
         # names as in the official checkpoints: lateral_convs.0.conv.weight
         self.lateral_convs = nn.ModuleList(
@@ -58,6 +56,32 @@ class FPN(nn.Module):
         return levels
 
 
+def conv_norm_relu(in_channels: int, out_channels: int) -> list[nn.Module]:
+    """Return a 3x3 convolution, its batch norm and a ReLU."""
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+    return [conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
+
+
+class LSSNeck(nn.Module):
+    """Joins the last of several maps, enlarged, with the first (Philion and Fidler, Lift Splat Shoot, ECCV 2020).
+
+    in_channels: of the first map and of the last
+    out_channels: of the result
+    """
+
+    def __init__(self, in_channels: Sequence[int], out_channels: int) -> None:
+        """Build the neck with fresh weights."""
+        super().__init__()
+        self.conv = nn.Sequential(
+            *conv_norm_relu(in_channels[0] + in_channels[-1], out_channels), *conv_norm_relu(out_channels, out_channels)
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return one map [B, out_channels, h, w], as large as the first of maps [B, in_channels[i], h_i, w_i]."""
+        coarse = F.interpolate(maps[-1], size=maps[0].shape[-2:], mode="bilinear", align_corners=True)
+        return [self.conv(torch.cat([maps[0], coarse], dim=1))]
+
+
 def build_neck(config: NeckConfig, in_channels: Sequence[int]) -> nn.Module:
     """Build the neck that `config` names.
 
@@ -67,8 +91,14 @@ def build_neck(config: NeckConfig, in_channels: Sequence[int]) -> nn.Module:
     """
     if config.type == "fpn":
         return FPN(in_channels, config.out_channels, config.num_outs, config.extra == "convolution")
+    if config.type == "lss":
+        if (len(in_channels), config.num_outs) != (2, 1):
+            raise ConfigError(
+                f"neck: 'lss' makes one map of two; num_outs is {config.num_outs}, the backbone gives {len(in_channels)}"
+            )
+        return LSSNeck(in_channels, config.out_channels)
     if config.type != "none":
-        raise ConfigError(f"unknown neck type {config.type!r}; known: fpn, none")
+        raise ConfigError(f"unknown neck type {config.type!r}; known: fpn, lss, none")
     if list(in_channels) != [config.out_channels] * config.num_outs:
         raise ConfigError(
             f"neck: without one, num_outs must be {len(in_channels)} and out_channels {in_channels[-1]}, "

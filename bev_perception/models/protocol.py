@@ -94,13 +94,6 @@ class Model(nn.Module):
         Raises NotFiniteError for outputs that hold NaN or infinity, or that were computed from such features.
         """
 
-    def recognize(self, weights: Mapping[str, Tensor]) -> str | None:
-        """Return what a checkpoint that is not this model's looks like, as a sentence for its user; None: unknown.
-
-        weights: the checkpoint's tensors by name
-        """
-        return None
-
     @abstractmethod
     def new_memory(self, interval: float) -> Memory[Any]:
         """Return an empty memory for frames that are remembered every `interval` s."""

@@ -32,12 +32,14 @@ def focal_cost(logits: Tensor, labels: Tensor) -> Tensor:
     return (found - missed)[:, labels]
 
 
-def match(cost: Tensor) -> tuple[Tensor, Tensor]:
+def match(cost: Tensor, worst: float = WORST_COST, best: float = -WORST_COST) -> tuple[Tensor, Tensor]:
     """Return the rows and columns [min(Q, n)] of the one-to-one matching with the least total cost.
 
     cost: [Q, n].
+    worst: replaces NaN and infinity.
+    best: replaces minus infinity.
     """
-    finite = cost.nan_to_num(nan=WORST_COST, posinf=WORST_COST, neginf=-WORST_COST)
+    finite = cost.nan_to_num(nan=worst, posinf=worst, neginf=best)
     rows, columns = linear_sum_assignment(finite.cpu().numpy())
     return torch.from_numpy(rows).to(cost.device), torch.from_numpy(columns).to(cost.device)
 

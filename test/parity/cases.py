@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bev_perception.config import BackboneConfig, EVA02Config
+from bev_perception.config import BackboneConfig, EVA02Config, SwinConfig
 from bev_perception.models.backbones import eva02
 from bev_perception.models.checkpoints import derived_keys
 
@@ -73,14 +73,15 @@ class Case:
         model.load_state_dict(state, strict=True)
 
     def _override(self, key, value):
+        # a case with an override_rule multiplies in float32, others in float64
+        kind = np.float32 if "override_rule" in self.info else np.float64
         for rule in self.info["overrides"]:
-            if re.search(rule["pattern"], key):
+            if value.ndim >= rule.get("min_ndim", 0) and re.search(rule["pattern"], key):
                 scale, shift = (
-                    np.asarray(rule.get(name, default), np.float64)
-                    for name, default in (("scale", 1.0), ("shift", 0.0))
+                    np.asarray(rule.get(name, default), kind) for name, default in (("scale", 1.0), ("shift", 0.0))
                 )
                 scale, shift = (x.reshape(-1, *[1] * (value.ndim - 1)) if x.ndim else x for x in (scale, shift))
-                value = (value.astype(np.float64) * scale + shift).astype(np.float32)
+                value = (value.astype(kind) * scale + shift).astype(np.float32)
         return value
 
 
@@ -137,6 +138,8 @@ def backbone_of(config):
         return BackboneConfig("vovnet", int(re.fullmatch(r"V-(\d+)-eSE", config["spec"])[1]))
     if config["type"].startswith("EVA02"):
         return _eva02_of(config)
+    if config["type"].startswith("SwinTransformer"):
+        return _swin_of(config)
     return None
 
 
@@ -154,11 +157,33 @@ def _eva02_of(config):
     return BackboneConfig("eva02", config["depth"], eva02=EVA02Config(*sizes))
 
 
+def _swin_of(config):
+    first, *rest = config["out_indices"]
+    with_first = config.get("return_stereo_feat", False)
+    assert rest == list(range(first + 1, 4)), "maps of other stages"
+    assert config["patch_norm"] and config.get("mlp_ratio", 4) == 4 and config.get("qkv_bias", True)
+    windows = config["window_size"]
+    swin = SwinConfig(
+        embed_dim=config["embed_dims"],
+        depths=tuple(config["depths"]),
+        heads=tuple(config["num_heads"]),
+        windows=(windows,) * 4 if isinstance(windows, int) else tuple(windows),
+        shifted=config["type"] != "SwinTransformerBEVFT",
+        positions=config["use_abs_pos_embed"],
+        drop_path=config["drop_path_rate"],
+    )
+    depth = sum(config["depths"])
+    return BackboneConfig("swin", depth, first_level=first, with_first=with_first, swin=swin)
+
+
 def subsample(array, description):
     """Apply a description's subsample, for example "[:, ::4]; full shape [20, 256]"; without one it is all there."""
     text = description.get("subsample", "none").split(";")[0]
     if text == "none":
         return array
+    flat = re.fullmatch(r"flattened \(C order\) values \[(\d+)::(\d+)\]", text)
+    if flat:
+        return np.asarray(array).reshape(-1)[int(flat[1]) :: int(flat[2])]
     return array[tuple(_index(part.strip()) for part in text.strip("[]").split(","))]
 
 

@@ -65,7 +65,7 @@ class Training:
     def end(self):
         """Return the exit status and what was said; in the end no process may be left."""
         ended = select.select([self.server.stdout], [], [], SOON)[0]
-        alone = wait_for(lambda: not living(self.pid), 2.0)
+        alone = wait_for(lambda: not living(self.pid), 10.0)
         self.kill()
         assert ended and alone
         return self.status, Path(f"{self.out}.err").read_text().splitlines()

@@ -19,7 +19,7 @@ class BrokenData(MadeUpData):
         super().__init__(**kwargs)
         self.every = every
 
-    def sample(self, index, rng):
+    def sample(self, index, rng, augmentation=None):
         sample = super().sample(index, rng)
         bad = np.nan if index % self.every == 0 else 1.0
         return dataclasses.replace(sample, time_differences=sample.time_differences * bad)

@@ -67,7 +67,7 @@ def test_training_lowers_the_loss_and_its_weights_load(tmp_path):
     config = small_config(epochs=1, color_augmentation=False, grid_mask=False, backbone_lr=1.0)
 
     class Same(MadeUpData):
-        def sample(self, index, rng):
+        def sample(self, index, rng, augmentation=None):
             return super().sample(index, np.random.default_rng(index % 2))
 
     result = train(config, Same(samples=60), settings(tmp_path, lr=1e-3))
@@ -184,7 +184,7 @@ def test_a_training_that_fails_leaves_no_features_behind(tmp_path, monkeypatch):
     config, data = encoder_config(epochs=1, encoder="scratch"), EncodableMadeUpData(2)
     made = []
 
-    def fail(*_):
+    def fail(*_, **__):
         made.append((tmp_path / "out" / FEATURES).exists())
         raise OSError("the disk is gone")
 
@@ -201,10 +201,10 @@ class StoppingEncodable(EncodableMadeUpData):
         data = super().encoded(*arguments)
         sample, reads = data.sample, itertools.count(1)
 
-        def stopping(index, rng):
+        def stopping(index, *chance):
             if next(reads) == 5:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return sample(index, rng)
+            return sample(index, *chance)
 
         data.sample = stopping
         return data
@@ -375,7 +375,7 @@ def test_of_both_the_pretraining_gives_the_backbone_alone(tmp_path):
 
 def test_gradients_that_are_not_finite_end_the_training(tmp_path):
     class Broken(MadeUpData):
-        def sample(self, index, rng):
+        def sample(self, index, rng, augmentation=None):
             sample = super().sample(index, rng)
             return dataclasses.replace(sample, time_differences=sample.time_differences * np.nan)
 
@@ -390,7 +390,7 @@ class Stopping(MadeUpOccupancy):
         super().__init__(samples=12)
         self.stop_after, self.read = stop_after, 0
 
-    def sample(self, index, rng):
+    def sample(self, index, rng, augmentation=None):
         self.read += 1
         if self.read == self.stop_after:
             os.kill(os.getpid(), signal.SIGTERM)

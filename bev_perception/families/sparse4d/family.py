@@ -16,7 +16,9 @@ from bev_perception.types import Limits
 if TYPE_CHECKING:
     from bev_perception.data.records import Records
     from bev_perception.models.protocol import Model
+    from bev_perception.supervision.order import Order
     from bev_perception.supervision.parts import TrainedPart
+    from bev_perception.supervision.samples import TrainingData
     from bev_perception.supervision.truths import Truths
 
 #: m, of centres of boxes above and below the lidar
@@ -39,13 +41,22 @@ def _build(config: VariantConfig) -> Model:
 
 
 def _truths(config: VariantConfig, records: Records, labels: str | Path) -> Truths:
-    from bev_perception.supervision.truths import BoxTruths
+    from bev_perception.families.sparse4d.truths import InstanceTruths
 
-    return BoxTruths(config.class_names, _area(config), records)
+    return InstanceTruths(config, records)
 
 
 def _steps(config: VariantConfig) -> Mapping[str, TrainedPart]:
-    return {}
+    from bev_perception.families.sparse4d.step import InstanceStep
+    from bev_perception.supervision.parts import TrainedPart
+
+    return {"all": TrainedPart(InstanceStep, newest_only=config.head.recurrent)}
+
+
+def _order(config: VariantConfig, data: TrainingData, slots: int, seed: int) -> Order:
+    from bev_perception.families.sparse4d.order import order_of
+
+    return order_of(config, data, slots, seed)
 
 
 SPARSE4D = Family(
@@ -59,4 +70,5 @@ SPARSE4D = Family(
     build=_build,
     truths=_truths,
     steps=_steps,
+    order=_order,
 )

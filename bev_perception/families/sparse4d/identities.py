@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-#: id of a row without one
-NO_TRACK = -1
+from bev_perception.types import NO_TRACK
+
 #: lowest class score of a row that gets an id, or is noted in the book
 CLEAR_SCORE = 0.2
 #: s; for so long the book holds an object that is not seen

@@ -94,7 +94,7 @@ class InstanceBank(nn.Module):
         super().__init__()
         self.num_temporal, self.decay, self.swap_yaw = head.num_temporal, head.decay, head.swap_projected_yaw
         self.interval, self.max_gap = interval, max_gap
-        self.anchor = nn.Parameter(_spread(head.num_anchor, head.max_distance))
+        self.anchor = nn.Parameter(spread_anchors(head.num_anchor, head.max_distance))
         # of versions 2 and 3: zeros, and never trained
         self.instance_feature = nn.Parameter(
             torch.zeros(head.num_anchor, head.embed_dims), requires_grad=not head.recurrent
@@ -167,7 +167,7 @@ def take_rows(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
-def _spread(count: int, radius: float) -> Tensor:
+def spread_anchors(count: int, radius: float) -> Tensor:
     """Return anchors [count, 11] whose centres are spread evenly over a disc of `radius` m, one metre in size."""
     index = torch.arange(count)
     distance = radius * ((index + 0.5) / count).sqrt()

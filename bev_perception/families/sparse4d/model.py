@@ -147,12 +147,10 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
         boxes = decode_boxes(outputs, config, self.config.class_names, self.config.head.track_ids).boxes
         return Perception(boxes=boxes if limits.score is None else boxes.select(boxes.scores >= limits.score))
 
-    def recognize(self, weights: Mapping[str, Tensor]) -> str | None:
-        """Return which version of Sparse4D a checkpoint looks like; None if none."""
-        for mark, version in _MARKS:
-            if any(mark in name for name in weights):
-                return f"By its names it is of Sparse4D {version}."
-        return None
+    def explain_weights(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Return which version of Sparse4D a checkpoint looks like, a line; none if it looks like none."""
+        found = next((version for mark, version in _MARKS if any(mark in name for name in state)), None)
+        return [] if found is None else [f"by its names it is a checkpoint of Sparse4D {found}"]
 
     def depths(self, levels: Sequence[Tensor], focal: Tensor) -> list[Tensor]:
         """Return the depths [B, V, h, w], m, of the first head.depth_levels levels [B, V, h, w, C].

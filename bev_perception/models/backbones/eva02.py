@@ -81,7 +81,7 @@ def join_windows(windows: Tensor, window: int, size: tuple[int, int, int]) -> Te
     return tokens.reshape(batch, rows * window, columns * window, -1)[:, :height, :width]
 
 
-def _drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
+def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
     """Drop a residual branch x [B, h, w, C] for a share of the samples (Huang et al., ECCV 2016)."""
     if not training or rate == 0:
         return x
@@ -150,8 +150,8 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor, tables: Tensor) -> Tensor:
         """Return tokens [B, h, w, C] refined."""
-        tokens = tokens + _drop_path(self._attend(self.norm1(tokens), tables), self.drop_path, self.training)
-        return tokens + _drop_path(self.mlp(self.norm2(tokens)), self.drop_path, self.training)
+        tokens = tokens + drop_path(self._attend(self.norm1(tokens), tables), self.drop_path, self.training)
+        return tokens + drop_path(self.mlp(self.norm2(tokens)), self.drop_path, self.training)
 
     def _attend(self, x: Tensor, tables: Tensor) -> Tensor:
         if not self.window:

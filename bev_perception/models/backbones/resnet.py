@@ -118,8 +118,9 @@ class ResNet(FixedNormModule):
         expansion = (Bottleneck if bottlenecks else BasicBlock).expansion
         width = config.width
         widths = [width * 2**stage for stage in range(4)]
-        self.first_level = config.first_level
-        self.out_channels = tuple(w * expansion for w in widths[config.first_level :])
+        first = [0] if config.with_first else []
+        self.levels = first + list(range(config.first_level, 4))
+        self.out_channels = tuple(widths[level] * expansion for level in self.levels)
         if config.patches:
             self.conv1 = nn.Conv2d(3, width, 4, stride=4, bias=False)
         else:
@@ -176,14 +177,18 @@ class ResNet(FixedNormModule):
         """Return the blocks in order; training may recompute their activations to save memory."""
         return [block for stage in (self.layer1, self.layer2, self.layer3, self.layer4) for block in stage]
 
+    def first_map(self, images: Tensor) -> Tensor:
+        """Return the first stage's map C2 of images [B, 3, H, W], without computing the others."""
+        return self.layer1(self.maxpool(self.bn1(self.conv1(images)).relu_()))
+
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the maps C2 to C5 of images [B, 3, H, W], without the first `first_level` of them.
+        """Return the maps C2 to C5 of images [B, 3, H, W], without those that are not asked for.
 
         Map Ci is [B, channels, H / 2^i, W / 2^i].
         """
-        x = self.maxpool(self.bn1(self.conv1(images)).relu_())
-        outputs = []
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+        x = self.first_map(images)
+        outputs = [x]
+        for stage in (self.layer2, self.layer3, self.layer4):
             x = stage(x)
             outputs.append(x)
-        return outputs[self.first_level :]
+        return [outputs[level] for level in self.levels]
