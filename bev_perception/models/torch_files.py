@@ -21,8 +21,8 @@ from typing import IO, Any, ClassVar
 import torch
 from torch import Tensor
 
-#: largest pickle, bytes; that of a training state with 10,000 tensors has 2 MB
-MAX_PICKLE = 1 << 24
+#: largest pickle, bytes, and the most pieces that it is read in; that of 10,000 tensors has 2 MB and 600,000
+MAX_PICKLE, MAX_PIECES = 1 << 24, 2_000_000
 #: most dimensions of a tensor
 MAX_DIMENSIONS = 8
 #: longest name in a message
@@ -136,7 +136,7 @@ class _Zip:
             order = f"{self.folder}byteorder"
             if order in archive.namelist() and archive.read(order) != b"little":
                 raise TorchFileError("it comes from a machine with another byte order")
-            return _Unpickler(io.BytesIO(archive.read(pickles[0])), self._storage).load()
+            return _Unpickler(_Bounded(io.BytesIO(archive.read(pickles[0]))), self._storage).load()
 
     def data(self, key: str, size: int) -> bytearray:
         with zipfile.ZipFile(self.path) as archive:
@@ -161,7 +161,7 @@ class _Legacy:
 
     def content(self) -> Any:
         with self.path.open("rb") as file:
-            bounded = _Bounded(file, MAX_PICKLE)
+            bounded = _Bounded(file)
             magic, _, _ = (_Unpickler(bounded, _no_storage).load() for _ in range(3))
             if magic != _LEGACY_MAGIC:
                 raise TorchFileError("it does not begin as PyTorch's files do")
@@ -209,10 +209,10 @@ def _checked_storage(source: _Zip | _Legacy, kind: Any, dtype: Any, key: Any, co
 
 
 class _Bounded:
-    """The file-like object that a pickle is read from, up to a number of bytes."""
+    """The file-like object that a pickle is read from, up to a number of bytes and of pieces."""
 
-    def __init__(self, file: IO[bytes], size: int) -> None:
-        self._file, self._left = file, size
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._left, self._pieces = file, MAX_PICKLE, MAX_PIECES
 
     def read(self, size: int) -> bytes:
         return self._count(self._file.read(min(size, self._left + 1)))
@@ -222,8 +222,9 @@ class _Bounded:
 
     def _count(self, data: bytes) -> bytes:
         self._left -= len(data)
-        if self._left < 0:
-            raise TorchFileError(f"it has more than {MAX_PICKLE} bytes beside its numbers")
+        self._pieces -= 1
+        if self._left < 0 or self._pieces < 0:
+            raise TorchFileError("it holds far more than tensors beside its numbers")
         return data
 
 
@@ -303,8 +304,9 @@ class _Unpickler(pickle._Unpickler):
 
     stack: list[Any]
     pop_mark: Callable[[], list[Any]]
+    read: Callable[[int], bytes]
 
-    def __init__(self, file: IO[bytes] | _Bounded, storage: Callable[[Any], _Storage]) -> None:
+    def __init__(self, file: _Bounded, storage: Callable[[Any], _Storage]) -> None:
         super().__init__(file, encoding="utf-8")
         self._storage = storage
 
@@ -339,12 +341,17 @@ class _Unpickler(pickle._Unpickler):
         elif not isinstance(mapping, _Ignored):
             raise TorchFileError("it sets items of something that has none")
 
+    def load_frame(self) -> None:
+        """Pass over the length of a frame, so that everything is read, and counted, by _Bounded."""
+        self.read(8)
+
     def load_refused(self) -> None:
         raise TorchFileError("it holds an operation that torch.save does not write")
 
     dispatch: ClassVar[dict[int, Any]] = {
         **pickle._Unpickler.dispatch,
         pickle.BUILD[0]: load_build,
+        pickle.FRAME[0]: load_frame,
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
         **dict.fromkeys(_REFUSED, load_refused),

@@ -12,7 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bev_perception.models.torch_files import ForeignError, StoredTensor, TorchFileError, read_torch_file
+from bev_perception.models import torch_files
+from bev_perception.models.torch_files import (
+    MAX_PICKLE,
+    MAX_PIECES,
+    ForeignError,
+    StoredTensor,
+    TorchFileError,
+    read_torch_file,
+)
 
 TENSORS = {
     "plain": torch.arange(12.0).reshape(3, 4),
@@ -28,9 +36,9 @@ TENSORS = {
 LEGACY_HEAD = b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {}))
 
 
-def dump(content, zipped=True):
+def dump(content, zipped=True, protocol=2):
     file = io.BytesIO()
-    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    torch.save(content, file, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     return file.getvalue()
 
 
@@ -40,11 +48,12 @@ def read(data, tmp_path):
     return read_torch_file(path)
 
 
+@pytest.mark.parametrize("protocol", [2, 4, 5])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_every_tensor_comes_back(tmp_path, zipped):
+def test_every_tensor_comes_back(tmp_path, zipped, protocol):
     plain = {"a": [1, 2.5, None, True], "b": ("x", 1 << 70), "c": {3: ["y"]}}
     parameter = torch.nn.Parameter(torch.ones(2))
-    found = read(dump({**TENSORS, **plain, "parameter": parameter}, zipped), tmp_path)
+    found = read(dump({**TENSORS, **plain, "parameter": parameter}, zipped, protocol), tmp_path)
     for name, tensor in {**TENSORS, "parameter": parameter.data}.items():
         assert isinstance(found[name], StoredTensor) and found[name].shape == tensor.shape
         loaded = found[name].read()
@@ -71,8 +80,8 @@ def rezip(data, change):
 
 def test_an_archive_that_grows_is_refused_before_it_grows(tmp_path):
     bomb = rezip(
-        dump({"a": torch.zeros(30_000_000)}), lambda name, content: (content, zipfile.ZIP_DEFLATED)
-    )  # 120 kB for 120 MB
+        dump({"a": torch.zeros(10_000_000)}), lambda name, content: (content, zipfile.ZIP_DEFLATED)
+    )  # 40 kB for 40 MB
     assert len(bomb) < 200_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(TorchFileError, match="compressed"):
@@ -152,11 +161,14 @@ def test_a_legacy_file_is_not_believed(tmp_path):
         (b"}" + b"(" * 100_000 + b")t" * 0 + b")" + b"\x85" * 100_000 + b"K\x01s.", "as a key|Error"),
         (b"\x80\x02r\xff\xff\xff\xff.", "Error"),  # a table of 4 billion repeated values
         (b"\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.", "Error"),  # bytes longer than the file
-        (b"N" * (1 << 24), "more than"),
+        (b"N" * 60_000, "far more than tensors"),
+        (b"\x95" + b"\x00\x00\x00\x01" + bytes(4) + b"N" * 60_000, "far more than tensors"),
+        (b"B\xff\xff\xff\x7f" + bytes(MAX_PICKLE), "far more than tensors"),
         (b"", "Error"),
     ],
 )
-def test_pickles_that_are_refused(tmp_path, body, message):
+def test_pickles_that_are_refused(tmp_path, monkeypatch, body, message):
+    monkeypatch.setattr(torch_files, "MAX_PIECES", 300_000 if b"\x85" in body else 50_000)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(TorchFileError, match=message):
         read(legacy(body), tmp_path)
