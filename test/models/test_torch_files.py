@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from bev_perception.models import torch_files
 from bev_perception.models.torch_files import (
     MAX_PICKLE,
-    MAX_PIECES,
     ForeignError,
     StoredTensor,
     TorchFileError,
