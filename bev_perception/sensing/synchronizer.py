@@ -18,7 +18,7 @@ import numpy as np
 
 from bev_perception.health import Health
 from bev_perception.sensing.poses import PoseNotYetError
-from bev_perception.sensing.transform_tree import NoTransformError, TransformTree
+from bev_perception.sensing.transforms import NoTransformError, Transforms
 from bev_perception.strict import UserError
 from bev_perception.types import BASE_FRAME, FIXED_FRAME, Calibration, CameraImage, Frame, View
 
@@ -108,7 +108,7 @@ class Synchronizer:
     jumps back or `clear` is called.
     """
 
-    def __init__(self, settings: SynchronizerSettings, transforms: TransformTree, health: Health) -> None:
+    def __init__(self, settings: SynchronizerSettings, transforms: Transforms, health: Health) -> None:
         """Start empty; `transforms` is filled by the caller."""
         self.settings = settings
         self.transforms = transforms
@@ -185,6 +185,7 @@ class Synchronizer:
         if back:
             by = (now - image.stamp) / 1e9
             self.health.drop("time ran backwards", f"by {by:.3f} s; images that were waiting are dropped")
+            self.transforms.forget_after(image.stamp + JUMP)
             self.clear()
         self._suspects, self._suspects_in_a_row = [], 0
         for earlier in agreeing:
