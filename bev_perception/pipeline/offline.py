@@ -53,6 +53,7 @@ def collect_frames(events: Iterable[BagEvent], settings: SynchronizerSettings, h
         else:
             health.drop("bad message", f"{event.topic}: {event.error}")
         yield from synchronizer.poll()
+    yield from synchronizer.finish()
 
 
 def _add_transform(event: TransformEvent, transforms: Transforms, health: Health) -> None:
@@ -63,6 +64,8 @@ def _add_transform(event: TransformEvent, transforms: Transforms, health: Health
             transforms.add(event.parent, event.child, event.stamp, event.child2parent)
     except UserError as error:
         health.drop("bad tf", str(error))
+    for sentence in transforms.take_disputes().values():
+        health.notice("tf changed a parent", sentence)
 
 
 def run_events(events: Iterable[BagEvent], pipeline: Pipeline, settings: SynchronizerSettings) -> Iterator[Result]:

@@ -82,8 +82,8 @@ class Transforms(ABC):
         before = self._parent(child)
         if before not in (None, parent) and len(self.disputed) < 10:
             self.disputed[child] = (
-                f"tf gives {child} the parent {parent} and, before, {before}; the newest is followed. Two nodes publish "
-                "this frame, unless its parent was changed on purpose"
+                f"tf gives {child} the parent {parent} and, before, {before}; the newest is followed. Two nodes "
+                "publish this frame, unless its parent was changed on purpose"
             )
 
 
