@@ -39,6 +39,11 @@ def class_colors(class_names: Sequence[str]) -> np.ndarray:
     return np.array(colors, np.uint8).reshape(-1, 3)
 
 
+def track_color(track_id: int) -> tuple[int, int, int]:
+    """Return the colour of a track, RGB 0..255; ids that follow each other get colours that are far apart."""
+    return _hue(track_id)
+
+
 def _hue(position: int) -> tuple[int, int, int]:
     r, g, b = colorsys.hsv_to_rgb(position * GOLDEN_RATIO % 1.0, 0.75, 0.95)
     return round(255 * r), round(255 * g), round(255 * b)

@@ -219,6 +219,10 @@ class ModelInput:
         return replace(self, reference2global=reference2global)
 
 
+#: track id of a box that belongs to no track
+NO_TRACK = -1
+
+
 @dataclass(frozen=True)
 class Boxes3D:
     """Detected boxes, in descending order of score.
@@ -230,7 +234,8 @@ class Boxes3D:
     scores: [n], 0..1
     labels: [n] int64, indices into class_names
     class_names: names of the classes
-    track_ids: [n] int64, the same for an object in every frame, never given again to another one; None without tracking
+    track_ids: [n] int64, the same for an object in every frame, never given again to another one; NO_TRACK for a box
+        that is not tracked; None without tracking
     """
 
     centers: np.ndarray
@@ -323,7 +328,8 @@ class Result:
     """The pipeline's output for one frame.
 
     stamp: ns, of the frame
-    boxes: in base_link at `stamp`; None without a variant that detects boxes
+    boxes: in base_link at `stamp`, with the track ids of the variant or of the tracker; None without a variant that
+        detects boxes
     occupancy: in base_link at `stamp`; None without a variant that predicts occupancy
     missing: camera name -> why the camera was not used
     reset: why the memory was cleared before this frame; None if it was not

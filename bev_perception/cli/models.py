@@ -24,6 +24,7 @@ from bev_perception.cli.options import (
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
 from bev_perception.families.variants import TINY_DETECTOR, TINY_OCCUPANCY
 from bev_perception.strict import UserError
+from bev_perception.tracking.tracker import TRACKERS
 
 if TYPE_CHECKING:
     from bev_perception.config import VariantConfig
@@ -82,6 +83,12 @@ def _add_run(commands: Commands) -> None:
     run.add_argument(
         "--score-threshold", type=float, help="lowest score of a box (default: the variant's own; the node uses 0.3)"
     )
+    run.add_argument(
+        "--tracker",
+        choices=TRACKERS,
+        default="greedy",
+        help="where track ids come from if the variant gives none (default: %(default)s)",
+    )
     add_precision(run)
     run.set_defaults(command=_run)
 
@@ -96,7 +103,7 @@ def _run(args: argparse.Namespace) -> int:
 
     bag, settings = open_bag(args, args.bag)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    how = PipelineSettings(score_threshold=args.score_threshold, precision=args.precision)
+    how = PipelineSettings(score_threshold=args.score_threshold, tracker=args.tracker, precision=args.precision)
     pipeline = load_pipeline(args.variant, args.checkpoint, args.device, how)
     if OCCUPANCY in pipeline.gives and args.save_occupancy is None:
         raise UserError(f"{pipeline.name} predicts occupancy; name a directory for it with --save-occupancy")

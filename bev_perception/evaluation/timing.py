@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from bev_perception.data.drive import CAMERAS, DriveImage
 from bev_perception.data.synthetic import World, synthetic_drive
-from bev_perception.evaluation.detection import EvaluationError
+from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.families.variants import Variant, load_variant, shipped_weights
 from bev_perception.models.protocol import Model
 from bev_perception.pipeline.loading import load_pipeline, write_initial_weights

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from bev_perception.config import digest
 from bev_perception.data.occupancy_labels import write_occupancy
 from bev_perception.data.rosbag import BagEvent, BagReader, CalibrationEvent, ImageEvent, TransformEvent
@@ -23,7 +25,7 @@ from bev_perception.pipeline.pipeline import Pipeline
 from bev_perception.sensing.synchronizer import Synchronizer, SynchronizerSettings
 from bev_perception.sensing.transforms import Transforms, open_transforms
 from bev_perception.strict import UserError
-from bev_perception.types import Boxes3D, Frame, FrameError, Result
+from bev_perception.types import NO_TRACK, Boxes3D, Frame, FrameError, Result
 
 #: the entries "format" and "version" of a header
 RESULTS_FORMAT = "bev_perception results"
@@ -104,6 +106,7 @@ def results_header(
         "score_threshold": threshold,
         "max_detections": count,
         "memory_interval": how.memory_interval,
+        "tracker": how.tracker,
         "precision": how.precision,
         "bag": bag.path.resolve().name,
         "occupancy": None if occupancy is None else occupancy.resolve().name,
@@ -119,6 +122,7 @@ def results_header(
             "size": "length, width, height",
             "yaw": "counter-clockwise from +x",
             "velocity": "x, y over ground, along the axes of frame_id",
+            "track_id": "the same for an object in all frames, never given again; null for a box without a track",
         },
     }
 
@@ -137,7 +141,11 @@ def _box_limits(pipeline: Pipeline) -> tuple[float | None, int | None]:
 
 
 def boxes_to_json(boxes: Boxes3D) -> list[dict[str, Any]]:
-    """Return boxes as plain values: class, score, center (m), size (l, w, h in m), yaw (rad), velocity (m/s)."""
+    """Return boxes as plain values: class, score, center (m), size (l, w, h in m), yaw (rad), velocity (m/s), track_id.
+
+    The track id of a box without a track is None.
+    """
+    ids = np.full(len(boxes), NO_TRACK) if boxes.track_ids is None else boxes.track_ids
     return [
         {
             "class": boxes.class_names[int(boxes.labels[i])],
@@ -146,6 +154,7 @@ def boxes_to_json(boxes: Boxes3D) -> list[dict[str, Any]]:
             "size": [float(v) for v in boxes.sizes[i]],
             "yaw": float(boxes.yaws[i]),
             "velocity": [float(v) for v in boxes.velocities[i]],
+            "track_id": None if ids[i] == NO_TRACK else int(ids[i]),
         }
         for i in range(len(boxes))
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from bev_perception.pipeline.encoders import Encoder, LoadedVariant, Stream, emp
 from bev_perception.results.boxes import to_ego
 from bev_perception.sensing.preprocess import Preprocessor, reference2base
 from bev_perception.strict import ConfigError
+from bev_perception.tracking.tracker import TRACKERS, Tracks, follow
 from bev_perception.types import Boxes3D, Frame, FrameError, Limits, ModelInput, Occupancy, Result
 
 
@@ -33,6 +34,7 @@ class PipelineSettings:
     max_detections: largest number of boxes in a result; None takes the variant's own
     memory_interval: s between remembered frames; capped at the variant's own interval; a shorter one reproduces the
         spacing of the training more closely and takes more memory
+    tracker: where track ids come from if a variant gives none: "greedy" (see tracking/tracker.py), or "none"
     precision: of backbone and neck: "fp32", "tf32", "bf16" or "fp16" (see models/precision.py); cannot be changed once
         the pipeline runs; everything else computes in float32
     max_speed: m/s; faster ego motion is a pose jump, which wipes the memory
@@ -42,6 +44,7 @@ class PipelineSettings:
     score_threshold: float | None = None
     max_detections: int | None = None
     memory_interval: float = 0.25
+    tracker: str = "greedy"
     precision: str = "fp32"
     max_speed: float = 80.0
     max_turn_rate: float = 4.0
@@ -54,6 +57,8 @@ class PipelineSettings:
             raise ConfigError(f"max_detections is {self.max_detections}; it must be at least 1")
         if not self.memory_interval > 0:
             raise ConfigError(f"memory_interval is {self.memory_interval} s; it must be positive")
+        if self.tracker not in TRACKERS:
+            raise ConfigError(f"tracker is {self.tracker!r}; it must be one of {', '.join(TRACKERS)}")
 
     @property
     def limits(self) -> Limits:
@@ -114,6 +119,7 @@ class Pipeline:
             Encoder(group, self._interval, self.settings.precision) for group in group_by_encoder(variants)
         ]
         self._streams = [stream for encoder in self._encoders for stream in encoder.streams]
+        self._tracks = Tracks()
         self._continuity = Continuity(min(variant.config.frames.max_gap for variant in variants))
         self._reset_requests: deque[str] = deque()
 
@@ -180,13 +186,13 @@ class Pipeline:
             self._synchronize()
         with watch.stage("decode"):
             seen, reference_boxes = self._decode(predictions, frame)
-        self._remember(predictions, memories, frame, broken)  # last, so that an error costs only this frame
+            tracks, ids = self._follow(seen.boxes, frame, broken)
+        self._remember(predictions, memories, tracks, frame, broken)  # last, so that an error costs only this frame
         self._count(watch)
         reset = None if broken is None else f"{broken.cause}: {broken.message}"
         history = max(len(memory) for memory in memories.values())
-        return Result(
-            *(frame.stamp, seen.boxes, seen.occupancy, missing, reset, watch.seconds, history, reference_boxes)
-        )
+        boxes, reference_boxes = (_with_ids(found, ids) for found in (seen.boxes, reference_boxes))
+        return Result(*(frame.stamp, boxes, seen.occupancy, missing, reset, watch.seconds, history, reference_boxes))
 
     def warm_up(self, cameras: int) -> None:
         """Run the models once on black images of `cameras` cameras, so that the first real frame is not slow."""
@@ -235,10 +241,22 @@ class Pipeline:
             occupancy = occupancy if seen.occupancy is None else seen.occupancy
         return Perception(boxes, occupancy), reference_boxes
 
+    def _follow(self, boxes: Boxes3D | None, frame: Frame, broken: Break | None) -> tuple[Tracks, np.ndarray | None]:
+        """Return the tracks after the frame, and the ids of its boxes; None if the tracker has nothing to say."""
+        tracks = self._tracks if broken is None else self._tracks.cleared()
+        if boxes is None or boxes.track_ids is not None or self.settings.tracker == "none":
+            return tracks, None
+        return follow(tracks, boxes, frame.ego2global, frame.stamp)
+
     def _remember(
-        self, predictions: dict[Stream, Prediction], memories: dict[Stream, Memory], frame: Frame, broken: Break | None
+        self,
+        predictions: dict[Stream, Prediction],
+        memories: dict[Stream, Memory],
+        tracks: Tracks,
+        frame: Frame,
+        broken: Break | None,
     ) -> None:
-        """Keep what the frame adds to the memories, which have been wiped if it broke with them."""
+        """Keep the tracks, and what the frame adds to the memories, which have been wiped if it broke with them."""
         if broken is not None:
             for _ in range(broken.requests):
                 self._reset_requests.popleft()
@@ -247,6 +265,7 @@ class Pipeline:
         due = self._continuity.is_due(frame.stamp, self._interval)
         for stream, prediction in predictions.items():
             stream.memory = memories[stream].after(prediction.entry, prediction.carried, due)
+        self._tracks = tracks
         self._continuity.passed(frame, due)
 
     def _break_before(self, frame: Frame) -> Break | None:
@@ -277,6 +296,11 @@ class Pipeline:
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _with_ids(boxes: Boxes3D | None, ids: np.ndarray | None) -> Boxes3D | None:
+    """Return boxes with the ids of the tracker, or with those that they have."""
+    return boxes if boxes is None or ids is None else replace(boxes, track_ids=ids)
 
 
 def _check_variants(configs: Sequence[VariantConfig]) -> None:

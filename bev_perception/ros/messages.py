@@ -6,6 +6,7 @@ Import only after bev_perception.ros.interfaces.ensure_interfaces().
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from builtin_interfaces.msg import Time
@@ -21,14 +22,14 @@ from vision_msgs.msg import (
 )
 from visualization_msgs.msg import Marker, MarkerArray
 
-from bev_perception.classes import attribute_of
+from bev_perception.classes import attribute_of, track_color
 from bev_perception.msg import Object3D, Object3DArray
-from bev_perception.types import Boxes3D
+from bev_perception.types import NO_TRACK, Boxes3D
 
 #: m/s; slower objects are drawn without an arrow
 ARROW_SPEED = 0.5
-#: track id of a variant that does not track
-NO_TRACK = -1
+#: m, width of the line that a track leaves
+TRAIL_WIDTH = 0.15
 
 
 def header(stamp: int, frame_id: str) -> Header:
@@ -56,12 +57,15 @@ def _vector(values: np.ndarray) -> Vector3:
 def detections(boxes: Boxes3D, stamp: int, frame_id: str) -> Detection3DArray:
     """Return boxes as vision_msgs/Detection3DArray; sizes are length, width, height along the box's own axes.
 
+    The id of a detection is its track id; empty for a box without a track.
+
     boxes: in the frame `frame_id`.
     stamp: ns.
     frame_id: tf frame.
     """
     head = header(stamp, frame_id)
     message = Detection3DArray(header=head)
+    ids = _track_ids(boxes)
     for i in range(len(boxes)):
         pose = _pose(boxes.centers[i], float(boxes.yaws[i]))
         result = ObjectHypothesisWithPose(
@@ -69,7 +73,12 @@ def detections(boxes: Boxes3D, stamp: int, frame_id: str) -> Detection3DArray:
         )
         result.pose.pose = pose
         message.detections.append(
-            Detection3D(header=head, results=[result], bbox=BoundingBox3D(center=pose, size=_vector(boxes.sizes[i])))
+            Detection3D(
+                header=head,
+                results=[result],
+                bbox=BoundingBox3D(center=pose, size=_vector(boxes.sizes[i])),
+                id="" if ids[i] == NO_TRACK else str(ids[i]),
+            )
         )
     return message
 
@@ -82,6 +91,7 @@ def objects(boxes: Boxes3D, stamp: int, frame_id: str) -> Object3DArray:
     frame_id: tf frame.
     """
     message = Object3DArray(header=header(stamp, frame_id))
+    ids = _track_ids(boxes)
     for i in range(len(boxes)):
         name = boxes.class_names[int(boxes.labels[i])]
         vx, vy = map(float, boxes.velocities[i])
@@ -92,15 +102,15 @@ def objects(boxes: Boxes3D, stamp: int, frame_id: str) -> Object3DArray:
                 pose=_pose(boxes.centers[i], float(boxes.yaws[i])),
                 size=_vector(boxes.sizes[i]),
                 velocity=Vector3(x=vx, y=vy, z=0.0),
-                track_id=NO_TRACK,
+                track_id=ids[i],
                 attribute=attribute_of(name, math.hypot(vx, vy)),
             )
         )
     return message
 
 
-def markers(boxes: Boxes3D, stamp: int, frame_id: str) -> MarkerArray:
-    """Return boxes as cubes and velocities as arrows, preceded by a marker that deletes all earlier ones.
+def markers(boxes: Boxes3D, stamp: int, frame_id: str) -> list[Marker]:
+    """Return boxes as cubes and velocities as arrows; a track has a colour of its own, other boxes that of their class.
 
     An arrow is as long as the way that the object moves in one second.
 
@@ -109,12 +119,14 @@ def markers(boxes: Boxes3D, stamp: int, frame_id: str) -> MarkerArray:
     frame_id: tf frame.
     """
     head = header(stamp, frame_id)
-    message = MarkerArray(markers=[Marker(header=head, action=Marker.DELETEALL)])
+    ids = _track_ids(boxes)
+    made = []
     for i in range(len(boxes)):
-        label = int(boxes.labels[i])
-        color = _color(label, len(boxes.class_names), float(boxes.scores[i]))
+        label, score = int(boxes.labels[i]), float(boxes.scores[i])
+        color = _class_color(label, len(boxes.class_names)) if ids[i] == NO_TRACK else _track_color(ids[i])
+        color.a = 0.25 + 0.5 * score
         pose = _pose(boxes.centers[i], float(boxes.yaws[i]))
-        message.markers.append(
+        made.append(
             Marker(
                 header=head,
                 ns=boxes.class_names[label],
@@ -133,15 +145,50 @@ def markers(boxes: Boxes3D, stamp: int, frame_id: str) -> MarkerArray:
         arrow.pose.orientation.w = 1.0
         tail = pose.position
         arrow.points = [tail, Point(x=tail.x + vx, y=tail.y + vy, z=tail.z)]
-        message.markers.append(arrow)
-    return message
+        made.append(arrow)
+    return made
 
 
-def _color(label: int, classes: int, score: float) -> ColorRGBA:
-    """Return the color of a class, more opaque for higher scores."""
+def trail_markers(trails: Mapping[int, np.ndarray], stamp: int, fixed_frame: str) -> list[Marker]:
+    """Return the ways of tracks as lines, in the colours of their boxes.
+
+    trails: track id -> centres [k, 3] in `fixed_frame`, see Trails.lines.
+    stamp: ns.
+    fixed_frame: tf frame that does not move with the vehicle.
+    """
+    head = header(stamp, fixed_frame)
+    made = []
+    for i, (track, line) in enumerate(trails.items()):
+        marker = Marker(header=head, ns="trail", id=i, type=Marker.LINE_STRIP, color=_track_color(track))
+        marker.scale.x = TRAIL_WIDTH
+        marker.pose.orientation.w = 1.0
+        marker.points = [Point(x=x, y=y, z=z) for x, y, z in line.tolist()]
+        made.append(marker)
+    return made
+
+
+def anew(markers: list[Marker], stamp: int, frame_id: str) -> MarkerArray:
+    """Return markers that replace all earlier ones, whose tracks may have ended.
+
+    stamp: ns.
+    frame_id: tf frame.
+    """
+    return MarkerArray(markers=[Marker(header=header(stamp, frame_id), action=Marker.DELETEALL), *markers])
+
+
+def _track_ids(boxes: Boxes3D) -> list[int]:
+    return [NO_TRACK] * len(boxes) if boxes.track_ids is None else boxes.track_ids.tolist()
+
+
+def _class_color(label: int, classes: int) -> ColorRGBA:
     hue = 2 * math.pi * label / classes
     r, g, b = (0.5 + 0.5 * math.cos(hue - k * 2 * math.pi / 3) for k in range(3))
-    return ColorRGBA(r=r, g=g, b=b, a=0.25 + 0.5 * score)
+    return ColorRGBA(r=r, g=g, b=b, a=1.0)
+
+
+def _track_color(track: int) -> ColorRGBA:
+    r, g, b = (value / 255 for value in track_color(track))
+    return ColorRGBA(r=r, g=g, b=b, a=1.0)
 
 
 def diagnostic_status(level: bytes, name: str, message: str, values: dict[str, str]) -> DiagnosticStatus:

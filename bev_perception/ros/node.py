@@ -377,7 +377,7 @@ class PerceptionNode(LifecycleNode):
             return  # the context was shut down while the model worked on this frame
         self._missing = result.missing
         assert self._outputs is not None
-        self._outputs.publish(result, frame, self._get("base_frame"))
+        self._outputs.publish(result, frame, self._get("base_frame"), self._get("fixed_frame"))
 
     def _report(self) -> None:
         """Log the news since the last report, and publish the diagnostics."""

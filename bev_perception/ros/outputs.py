@@ -21,7 +21,8 @@ from bev_perception.msg import Object3DArray, SemanticOccupancy
 from bev_perception.ops.ray_casting import observed_voxels
 from bev_perception.results.costmap import CostmapSettings, costmap
 from bev_perception.ros import messages, occupancy_messages
-from bev_perception.types import Frame, Result, VoxelGrid
+from bev_perception.tracking.trails import Trails
+from bev_perception.types import Boxes3D, Frame, Result, VoxelGrid
 
 OUTPUT_QOS = QoSProfile(depth=5)
 
@@ -52,6 +53,7 @@ class Outputs:
             nothing = np.empty((0, 3))
             observed_voxels(np.zeros((1, 1, 1), bool), VoxelGrid((0.0, 0.0, 0.0), 1.0, (1, 1, 1)), nothing, nothing)
         self._node = node
+        self._trails = Trails()
         self._publishers: dict[str, Any] = {
             name: node.create_lifecycle_publisher(
                 kind, f"~/{name}", OUTPUT_QOS, qos_overriding_options=QoSOverridingOptions.with_default_policies()
@@ -71,22 +73,30 @@ class Outputs:
         while self._publishers:
             self._node.destroy_lifecycle_publisher(self._publishers.popitem()[1])
 
-    def publish(self, result: Result, frame: Frame, frame_id: str) -> None:
+    def publish(self, result: Result, frame: Frame, frame_id: str, fixed_frame: str) -> None:
         """Publish a result.
 
         result: of the pipeline.
         frame: the frame that the result was made of.
         frame_id: tf frame of base_link.
+        fixed_frame: tf frame that does not move with the vehicle.
         """
         stamp, boxes, occupancy = result.stamp, result.boxes, result.occupancy
         if boxes is not None:
-            self._send("markers", lambda: messages.markers(boxes, stamp, frame_id))
+            if result.reset is not None:
+                self._trails.clear()
+            self._trails.add(stamp, boxes, frame.ego2global)
+            self._send("markers", lambda: self._markers(boxes, stamp, frame_id, fixed_frame))
             self._send("objects", lambda: messages.objects(boxes, stamp, frame_id))
             self._send("detections", lambda: messages.detections(boxes, stamp, frame_id))
         if occupancy is not None:
             self._send("occupancy", lambda: occupancy_messages.semantic_occupancy(occupancy, stamp, frame_id))
             self._send("occupancy_points", lambda: occupancy_messages.points(occupancy, stamp, frame_id))
             self._send("costmap", lambda: self._costmap(result, frame, frame_id))
+
+    def _markers(self, boxes: Boxes3D, stamp: int, frame_id: str, fixed_frame: str) -> MarkerArray:
+        trails = messages.trail_markers(self._trails.lines(), stamp, fixed_frame)
+        return messages.anew(messages.markers(boxes, stamp, frame_id) + trails, stamp, frame_id)
 
     def _costmap(self, result: Result, frame: Frame, frame_id: str) -> OccupancyGrid:
         assert result.occupancy is not None

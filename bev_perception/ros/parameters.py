@@ -84,6 +84,11 @@ PARAMETERS = (
         (0.05, 10.0),
     ),
     ParameterSpec(
+        "tracker",
+        _PIPELINE.tracker,
+        "Where track ids come from if the variant gives none: greedy (nearest centres), or none.",
+    ),
+    ParameterSpec(
         "costmap_min_height",
         _COSTMAP.min_height,
         "m above base_frame; what is lower is no obstacle in the costmap.",
@@ -160,6 +165,7 @@ def pipeline_settings(node: Node) -> PipelineSettings:
         score_threshold=get("score_threshold"),
         max_detections=get("max_detections"),
         memory_interval=get("memory_interval"),
+        tracker=get("tracker"),
         precision=get("precision"),
     )
 

@@ -9,8 +9,9 @@ from bev_perception.classes import NUSCENES_CLASSES
 from bev_perception.data.nuscenes import NuScenesError, open_devkit
 from bev_perception.data.queues import training_boxes
 from bev_perception.data.records import open_split
-from bev_perception.evaluation.detection import score_results, to_submission, write_submission
+from bev_perception.evaluation.detection import score_results
 from bev_perception.evaluation.errors import EvaluationError
+from bev_perception.evaluation.submissions import to_submission, write_submission
 from bev_perception.geometry import invert_transform, rotation_from_quaternion, transform_points
 from bev_perception.types import Boxes3D
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bev_perception.evaluation.detection import CLASS_RANGE, META, to_submission
+from bev_perception.evaluation.submissions import CLASS_RANGE, META, to_submission
 from bev_perception.geometry import make_transform, rotation_from_quaternion
 from bev_perception.types import Boxes3D
 

@@ -76,6 +76,7 @@ def test_the_header_says_what_the_numbers_mean_and_come_of(whole, untrained):
     assert (header["score_threshold"], header["max_detections"]) == (0.0, 5)
     assert (header["memory_interval"], header["precision"], header["bag"]) == (0.25, "fp32", "drive")
     assert (header["frame_id"], header["fixed_frame"], header["cameras"]) == ("base_link", "odom", list(CAMERAS))
+    assert header["tracker"] == "greedy"
     assert header["units"]["yaw"] == "rad" and header["box"]["size"] == "length, width, height"
 
 
@@ -92,6 +93,8 @@ def test_frames_and_counts_are_read_back(whole):
     assert [len(frame["boxes"]) for frame in frames] == [5] * 6
     assert list(frames[0]) == ["stamp", "boxes", "missing", "reset", "history"]
     assert [frame["history"] for frame in frames] == [0, 1, 1, 1, 2, 2]
+    ids = [[box["track_id"] for box in frame["boxes"]] for frame in frames]
+    assert ids[0] == [1, 2, 3, 4, 5] and all(len(set(of_frame)) == 5 for of_frame in ids) and set(ids[0]) & set(ids[1])
     assert results.end == {"complete": True, "frames": 6, "drops": {}, "resets": {}}
 
 

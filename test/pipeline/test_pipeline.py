@@ -187,7 +187,14 @@ def test_a_precision_that_the_device_lacks_is_refused(untrained):
 
 
 @pytest.mark.parametrize(
-    "values", [{"score_threshold": 2.0}, {"max_detections": 0}, {"memory_interval": 0.0}, {"memory_interval": np.nan}]
+    "values",
+    [
+        {"score_threshold": 2.0},
+        {"max_detections": 0},
+        {"memory_interval": 0.0},
+        {"memory_interval": np.nan},
+        {"tracker": "sort"},
+    ],
 )
 def test_settings_out_of_range_are_named(values):
     with pytest.raises(ValueError, match=next(iter(values))):
@@ -404,3 +411,56 @@ def test_every_error_of_a_frame_is_counted_wherever_it_is_raised(pipeline, frame
         pipeline.step(frames[0])
     snapshot = pipeline.health.snapshot()
     assert snapshot.drops == {"bad frame": 1} and snapshot.failure == "bad frame: nothing to see"
+
+
+# ---------------------------------------------------------------- track ids
+
+
+def test_boxes_have_track_ids_that_last(pipeline, frames):
+    """At 12 Hz most of the same weights' boxes are near those before; both frames of reference have the same ids."""
+    first, second = pipeline.step(frames[0]), pipeline.step(frames[1])
+    for result in (first, second):
+        assert len(set(result.boxes.track_ids.tolist())) == 20
+        np.testing.assert_array_equal(result.boxes.track_ids, result.reference_boxes.track_ids)
+    assert set(first.boxes.track_ids.tolist()) == set(range(1, 21))
+    assert len(set(first.boxes.track_ids.tolist()) & set(second.boxes.track_ids.tolist())) > 5
+
+
+def test_after_a_wipe_ids_are_new(pipeline, frames):
+    used = set(pipeline.step(frames[0]).boxes.track_ids.tolist())
+    for broken in (at(frames[0], -5), at(frames[0], 3), at(frames[0], 3.1, shift=30)):
+        result = pipeline.step(broken)
+        assert result.reset and not used & set(result.boxes.track_ids.tolist())
+        used |= set(result.boxes.track_ids.tolist())
+    pipeline.reset("asked for")
+    assert not used & set(pipeline.step(at(frames[0], 3.2, shift=30)).boxes.track_ids.tolist())
+
+
+def test_a_frame_that_fails_leaves_the_tracks_as_they_were(pipeline, frames):
+    pipeline.step(frames[0])
+    tracks = pipeline._tracks
+    hook = poison(pipeline.variants[0].model.img_neck)
+    for seconds in (0.1, -5.0):  # the second one would have wiped them
+        with pytest.raises(NotFiniteError):
+            pipeline.step(at(frames[0], seconds))
+    hook.remove()
+    assert pipeline._tracks is tracks
+    assert 1 in pipeline.step(at(frames[0], 0.2)).boxes.track_ids
+
+
+def test_without_a_tracker_and_with_ids_of_the_model(pipeline, frames, monkeypatch):
+    pipeline.settings = dataclasses.replace(pipeline.settings, tracker="none")
+    assert pipeline.step(frames[0]).boxes.track_ids is None
+    model = pipeline.variants[0].model
+    decode = model.decode
+
+    def with_ids(*arguments):
+        seen = decode(*arguments)
+        own = dataclasses.replace(seen.boxes, track_ids=np.arange(100, 100 + len(seen.boxes)))
+        return dataclasses.replace(seen, boxes=own)
+
+    monkeypatch.setattr(model, "decode", with_ids)
+    for k, tracker in enumerate(("none", "greedy")):
+        pipeline.settings = dataclasses.replace(pipeline.settings, tracker=tracker)
+        result = pipeline.step(frames[k + 1])
+        assert result.boxes.track_ids.tolist() == result.reference_boxes.track_ids.tolist() == list(range(100, 120))

@@ -11,6 +11,21 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture
+def node():
+    """A lifecycle node named bev_perception, without anything of ours."""
+    import rclpy
+    from kit import new_domain
+    from rclpy.lifecycle import LifecycleNode
+
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=new_domain())
+    made = LifecycleNode("bev_perception", context=context)
+    yield made
+    made.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+@pytest.fixture
 def start(tmp_path, small_drive, untrained):
     """Start a node and a peer: start(cameras=..., raw=..., **parameters) -> (node, peer)."""
     from kit import CAMERAS, PARAMETERS, NodeProcess, Peer, new_domain

@@ -68,7 +68,7 @@ def main() -> int:
     node.trigger_activate()
     result, frame = planted_result(), planted_frame()
     while True:
-        outputs.publish(result, frame, "base_link")
+        outputs.publish(result, frame, "base_link", "odom")
         time.sleep(0.2)
 
 

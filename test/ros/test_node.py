@@ -74,9 +74,10 @@ def test_outputs_agree_with_each_other(start):
         assert detection.results[0].hypothesis.score == thing.score
         assert detection.bbox.center == thing.pose == detection.results[0].pose.pose
         assert detection.bbox.size == thing.size
-        assert thing.track_id == -1 and math.isfinite(thing.velocity.x)
+        assert detection.id == str(thing.track_id) and math.isfinite(thing.velocity.x)
         q = thing.pose.orientation
         assert math.isclose(q.w**2 + q.z**2, 1, rel_tol=1e-9) and q.x == q.y == 0
+    assert len({o.track_id for o in objects.objects}) == 50 and min(o.track_id for o in objects.objects) >= 1
     scores = [o.score for o in objects.objects]
     assert scores == sorted(scores, reverse=True)
     assert markers[-1].markers[0].action == Marker.DELETEALL

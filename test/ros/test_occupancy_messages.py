@@ -4,11 +4,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import rclpy
-from kit import new_domain, wait_until
+from kit import wait_until
 from planted import GRID, OBJECTS, STAMP, planted_frame, planted_occupancy, planted_result
 from rclpy.executors import SingleThreadedExecutor
-from rclpy.lifecycle import LifecycleNode
 from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import PointCloud2, PointField
 
@@ -99,16 +97,6 @@ COSTLY = (
 )
 
 
-@pytest.fixture
-def node():
-    context = rclpy.Context()
-    rclpy.init(context=context, domain_id=new_domain())
-    node = LifecycleNode("bev_perception", context=context)
-    yield node
-    node.destroy_node()
-    rclpy.shutdown(context=context)
-
-
 @pytest.mark.parametrize(("topic", "builder"), COSTLY)
 def test_a_message_is_built_only_for_a_subscriber(node, monkeypatch, topic, builder):
     built = []
@@ -126,7 +114,7 @@ def test_a_message_is_built_only_for_a_subscriber(node, monkeypatch, topic, buil
     publishers = Outputs(node, [load_variant("sparseocc_tiny")], CostmapSettings())
     node.trigger_configure()
     node.trigger_activate()
-    publishers.publish(planted_result(), planted_frame(), "base_link")
+    publishers.publish(planted_result(), planted_frame(), "base_link", "odom")
     assert built == []
 
     got = []
@@ -136,7 +124,7 @@ def test_a_message_is_built_only_for_a_subscriber(node, monkeypatch, topic, buil
     wait_until(lambda: node.count_subscribers(f"/bev_perception/{topic}"), 10, "the subscription")
 
     def receives():
-        publishers.publish(planted_result(), planted_frame(), "base_link")
+        publishers.publish(planted_result(), planted_frame(), "base_link", "odom")
         executor.spin_once(timeout_sec=0.1)
         return got
 
@@ -146,7 +134,7 @@ def test_a_message_is_built_only_for_a_subscriber(node, monkeypatch, topic, buil
     node.destroy_subscription(subscription)
     wait_until(lambda: not node.count_subscribers(f"/bev_perception/{topic}"), 10, "the end of the subscription")
     built.clear()
-    publishers.publish(planted_result(), planted_frame(), "base_link")
+    publishers.publish(planted_result(), planted_frame(), "base_link", "odom")
     assert built == []
     executor.shutdown()
 

@@ -42,6 +42,7 @@ def test_node_and_offline_run_agree(tmp_path, untrained):
     for stamp, objects in live.items():
         boxes = offline[stamp]["boxes"]
         assert [o.class_name for o in objects] == [b["class"] for b in boxes]
+        assert [o.track_id for o in objects] == [b["track_id"] for b in boxes]
         for name, ours in (
             ("score", [[o.score] for o in objects]),
             ("center", [[o.pose.position.x, o.pose.position.y, o.pose.position.z] for o in objects]),

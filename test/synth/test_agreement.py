@@ -7,7 +7,8 @@ from small_world import SETTINGS
 
 from bev_perception.classes import NUSCENES_CLASSES, OCC3D_CLASSES
 from bev_perception.data.records import open_split
-from bev_perception.evaluation.detection import score_results, write_submission
+from bev_perception.evaluation.detection import score_results
+from bev_perception.evaluation.submissions import write_submission
 from bev_perception.geometry import box_corners, make_transform, rotation_from_quaternion, transform_points
 from bev_perception.synth.lidar import NOISE_LIMIT, sweep
 from bev_perception.synth.pictures import Photographer, visibility
