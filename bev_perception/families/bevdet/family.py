@@ -16,7 +16,9 @@ from bev_perception.types import Limits, VoxelGrid
 if TYPE_CHECKING:
     from bev_perception.data.records import Records
     from bev_perception.models.protocol import Model
+    from bev_perception.supervision.order import Order
     from bev_perception.supervision.parts import TrainedPart
+    from bev_perception.supervision.samples import TrainingData
     from bev_perception.supervision.truths import Truths
 
 
@@ -42,13 +44,24 @@ def _build(config: VariantConfig) -> Model:
 
 
 def _truths(config: VariantConfig, records: Records, labels: str | Path) -> Truths:
-    from bev_perception.supervision.truths import BoxTruths
+    from bev_perception.families.bevdet.truths import DetectionTruths, VoxelTruths
 
-    return BoxTruths(config.class_names, config.head.grid.range, records)
+    if config.head.occupancy is None:
+        return DetectionTruths(config, records)
+    return VoxelTruths(config, records, labels)
 
 
 def _steps(config: VariantConfig) -> Mapping[str, TrainedPart]:
-    return {}
+    from bev_perception.families.bevdet.step import BEVDetStep
+    from bev_perception.supervision.parts import TrainedPart
+
+    return {"all": TrainedPart(BEVDetStep)}
+
+
+def _order(config: VariantConfig, data: TrainingData, slots: int, seed: int) -> Order:
+    from bev_perception.families.bevdet.order import training_order
+
+    return training_order(config, data, slots, seed)
 
 
 BEVDET = Family(
@@ -62,4 +75,5 @@ BEVDET = Family(
     build=_build,
     truths=_truths,
     steps=_steps,
+    order=_order,
 )

@@ -122,7 +122,9 @@ class BEVDet(Model):
 
         images: normalised; H and W are multiples of 16
         """
-        maps = self.img_backbone(images.contiguous(memory_format=torch.channels_last))
+        # batch statistics of channels-last maps are ten times less exact on CPUs
+        layout = torch.contiguous_format if self.training else torch.channels_last
+        maps = self.img_backbone(images.contiguous(memory_format=layout))
         first = maps.pop(0) if self.head.stereo else None
         (features,) = self.img_neck(maps)
         return features, first
@@ -270,23 +272,27 @@ class BEVDet(Model):
         in_view = (alignment or self.head.alignment) == IN_VIEW
         known = sensor2grid(cameras[0], ego2global[0])
         size = (images[0].shape[-2], images[0].shape[-1])
-        past: list[Tensor] = []
+        maps: dict[int, Tensor] = {}
+        frames = list(range(1 + self.past_maps if with_history else 1))
         before: StereoView | None = None
-        if with_history:
-            with torch.no_grad():
-                if self.head.stereo:
+        if self.head.stereo:
+            frames.reverse()  # as each frame is matched with the one before
+            if with_history:
+                with torch.no_grad():
                     before = self._reference(images[self.past_maps + 1], cameras[self.past_maps + 1])
-                for t in range(self.past_maps, 0, -1):
-                    sensor2ego = sensor2grid(cameras[t], ego2global[0]) if in_view else known
-                    frame = self._frame(images[t], cameras[t], sensor2ego, known)
-                    bev, _ = self.lift(frame, before, bda, size)
-                    if not in_view:
-                        current2older = bda @ np.linalg.inv(ego2global[t]) @ ego2global[0] @ np.linalg.inv(bda)
-                        bev = warp(bev, current2older, self.head.grid)
-                    past.insert(0, bev)
-                    before = frame.view
-        bev, depth = self.lift(self._frame(images[0], cameras[0], known, known), before, bda, size)
-        return self.see([bev, *(past or [torch.zeros_like(bev)] * self.past_maps)], depth)
+        for t in frames:  # as in training: norms take up the statistics of one frame after the other
+            with torch.set_grad_enabled(torch.is_grad_enabled() and t == 0):
+                sensor2ego = sensor2grid(cameras[t], ego2global[0]) if in_view else known
+                frame = self._frame(images[t], cameras[t], sensor2ego, known)
+                maps[t], distribution = self.lift(frame, before, bda, size)
+                if t == 0:
+                    depth = distribution
+                elif not in_view:
+                    current2older = bda @ np.linalg.inv(ego2global[t]) @ ego2global[0] @ np.linalg.inv(bda)
+                    maps[t] = warp(maps[t], current2older, self.head.grid)
+                before = frame.view
+        nothing = torch.zeros_like(maps[0])
+        return self.see([maps.get(t, nothing) for t in range(1 + self.past_maps)], depth)
 
     def _frame(self, images: Tensor, cameras: Cameras, sensor2ego: np.ndarray, known: np.ndarray) -> EncodedFrame:
         features, first = self.encode_images(images.flatten(0, 1))
