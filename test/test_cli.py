@@ -145,6 +145,8 @@ def test_run_counts_what_it_drops(bag, untrained, tmp_path, capsys):
             "--max-range is about boxes",
         ),
         (["eval", "--bag", "{bag}"], "--bag needs --variant"),
+        (["eval", "--bag", "{bag}", "--variant", "v", "--tracking"], "--tracking scores tracks; name --data"),
+        (["eval", "--data", "{tmp}", "--results", "r.json", "--tracking"], "--tracking is for a variant that runs"),
         (["train", "--variant", "sparsebev_tiny", "--data", "{tmp}", "--out", "{tmp}/o"], "holds no tables"),
         (["synth", "{tmp}/world", "--image-width", "1000"], "images of 1000x562 are not 16:9"),
     ],

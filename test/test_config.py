@@ -162,7 +162,7 @@ def test_a_file_may_extend_a_variant(tmp_path):
         (BASED + "image: {mean: [.nan, 1, 1]}\n", r"image.mean\[0\]: nan is no finite"),
         ("name: &a mine\nfamily: *a\n", "aliases"),
         ("name: mine\nfamily: {<<: {a: 1}}\n", "a key must be a plain word"),
-        ("name: mine\nfamily: [sparsebev]\n", r"unknown family \['sparsebev'\]; known: sparsebev, sparseocc"),
+        ("name: mine\nfamily: [sparsebev]\n", r"unknown family \['sparsebev'\]; known: .*sparsebev, sparseocc"),
         ("name: mine\nfamily: " + 30 * "[" + 30 * "]", "more than 20 levels"),
         ("- name: mine\n", "expected a mapping, got list"),
         ("", "expected a mapping, got NoneType"),

@@ -50,7 +50,15 @@ def _add_eval(commands: Commands) -> None:
     add_variant(evaluate, required=False)
     add_checkpoint(evaluate)
     evaluate.add_argument(
-        "--results", type=Path, metavar="results_nusc.json", help="score this file instead of running a variant"
+        "--tracking",
+        action="store_true",
+        help="score the tracks, too (AMOTA, AMOTP, IDS); needs motmetrics and pandas",
+    )
+    evaluate.add_argument(
+        "--results",
+        type=Path,
+        metavar="results_nusc.json",
+        help="score this file of detection or tracking results instead of running a variant",
     )
     evaluate.add_argument(
         "--occupancy-results",
@@ -96,6 +104,8 @@ def _eval(args: argparse.Namespace) -> int:
         return _eval_bags(args)
     if args.data is None:
         raise UserError("name --data, the nuScenes dataroot; only --bag works without it")
+    if args.tracking and (args.results or args.occupancy_results):
+        raise UserError("--tracking is for a variant that runs; a file of results says itself what it holds")
     scores = _score_files(args) if args.results or args.occupancy_results else _score_variant(args)
     if scores is not None:
         print(scores.table())
@@ -107,11 +117,16 @@ def _score_files(args: argparse.Namespace) -> Scores:
     from bev_perception.data.records import open_split
     from bev_perception.evaluation.detection import score_results
     from bev_perception.evaluation.occupancy_files import score_occupancy_files
+    from bev_perception.evaluation.submissions import task_of
+    from bev_perception.evaluation.tracking import score_tracks
     from bev_perception.families.variants import load_variant
 
     version, split = _data_split(args)
     if args.results is not None:
-        return score_results(args.results, args.data, version, split, args.out, args.scenes, max_range=args.max_range)
+        where = (args.results, args.data, version, split, args.out, args.scenes)
+        if task_of(args.results) == "tracking":
+            return score_tracks(*where, max_range=args.max_range)
+        return score_results(*where, max_range=args.max_range)
     if args.max_range is not None:
         raise UserError("--max-range is about boxes; leave it out for occupancy")
     records = open_split(args.data, version, split)
@@ -138,6 +153,7 @@ def _score_variant(args: argparse.Namespace) -> Scores | None:
         scenes=tuple(args.scenes),
         max_range=args.max_range,
         memory=not args.no_memory,
+        tracking=args.tracking,
         labels=args.labels,
         save_occupancy=args.save_occupancy,
     )
@@ -157,6 +173,7 @@ def _eval_bags(args: argparse.Namespace) -> int:
 
     from bev_perception.data.records import open_records
     from bev_perception.evaluation.replay import Replay
+    from bev_perception.evaluation.tracking import BoxScores, check_tracking_devkit
     from bev_perception.families.family import OCCUPANCY
     from bev_perception.pipeline.loading import load_pipeline
     from bev_perception.pipeline.offline import run_frames
@@ -165,11 +182,16 @@ def _eval_bags(args: argparse.Namespace) -> int:
     if not args.variant:
         raise UserError("--bag needs --variant")
     version = data_version(args, args.data) if args.data else ""
-    replay = Replay(open_records(args.data, version) if args.data else None, args.labels)
+    if args.tracking:
+        if not args.data:
+            raise UserError("--tracking scores tracks; name --data, the nuScenes dataroot that the bags are scenes of")
+        check_tracking_devkit()
+    replay = Replay(open_records(args.data, version) if args.data else None, args.labels, args.tracking)
     pipeline = load_pipeline(args.variant, args.checkpoint, args.device, PipelineSettings(precision=args.precision))
     occupancy = OCCUPANCY in pipeline.gives
-    if occupancy and args.max_range is not None:
-        raise UserError("--max-range is about boxes; leave it out for occupancy")
+    for option, given in (("--max-range", args.max_range is not None), ("--tracking", args.tracking)):
+        if occupancy and given:
+            raise UserError(f"{option} is about boxes; leave it out for occupancy")
     for path in args.bag:
         bag, settings = open_bag(args, path)
         frames = run_frames(replay.watch(bag.events()), pipeline, settings)
@@ -183,7 +205,9 @@ def _eval_bags(args: argparse.Namespace) -> int:
         if occupancy:
             scores = replay.score_occupancy(version, args.out)
         else:
-            scores = replay.score(version, args.out, args.max_range)
+            scores = detection = replay.score(version, args.out, args.max_range)
+            if args.tracking:
+                scores = BoxScores(detection, replay.score_tracking(version, args.out, args.max_range))
         print(f"{replay.coverage()}\n{scores.table()}")
     return 0 if replay.frames else 1
 

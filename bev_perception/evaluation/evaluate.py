@@ -21,7 +21,14 @@ from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.occupancy import OccupancyCounts, OccupancyScores
 from bev_perception.evaluation.occupancy_files import SCORES_FILE, check_labels, count_row
 from bev_perception.evaluation.running import check_images, joined_processes, own_device, run_rows
-from bev_perception.evaluation.submissions import to_submission, write_submission
+from bev_perception.evaluation.submissions import (
+    DETECTION_FILE,
+    TRACKING_FILE,
+    to_submission,
+    to_tracking_submission,
+    write_submission,
+)
+from bev_perception.evaluation.tracking import BoxScores, TrackingScores, check_tracking_devkit, score_tracks
 from bev_perception.families.catalog import gives
 from bev_perception.families.family import INSTANCES, OCCUPANCY
 from bev_perception.families.variants import Variant, load_variant
@@ -33,7 +40,7 @@ LOG = logging.getLogger(__name__)
 #: the split whose ground truth is not public
 SECRET_SPLIT = "test"
 
-Scores = DetectionScores | OccupancyScores
+Scores = DetectionScores | TrackingScores | BoxScores | OccupancyScores
 
 
 @dataclass(frozen=True)
@@ -46,12 +53,14 @@ class EvalSettings:
     version: of its tables, e.g. v1.0-mini
     split: of `version`; an official one, or one in splits.json next to its tables
     out: directory for results and scores: results_nusc.json, metrics_summary.json and plots of a variant that
-        detects; occupancy_metrics.json of a variant that predicts occupancy
+        detects, with `tracking` also tracking_nusc.json and tracking_metrics.json; occupancy_metrics.json of a variant
+        that predicts occupancy
     device: "auto", "cpu", "cuda" or "cuda:N"; under torchrun "auto" and "cuda" give each process a GPU of its own
     precision: of backbone and neck, as in PipelineSettings
     scenes: names of the only scenes of the split to run and score; empty: all
     max_range: m, distance from the car up to which boxes count, as in score_results; None: by class
     memory: False wipes the memory before each frame
+    tracking: whether tracks are written and scored, too; a variant without ids of its own gets those of the tracker
     labels: folder of occupancy labels, relative to `data` or absolute
     save_occupancy: directory for the occupancy of each sample; None: not written
     """
@@ -67,6 +76,7 @@ class EvalSettings:
     scenes: tuple[str, ...] = ()
     max_range: float | None = None
     memory: bool = True
+    tracking: bool = False
     labels: str | Path = LABELS_FOLDER
     save_occupancy: Path | None = None
 
@@ -120,26 +130,35 @@ class _DetectionEvaluation:
     def __init__(self, settings: EvalSettings, config: VariantConfig, records: Records) -> None:
         if settings.save_occupancy is not None:
             raise EvaluationError(f"{config.name} gives no occupancy that could be saved; leave --save-occupancy out")
-        self.part: dict[str, Any] = {}
+        if settings.tracking:
+            check_tracking_devkit()
+            if not settings.memory:
+                raise EvaluationError("without memory there are no tracks; leave out one of --no-memory and --tracking")
+        self.part: dict[str, list[Any]] = {}  # sample token -> entries of each task
         self._settings, self._records = settings, records
+        self._tasks = [(to_submission, DETECTION_FILE)]
+        if settings.tracking:
+            self._tasks.append((to_tracking_submission, TRACKING_FILE))
 
     def add(self, i: int, result: Result) -> None:
-        assert result.reference_boxes is not None, "a detector always says which boxes there are"
-        records, token = self._records, self._records.tokens[i]
-        self.part[token] = to_submission(result.reference_boxes, token, records.lidar2ego(i), records.ego2global(i))
+        boxes, token = result.reference_boxes, self._records.tokens[i]
+        assert boxes is not None, "a detector always says which boxes there are"
+        lidar2ego, ego2global = self._records.lidar2ego(i), self._records.ego2global(i)
+        self.part[token] = [write(boxes, token, lidar2ego, ego2global) for write, _ in self._tasks]
 
-    def finish(self, parts: list[dict[str, Any]]) -> DetectionScores | None:
-        results = {token: boxes for part in parts for token, boxes in part.items()}
+    def finish(self, parts: list[dict[str, list[Any]]]) -> DetectionScores | BoxScores | None:
+        results = {token: entries for part in parts for token, entries in part.items()}
         settings = self._settings
-        path = settings.out / "results_nusc.json"
-        write_submission({token: results[token] for token in self._records.tokens}, path)
-        LOG.info("wrote %s: %d samples", path, len(results))
+        for k, (_, name) in enumerate(self._tasks):
+            write_submission({token: results[token][k] for token in self._records.tokens}, settings.out / name)
+            LOG.info("wrote %s: %d samples", settings.out / name, len(results))
         if settings.split == SECRET_SPLIT:
             return None
-        return score_results(
-            *(path, settings.data, settings.version, settings.split, settings.out, settings.scenes),
-            max_range=settings.max_range,
-        )
+        where = (settings.data, settings.version, settings.split, settings.out, settings.scenes)
+        detection = score_results(settings.out / DETECTION_FILE, *where, max_range=settings.max_range)
+        if not settings.tracking:
+            return detection
+        return BoxScores(detection, score_tracks(settings.out / TRACKING_FILE, *where, max_range=settings.max_range))
 
 
 class _OccupancyEvaluation:
@@ -148,6 +167,8 @@ class _OccupancyEvaluation:
         self._settings, self._records, self._config, self._device = settings, records, config, device
         if settings.max_range is not None:
             raise EvaluationError(f"{config.name} gives no boxes, which alone have a range; leave --max-range out")
+        if settings.tracking:
+            raise EvaluationError(f"{config.name} gives no boxes that could be tracked; leave --tracking out")
         self._scored = settings.split != SECRET_SPLIT
         if self._scored:
             check_labels(records, settings.labels, config.class_names, INSTANCES in gives(config))

@@ -12,6 +12,7 @@ import yaml
 from bev_perception.evaluation.detection import DetectionScores
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.evaluate import EvalSettings, Scores, evaluate
+from bev_perception.evaluation.occupancy import OccupancyScores
 from bev_perception.families.catalog import gives
 from bev_perception.families.family import BOXES
 from bev_perception.families.variants import load_variant, weights_directory
@@ -54,11 +55,11 @@ def measure(variants: Sequence[str], data: Path, version: str, split: str, out: 
 
 
 def _headline(scores: Scores) -> dict[str, float]:
-    found = (
-        {"mAP": scores.mean_ap, "NDS": scores.nds}
-        if isinstance(scores, DetectionScores)
-        else {"RayIoU": scores.summary["RayIoU"]}
-    )
+    if isinstance(scores, DetectionScores):
+        found = {"mAP": scores.mean_ap, "NDS": scores.nds}
+    else:
+        assert isinstance(scores, OccupancyScores), "tracks are not measured"
+        found = {"RayIoU": scores.summary["RayIoU"]}
     return {name: round(100 * value, 2) for name, value in found.items()}
 
 

@@ -24,7 +24,14 @@ from bev_perception.evaluation.detection import DetectionScores, score_results
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.occupancy import OccupancyCounts, OccupancyScores
 from bev_perception.evaluation.occupancy_files import SCORES_FILE, count_row
-from bev_perception.evaluation.submissions import to_submission, write_submission
+from bev_perception.evaluation.submissions import (
+    DETECTION_FILE,
+    TRACKING_FILE,
+    to_submission,
+    to_tracking_submission,
+    write_submission,
+)
+from bev_perception.evaluation.tracking import TrackingScores, score_tracks
 from bev_perception.geometry import invert_transform, transform_points
 from bev_perception.health import HealthSnapshot
 from bev_perception.types import Frame, Occupancy, Result
@@ -39,18 +46,22 @@ class Replay:
     frames: number of frames so far
     """
 
-    def __init__(self, records: Records | None = None, labels: str | Path = LABELS_FOLDER) -> None:
+    def __init__(
+        self, records: Records | None = None, labels: str | Path = LABELS_FOLDER, tracking: bool = False
+    ) -> None:
         """Start empty.
 
         records: key frames of nuScenes that may be among the frames; None: only a summary is possible
         labels: folder of their occupancy labels, see labels_path
+        tracking: whether tracks shall be scored, see score_tracking
         """
-        self._records, self._labels = records, labels
+        self._records, self._labels, self._tracking = records, labels, tracking
         rows = range(0 if records is None else len(records))
         self._row_of = {stamp: i for i in rows for stamp in self._key_stamps(i)}
         self._held: set[int] = set()  # key frames of which the recordings have an image
         self._answered: set[int] = set()  # those that a result is of
         self._submission: dict[int, list[dict[str, Any]]] = {}
+        self._tracks: dict[int, list[dict[str, Any]]] = {}
         self._counts: dict[int, OccupancyCounts] = {}
         self._nothing: Occupancy | None = None  # stands for an occupancy that was lost
         self.frames = 0
@@ -86,7 +97,10 @@ class Replay:
         self._answered.add(row)
         records = self._of_nuscenes
         if result.boxes is not None:
-            self._submission[row] = to_submission(result.boxes, records.tokens[row], np.eye(4), frame.ego2global)
+            place = (records.tokens[row], np.eye(4), frame.ego2global)
+            self._submission[row] = to_submission(result.boxes, *place)
+            if self._tracking:
+                self._tracks[row] = to_tracking_submission(result.boxes, *place)
         if result.occupancy is not None:
             moved = move_occupancy(result.occupancy, frame.ego2global, records.ego2global(row))
             self._counts[row] = count_row(moved, records, row, self._labels)
@@ -116,16 +130,30 @@ class Replay:
 
         Raises EvaluationError if there is no such key frame, or no truth for any.
         """
+        path = out / DETECTION_FILE
+        return score_results(path, *self._write(self._submission, version, path), max_range)
+
+    def score_tracking(self, version: str, out: Path, max_range: float | None = None) -> TrackingScores:
+        """Write out/tracking_nusc.json and score it on the same key frames as `score`; arguments and errors as there.
+
+        Tracks are those of all frames of the recording, of which the key frames are a part.
+        """
+        path = out / TRACKING_FILE
+        return score_tracks(path, *self._write(self._tracks, version, path), max_range)
+
+    def _write(
+        self, entries: dict[int, list[dict[str, Any]]], version: str, path: Path
+    ) -> tuple[Path, str, None, Path, list[str], set[str]]:
+        """Write a submission with entries by row; return what scores are to be of: root, version, ... samples."""
         records = self._of_nuscenes
         self._check_held(version)
         if not any(len(records.annotations(i).names) for i in self._held):
             raise EvaluationError(f"{version} has no boxes for these key frames; the truth of test is not published")
         scenes = {records.scenes[i] for i in self._held}
         samples = [i for i in range(len(records)) if records.scenes[i] in scenes]
-        path = out / "results_nusc.json"
-        write_submission({records.tokens[i]: self._submission.get(i, []) for i in samples}, path)
+        write_submission({records.tokens[i]: entries.get(i, []) for i in samples}, path)
         tokens = {records.tokens[i] for i in self._held}
-        return score_results(path, records.root, version, None, out, sorted(scenes), tokens, max_range)
+        return records.root, version, None, path.parent, sorted(scenes), tokens
 
     def score_occupancy(self, version: str, out: Path) -> OccupancyScores:
         """Score occupancy on the same key frames as `score`, and write out/occupancy_metrics.json.

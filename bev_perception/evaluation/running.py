@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -28,6 +28,7 @@ from bev_perception.pipeline.loading import load_weights
 from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
 from bev_perception.results.boxes import to_ego
 from bev_perception.sensing.preprocess import NoUsableViewError, Preprocessor
+from bev_perception.tracking.tracker import Tracks, follow
 from bev_perception.types import Limits, ModelInput, Result
 
 #: time that a process waits for the slowest one before it gives up
@@ -165,7 +166,8 @@ def run_in_queues(
 ) -> Iterator[tuple[int, Result]]:
     """Run a model on the whole queue of past and future frames of each row, and yield the row with its result.
 
-    A frame is read and encoded once, and kept as long as consecutive queues contain it.
+    A frame is read and encoded once, and kept as long as consecutive queues contain it. Boxes without track ids get
+    those of the tracker, which starts anew with each scene.
 
     config: the variant
     model: its model, on `device`
@@ -181,6 +183,7 @@ def run_in_queues(
     preprocess = Preprocessor(config, device)
     inputs: dict[tuple[int, ...], ModelInput] = {}
     encoded: dict[tuple[int, ...], Encoded] = {}
+    scene, tracks = "", Tracks()
     try:
         for i in rows:
             queue = [tuple(image_set.tolist()) for image_set in evaluation_queue(records, i, config.frames)]
@@ -194,9 +197,14 @@ def run_in_queues(
                 others = [model.remember(encoded[s], (), inputs[s]) for s in queue[1:]]
                 prediction = model.predict(encoded[queue[0]], others, current, None)
             seen = model.decode(prediction.outputs, limits or Limits())
-            boxes = None if seen.boxes is None else to_ego(seen.boxes, records.lidar2ego(i))
-            stamp, history = records.stamps[i] * 1000, len(others)
-            yield i, Result(stamp, boxes, seen.occupancy, {}, None, {}, history, reference_boxes=seen.boxes)
+            stamp, history, found = records.stamps[i] * 1000, len(others), seen.boxes
+            if found is not None and found.track_ids is None:
+                if records.scenes[i] != scene:
+                    scene, tracks = records.scenes[i], tracks.cleared()
+                tracks, ids = follow(tracks, found, records.lidar2global(i), stamp)
+                found = replace(found, track_ids=ids)
+            boxes = None if found is None else to_ego(found, records.lidar2ego(i))
+            yield i, Result(stamp, boxes, seen.occupancy, {}, None, {}, history, reference_boxes=found)
     finally:
         preprocess.close()
 

@@ -40,6 +40,9 @@ META = {"use_lidar": False, "use_camera": True, "use_radar": False, "use_map": F
 #: tasks by a key that each of their entries has
 TASKS = {'"detection_name"': "detection", '"tracking_name"': "tracking"}
 
+#: names of the files of results
+DETECTION_FILE, TRACKING_FILE = "results_nusc.json", "tracking_nusc.json"
+
 #: entries by sample token
 Results = dict[str, list[dict[str, Any]]]
 

@@ -24,11 +24,13 @@ from bev_perception.visualization.canvas import (
     fixed,
     put_text,
 )
+from bev_perception.visualization.tracks import draw_ids, draw_tracks, trails_in_ego
 
 TILE_WIDTH, TILE_HEIGHT = 640, 360  # pixels, of one camera's picture
 NEAR = 0.1  # m, nothing nearer to a camera is drawn
 MIN_SPEED = 0.5  # m/s, slower boxes get no arrow
 TRUTH: Color = (255, 255, 255)  # colour of the ground truth's boxes, which are dashed
+NO_TRAILS: Mapping[int, np.ndarray] = {}
 _EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
 _FRONT_CROSS = ((0, 7), (3, 4))  # diagonals of the front face, see geometry.box_corners
 
@@ -39,32 +41,41 @@ def draw_frame(
     boxes: Boxes3D,
     note: str = "",
     truth: Boxes3D | None = None,
+    trails: Mapping[int, np.ndarray] = NO_TRAILS,
 ) -> np.ndarray:
     """Return a BGR picture of the frame: two rows of cameras, a bird's-eye view, and a strip with `note` at the bottom.
+
+    Boxes that have track ids are drawn with them.
 
     images: camera -> its decoded image [H, W, 3] BGR uint8, as it was taken (lens distortion is removed here)
     boxes: in base_link at the frame's stamp; each camera shows them from the ego pose at its own stamp
     note: text of the strip
     truth: ground-truth boxes, like `boxes`, drawn with white dashes; None draws none
+    trails: track id -> centres [k, 3] in the global frame, drawn from above
     """
 
     def draw(tile: Tile) -> None:
         if truth is not None:
             draw_wireframes(tile, frame.ego2global, truth, [TRUTH] * len(truth), dashed=True)
         draw_wireframes(tile, frame.ego2global, boxes, box_colors(boxes))
+        draw_ids(tile, frame.ego2global, boxes)
 
     cameras = draw_cameras(frame, images, (TILE_WIDTH, TILE_HEIGHT), 2, draw)
-    picture = np.hstack([cameras, draw_birds_eye(boxes, 2 * TILE_HEIGHT, truth)])
+    above = draw_birds_eye(boxes, 2 * TILE_HEIGHT, truth, trails_in_ego(trails, frame.ego2global))
+    picture = np.hstack([cameras, above])
     state = f"t = {frame.stamp / 1e9:.3f} s   {len(boxes)} boxes"
     if truth is not None:
         state += f", {len(truth)} in truth"
     return np.vstack([picture, draw_caption(picture.shape[1], note, state)])
 
 
-def draw_birds_eye(boxes: Boxes3D, size: int, truth: Boxes3D | None = None) -> np.ndarray:
+def draw_birds_eye(
+    boxes: Boxes3D, size: int, truth: Boxes3D | None = None, trails: Mapping[int, np.ndarray] = NO_TRAILS
+) -> np.ndarray:
     """Return a BGR picture [size, size, 3] of boxes in base_link from above, +x up, REACH m in each direction.
 
     truth: ground-truth boxes in base_link, drawn with white dashes; None draws none
+    trails: track id -> centres [k, 3] in base_link
     """
     view = BirdsEye(size)
     view.draw_rings()
@@ -76,6 +87,7 @@ def draw_birds_eye(boxes: Boxes3D, size: int, truth: Boxes3D | None = None) -> n
     for i in np.flatnonzero(np.hypot(*boxes.velocities.T) >= MIN_SPEED):  # the distance travelled in one second
         tail, tip = fixed(view.pixels(np.stack([noses[i], noses[i] + boxes.velocities[i]])))
         cv2.arrowedLine(view.canvas, tail, tip, TEXT, 1, cv2.LINE_AA, FRACTION_BITS, tipLength=0.2)
+    draw_tracks(view, boxes, trails)
     _draw_legend(view.canvas, boxes, truth)
     return view.canvas
 

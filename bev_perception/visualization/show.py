@@ -33,6 +33,7 @@ from bev_perception.results.boxes import to_ego
 from bev_perception.sensing.preprocess import reference2base
 from bev_perception.sensing.synchronizer import SynchronizerSettings
 from bev_perception.strict import ConfigError, UserError
+from bev_perception.tracking.trails import Trails
 from bev_perception.types import Boxes3D, Frame, FrameError, Occupancy, Result
 from bev_perception.visualization.canvas import decode_views
 from bev_perception.visualization.occupancy import draw_occupancy
@@ -150,7 +151,7 @@ Source = KeyFrames | BagFrames
 
 
 def show_boxes(settings: ShowSettings, source: Source, score_threshold: float, max_boxes: int | None = None) -> int:
-    """Draw the boxes of a detector, and those of nuScenes beside them; return the number of pictures.
+    """Draw the boxes and tracks of a detector, and the boxes of nuScenes beside them; return the number of pictures.
 
     settings: what to run, and where to write the pictures
     source: the frames
@@ -163,12 +164,20 @@ def show_boxes(settings: ShowSettings, source: Source, score_threshold: float, m
     loaded = _load(settings)
 
     def pictures() -> Iterator[Stamped]:
-        for shot, boxes in _detections(loaded, settings, source, score_threshold, max_boxes):
+        trails = Trails()
+        for shot, result in _results(loaded, settings, source, PipelineSettings(score_threshold, max_boxes)):
+            assert result.boxes is not None, "a detector always says which boxes there are"
+            if result.reset is not None:
+                trails.clear()
+            trails.add(result.stamp, result.boxes, shot.frame.ego2global)
+            if not shot.shown:
+                continue
             truth = None
             if isinstance(source, KeyFrames) and shot.row is not None:
                 truth = _true_boxes(source.records, shot.row, loaded.config.class_names, area(loaded.config))
             note = _note(loaded, shot)
-            yield shot.frame.stamp, draw_frame(shot.frame, decode_views(shot.frame), boxes, note, truth)
+            images, lines = decode_views(shot.frame), trails.lines()
+            yield shot.frame.stamp, draw_frame(shot.frame, images, result.boxes, note, truth, trails=lines)
 
     return _write(settings, "boxes", pictures())
 
@@ -285,17 +294,6 @@ def load_labels(path: Path, class_names: tuple[str, ...]) -> Occupancy:
 
 def _load(settings: ShowSettings) -> LoadedVariant:
     return load_weights(load_variant(settings.variant), settings.checkpoint, choose_device(settings.device))
-
-
-def _detections(
-    loaded: LoadedVariant, settings: ShowSettings, source: Source, score_threshold: float, max_boxes: int | None
-) -> Iterator[tuple[Shot, Boxes3D]]:
-    """Yield every frame to be shown with its predicted boxes in base_link."""
-    how = PipelineSettings(score_threshold, max_boxes)
-    for shot, result in _results(loaded, settings, source, how):
-        assert result.boxes is not None, "a detector always says which boxes there are"
-        if shot.shown:
-            yield shot, result.boxes
 
 
 def _results(

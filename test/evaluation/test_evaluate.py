@@ -22,7 +22,7 @@ from bev_perception.evaluation.detection import score_results
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.evaluate import EvalSettings, evaluate
 from bev_perception.evaluation.running import run_in_queues, run_rows
-from bev_perception.evaluation.submissions import to_submission, write_submission
+from bev_perception.evaluation.submissions import TRACKED_CLASSES, to_submission, write_submission
 from bev_perception.families.catalog import build_model
 from bev_perception.families.sparsebev.config import DecodeConfig
 from bev_perception.families.variants import load_variant, variants_directory
@@ -82,6 +82,11 @@ def check_online_equals_offline(records, rows, untrained, model):
     online = [(i, result.boxes) for i, result in run_rows(CONFIG, untrained, CPU, records, rows)]
     offline = [(i, result.boxes) for i, result in run_in_queues(CONFIG, model, CPU, records, rows)]
     assert [i for i, _ in online] == [i for i, _ in offline] == list(rows)
+    for results in (online, offline):
+        of_scene = {}
+        for i, boxes in results:
+            of_scene.setdefault(records.scenes[i], set()).update(boxes.track_ids.tolist())
+        assert sum(map(len, of_scene.values())) == len(set.union(*of_scene.values()))  # no id is in two scenes
     for (_, found), (_, wanted) in zip(online, offline, strict=True):
         assert len(found) == 50
         check_same(found, wanted)
@@ -190,6 +195,33 @@ def test_evaluate_writes_and_scores(settings, records, curves):
     assert any(document["results"].values()) and 0 <= scores.nds < 0.3
     assert set(scores.errors) == {"mATE", "mASE", "mAOE", "mAVE", "mAAE"}
     assert (settings.out / "metrics_summary.json").is_file() and (settings.out / "plots" / "curves.png").is_file()
+
+
+def test_tracks_of_a_detector_without_ids_are_the_trackers(settings, records, tmp_path, capsys):
+    """Scored beside the boxes by the command; the file alone gets the same scores."""
+    pytest.importorskip("motmetrics")
+    command = ["eval", "--data", settings.data, "--version", SPLIT[0], "--device", "cpu"]
+    run = ["--variant", settings.variant, "--checkpoint", settings.checkpoint, "--tracking", "--out", tmp_path]
+    assert cli.main([*map(str, [*command, *run])]) == 0
+    printed = capsys.readouterr().out
+    assert "NDS  " in printed and "AMOTA" in printed
+    boxes, tracks = (
+        json.loads((tmp_path / name).read_text())["results"] for name in ("results_nusc.json", "tracking_nusc.json")
+    )
+    assert list(boxes) == list(tracks) == records.tokens
+    ids = [{entry["tracking_id"] for entry in tracks[token]} for token in records.tokens]
+    assert ids[0] & ids[1] and not set.union(*ids[:5]) & set.union(*ids[5:])  # another scene has other tracks
+    tracked = [entry for entry in boxes[records.tokens[0]] if entry["detection_name"] in TRACKED_CLASSES]
+    assert [entry["translation"] for entry in tracked] == [e["translation"] for e in tracks[records.tokens[0]]]
+    file = ["--results", tmp_path / "tracking_nusc.json", "--out", tmp_path / "again"]
+    assert cli.main([*map(str, [*command, *file])]) == 0
+    assert capsys.readouterr().out.strip() == printed[printed.index("class                   AMOTA") :].strip()
+
+
+def test_tracks_need_a_memory(settings, tmp_path):
+    pytest.importorskip("motmetrics")
+    with pytest.raises(EvaluationError, match="leave out one of --no-memory and --tracking"):
+        evaluate(dataclasses.replace(settings, out=tmp_path, tracking=True, memory=False))
 
 
 def test_a_single_scene(settings, tmp_path):

@@ -32,6 +32,7 @@ from bev_perception.health import Health
 from bev_perception.pipeline.offline import collect_frames, read_results
 from bev_perception.results.boxes import to_ego
 from bev_perception.sensing.synchronizer import SynchronizerSettings
+from bev_perception.tracking.tracker import Tracks, follow
 from bev_perception.types import Occupancy, Result, VoxelGrid
 
 pytest.importorskip("nuscenes")
@@ -107,6 +108,24 @@ def test_with_that_time_made_up_for_nothing_is_lost(bags, records, tmp_path):
         errors = dict(scores.class_errors[name])
         assert errors.pop("mAVE") < 0.02  # the truth's velocities are differences over 1 s, along a bend
         assert max(errors.values()) < 1e-6
+
+
+def test_a_perfect_detector_with_the_tracker_keeps_every_track(bags, records, tmp_path):
+    """At 12 Hz, scored at the key frames; but for what crosses the border of what counts."""
+    pytest.importorskip("motmetrics")
+    replay, tracks = Replay(records, tracking=True), Tracks()
+    for bag in bags:
+        tracks = tracks.cleared()
+        events = replay.watch(BagReader(bag).events())
+        for frame in collect_frames(events, SynchronizerSettings(CAMERAS), Health()):
+            boxes = seen_by_a_perfect_detector(frame).boxes
+            tracks, ids = follow(tracks, boxes, frame.ego2global, frame.stamp)
+            boxes = dataclasses.replace(boxes, scores=np.ones(len(boxes)), track_ids=ids)
+            replay.add(frame, Result(frame.stamp, boxes, None, {}, None, {}, 0))
+    scores = replay.score_tracking(VERSION, tmp_path)
+    assert scores.overall["ids"] == 0 and scores.overall["amota"] > 0.97 and scores.overall["amotp"] < 8.0 * LAG
+    document = json.loads((tmp_path / "tracking_nusc.json").read_text())
+    assert list(document["results"]) == records.tokens and json.loads((tmp_path / "tracking_metrics.json").read_text())
 
 
 def test_a_frame_without_a_result_counts_as_nothing_found(bags, records, tmp_path, monkeypatch):

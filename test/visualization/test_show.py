@@ -19,7 +19,7 @@ from bev_perception.data.rosbag import BagReader
 from bev_perception.data.synthetic import World
 from bev_perception.evaluation.running import run_rows
 from bev_perception.families.variants import load_variant, variants_directory
-from bev_perception.geometry import invert_transform
+from bev_perception.geometry import invert_transform, transform_points
 from bev_perception.models.device import choose_device
 from bev_perception.pipeline.loading import write_initial_weights
 from bev_perception.results.boxes import to_ego
@@ -107,6 +107,24 @@ def test_boxes_are_those_of_the_evaluation_in_base_link(scene, untrained):
         assert len(boxes) == 7 and frame.stamp == frames.records.stamps[i] * 1000
         assert set(images) == set(CAMERAS)
         assert "UNTRAINED" in note and SCENE in note and frames.records.tokens[i] in note
+
+
+def test_boxes_are_drawn_with_the_ways_that_their_tracks_have_come(settings, synthetic_nuscenes, monkeypatch):
+    """Also of the key frames before the one to be shown."""
+    shown = []
+
+    def draw(frame, images, boxes, note, truth, trails):
+        shown.append((frame, boxes, trails))
+        return np.full((8, 8, 3), 60, np.uint8)
+
+    monkeypatch.setattr(show, "draw_frame", draw)
+    assert show_boxes(settings, KeyFrames(synthetic_nuscenes, VERSION, sample=f"{SCENE}-2"), 0.0, 20) == 1
+    ((frame, boxes, trails),) = shown
+    assert len(set(boxes.track_ids.tolist())) == 20 and trails
+    now = dict(zip(boxes.track_ids.tolist(), transform_points(frame.ego2global, boxes.centers), strict=True))
+    assert now.keys() & trails.keys() and all(2 <= len(line) <= 3 for line in trails.values())
+    for track in now.keys() & trails.keys():
+        np.testing.assert_allclose(trails[track][-1], now[track])
 
 
 def test_truth_is_what_the_world_holds_in_base_link(scene):

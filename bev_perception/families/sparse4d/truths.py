@@ -16,8 +16,8 @@ from bev_perception.data.records import Annotations, Records
 from bev_perception.supervision.samples import Change
 from bev_perception.supervision.truths import Sight
 
-#: pixels a cell of the finest level whose depth is supervised; every further level's cells are twice as large
-FINEST_STRIDE = 4
+#: pixels a cell of a backbone's first stage; every further stage's cells are twice as large
+FIRST_STRIDE = 4
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class InstanceTruths:
         assert config.training is not None
         self._config, self._recipe, self._records = config, config.training.family, records
         levels = config.head.depth_levels if config.head.recurrent else 0
-        self._strides = [FINEST_STRIDE * 2**level for level in range(levels)]
+        self._strides = [FIRST_STRIDE * 2 ** (config.backbone.first_level + level) for level in range(levels)]
 
     def read(self, index: int, sight: Sight) -> InstanceTruth | None:
         """Return the ground truth of key frame `index`.

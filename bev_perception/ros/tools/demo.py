@@ -45,6 +45,7 @@ from bev_perception.sensing.synchronizer import SynchronizerSettings
 from bev_perception.synth.generate import generate
 from bev_perception.synth.scene import scene_name
 from bev_perception.synth.settings import VERSION, SynthSettings
+from bev_perception.tracking.trails import Trails
 from bev_perception.types import Boxes3D, Frame, Occupancy, Result
 from bev_perception.visualization.canvas import decode_views
 from bev_perception.visualization.occupancy import draw_beside_boxes
@@ -254,6 +255,7 @@ def _boxes(message: Object3DArray) -> Boxes3D:
         scores=np.array([o.score for o in objects]),
         labels=np.array([NUSCENES_CLASSES.index(o.class_name) for o in objects], np.int64),
         class_names=NUSCENES_CLASSES,
+        track_ids=np.array([o.track_id for o in objects], np.int64),
     )
 
 
@@ -292,8 +294,11 @@ def _draw(out: Path, frames: list[Frame], heard: _Heard, models: _Models) -> int
     note = "" if models.trained else "weights: UNTRAINED, the boxes mean nothing"
 
     def pictures() -> Iterator[np.ndarray]:
+        trails = Trails()
         for frame in tqdm(shown, desc="draw", unit="frame"):
-            picture = draw_frame(frame, decode_views(frame), _worth_showing(heard.boxes[frame.stamp], models), note)
+            boxes = _worth_showing(heard.boxes[frame.stamp], models)
+            trails.add(frame.stamp, boxes, frame.ego2global)
+            picture = draw_frame(frame, decode_views(frame), boxes, note, trails=trails.lines())
             if models.occupancy:
                 picture = draw_beside_boxes(picture, heard.occupancies[frame.stamp])
             if frame is shown[len(shown) // 2]:
