@@ -18,6 +18,7 @@ from bev_perception.classes import attribute_of
 from bev_perception.data.nuscenes import known_splits, open_devkit
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.geometry import quaternion_from_rotation, transform_points
+from bev_perception.strict import parse_json
 from bev_perception.types import Boxes3D
 
 #: m from the car, in the ground plane, up to which a class counts (detection_cvpr_2019)
@@ -163,7 +164,7 @@ def score_results(
         config.class_range = {name: min(own, max_range) for name, own in config.class_range.items()}
     try:
         evaluation = DetectionEval(devkit, config, str(results_json), split, str(out), verbose=False)
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever the devkit meets in the file
         raise EvaluationError(f"nuscenes-devkit refuses {results_json}: {type(error).__name__}: {error}") from error
     if samples:
         for boxes in (evaluation.gt_boxes, evaluation.pred_boxes):
@@ -190,7 +191,7 @@ def score_results(
 
 def _read_results(path: Path) -> dict[str, list[Any]]:
     try:
-        document = json.loads(path.read_bytes())
+        document = parse_json(path.read_bytes())
     except ValueError as error:
         raise EvaluationError(f"{path} is no JSON ({error}); give a results_nusc.json") from error
     if not isinstance(document, dict) or not isinstance(document.get("results"), dict) or "meta" not in document:
