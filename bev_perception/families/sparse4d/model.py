@@ -144,7 +144,8 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
         """
         own: DecodeConfig = self.config.head.decode
         config = replace(own, max_num=own.max_num if limits.count is None else limits.count)
-        boxes = decode_boxes(outputs, config, self.config.class_names, self.config.head.track_ids).boxes
+        decoded = decode_boxes(outputs, config, self.config.class_names, self.config.head.track_ids)
+        boxes = decoded.tracked(own.track_threshold)
         return Perception(boxes=boxes if limits.score is None else boxes.select(boxes.scores >= limits.score))
 
     def explain_weights(self, state: Mapping[str, Tensor]) -> list[str]:
