@@ -6,7 +6,6 @@ The index is built once and cached in a file beside the tables.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import zipfile
@@ -22,6 +21,7 @@ from bev_perception.data.drive import CAMERAS
 from bev_perception.data.indexing import TABLES, Index, build_index
 from bev_perception.data.nuscenes import NuScenesError, known_splits
 from bev_perception.geometry import make_transform, rotation_from_quaternion
+from bev_perception.strict import parse_json
 from bev_perception.types import Calibration
 
 LOG = logging.getLogger(__name__)
@@ -287,7 +287,7 @@ def _read_tables(directory: Path) -> dict[str, list[dict[str, Any]]]:
     tables = {}
     for name in tqdm(TABLES, desc=f"reading {directory.name}", unit="table"):
         try:
-            tables[name] = json.loads((directory / f"{name}.json").read_bytes())
+            tables[name] = parse_json((directory / f"{name}.json").read_bytes())
         except ValueError as error:
             raise NuScenesError(f"{directory / name}.json is damaged ({error}); unpack the archive again") from error
     return tables

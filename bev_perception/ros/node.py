@@ -45,7 +45,7 @@ from bev_perception.ros.parameters import (
 )
 from bev_perception.ros.worker import Worker
 from bev_perception.sensing.synchronizer import Synchronizer
-from bev_perception.sensing.transform_tree import TransformTree
+from bev_perception.sensing.transforms import open_transforms
 from bev_perception.strict import UserError
 from bev_perception.types import Frame, Result
 
@@ -79,7 +79,7 @@ class PerceptionNode(LifecycleNode):
         self._pipeline: Pipeline | None = None
         self._worker: Worker | None = None
         self._synchronizer: Synchronizer | None = None
-        self._tree = TransformTree()
+        self._transforms = open_transforms()
         self._tf_subscriptions: list[Any] = []
         self._info_subscriptions: list[Any] = []
         self._image_subscriptions: list[Any] = []
@@ -215,8 +215,8 @@ class PerceptionNode(LifecycleNode):
         )
         self._pipeline.warm_up(len(settings.cameras))
         self._timer.timer_period_ns = round(self._get("diagnostics_period") * 1e9)
-        self._tree = TransformTree()
-        self._synchronizer = Synchronizer(settings, self._tree, self._health)
+        self._transforms = open_transforms()
+        self._synchronizer = Synchronizer(settings, self._transforms, self._health)
         self._outputs = Outputs(self, [v.config for v in self._pipeline.variants], costmap_settings(self))
         self._subscribe_standing(settings.cameras)
         trained = "" if self._pipeline.trained else ", UNTRAINED weights"
@@ -290,13 +290,12 @@ class PerceptionNode(LifecycleNode):
         for stamped in message.transforms:
             try:
                 parent, child, stamp, child2parent = transform(stamped)
+                if static:
+                    self._transforms.set_static(parent, child, child2parent)
+                else:
+                    self._transforms.add(parent, child, stamp, child2parent)
             except ValueError as error:
                 self._health.drop("bad tf", str(error))
-                continue
-            if static:
-                self._tree.set_static(parent, child, child2parent)
-            else:
-                self._tree.add(parent, child, stamp, child2parent)
 
     def _pass_on(self) -> None:
         """Give the frames that are complete to the worker."""

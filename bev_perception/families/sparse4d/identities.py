@@ -2,7 +2,8 @@
 
 An instance that goes on keeps its row, so its id. That is all there is to it where every frame continues from the frame
 before. Live, frames come faster than the model was trained for: each continues from a frame about half a second
-ago, and what was new in between is new again. Such a row first asks a book of the objects seen lately.
+ago, and what was new in between is new again. Such a row first asks a book of the objects seen lately. Rows that have
+not yet been clear are not tracked: they would get another id in each of the frames that others continue from.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-#: lowest class score of an object in the book
-BOOK_SCORE = 0.1
+from bev_perception.types import NO_TRACK
+
+#: lowest class score of a row that gets an id, or is noted in the book
+CLEAR_SCORE = 0.2
 #: s; for so long the book holds an object that is not seen
 BOOK_SECONDS = 1.0
-#: m, between where an object of the book should be and a row that may be the same
+#: m, between where an object of the book should be and a row that may be the same; half of it for a row with an id
 BOOK_DISTANCE = 2.0
 
 
@@ -66,51 +69,70 @@ class Identities:
         """Return the state after a wipe: an empty book, and the same next id."""
         return Identities(self.next_id)
 
-    def name(self, ids: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, int]:
+    def name(self, ids: np.ndarray, scores: np.ndarray, lowest: float) -> tuple[np.ndarray, int]:
         """Give fresh ids to all rows without one, in their order; return the ids and the id that is given next.
 
-        ids: [..., N] int64, -1: none yet
+        ids: [..., N] int64, NO_TRACK: none yet
         scores: [..., N], of the best class
-        threshold: rows with lower scores get no id
+        lowest: rows with lower scores get no id
+
+        This alone is the published rule, with 0 as the lowest score.
         """
-        new = (ids < 0) & (scores >= threshold)
+        new = (ids == NO_TRACK) & (scores >= lowest)
         named = ids.copy()
         count = int(new.sum())
         named[new] = self.next_id + np.arange(count)
         return named, self.next_id + count
 
-    def identify(
-        self, ids: np.ndarray, scores: np.ndarray, seen: Sightings, threshold: float
-    ) -> tuple[np.ndarray, Identities]:
+    def identify(self, ids: np.ndarray, scores: np.ndarray, seen: Sightings) -> tuple[np.ndarray, Identities]:
         """Return the ids [N] of a frame's rows, and the state after the frame.
 
-        ids: [N] int64, handed down from the past frame, -1: none
+        ids: [N] int64, handed down from the past frame, NO_TRACK: none
         scores: [N], of the best class
         seen: the N rows
-        threshold: rows with lower scores get no id
         """
         found = self._look_up(ids, scores, seen)
-        named, next_id = self.name(found, scores, threshold)
-        noted = (scores >= BOOK_SCORE) & (named >= 0)
+        named, next_id = self.name(found, scores, CLEAR_SCORE)
+        noted = scores >= CLEAR_SCORE
         now = seen.stamps.max(initial=0)
         old = ~np.isin(self.book_ids, named[noted]) & (now - self.book.stamps <= BOOK_SECONDS * 1e9)
         book_ids = np.concatenate([named[noted], self.book_ids[old]])
         return named, Identities(next_id, book_ids, seen.select(noted).joined(self.book.select(old)))
 
     def _look_up(self, ids: np.ndarray, scores: np.ndarray, seen: Sightings) -> np.ndarray:
-        """Return the ids [N] with those that the book knows; each id of the book is given once, to the nearest row."""
-        rows = np.flatnonzero((ids < 0) & (scores >= BOOK_SCORE))
-        entries = np.flatnonzero(~np.isin(self.book_ids, ids))
-        asking, known = seen.select(rows), self.book.select(entries)
-        seconds = (asking.stamps[:, None] - known.stamps).astype(np.float64)[..., None] / 1e9
-        apart = asking.centers[:, None] - (known.centers + seconds * known.velocities)  # [rows, entries, 2]
-        distances = np.linalg.norm(apart, axis=-1)
-        distances[asking.labels[:, None] != known.labels] = np.inf
-        near = np.argwhere(distances <= BOOK_DISTANCE)
+        """Return the ids [N] with those that the book knows.
+
+        Clear rows ask, best first, and get the nearest id that no clear row has: those without one, then those whose
+        own is younger. For frames continue from two past frames by turns, in each of which a new object may have got an
+        id; the two have then never been seen in one frame. An id is taken from a row that is not clear, unless that row
+        is where the object should be: it is then just missed.
+        """
+        clear = scores >= CLEAR_SCORE
+        distances = self._distances(seen)  # [N, entries]
+        held = (ids[:, None] == self.book_ids) & (clear[:, None] | (distances <= BOOK_DISTANCE / 2))
+        distances[:, held.any(axis=0)] = np.inf
+        last_seen = dict(zip(self.book_ids.tolist(), self.book.stamps.tolist(), strict=True))
         found = ids.copy()
-        taken: set[int] = set()
-        for row, entry in near[np.argsort(distances[tuple(near.T)], kind="stable")].tolist():
-            if found[rows[row]] < 0 and entry not in taken:
-                found[rows[row]] = self.book_ids[entries[entry]]
-                taken.add(entry)
+        for row in np.lexsort((-scores, ids != NO_TRACK)):
+            if not clear[row]:
+                continue
+            limit, away, own = BOOK_DISTANCE, distances[row], int(ids[row])
+            if own != NO_TRACK:
+                limit = BOOK_DISTANCE / 2
+                older = (self.book_ids < own) & (self.book.stamps != last_seen.get(own, -1))
+                away = np.where(older, away, np.inf)
+            if len(away) and away.min() <= limit:
+                entry = int(away.argmin())
+                found[found == self.book_ids[entry]] = NO_TRACK
+                found[row] = self.book_ids[entry]
+                distances[:, entry] = np.inf
         return found
+
+    def _distances(self, seen: Sightings) -> np.ndarray:
+        """Return how far rows are from where the objects of the book should be by now, [N, entries], m.
+
+        Objects of another class are infinitely far.
+        """
+        seconds = (seen.stamps[:, None] - self.book.stamps).astype(np.float64)[..., None] / 1e9
+        away = seen.centers[:, None] - (self.book.centers + seconds * self.book.velocities)  # [N, entries, 2]
+        return np.where(seen.labels[:, None] == self.book.labels, np.linalg.norm(away, axis=-1), np.inf)

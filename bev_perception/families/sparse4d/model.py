@@ -7,7 +7,7 @@ past frame instead, so that their cost does not grow with the length of the hist
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,14 @@ from bev_perception.models.encoder import CameraModel, check_settings
 from bev_perception.models.memory import FrameFeatures, Memory
 from bev_perception.models.protocol import Encoded, Perception, Prediction
 from bev_perception.types import Limits, ModelInput
+
+#: what names of weights contain, in the order of asking -> the version of the method that has them
+_MARKS = (
+    ("head.fc_before.", "version 3 (sparse4dv3_...)"),
+    (".camera_encoder.", "version 2 (sparse4dv2_...)"),
+    (".temp_module.", "version 1 with past frames (sparse4dv1_..._h4)"),
+    ("head.depth_module.", "version 1 without past frames (sparse4dv1_..._h1)"),
+)
 
 
 @dataclass(frozen=True)
@@ -136,8 +144,14 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
         """
         own: DecodeConfig = self.config.head.decode
         config = replace(own, max_num=own.max_num if limits.count is None else limits.count)
-        boxes = decode_boxes(outputs, config, self.config.class_names, self.config.head.track_ids).boxes
+        decoded = decode_boxes(outputs, config, self.config.class_names, self.config.head.track_ids)
+        boxes = decoded.tracked(own.track_threshold)
         return Perception(boxes=boxes if limits.score is None else boxes.select(boxes.scores >= limits.score))
+
+    def explain_weights(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Return which version of Sparse4D a checkpoint looks like, a line; none if it looks like none."""
+        found = next((version for mark, version in _MARKS if any(mark in name for name in state)), None)
+        return [] if found is None else [f"by its names it is a checkpoint of Sparse4D {found}"]
 
     def depths(self, levels: Sequence[Tensor], focal: Tensor) -> list[Tensor]:
         """Return the depths [B, V, h, w], m, of the first head.depth_levels levels [B, V, h, w, C].
@@ -182,7 +196,7 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
         if past is None:  # the memory has been wiped, or there has been none
             identities = identities.forgotten()
         handed = handed_down(past, outputs)[0]
-        ids, identities = identities.identify(handed, values[:, 0], seen, self.config.head.decode.score_threshold)
+        ids, identities = identities.identify(handed, values[:, 0], seen)
         return with_ids(outputs, ids[None]), identities
 
 

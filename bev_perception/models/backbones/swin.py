@@ -270,8 +270,8 @@ _RENAMED = (
 def _from_official(name: str, weight: Tensor) -> tuple[str, Tensor]:
     """Return a weight as released with the paper under its name here, in the layout of here.
 
-    Patch merging there stacks whole pixels, column by column; here the four pixels of a channel lie side by side, row by
-    row.
+    Patch merging there stacks whole pixels, column by column; here the four pixels of a channel lie side by side, row
+    by row.
     """
     for old, new in _RENAMED:
         name = name.replace(old, new)
