@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 import bev_perception
-from bev_perception.strict import MAX_BYTES, MAX_LENGTH, ConfigError, JsonError, UserError, inside, parse_json, read_yaml
+from bev_perception.strict import (
+    MAX_BYTES,
+    MAX_LENGTH,
+    ConfigError,
+    JsonError,
+    UserError,
+    inside,
+    parse_json,
+    read_yaml,
+)
 
 ROOT = Path(bev_perception.__file__).parent
 #: file -> how many ValueErrors it raises that no user can mend: a caller of ours has passed what does not fit
@@ -91,7 +100,9 @@ def test_yaml_that_is_refused_names_its_file(tmp_path, content, message):
     assert "x.yaml" in str(caught.value) and len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize("content", ["NaN", "-Infinity", "[1e999]", '{"a": Infinity}', "[" * 100_000, "{", "9" * 5000, b"\xff"])
+@pytest.mark.parametrize(
+    "content", ["NaN", "-Infinity", "[1e999]", '{"a": Infinity}', "[" * 100_000, "{", "9" * 5000, b"\xff"]
+)
 def test_json_that_is_refused(content):
     with pytest.raises(JsonError):
         parse_json(content)
