@@ -136,7 +136,7 @@ class PerceptionNode(LifecycleNode):
         rclpy's own callback raises an error then, so that whoever asked waits for ever.
         """
         try:
-            return super()._LifecycleNodeMixin__on_change_state(request, response)
+            return super()._LifecycleNodeMixin__on_change_state(request, response)  # type: ignore[misc]
         except RCLError:
             wanted = request.transition.label or request.transition.id
             self._health.notice("impossible transition", f"{wanted} in the state {self._lifecycle}")

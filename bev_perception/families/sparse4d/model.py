@@ -26,7 +26,7 @@ from bev_perception.families.sparse4d.instances import Instances
 from bev_perception.families.sparse4d.outputs import DenoisingInstances, Sparse4DOutput
 from bev_perception.families.sparse4d.views import Views
 from bev_perception.models.encoder import CameraModel, check_settings
-from bev_perception.models.memory import FrameFeatures, Memory
+from bev_perception.models.memory import FrameFeatures
 from bev_perception.models.protocol import Encoded, Perception, Prediction
 from bev_perception.types import Limits, ModelInput
 
