@@ -16,15 +16,29 @@ def rotation_from_quaternion(w: float, x: float, y: float, z: float) -> np.ndarr
 
     Raises UserError for a quaternion that is not finite or whose norm is almost zero.
     """
+    return transform_from_quaternion(w, x, y, z)[:3, :3]
+
+
+def transform_from_quaternion(
+    w: float, x: float, y: float, z: float, translation: tuple[float, float, float] = (0.0, 0.0, 0.0)
+) -> np.ndarray:
+    """Return the [4, 4] transform of a quaternion, which is normalised first, and a translation (m).
+
+    It is made in one step, since tf may bring thousands in a second.
+
+    Raises UserError for a quaternion that is not finite or whose norm is almost zero.
+    """
     n = math.sqrt(w * w + x * x + y * y + z * z)
     if not math.isfinite(n) or n < QUATERNION_TOLERANCE:
         raise UserError(f"({w}, {x}, {y}, {z}) is no rotation: the quaternion's norm is {n}")
     w, x, y, z = w / n, x / n, y / n, z / n
+    tx, ty, tz = translation
     return np.array(
         [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y), tx],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x), ty],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y), tz],
+            [0.0, 0.0, 0.0, 1.0],
         ]
     )
 

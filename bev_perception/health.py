@@ -8,8 +8,36 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+
+#: states of a camera
+OK, LATE, SILENT, NO_CALIBRATION, REFUSED, CLOCK_OFF = (
+    "ok",
+    "late",
+    "silent",
+    "no calibration",
+    "refused",
+    "clock off",
+)
+#: s of wall clock without an image until a camera is silent
+SILENCE = 2.0
+#: s that a condition must stay away to be over
+OVER = 5.0
+#: s after which a lasting condition is logged again, with its count
+REMINDER = 60.0
+
+
+class CameraState(NamedTuple):
+    """How a camera does.
+
+    state: one of OK, LATE, SILENT, NO_CALIBRATION, REFUSED and CLOCK_OFF.
+    reason: a sentence; empty if it is OK.
+    """
+
+    state: str
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -21,6 +49,7 @@ class HealthSnapshot:
     idle: seconds since the last result, or since the start.
     drops: cause -> number of drops.
     resets: cause -> number of resets of the memory.
+    notices: cause -> number of things that cost nothing yet.
     last_drop: cause and message of the newest drop, or "".
     last_reset: cause and message of the newest reset, or "".
     failures: number of frames in a row that failed, up to now.
@@ -33,6 +62,7 @@ class HealthSnapshot:
     idle: float
     drops: dict[str, int]
     resets: dict[str, int]
+    notices: dict[str, int]
     last_drop: str
     last_reset: str
     failures: int
@@ -58,17 +88,58 @@ class Health:
         self._finished: deque[float] = deque(maxlen=1000)
         self._started = time.monotonic()
         self._frames = 0
-        self._new_drops: dict[str, tuple[int, str]] = {}
-        self._new_resets: dict[str, tuple[int, str]] = {}
+        self._notices: Counter[str] = Counter()
+        self._conditions: dict[tuple[str, str], _Condition] = {}
+        self._came: dict[str, float] = {}  # camera -> time of its last image
+        self._judged: dict[str, dict[str, CameraState]] = {}  # camera -> by whom -> state
 
-    def drop(self, cause: str, message: str) -> None:
+    def drop(self, cause: str, message: str, about: str = "") -> None:
         """Count something that was lost.
 
         cause: short and fixed; drops are counted by it.
         message: the details.
+        about: what it happens to, such as a camera; the log tells the conditions of each apart.
         """
         with self._lock:
-            self._count_drop(cause, message)
+            self._count_drop(cause, message, about)
+
+    def notice(self, cause: str, message: str, about: str = "") -> None:
+        """Count and log something that costs nothing yet; the arguments are those of drop()."""
+        with self._lock:
+            self._notices[cause] += 1
+            self._note(cause, message, about)
+
+    def image_came(self, camera: str) -> None:
+        """Note that a camera has sent something."""
+        with self._lock:
+            self._came[camera] = time.monotonic()
+
+    def judge(self, camera: str, by: str, state: str, reason: str = "") -> None:
+        """Note the state of a camera.
+
+        by: whose judgement it replaces.
+        state: see CameraState.
+        reason: see CameraState.
+        """
+        with self._lock:
+            self._judged.setdefault(camera, {})[by] = CameraState(state, reason)
+
+    def camera_state(self, camera: str) -> CameraState:
+        """Return the state of a camera; where there are several judgements, the first that is not OK."""
+        with self._lock:
+            quiet = time.monotonic() - self._came.get(camera, self._started)
+            if camera not in self._came:
+                return CameraState(SILENT, "no image has come")
+            if quiet > SILENCE:
+                return CameraState(SILENT, f"no image for {quiet:.1f} s")
+            states = self._judged.get(camera, {}).values()
+            return next((state for state in states if state.state != OK), CameraState(OK))
+
+    def forget_cameras(self) -> None:
+        """Forget the states of all cameras, as when the node is activated again."""
+        with self._lock:
+            self._came.clear()
+            self._judged.clear()
 
     def fail(self, cause: str, message: str, in_a_row: int = 1) -> None:
         """Count a frame that gave no result because of an error. It is counted as a drop, too.
@@ -86,10 +157,15 @@ class Health:
         with self._lock:
             self._failures, self._failure = 0, ""
 
-    def _count_drop(self, cause: str, message: str) -> None:
+    def _count_drop(self, cause: str, message: str, about: str = "") -> None:
         self._drops[cause] += 1
         self._last_drop = f"{cause}: {message}"
-        _add_news(self._new_drops, cause, message)
+        self._note(cause, message, about)
+
+    def _note(self, cause: str, message: str, about: str = "") -> None:
+        condition = self._conditions.setdefault((cause, about), _Condition(time.monotonic()))
+        condition.message, condition.last = message, time.monotonic()
+        condition.count += 1
 
     def reset(self, cause: str, message: str) -> None:
         """Count a reset of the memory.
@@ -100,7 +176,7 @@ class Health:
         with self._lock:
             self._resets[cause] += 1
             self._last_reset = f"{cause}: {message}"
-            _add_news(self._new_resets, cause, message)
+            self._note(f"memory wiped: {cause}", message)
 
     def time(self, stage: str, seconds: float) -> None:
         """Record how long a stage took for one frame."""
@@ -115,11 +191,16 @@ class Health:
             self._finished.append(time.monotonic())
 
     def drain_news(self) -> list[str]:
-        """Return the lines to log since the last call: one per cause of drops or resets, with the newest message."""
+        """Return the lines to log: one where a condition begins, one where it ends, and now and then one between.
+
+        A condition is a cause of drops, notices or resets, and what it happens to.
+        """
+        now, news = time.monotonic(), []
         with self._lock:
-            news = _lines(self._new_drops) + [f"memory wiped: {line}" for line in _lines(self._new_resets)]
-            self._new_drops.clear()
-            self._new_resets.clear()
+            for (cause, about), condition in list(self._conditions.items()):
+                news += condition.news(cause, about, now)
+                if now - condition.last >= OVER:
+                    del self._conditions[cause, about]
         return news
 
     def snapshot(self) -> HealthSnapshot:
@@ -135,6 +216,7 @@ class Health:
                 idle=now - last,
                 drops=dict(self._drops),
                 resets=dict(self._resets),
+                notices=dict(self._notices),
                 last_drop=self._last_drop,
                 last_reset=self._last_reset,
                 failures=self._failures,
@@ -143,14 +225,30 @@ class Health:
             )
 
 
-def _add_news(news: dict[str, tuple[int, str]], cause: str, message: str) -> None:
-    news[cause] = (news.get(cause, (0, ""))[0] + 1, message)
+class _Condition:
+    """Something that happens again and again, from its first time until it has stayed away for OVER seconds."""
 
+    def __init__(self, now: float) -> None:
+        self.began = self.last = now
+        self.message = ""
+        self.count = 0
+        self._logged: tuple[float, int] | None = None  # when, and the count then
 
-def _lines(news: dict[str, tuple[int, str]]) -> list[str]:
-    return [
-        f"{cause}: {message}" + (f" ({count} times)" if count > 1 else "") for cause, (count, message) in news.items()
-    ]
+    def news(self, cause: str, about: str, now: float) -> list[str]:
+        """Return what is to be logged of it now: nothing, or a line."""
+        if self._logged is None:
+            line = f"{cause}: {self.message}" + (f" ({self.count} times)" if self.count > 1 else "")
+        elif self.count == self._logged[1]:
+            return []
+        elif now - self.last >= OVER:
+            whose = f" ({about})" if about else ""
+            line = f"{cause}{whose}: over after {self.last - self.began:.1f} s, {self.count} times"
+        elif now - self._logged[0] >= REMINDER:
+            line = f"{cause}: {self.message} ({self.count} times in {now - self.began:.0f} s)"
+        else:
+            return []
+        self._logged = (now, self.count)
+        return [line]
 
 
 class Stopwatch:

@@ -1,6 +1,6 @@
 import threading
 
-from bev_perception.health import Health, Stopwatch
+from bev_perception.health import OVER, Health, Stopwatch
 
 
 def test_counts_causes_and_percentiles():
@@ -84,3 +84,46 @@ def test_a_row_may_be_longer_than_the_results_tell():
         health.frame_done()
         health.fail("publish error", "no", in_a_row=k)
     assert health.snapshot().failures == 3
+
+
+def test_a_condition_is_one_line_when_it_begins_and_one_when_it_is_over(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("bev_perception.health.time.monotonic", lambda: now[0])
+    health, lines = Health(), []
+    for _ in range(40):
+        health.drop("missing view", "cam_back: no image arrived in time", "cam_back")
+        lines += health.drain_news()
+        now[0] += 1
+    assert lines == ["missing view: cam_back: no image arrived in time"]
+    health.drop("missing view", "cam_front: truncated", "cam_front")
+    assert health.drain_news() == ["missing view: cam_front: truncated"]
+    now[0] += OVER
+    assert health.drain_news() == ["missing view (cam_back): over after 39.0 s, 40 times"]
+    now[0] += 100
+    assert health.drain_news() == [] and not health._conditions
+    for _ in range(70):
+        health.reset("gap", "3 s")
+        lines += health.drain_news()
+        now[0] += 1
+    assert lines[1:] == ["memory wiped: gap: 3 s", "memory wiped: gap: 3 s (61 times in 60 s)"]
+
+
+def test_notices_are_no_drops():
+    health = Health()
+    health.notice("tf is late", "by 0.4 s")
+    assert health.snapshot().drops == {} and health.snapshot().notices == {"tf is late": 1}
+    assert health.drain_news() == ["tf is late: by 0.4 s"]
+
+
+def test_a_camera_that_stops_sending_is_silent(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("bev_perception.health.time.monotonic", lambda: now[0])
+    health = Health()
+    assert health.camera_state("cam") == ("silent", "no image has come")
+    health.image_came("cam")
+    assert health.camera_state("cam") == ("ok", "")
+    health.judge("cam", "sets", "late", "no image arrived in time")
+    health.judge("cam", "model", "ok")
+    assert health.camera_state("cam").state == "late"
+    now[0] += 3
+    assert health.camera_state("cam") == ("silent", "no image for 3.0 s")

@@ -10,10 +10,12 @@ from typing import IO
 
 import numpy as np
 
+from bev_perception.strict import UserError
+
 _SUFFIX = ".npy"
 
 
-class ArraysError(ValueError):
+class ArraysError(UserError):
     """A file that is no npz, is damaged, or holds more than was asked for."""
 
 

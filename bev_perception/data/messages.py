@@ -7,12 +7,13 @@ long as its type says, ValueError.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
 import numpy as np
 
-from bev_perception.geometry import make_transform, rotation_from_quaternion
+from bev_perception.geometry import transform_from_quaternion
 from bev_perception.strict import UserError
 from bev_perception.types import Calibration, CameraImage
 
@@ -104,11 +105,10 @@ def transform(msg: Any) -> tuple[str, str, int, np.ndarray]:
     """Return a geometry_msgs/TransformStamped as (parent, child, stamp in ns, child2parent [4, 4])."""
     parent, child = frame_name(msg.header.frame_id), frame_name(msg.child_frame_id)
     q, t = msg.transform.rotation, msg.transform.translation
-    translation = np.array([t.x, t.y, t.z], np.float64)
-    if not np.isfinite(translation).all():
-        raise UserError(f"tf {parent} -> {child}: the translation {translation.tolist()} is not finite")
+    if not (math.isfinite(t.x) and math.isfinite(t.y) and math.isfinite(t.z)):
+        raise UserError(f"tf {parent} -> {child}: the translation ({t.x}, {t.y}, {t.z}) is not finite")
     try:
-        rotation = rotation_from_quaternion(q.w, q.x, q.y, q.z)
+        child2parent = transform_from_quaternion(q.w, q.x, q.y, q.z, (t.x, t.y, t.z))
     except ValueError as error:
         raise UserError(f"tf {parent} -> {child}: {error}; correct the node that publishes it") from error
-    return parent, child, stamp_ns(msg.header.stamp), make_transform(rotation, translation)
+    return parent, child, stamp_ns(msg.header.stamp), child2parent

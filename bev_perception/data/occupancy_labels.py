@@ -11,7 +11,7 @@ import numpy as np
 
 from bev_perception.data.arrays import ArraysError, names_of, read_arrays
 from bev_perception.data.nuscenes import NuScenesError
-from bev_perception.strict import ConfigError
+from bev_perception.strict import ConfigError, inside
 from bev_perception.types import OCC3D_GRID, Occupancy
 
 #: the folder under a nuScenes dataroot that Occ3D's archive unpacks to
@@ -43,7 +43,7 @@ def labels_path(root: Path, scene: str, token: str, folder: str | Path = LABELS_
 
     folder: relative to the dataroot, or a path of its own.
     """
-    return Path(root) / folder / scene / token / "labels.npz"
+    return inside(Path(root) / folder, scene, token) / "labels.npz"
 
 
 def read_labels(path: Path) -> OccupancyLabels:
@@ -124,6 +124,10 @@ def write_occupancy(occupancy: Occupancy, directory: Path, name: str) -> None:
     arrays = {"pred": occupancy.semantics}
     if occupancy.instances is not None:
         arrays["instances"] = occupancy.instances
-    partial = directory / f"{name}.part.npz"
-    np.savez_compressed(partial, **arrays)
-    partial.replace(directory / f"{name}.npz")
+    path = inside(directory, f"{name}.npz")
+    partial = directory / f"{name}.{os.getpid()}.part.npz"
+    try:
+        np.savez_compressed(partial, **arrays)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

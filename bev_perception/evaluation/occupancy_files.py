@@ -25,6 +25,7 @@ from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.lidar_rays import lidar_origins
 from bev_perception.evaluation.occupancy import OccupancyCounts, OccupancyScores, check_comparable, count_sample
 from bev_perception.evaluation.running import whole_scenes
+from bev_perception.strict import inside
 from bev_perception.types import OCC3D_GRID, Occupancy
 
 #: name of the file of scores in the output directory
@@ -76,7 +77,7 @@ def find_occupancy(directory: Path, scene: str, token: str) -> Path | None:
 
     The first is that of the challenge and of this package, the second is what FlashOCC writes for its pictures.
     """
-    places = directory / f"{token}.npz", directory / scene / token / "pred.npz"
+    places = inside(directory, f"{token}.npz"), inside(directory, scene, token) / "pred.npz"
     return next((path for path in places if path.is_file()), None)
 
 

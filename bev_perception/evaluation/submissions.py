@@ -18,6 +18,7 @@ from bev_perception.classes import attribute_of
 from bev_perception.data.nuscenes import known_splits
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.geometry import quaternion_from_rotation, transform_points
+from bev_perception.strict import parse_json
 from bev_perception.types import NO_TRACK, Boxes3D
 
 #: m from the car, in the ground plane, up to which a class counts (detection_cvpr_2019, tracking_nips_2019)
@@ -157,7 +158,7 @@ def read_submission(path: Path, task: str) -> Results:
     Raises EvaluationError for a file that is damaged, empty or of another kind.
     """
     try:
-        document = json.loads(path.read_bytes())
+        document = parse_json(path.read_bytes())
     except ValueError as error:
         raise EvaluationError(f"{path} is no JSON ({error}); give a result file of the {task} task") from error
     if not isinstance(document, dict) or not isinstance(document.get("results"), dict) or "meta" not in document:

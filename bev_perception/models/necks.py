@@ -94,7 +94,7 @@ def build_neck(config: NeckConfig, in_channels: Sequence[int]) -> nn.Module:
     if config.type == "lss":
         if (len(in_channels), config.num_outs) != (2, 1):
             raise ConfigError(
-                f"neck: 'lss' makes one map of two; num_outs is {config.num_outs}, the backbone gives {len(in_channels)}"
+                f"neck: 'lss' makes one map of two, not {config.num_outs} of {len(in_channels)}; set num_outs to 1"
             )
         return LSSNeck(in_channels, config.out_channels)
     if config.type != "none":

@@ -21,6 +21,8 @@ from typing import IO, Any, ClassVar
 import torch
 from torch import Tensor
 
+from bev_perception.strict import UserError
+
 #: largest pickle, bytes, and the most pieces that it is read in; that of 10,000 tensors has 2 MB and 600,000
 MAX_PICKLE, MAX_PIECES = 1 << 24, 2_000_000
 #: most dimensions of a tensor
@@ -47,7 +49,7 @@ _IGNORED_PACKAGES = ("numpy", "_codecs")
 _IGNORED_BUILTINS = ("set", "frozenset", "slice", "complex", "bytearray", "range")
 
 
-class TorchFileError(ValueError):
+class TorchFileError(UserError):
     """A file that torch.save has not written, or that is damaged or claims more than it holds."""
 
 

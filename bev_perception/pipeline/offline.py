@@ -23,8 +23,8 @@ from bev_perception.families.catalog import family_of
 from bev_perception.health import Health
 from bev_perception.pipeline.pipeline import Pipeline
 from bev_perception.sensing.synchronizer import Synchronizer, SynchronizerSettings
-from bev_perception.sensing.transform_tree import TransformTree
-from bev_perception.strict import UserError
+from bev_perception.sensing.transforms import Transforms, open_transforms
+from bev_perception.strict import UserError, parse_json
 from bev_perception.types import NO_TRACK, Boxes3D, Frame, FrameError, Result
 
 #: the entries "format" and "version" of a header
@@ -43,20 +43,31 @@ class ResultsError(UserError):
 
 def collect_frames(events: Iterable[BagEvent], settings: SynchronizerSettings, health: Health) -> Iterator[Frame]:
     """Yield the frames of a recording, grouped as in the node; dropped images and messages are counted in `health`."""
-    tree = TransformTree()
-    synchronizer = Synchronizer(settings, tree, health)
+    transforms = open_transforms()
+    synchronizer = Synchronizer(settings, transforms, health)
     for event in events:
         if isinstance(event, ImageEvent):
             synchronizer.add(event.image)
         elif isinstance(event, CalibrationEvent):
             synchronizer.set_calibration(event.camera, event.calibration or event.error)
-        elif isinstance(event, TransformEvent) and event.static:
-            tree.set_static(event.parent, event.child, event.child2parent)
         elif isinstance(event, TransformEvent):
-            tree.add(event.parent, event.child, event.stamp, event.child2parent)
+            _add_transform(event, transforms, health)
         else:
             health.drop("bad message", f"{event.topic}: {event.error}")
         yield from synchronizer.poll()
+    yield from synchronizer.finish()
+
+
+def _add_transform(event: TransformEvent, transforms: Transforms, health: Health) -> None:
+    try:
+        if event.static:
+            transforms.set_static(event.parent, event.child, event.child2parent)
+        else:
+            transforms.add(event.parent, event.child, event.stamp, event.child2parent)
+    except UserError as error:
+        health.drop("bad tf", str(error))
+    for sentence in transforms.take_disputes().values():
+        health.notice("tf changed a parent", sentence)
 
 
 def run_events(events: Iterable[BagEvent], pipeline: Pipeline, settings: SynchronizerSettings) -> Iterator[Result]:
@@ -307,7 +318,7 @@ def unfinished_results(path: Path, header: dict[str, Any]) -> ResultsFile | None
 def _parse(line: bytes, path: Path, number: int, key: str) -> dict[str, Any]:
     """Return a line as a mapping, which must contain `key`."""
     try:
-        value = json.loads(line)
+        value = parse_json(line)
     except ValueError:  # not JSON, or not even text
         value = None
     if not isinstance(value, dict) or key not in value:

@@ -213,7 +213,7 @@ class Pipeline:
             inputs[image], unusable = preprocess(frame)
             missing.update(unusable)
         for camera, reason in missing.items():
-            self.health.drop("missing view", f"{camera}: {reason}")
+            self.health.drop("missing view", f"{camera}: {reason}", camera)
         return inputs, missing
 
     def _predict(

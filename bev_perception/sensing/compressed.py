@@ -11,6 +11,8 @@ import re
 import zlib
 from dataclasses import dataclass
 
+from bev_perception.strict import UserError
+
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 PNG_START = b"\x89PNG\r\n\x1a\n"
 #: the most scans of a JPEG: each costs one pass over the picture, and encoders write at most about 12
@@ -37,7 +39,7 @@ _PNG_ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 _PNG_GREY = (0, 4)
 
 
-class CompressedError(ValueError):
+class CompressedError(UserError):
     """A file that is not handed to the decoder; cause and remedy for a message.
 
     cause: what is wrong with it

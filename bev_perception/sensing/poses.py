@@ -1,13 +1,16 @@
-"""Interpolated poses of one moving frame over time."""
+"""The poses of one frame over time, each with the parent that it is relative to, as tf2's cache keeps them."""
 
 from __future__ import annotations
 
 import bisect
-from collections import deque
 
 import numpy as np
 
 from bev_perception.geometry import interpolate_transform
+
+#: ns of poses that are remembered: what tf2 keeps by default, so that whatever can be looked up there can be here. A
+#: link may be as slow as one pose in 10 s, and an image may be 10 s late
+HORIZON = 10_000_000_000
 
 
 class PoseNotYetError(LookupError):
@@ -15,32 +18,30 @@ class PoseNotYetError(LookupError):
 
 
 class PoseTooOldError(LookupError):
-    """The requested pose is older than the history, or lies in a gap of it; it will not arrive."""
+    """The requested pose is older than the history; it will not arrive."""
 
 
 class PoseBuffer:
-    """A bounded history of one moving frame's pose, interpolated between stamps.
+    """A bounded history of one moving frame, interpolated between stamps.
 
-    horizon: length of the history to keep, ns, in at most POSES_KEPT poses
-    max_gap: longest interval between two poses that is interpolated, ns
-    backstep: ns; a pose that is older than the newest one by more than this is held back. If JUMP_PROOF such poses
-        arrive with no newer one in between, time has jumped back (as in a bag that loops), and they replace the history
+    Any order is taken within the horizon. A pose that is older than that is held back; if JUMP_PROOF of them arrive
+    with no newer one in between, time has jumped back (as in a bag that loops, or after a stamp from the far future),
+    and they replace the history. tf2 waits for ever in this case.
     """
 
     JUMP_PROOF = 3
-    #: enough for the default horizon at 500 Hz; needed since the horizon limits nothing if stamps hardly advance
+    #: enough for the horizon at 1 kHz; needed since the horizon limits nothing if stamps hardly advance
     POSES_KEPT = 10_000
 
-    def __init__(
-        self, horizon: int = 20_000_000_000, max_gap: int = 2_000_000_000, backstep: int = 1_000_000_000
-    ) -> None:
-        """Start empty."""
+    def __init__(self, horizon: int = HORIZON) -> None:
+        """Start empty.
+
+        horizon: ns; poses that are older than the newest one by more are forgotten.
+        """
         self.horizon = horizon
-        self.max_gap = max_gap
-        self.backstep = backstep
-        self._stamps: deque[int] = deque()
-        self._poses: deque[np.ndarray] = deque()
-        self._held_back: list[tuple[int, np.ndarray]] = []
+        self._stamps: list[int] = []  # ascending; of equal ones the newest to arrive is last
+        self._poses: list[tuple[str, np.ndarray]] = []
+        self._held_back: list[tuple[int, str, np.ndarray]] = []
 
     def __len__(self) -> int:
         """Return the number of poses in the history."""
@@ -51,47 +52,78 @@ class PoseBuffer:
         """The newest stamp in the history (ns), or None."""
         return self._stamps[-1] if self._stamps else None
 
-    def add(self, stamp: int, pose: np.ndarray) -> None:
-        """Insert a pose [4, 4]; within `backstep` in any order. A pose with the same stamp is replaced."""
-        if self._stamps and stamp < self._stamps[-1] - self.backstep:
-            self._held_back.append((stamp, pose))
-            if len(self._held_back) < self.JUMP_PROOF:
-                return
-            self._stamps.clear()
-            self._poses.clear()
-            earlier = self._held_back[:-1]
-            self._held_back = []
-            for held_stamp, held_pose in earlier:
-                self.add(held_stamp, held_pose)
+    @property
+    def parent(self) -> str | None:
+        """The parent of the newest pose, or None."""
+        return self._poses[-1][0] if self._poses else None
+
+    def add(self, stamp: int, parent: str, pose: np.ndarray) -> None:
+        """Insert a pose.
+
+        stamp: ns.
+        parent: frame that the pose is relative to.
+        pose: [4, 4].
+        """
+        if self._stamps and stamp < self._stamps[-1] - self.horizon:
+            self._hold_back(stamp, parent, pose)
+            return
         self._held_back.clear()
-        at = bisect.bisect_left(self._stamps, stamp)
-        if at < len(self._stamps) and self._stamps[at] == stamp:
-            self._poses[at] = pose
+        at = bisect.bisect_right(self._stamps, stamp)
+        if at and self._stamps[at - 1] == stamp and self._holds(at - 1, parent, pose):
             return
         self._stamps.insert(at, stamp)
-        self._poses.insert(at, pose)
-        while self._stamps[-1] - self._stamps[0] > self.horizon or len(self._stamps) > self.POSES_KEPT:
-            self._stamps.popleft()
-            self._poses.popleft()
+        self._poses.insert(at, (parent, pose))
+        first = bisect.bisect_left(self._stamps, self._stamps[-1] - self.horizon)
+        first = max(first, len(self._stamps) - self.POSES_KEPT)
+        if first > 0:
+            del self._stamps[:first], self._poses[:first]
 
-    def lookup(self, stamp: int) -> np.ndarray:
-        """Return the pose [4, 4] at `stamp`.
+    def forget_after(self, stamp: int) -> None:
+        """Forget the poses that are newer than `stamp` (ns): time has jumped back, and they belong to another run."""
+        kept = bisect.bisect_right(self._stamps, stamp)
+        del self._stamps[kept:], self._poses[kept:]
+        self._take_held_back()
+
+    def lookup(self, stamp: int) -> tuple[str, np.ndarray]:
+        """Return the parent and the pose [4, 4] at `stamp` (ns).
+
+        Between two poses with different parents, the earlier one holds, as in tf2.
 
         Raises PoseNotYetError if `stamp` is newer than every pose, or if it is older but time may have jumped back;
-        PoseTooOldError if it is older than every pose or falls between two poses more than `max_gap` apart.
+        PoseTooOldError if it is older than every pose.
         """
         if not self._stamps or stamp > self._stamps[-1]:
-            raise PoseNotYetError("no pose yet" if self._stamps else "no pose at all yet")
-        at = bisect.bisect_left(self._stamps, stamp)
-        if self._stamps[at] == stamp:
-            return self._poses[at]
-        if at == 0 and self._held_back:
-            raise PoseNotYetError("poses have begun to come from the past; time may have jumped back")
-        if at == 0:
+            raise PoseNotYetError(self._not_yet(stamp))
+        if stamp < self._stamps[0]:
+            if self._held_back:
+                raise PoseNotYetError("poses have begun to come from the past; time may have jumped back")
             behind = (self._stamps[0] - stamp) / 1e9
             raise PoseTooOldError(f"{behind:.3f} s older than the oldest pose kept")
-        before, after = self._stamps[at - 1], self._stamps[at]
-        if after - before > self.max_gap:
-            raise PoseTooOldError(f"falls into a hole of {(after - before) / 1e9:.3f} s between two poses")
-        weight = (stamp - before) / (after - before)
-        return interpolate_transform(self._poses[at - 1], self._poses[at], weight)
+        at = 0 if stamp == self._stamps[0] < self._stamps[-1] else bisect.bisect_right(self._stamps, stamp) - 1
+        parent, pose = self._poses[at]
+        before = self._stamps[at]
+        if before == stamp or self._poses[at + 1][0] != parent:
+            return parent, pose
+        weight = (stamp - before) / (self._stamps[at + 1] - before)
+        return parent, interpolate_transform(pose, self._poses[at + 1][1], weight)
+
+    def _holds(self, at: int, parent: str, pose: np.ndarray) -> bool:
+        return self._poses[at][0] == parent and np.array_equal(self._poses[at][1], pose)
+
+    def _not_yet(self, stamp: int) -> str:
+        if not self._stamps:
+            return "no pose at all yet"
+        return f"no pose yet, the newest is {(stamp - self._stamps[-1]) / 1e9:.3f} s older than the image"
+
+    def _hold_back(self, stamp: int, parent: str, pose: np.ndarray) -> None:
+        self._held_back.append((stamp, parent, pose))
+        if len(self._held_back) < self.JUMP_PROOF:
+            return
+        self._stamps.clear()
+        self._poses.clear()
+        self._take_held_back()
+
+    def _take_held_back(self) -> None:
+        held, self._held_back = self._held_back, []
+        for earlier in held:
+            self.add(*earlier)

@@ -16,16 +16,20 @@ from enum import Enum
 
 import numpy as np
 
-from bev_perception.health import Health
+from bev_perception.health import CLOCK_OFF, LATE, NO_CALIBRATION, OK, REFUSED, Health
 from bev_perception.sensing.poses import PoseNotYetError
-from bev_perception.sensing.transform_tree import NoTransformError, TransformTree
+from bev_perception.sensing.transforms import NoTransformError, Transforms
 from bev_perception.strict import UserError
 from bev_perception.types import BASE_FRAME, FIXED_FRAME, Calibration, CameraImage, Frame, View
 
 #: an image this much (ns) before or after the others is from another time: a bag that loops, a gap, a wrong clock
 JUMP = 1_000_000_000
+#: s; poses that come later than this are no reason to wait for them, but a gap or a jump in time
+TF_LAG_TOLD = 10.0
 #: images kept per camera while they wait for the other cameras; beyond that the oldest goes on without them
 IMAGES_KEPT = 24
+#: why an image that has no stamp is not used
+UNSTAMPED = "stamps are zero: the driver must set header.stamp of its images"
 #: sets kept while they wait for poses; beyond that the oldest goes on without them
 SETS_KEPT = 32
 
@@ -79,6 +83,10 @@ class _ImageSet:
     missing: dict[str, str]
 
 
+#: by whom a camera is judged for diagnostics: by its clock, and by what becomes of its images
+_CLOCK, _SETS = "clock", "sets"
+
+
 class _Lack(Enum):
     """What a camera may lack for good; each is worth one wait, not one for every set."""
 
@@ -94,11 +102,13 @@ class _Unready:
     reason: a sentence that says what is missing.
     may_come: whether it may still come, so that waiting can help.
     lack: what is missing where that may be for good; None where it is only late or too old.
+    state: of the camera, for diagnostics.
     """
 
     reason: str
     may_come: bool
     lack: _Lack | None = None
+    state: str = LATE
 
 
 class Synchronizer:
@@ -108,12 +118,14 @@ class Synchronizer:
     jumps back or `clear` is called.
     """
 
-    def __init__(self, settings: SynchronizerSettings, transforms: TransformTree, health: Health) -> None:
+    def __init__(self, settings: SynchronizerSettings, transforms: Transforms, health: Health) -> None:
         """Start empty; `transforms` is filled by the caller."""
         self.settings = settings
         self.transforms = transforms
         self.health = health
         self._calibrations: dict[str, Calibration | str] = {}
+        self._ending = False
+        self._tf_lag = 0.0  # s; longest time after an image's stamp that its pose came, of the sets that went without
         self.clear()
 
     def clear(self) -> None:
@@ -130,6 +142,8 @@ class Synchronizer:
         self._last_senders: deque[str] = deque(maxlen=2)  # cameras of the last images that were their newest
         self._last_set: int | None = None
         self._given_up: set[tuple[str, _Lack]] = set()
+        self._unstamped: set[str] = set()
+        self._without_pose: int | None = None  # stamp of a set that went without a pose, until that comes
         self.waiting_for = ""
 
     def set_calibration(self, camera: str, calibration: Calibration | str) -> None:
@@ -138,6 +152,12 @@ class Synchronizer:
 
     def add(self, image: CameraImage) -> None:
         """Take an image of one of the cameras."""
+        if image.stamp == 0:
+            self._unstamped.add(image.camera)
+            self.health.drop("stamps are zero", f"{image.camera}: {UNSTAMPED}", image.camera)
+            self.health.judge(image.camera, _CLOCK, CLOCK_OFF, UNSTAMPED)
+            return
+        self._unstamped.discard(image.camera)
         if self._first is not None and abs(image.stamp - self._now()) > JUMP:
             self._suspect(image)
             return
@@ -151,8 +171,9 @@ class Synchronizer:
         Both loops end: each round takes an image, or a set, away.
         """
         self._collect_sets()
+        self._measure_tf_lag()
         frames: list[Frame] = []
-        self.waiting_for = ""
+        self.waiting_for = "; ".join(f"{camera}: {UNSTAMPED}" for camera in sorted(self._unstamped))
         while self._pending:
             done, frame = self._join(self._pending[0])
             if not done:
@@ -160,6 +181,18 @@ class Synchronizer:
             self._pending.popleft()
             if frame is not None:
                 frames.append(frame)
+        return frames
+
+    def finish(self) -> list[Frame]:
+        """Return the frames of the sets that still wait at the end of a recording, and count what is left over."""
+        self._ending = True
+        frames = self.poll()
+        self._ending = False
+        self._dismiss(list(self._suspects))
+        for camera, images in self._images.items():
+            for _ in images:
+                self.health.drop("unmatched image", f"{camera}: the recording ends before the set is complete", camera)
+            images.clear()
         return frames
 
     def _suspect(self, image: CameraImage) -> None:
@@ -185,6 +218,7 @@ class Synchronizer:
         if back:
             by = (now - image.stamp) / 1e9
             self.health.drop("time ran backwards", f"by {by:.3f} s; images that were waiting are dropped")
+            self.transforms.forget_after(image.stamp + JUMP)
             self.clear()
         self._suspects, self._suspects_in_a_row = [], 0
         for earlier in agreeing:
@@ -198,23 +232,25 @@ class Synchronizer:
     def _dismiss(self, suspects: list[CameraImage]) -> None:
         for suspect in suspects:
             ahead = (suspect.stamp - self._now()) / 1e9
-            self.health.drop("stamp out of line", f"{suspect.camera} is {ahead:+.3f} s from the other cameras")
+            reason = f"{suspect.camera} is {ahead:+.3f} s from the other cameras"
+            self.health.drop("stamp out of line", reason, suspect.camera)
+            self.health.judge(suspect.camera, _CLOCK, CLOCK_OFF, reason)
             self._suspects.remove(suspect)
 
     def _insert(self, image: CameraImage) -> None:
         camera, stamp, buffer = image.camera, image.stamp, self._images[image.camera]
         newest, last_used = self._newest.get(camera), self._last_used.get(camera)
         if stamp in (newest, last_used) or any(kept.stamp == stamp for kept in buffer):
-            self.health.drop("duplicate stamp", f"{camera} sent {stamp} ns twice")
+            self.health.drop("duplicate stamp", f"{camera} sent {stamp} ns twice", camera)
             return
         before_last_set = self._last_set is not None and stamp <= self._last_set - self._window()
         if before_last_set or (last_used is not None and stamp < last_used):
-            self.health.drop("late image", f"{camera}: its set has gone on without it")
+            self.health.drop("late image", f"{camera}: its set has gone on without it", camera)
             return
         bisect.insort(buffer, image, key=lambda kept: kept.stamp)
         if len(buffer) > IMAGES_KEPT:
             buffer.popleft()
-            self.health.drop("unmatched image", f"{camera}: no image of the anchor camera came near it")
+            self.health.drop("unmatched image", f"{camera}: no image of the anchor camera came near it", camera)
         if newest is None or stamp > newest:
             self._advance(camera, newest, stamp)
 
@@ -227,6 +263,7 @@ class Synchronizer:
         self._newest[camera] = stamp
         self._first = stamp if self._first is None else min(self._first, stamp)
         self._last_senders.append(camera)
+        self.health.judge(camera, _CLOCK, OK)
 
     def _anchor(self) -> str:
         """Return the camera that starts sets: the configured one or, while that is lost, the first that is not."""
@@ -286,12 +323,15 @@ class Synchronizer:
             self._images[camera].popleft()
             self._last_used[camera] = image.stamp
         self._last_set = stamp
-        return _ImageSet(stamp, images, dict.fromkeys(absent, "no image arrived in time"))
+        return _ImageSet(stamp, images, {camera: self._why_absent(camera) for camera in absent})
+
+    def _why_absent(self, camera: str) -> str:
+        return UNSTAMPED if camera in self._unstamped else "no image arrived in time"
 
     def _is_worth_waiting(self, anchor: str, absent: list[str]) -> bool:
         """Return whether an absent camera may still deliver, in time and before the anchor's buffer is full."""
         images = self._images[anchor]
-        in_time = len(images) < IMAGES_KEPT and self._now() <= images[0].stamp + self._patience()
+        in_time = not self._ending and len(images) < IMAGES_KEPT and self._now() <= images[0].stamp + self._patience()
         return in_time and any(not self._is_lost(camera) for camera in absent)
 
     def _nearest(self, camera: str, stamp: int, window: int) -> CameraImage | None:
@@ -303,7 +343,7 @@ class Synchronizer:
         images = self._images[camera]
         while images and images[0].stamp <= stamp:
             images.popleft()
-            self.health.drop("unmatched image", f"{camera}: no image of the anchor camera is near it")
+            self.health.drop("unmatched image", f"{camera}: no image of the anchor camera is near it", camera)
 
     def _join(self, image_set: _ImageSet) -> tuple[bool, Frame | None]:
         """Add calibrations and poses to a set.
@@ -311,7 +351,7 @@ class Synchronizer:
         Returns whether the set is done with, and its frame; None where it has to wait or had to be dropped.
         """
         expired = self._now() > image_set.stamp + round(self.settings.tf_timeout * 1e9)
-        expired = expired or len(self._pending) > SETS_KEPT
+        expired = expired or self._ending or len(self._pending) > SETS_KEPT
         missing = dict(image_set.missing)
         views: list[View | None] = []
         for camera in self.settings.cameras:
@@ -325,28 +365,58 @@ class Synchronizer:
                 if view.lack is not None:
                     self._given_up.add((camera, view.lack))
                 missing[camera] = view.reason
+                self.health.judge(camera, _SETS, view.state, view.reason)
                 view = None
+            elif view is None:
+                self.health.judge(camera, _SETS, LATE, missing[camera])
             elif view is not None:  # nothing is lacking any more; what is lost again later is worth a wait again
                 self._given_up -= {(camera, lack) for lack in _Lack}
+                self.health.judge(camera, _SETS, OK)
             views.append(view)
         ego2global = self._ego_pose(image_set.stamp)
         if isinstance(ego2global, _Unready):
             if ego2global.may_come and not expired:
                 self.waiting_for = ego2global.reason
                 return False, None
-            self.health.drop("no pose", ego2global.reason)
+            self._drop_without_pose(image_set.stamp, ego2global)
             return True, None
         if not any(views):
             self.health.drop("no usable view", "; ".join(f"{c}: {reason}" for c, reason in missing.items()))
             return True, None
         return True, Frame(image_set.stamp, self.settings.cameras, tuple(views), ego2global, missing)
 
+    def _drop_without_pose(self, stamp: int, pose: _Unready) -> None:
+        if self._without_pose is None and pose.may_come and pose.lack is None:
+            self._without_pose = stamp
+        advice = f"; {self._tf_advice()}" if self._tf_lag else ""
+        self.health.drop("no pose", pose.reason + advice)
+
+    def _measure_tf_lag(self) -> None:
+        """See how late the pose came that a set went without."""
+        if self._without_pose is None or self._first is None:
+            return
+        pose = self._ego_pose(self._without_pose)
+        if isinstance(pose, _Unready):
+            self._without_pose = self._without_pose if pose.may_come else None
+            return
+        lag, self._without_pose = (self._now() - self._without_pose) / 1e9, None
+        if self.settings.tf_timeout < lag < TF_LAG_TOLD:
+            self._tf_lag = max(lag, self._tf_lag)
+            self.health.notice("tf is late", self._tf_advice())
+
+    def _tf_advice(self) -> str:
+        needed = math.ceil(10 * self._tf_lag + 1) / 10
+        return (
+            f"poses come {self._tf_lag:.2f} s after the images, and tf_timeout is {self.settings.tf_timeout} s: "
+            f"set tf_timeout to {needed:.1f} s"
+        )
+
     def _view(self, image: CameraImage) -> View | _Unready:
         calibration = self._calibrations.get(image.camera)
         if calibration is None:
-            return _Unready("no camera_info has arrived", may_come=True, lack=_Lack.CAMERA_INFO)
+            return _Unready("no camera_info has arrived", True, _Lack.CAMERA_INFO, NO_CALIBRATION)
         if isinstance(calibration, str):
-            return _Unready(calibration, may_come=False)
+            return _Unready(calibration, may_come=False, state=REFUSED)
         sensor2ego = self._lookup(image.frame_id, self.settings.base_frame, image.stamp, _Lack.EXTRINSICS)
         if isinstance(sensor2ego, _Unready):
             return sensor2ego
@@ -363,7 +433,7 @@ class Synchronizer:
         try:
             return self.transforms.lookup(source, target, stamp)
         except NoTransformError as error:
-            return _Unready(str(error), may_come=True, lack=lack)
+            return _Unready(str(error), may_come=True, lack=lack, state=NO_CALIBRATION)
         except PoseNotYetError as error:
             return _Unready(str(error), may_come=True)
         except LookupError as error:

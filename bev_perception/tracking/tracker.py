@@ -7,7 +7,6 @@ while. Unlike there, times are seconds and not frames, so that any frame rate wo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -99,12 +98,15 @@ def follow(tracks: Tracks, boxes: Boxes3D, boxes2global: np.ndarray, stamp: int)
     velocities = np.asarray(boxes.velocities, np.float64) @ boxes2global[:2, :2].T
     order = np.lexsort((centers[:, 1], centers[:, 0], boxes.labels, -boxes.scores))
 
-    seconds = (stamp - alive.stamps) / 1e9  # [m], since each track was last seen
-    moved_back = centers[:, None] - seconds[:, None] * velocities[:, None]  # [n, m, 2]
-    distances = np.linalg.norm(moved_back - alive.centers, axis=2)
-    allowed = _limits(boxes.class_names)[boxes.labels][:, None] * np.maximum(1.0, seconds / INTERVAL)
-    same_class = boxes.labels[:, None] == alive.labels
-    taken = _match_greedily(np.where(same_class & (distances <= allowed), distances, np.inf), order)
+    taken = np.full(len(boxes), -1)  # index of each box's track
+    for label in np.intersect1d(boxes.labels, alive.labels):
+        rows, columns = order[boxes.labels[order] == label], np.flatnonzero(alive.labels == label)
+        seconds = (stamp - alive.stamps[columns]) / 1e9  # [m], since each track was last seen
+        moved_back = centers[rows, None] - seconds[:, None] * velocities[rows, None]  # [n, m, 2]
+        distances = np.linalg.norm(moved_back - alive.centers[columns], axis=2)
+        limits = LIMITS.get(boxes.class_names[label], OTHER_LIMIT) * np.maximum(1.0, seconds / INTERVAL)
+        nearest = _match_greedily(np.where(distances <= limits, distances, np.inf))
+        taken[rows[nearest >= 0]] = columns[nearest[nearest >= 0]]
 
     new = order[taken[order] < 0]
     ids = np.zeros(len(boxes), np.int64)
@@ -121,23 +123,16 @@ def follow(tracks: Tracks, boxes: Boxes3D, boxes2global: np.ndarray, stamp: int)
     return after.select(np.argsort(after.ids)), ids
 
 
-def _limits(class_names: Sequence[str]) -> np.ndarray:
-    """Return the limits of the classes [c], m."""
-    return np.array([LIMITS.get(name, OTHER_LIMIT) for name in class_names])
+def _match_greedily(distances: np.ndarray) -> np.ndarray:
+    """Let each row in turn take the nearest column that is left; return the columns [n], -1 for none.
 
-
-def _match_greedily(distances: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Let each row, in `order`, take the nearest column that is left; return the columns [n], -1 for none.
-
-    distances: [n, m], infinite where a row must not take a column
+    distances: [n, m], m > 0, infinite where a row must not take a column
     """
     taken = np.full(len(distances), -1)
-    if not distances.size:
-        return taken
-    left = distances.copy()
-    for i in order:
-        nearest = int(np.argmin(left[i]))
-        if np.isfinite(left[i, nearest]):
+    used = np.zeros(distances.shape[1])  # infinite for columns that are taken
+    for i, row in enumerate(distances):
+        nearest = int(np.argmin(row + used))
+        if np.isfinite(row[nearest] + used[nearest]):
             taken[i] = nearest
-            left[:, nearest] = np.inf
+            used[nearest] = np.inf
     return taken

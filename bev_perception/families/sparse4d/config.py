@@ -18,17 +18,20 @@ class DecodeConfig:
 
     max_num: the most boxes
     score_threshold: lowest class score of a box; 0: none. With `quality`, the score that a box is given is lower
+    track_threshold: only as many of the best boxes bear a track id as have class scores of this at least
     """
 
     max_num: int = 300
     score_threshold: float = 0.0
+    track_threshold: float = 0.2
 
     def __post_init__(self) -> None:
         """Check the values that a type cannot."""
         if self.max_num < 1:
             raise ConfigError(f"head.decode.max_num ({self.max_num}) must be positive")
-        if not 0 <= self.score_threshold <= 1:
-            raise ConfigError(f"head.decode.score_threshold ({self.score_threshold}) must lie in 0..1")
+        for name in ("score_threshold", "track_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"head.decode.{name} ({getattr(self, name)}) must lie in 0..1")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from bev_perception.families.sparse4d.anchors import CENTER, COS, SIN, SIZE, VEL
 from bev_perception.families.sparse4d.config import DecodeConfig
 from bev_perception.families.sparse4d.outputs import Sparse4DOutput
 from bev_perception.models.protocol import NotFiniteError
-from bev_perception.types import Boxes3D
+from bev_perception.types import NO_TRACK, Boxes3D
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,21 @@ class Decoded:
 
     boxes: in the reference frame, in descending order of score
     class_scores: [n], class scores in descending order. With quality, a box's score is its class score times its
-        centerness, which changes the order: then class_scores[i] need not be of boxes[i]. The published tracking
-        submission keeps the boxes i with class_scores[i] of 0.2 at least
+        centerness, which changes the order: then class_scores[i] need not be of boxes[i]
     """
 
     boxes: Boxes3D
     class_scores: np.ndarray
+
+    def tracked(self, threshold: float) -> Boxes3D:
+        """Return the boxes with track ids for as many of the best as have class scores of the threshold at least.
+
+        This is what the published tracking submission keeps: boxes[i] where class_scores[i] reaches the threshold.
+        """
+        ids = self.boxes.track_ids
+        if ids is None:
+            return self.boxes
+        return replace(self.boxes, track_ids=np.where(self.class_scores >= threshold, ids, NO_TRACK))
 
 
 def decode_boxes(

@@ -26,7 +26,7 @@ from bev_perception.families.sparse4d.instances import Instances
 from bev_perception.families.sparse4d.outputs import DenoisingInstances, Sparse4DOutput
 from bev_perception.families.sparse4d.views import Views
 from bev_perception.models.encoder import CameraModel, check_settings
-from bev_perception.models.memory import FrameFeatures, Memory
+from bev_perception.models.memory import FrameFeatures
 from bev_perception.models.protocol import Encoded, Perception, Prediction
 from bev_perception.types import Limits, ModelInput
 
@@ -148,7 +148,8 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
         """
         own: DecodeConfig = self.config.head.decode
         config = replace(own, max_num=own.max_num if limits.count is None else limits.count)
-        boxes = decode_boxes(outputs, config, self.config.class_names, self.config.head.track_ids).boxes
+        decoded = decode_boxes(outputs, config, self.config.class_names, self.config.head.track_ids)
+        boxes = decoded.tracked(own.track_threshold)
         return Perception(boxes=boxes if limits.score is None else boxes.select(boxes.scores >= limits.score))
 
     def explain_weights(self, state: Mapping[str, Tensor]) -> list[str]:

@@ -1,0 +1,290 @@
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from bev_perception.families.bevdet.temporal import warp
+from bev_perception.families.catalog import build_model
+from bev_perception.families.variants import load_variant
+from bev_perception.geometry import make_transform, rotation_from_yaw
+from bev_perception.models.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from bev_perception.models.protocol import NotFiniteError
+from bev_perception.strict import ConfigError
+from bev_perception.types import Cameras, Limits
+
+from .small import frame_at, raw, rig, small_config, small_model, stream, without
+
+KINDS = [("plain", "boxes"), ("camera", "columns"), ("stereo", "boxes"), ("stereo", "voxels")]
+every_kind = pytest.mark.parametrize("depth_net, head", KINDS)
+
+
+def batched(cameras):
+    return Cameras(*(x[None] for x in vars(cameras).values()))
+
+
+def queue(model, frames, **kwargs):
+    """The outputs for frames, the newest first, all computed at once."""
+    with torch.inference_mode():
+        return model.perceive(
+            [f.images[None] for f in frames],
+            [batched(f.cameras) for f in frames],
+            [f.reference2global[None] for f in frames],
+            **kwargs,
+        )
+
+
+@every_kind
+def test_a_stream_gives_what_the_whole_queue_gives(depth_net, head):
+    """Where all cameras of a frame look at once, a remembered map is that of the queue, warped."""
+    model = small_model(depth_net, head, past=2)
+    frames = [frame_at(step) for step in range(5)]
+    wanted = queue(model, frames[::-1][: 1 + model.config.frames.past], alignment="after_view")
+    found = stream(model, frames)[-1].outputs
+    torch.testing.assert_close(raw(found), raw(wanted), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.depth, wanted.depth, rtol=1e-4, atol=1e-5)
+
+
+@every_kind
+def test_before_the_first_frame_there_are_copies_of_it(depth_net, head):
+    model = small_model(depth_net, head, past=2)
+    first = frame_at(0)
+    wanted = queue(model, [first] * (1 + model.config.frames.past))
+    torch.testing.assert_close(raw(stream(model, [first])[0].outputs), raw(wanted), rtol=1e-4, atol=1e-5)
+
+
+def test_the_two_alignments_differ_only_with_motion():
+    model = small_model("plain")
+    one, other = (
+        raw(queue(model, [frame_at(step), frame_at(0)], alignment=alignment)) - 0
+        for step, alignment in ((1, "in_view"), (1, "after_view"))
+    )
+    assert not torch.allclose(one, other, atol=1e-3)
+    still = [frame_at(0), frame_at(0, seed=1)]
+    torch.testing.assert_close(
+        raw(queue(model, still, alignment="in_view")), raw(queue(model, still, alignment="after_view"))
+    )
+
+
+def test_without_history_the_older_maps_are_zeros():
+    model = small_model("stereo", past=1)
+    frames = [frame_at(step) for step in (2, 1, 0)]
+    one = queue(model, frames, with_history=False)
+    other = queue(model, [frames[0], frame_at(7), frame_at(8)], with_history=False)
+    torch.testing.assert_close(raw(one), raw(other), rtol=0, atol=0)
+    assert not torch.allclose(raw(one), raw(queue(model, frames)), atol=1e-3)
+
+
+@every_kind
+def test_a_lost_camera_adds_nothing(depth_net, head):
+    model = small_model(depth_net, head)
+    frames = [frame_at(0), frame_at(1)]
+    lost = [frame_at(step, present=[True, True, False, True]) for step in (0, 1)]
+    found = raw(stream(model, lost)[-1].outputs)
+    torch.testing.assert_close(
+        found, raw(stream(model, [without(f, 2) for f in frames])[-1].outputs), rtol=1e-4, atol=1e-5
+    )
+    assert not torch.allclose(found, raw(stream(model, frames)[-1].outputs), atol=1e-3)
+
+
+def test_a_camera_that_was_lost_a_frame_ago_is_not_matched():
+    model = small_model("stereo")
+    lost, now = frame_at(0, present=[True, True, False, True]), frame_at(1)
+    found = stream(model, [lost, now])[-1].outputs
+    assert found.finite and raw(found).isfinite().all()
+    elsewhere = dataclasses.replace(
+        lost, images=torch.where(torch.from_numpy(lost.present)[:, None, None, None], lost.images, 5.0)
+    )
+    torch.testing.assert_close(raw(found), raw(stream(model, [elsewhere, now])[-1].outputs), rtol=1e-4, atol=1e-5)
+
+
+@every_kind
+def test_the_order_of_the_cameras_does_not_matter(depth_net, head):
+    model = small_model(depth_net, head)
+    frames = [frame_at(step) for step in (0, 1)]
+    order = [2, 0, 3, 1]
+    shuffled = [
+        dataclasses.replace(f, images=f.images[order], cameras=f.cameras.select(np.array(order))) for f in frames
+    ]
+    torch.testing.assert_close(
+        raw(stream(model, shuffled)[-1].outputs), raw(stream(model, frames)[-1].outputs), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_step_encodes_and_lifts_one_frame():
+    model = small_model("stereo", past=2)
+    calls = []
+    for part in (model.img_backbone, model.img_view_transformer, model.pre_process_net):
+        part.register_forward_hook(lambda module, args, out: calls.append(module))
+    frames = [frame_at(step) for step in range(4)]
+    stream(model, frames)
+    assert len(calls) == 3 * len(frames)
+
+
+def test_the_plan_of_the_pooling_is_kept_until_a_matrix_changes():
+    view = small_model().img_view_transformer
+    cameras = batched(rig())
+    arguments = (cameras.sensor2ego, (64, 96), (4, 6), torch.device("cpu"))
+    plan = view.plan(cameras, *arguments)
+    assert view.plan(batched(rig()), *arguments) is plan
+    moved = cameras.sensor2ego + np.eye(4)[3] * 0.5  # every translation
+    assert view.plan(cameras, moved, *arguments[1:]) is not plan
+
+
+def test_an_older_map_moves_by_whole_cells():
+    grid = small_config().head.grid
+    bev = torch.randn(1, 3, 16, 16)
+    forward = make_transform(
+        np.eye(3), np.array([4.0, -2.0, 1.0])
+    )  # the vehicle has moved two cells forward, one right
+    found = warp(bev, forward[None], grid)
+    wanted = torch.zeros_like(bev)
+    wanted[..., 1:, :-2] = bev[..., :-1, 2:]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    volume = torch.stack([bev, 2 * bev], dim=2)
+    torch.testing.assert_close(warp(volume, forward[None], grid), torch.stack([found, 2 * found], dim=2))
+
+
+def test_an_older_map_turns_about_the_vehicle():
+    """A quarter turn; the lower corners of cells, for which cells stand, turn onto lower corners."""
+    grid = small_config().head.grid
+    bev = torch.randn(1, 1, 16, 16)
+    left = make_transform(rotation_from_yaw(np.pi / 2), np.zeros(3))
+    found = warp(bev, left[None], grid)[0, 0]
+    for x, y in ((8, 8), (11, 4), (3, 13)):  # the point (x, y) - 8 cells was at (8 - y, x) - 8 in the older frame
+        torch.testing.assert_close(found[y, x], bev[0, 0, x, 16 - y], rtol=1e-4, atol=1e-4)
+
+
+def test_memory_reaches_back_to_the_oldest_map():
+    for depth_net in ("plain", "stereo"):
+        memory = small_model(depth_net, past=2).new_memory(0.25)
+        assert (memory.count, memory.interval, memory.missing) == (2, 0.5, "current")
+        assert memory.capacity == 4 + 2
+    assert small_model(past=0).new_memory(0.5).capacity == 0
+
+
+def test_limits():
+    model = small_model()
+    outputs = stream(model, [frame_at(0)])[0].outputs
+    everything = model.decode(outputs, Limits(score=0.0)).boxes
+    assert len(everything) > 3 and (np.diff(everything.scores) <= 0).all()
+    assert len(model.decode(outputs, Limits(score=0.0, count=3)).boxes) == 3
+    assert len(model.decode(outputs, Limits(score=1.0)).boxes) == 0
+
+
+@pytest.mark.parametrize("head, heights", [("voxels", 4), ("columns", 4)])
+def test_occupancy(head, heights):
+    config = small_config("plain", head)
+    if head == "voxels":  # no cubes: 2 m along all axes is needed
+        config = dataclasses.replace(config, head=dataclasses.replace(config.head))
+    model = build_model(config)
+    outputs = stream(model, [frame_at(0)])[0].outputs
+    occupancy = model.decode(outputs, Limits()).occupancy
+    assert occupancy.semantics.shape == (16, 16, heights) and occupancy.grid.resolution == 2.0
+    assert (occupancy.semantics == outputs.occupancy[0].argmax(dim=-1).numpy()).all()
+
+
+@every_kind
+def test_weights_that_are_not_finite_are_noticed(depth_net, head):
+    model = small_model(depth_net, head)
+    next(model.img_bev_encoder_neck.parameters()).data.fill_(float("nan"))
+    with pytest.raises(NotFiniteError):
+        model.decode(stream(model, [frame_at(0)])[0].outputs, Limits())
+
+
+def test_a_checkpoint_of_another_variant_is_explained(tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_checkpoint(small_model("camera", past=2), path, {})
+    with pytest.raises(CheckpointError) as raised:
+        load_checkpoint(small_model("stereo", "voxels", past=1), path)
+    assert (
+        "depth net camera instead of stereo, frames 3 instead of 2, head boxes of 1 task instead of occupancy"
+        in str(raised.value)
+    )
+    config = small_config("camera", past=2)
+    deeper = dataclasses.replace(config.head, depth=dataclasses.replace(config.head.depth, step=1))
+    with pytest.raises(CheckpointError, match="another variant: depths 8 instead of 16\\."):
+        load_checkpoint(build_model(dataclasses.replace(config, head=deeper)), path)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_official_files_may_be_wrapped(tmp_path, wrapped):
+    """Averaged weights (EMA) come without a description of the training."""
+    model, path = small_model(seed=1), tmp_path / "epoch_20_ema.pth"
+    torch.save({"epoch": 20, "state_dict": model.state_dict(), "updates": 5} if wrapped else model.state_dict(), path)
+    other = small_model(seed=2)
+    load_checkpoint(other, path)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"frames": {"past": 1, "future": 1}}, "past frames alone"),
+        ({"backbone": {"first_level": 1}}, "first_level"),
+        ({"backbone": {"with_first": True}}, "with_first"),
+        ({"neck": {"num_outs": 2}}, "num_outs"),
+        ({"reference_frame": {"sensor": "lidar"}}, "base_link"),
+        ({"class_names": ("car",)}, "class_names"),
+    ],
+)
+def test_settings_that_do_not_fit_together(change, message):
+    config = small_config()
+    values = {
+        name: dataclasses.replace(getattr(config, name), **value) if isinstance(value, dict) else value
+        for name, value in change.items()
+    }
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        build_model(dataclasses.replace(config, **values))
+
+
+#: GMAC of backbone, neck, depth net, pre-processing, stages, their neck and the head, as published for one new frame
+WORK = {
+    "bevdet-r50": (88.1, 4.2, 0.13, 0, 7.3, 42.1, 6.2),
+    "bevdet-r50-4d-stereo-cbgs": (88.1, 4.2, 22.6, 4.7, 12.3, 45.2, 6.2),
+    "bevdet-r50-4dlongterm-depth-cbgs": (88.1, 13.3, 77.1, 4.7, 18.9, 45.2, 6.2),
+    "bevdet-swinb-4d-stereo-256x704-cbgs-geomim": (371, 39.9, 80, 4.7, 12.3, 45.2, 24.8),
+    "bevdet-occ-r50-4d-stereo-24e": (88, 4.2, 24, 53, 159, 4.6, 19.7),
+}
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_work_of_a_step(name):
+    """Counted on tensors without memory, part by part; pooling, warping and matching are no products of matrices."""
+    config = load_variant(name)
+    head = config.head
+    with torch.device("meta"):
+        model = build_model(config)
+        height, width = config.image.height, config.image.width
+        images = torch.empty(6, 3, height, width)
+        x, y, z = head.grid.size
+        grid = (z, y, x) if head.encoder.volumetric else (y, x)
+        one = torch.empty(1, head.context, *grid)
+        joined = torch.empty(1, (1 + model.past_maps) * head.context, *grid)
+        vectors = torch.empty(6, 27)
+        cost = torch.empty(6, head.depth.count, height // 4, width // 4) if head.stereo else None
+    counts = []
+
+    def run(part, *arguments):
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            out = part(*arguments)
+        counts.append(counter.get_total_flops() / 2e9)
+        return out
+
+    maps = run(model.img_backbone, images)
+    (features,) = run(model.img_neck, maps[int(head.stereo) :])
+    net = model.img_view_transformer.depth_net
+    run(net, features) if head.depth_net == "plain" else run(net, features, vectors, cost)
+    run(model.pre_process_net, one) if head.encoder.pre_blocks else counts.append(0)
+    (bev,) = run(model.img_bev_encoder_neck, run(model.img_bev_encoder_backbone, joined))
+    if head.boxes is not None:
+        run(model.pts_bbox_head, bev)
+    else:
+        features = run(model.final_conv, bev)
+        run(model.predicter, features.movedim(1, -1))
+        counts[-2:] = [sum(counts[-2:])]
+    for found, wanted in zip(counts, WORK[name], strict=True):
+        assert found == pytest.approx(wanted, rel=0.02, abs=0.06)
