@@ -301,12 +301,17 @@ def _message_class(type_name: str) -> Any:
 
 
 def _qos(topic: BagTopic) -> QoSProfile:
-    """Return the recorded QoS; if publishers differed, reliable, which is compatible with most subscribers."""
-    if not topic.qos:
+    """Return the recorded QoS; if publishers differed, reliable, which is compatible with most subscribers.
+
+    /tf_static is transient local and reliable whatever is recorded: converted bags have no QoS, and whoever subscribes
+    to it, as tf2 does, does not hear a volatile publisher.
+    """
+    static = topic.name.rsplit("/", 1)[-1] == "tf_static"
+    if not topic.qos and not static:
         return QoSProfile(depth=10)
-    best_effort = all(q.reliability == QosReliability.BEST_EFFORT for q in topic.qos)
-    latched = all(q.durability == QosDurability.TRANSIENT_LOCAL for q in topic.qos)
-    depth = max(1, *(q.depth for q in topic.qos))
+    best_effort = not static and all(q.reliability == QosReliability.BEST_EFFORT for q in topic.qos)
+    latched = static or all(q.durability == QosDurability.TRANSIENT_LOCAL for q in topic.qos)
+    depth = max(1, *(q.depth for q in topic.qos), 1)
     return QoSProfile(
         history=HistoryPolicy.KEEP_LAST,
         # one publisher replaces all that were recorded; a late subscriber must get the latched messages of each

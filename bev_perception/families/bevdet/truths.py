@@ -16,13 +16,14 @@ from bev_perception.data.occupancy_labels import UNKNOWN_LABEL, check_classes, l
 from bev_perception.data.queues import training_boxes
 from bev_perception.data.records import Records
 from bev_perception.families.bevdet.config import DepthConfig
+from bev_perception.families.bevdet.occupancy_head import voxel_grid
 from bev_perception.families.bevdet.targets import depth_labels
 from bev_perception.results.boxes import to_ego
 from bev_perception.sensing.preprocess import padded_size
 from bev_perception.strict import ConfigError
 from bev_perception.supervision.samples import BoxTruth, Change
 from bev_perception.supervision.truths import Sight
-from bev_perception.types import Boxes3D
+from bev_perception.types import OCC3D_GRID, Boxes3D
 
 #: value of pixels without a lidar point
 NO_POINT = 0.0
@@ -146,9 +147,16 @@ class VoxelTruths:
         records: of the data set
         folder: of the labels, see labels_path
 
-        Raises ConfigError for a recipe that voxel labels do not allow.
+        Raises ConfigError for a recipe or a grid that voxel labels do not allow.
         """
         assert config.training is not None, "what cannot be trained has no truths"
+        grid = voxel_grid(config.head)
+        if grid.shape != OCC3D_GRID.shape or not np.allclose(grid.origin, OCC3D_GRID.origin):
+            raise ConfigError(
+                f"{config.name}: labels have {OCC3D_GRID.shape} voxels of {OCC3D_GRID.resolution} m from "
+                f"{OCC3D_GRID.origin} m on, the variant {grid.shape} of {grid.resolution} m from {grid.origin} m on; "
+                "change head.grid"
+            )
         if config.training.bev.scale != (1.0, 1.0):
             raise ConfigError(f"{config.name}: labels of voxels cannot be scaled; let training.bev.scale be [1, 1]")
         self._classes, self._records, self._folder = config.class_names, records, folder

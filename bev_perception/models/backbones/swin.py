@@ -221,6 +221,29 @@ class SwinTransformer(nn.Module):
         """Return the parameters that detectors keep frozen as pretrained: none."""
         return []
 
+    @property
+    def layer_count(self) -> int:
+        """Number of layers that layer_of tells apart, but for the first: the blocks, and what follows them."""
+        return len(self.blocks()) + 1
+
+    def layer_of(self, name: str) -> int:
+        """Return the layer of a weight: 0 for the patches and positions, then one for each block.
+
+        name: of the weight
+
+        The merging of patches after a stage belongs to the first block after it; norms of the outputs come last.
+        """
+        if name.startswith(("patch_embed.", "absolute_pos_embed")):
+            return 0
+        part, *path = name.split(".")
+        if part != "stages":
+            return self.layer_count
+        depths = [len(stage["blocks"]) for stage in self.stages]  # type: ignore[index]
+        stage = int(path[0])
+        if path[1] == "downsample":
+            return sum(depths[: stage + 1]) + 1
+        return sum(depths[:stage]) + int(path[2]) + 1
+
     def blocks(self) -> list[nn.Module]:
         """Return the blocks in order; training may recompute their activations to save memory."""
         return [block for stage in self.stages for block in stage["blocks"]]  # type: ignore[index]

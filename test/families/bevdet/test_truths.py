@@ -39,13 +39,17 @@ def folder(records, tmp_path_factory):
     return folder
 
 
-def config(classes=NUSCENES_CLASSES, scale=(1.0, 1.0), reach=51.2, **recipe):
+def config(classes=NUSCENES_CLASSES, scale=(1.0, 1.0), reach=51.2, voxel=0.4, **recipe):
     grid = GridConfig((-reach, -reach, -5.0, reach, reach, 3.0), (reach / 64, reach / 64, 8.0))
+    if "free" in classes:
+        grid = GridConfig((-40.0, -40.0, -1.0, 40.0, 40.0, 5.4), (voxel, voxel, voxel))
     return types.SimpleNamespace(
         name="some",
         class_names=classes,
         image=ImageConfig(*SIZE),
-        head=types.SimpleNamespace(grid=grid, depth=DepthConfig(1.0, 60.0, 0.5)),
+        head=types.SimpleNamespace(
+            grid=grid, depth=DepthConfig(1.0, 60.0, 0.5), occupancy=types.SimpleNamespace(heights=0)
+        ),
         training=types.SimpleNamespace(family=BEVDetRecipe(**recipe), bev=BevAugmentationConfig(scale=scale)),
     )
 
@@ -135,6 +139,10 @@ class TestVoxels:
         np.savez_compressed(path, semantics=make_labels(records, 0).semantics)
         with pytest.raises(ConfigError, match="holds no mask_camera"):
             VoxelTruths(config(OCC3D_CLASSES), records, tmp_path).read(0, sight(records, 0))
+
+    def test_grids_differ(self, records, folder):
+        with pytest.raises(ConfigError, match=r"change head\.grid"):
+            VoxelTruths(config(OCC3D_CLASSES, voxel=0.8), records, folder)
 
     def test_voxels_cannot_be_scaled(self, records, folder):
         with pytest.raises(ConfigError, match=r"training\.bev\.scale"):
