@@ -31,6 +31,7 @@ NOT_RUN = {
     "bev_perception synth": "compiles for minutes; test/synth",
     "bev_perception eval-demo": "makes drives for minutes; test/evaluation/test_regression.py",
     "bev_perception train": "needs nuScenes, and days",
+    "bev_perception prepare anchors": "needs nuScenes; test/data/test_anchors.py",
     "bev_perception eval --variant": "needs nuScenes; test/evaluation/test_evaluate.py",
     "bev_perception eval --bag": "needs a bag of nuScenes; test/evaluation/test_replay.py",
     "bev_perception bench": "takes minutes; test/evaluation/test_timing.py",
