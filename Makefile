@@ -4,7 +4,7 @@ BIN := .venv/bin
 NUSCENES ?=
 ARGS ?=
 
-.PHONY: demo eval-demo test test-slow check bench clean
+.PHONY: demo eval-demo test test-slow fuzz check bench clean
 
 demo: .venv/.installed  ## a short drive through the real node, with a picture at the end
 	$(BIN)/bev_perception demo $(if $(NUSCENES),--nuscenes $(NUSCENES)) $(ARGS)
@@ -21,6 +21,9 @@ test: .venv/.installed .venv-client/.installed  ## all tests but the slow ones, 
 
 test-slow: .venv/.installed  ## the synthetic world, which is compiled first, the demo in it, large parity cases
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+fuzz: .venv/.installed  ## damaged input of every kind, 2,000 of each, in processes of their own; prints the counts
+	$(BIN)/python test/fuzz/fuzz.py $(ARGS)
 
 check: .venv/.installed  ## style, types, layers
 	$(BIN)/ruff check .

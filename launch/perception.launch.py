@@ -16,7 +16,7 @@ from launch_ros.actions import Node
 
 CONFIG = Path(__file__).parents[1] / "config"
 NODE = "bev_perception"
-OUTPUTS = ("detections", "objects", "markers", "occupancy", "occupancy_points", "costmap")
+OUTPUTS = ("detections", "objects", "markers", "occupancy", "occupancy_points", "costmap", "obstacles")
 #: launch arguments that set the node's parameter of the same name
 GIVEN = ("variant", "checkpoint", "occupancy_variant", "occupancy_checkpoint", "image_transport")
 

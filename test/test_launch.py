@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "config"
 LAUNCH_FILES = sorted((ROOT / "launch").glob("*.launch.py"))
 TOPICS = {f"/bev_perception/{name}" for name in ("detections", "objects", "markers")} | {"/diagnostics"}
-TOPICS |= {f"/bev_perception/{name}" for name in ("occupancy", "occupancy_points", "costmap")}
+TOPICS |= {f"/bev_perception/{name}" for name in ("occupancy", "occupancy_points", "costmap", "obstacles")}
 for camera in CAMERAS:
     TOPICS |= {f"/bev_perception/input/{camera}/{name}" for name in ("image", "image/compressed", "camera_info")}
 

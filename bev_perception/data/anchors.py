@@ -1,4 +1,4 @@
-"""Initial anchors of a detector: clusters of where the boxes of a data set are (Lin et al., Sparse4D, 2022)."""
+"""Initial anchors of a detector: clusters of where the boxes of a data set are (Lin et al., arXiv 2211.10581, 2022)."""
 
 from __future__ import annotations
 

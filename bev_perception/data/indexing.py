@@ -15,7 +15,7 @@ from tqdm import tqdm
 from bev_perception.data.drive import CAMERAS
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.geometry import invert_transform, make_transform, rotation_from_quaternion, transform_points
-from bev_perception.strict import UserError, inside
+from bev_perception.strict import inside
 
 CHANNELS = tuple(camera.upper() for camera in CAMERAS)
 LIDAR = "LIDAR_TOP"
@@ -117,7 +117,7 @@ def build_index(tables: dict[str, list[Row]]) -> Index:
     """
     try:
         return _Builder(tables).build()
-    except UserError:
+    except NuScenesError:
         raise
     except (KeyError, TypeError, IndexError, ValueError) as error:  # ValueError: of numpy, or no rotation
         raise NuScenesError(
@@ -273,7 +273,7 @@ def _check_chains(samples: dict[str, Row]) -> None:
 
 
 def _path(name: str) -> bytes:
-    """Return a file's name from the tables; raise UserError if it leads out of the dataroot."""
+    """Return a file's name from the tables; raise ValueError if it leads out of the dataroot."""
     inside(Path(), name)
     return name.encode()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -16,7 +15,9 @@ from rosbags.typesys import Stores, get_typestore
 from tqdm import tqdm
 
 from bev_perception.data import messages
+from bev_perception.data.bag_limits import UnpackError, check_metadata
 from bev_perception.data.drive import CAMERAS, CameraRig, Drive, DriveImage, DrivePose
+from bev_perception.data.folders import whole_folder
 from bev_perception.geometry import quaternion_from_rotation
 from bev_perception.strict import UserError
 from bev_perception.types import BASE_FRAME, FIXED_FRAME, Calibration, CameraImage
@@ -66,20 +67,19 @@ def write_bag(drive: Drive, path: str | Path, progress: bool = True) -> None:
     """Write a drive as a rosbag2 mcap bag with the topics of the node; the log time of a message is its header stamp.
 
     drive: what to write
-    path: directory of the bag, which must not exist yet; it is removed if writing fails
+    path: directory of the bag, which must not exist yet; it appears when it is complete
     progress: whether to show a progress bar
 
-    Raises BagError if the path exists or the events are not in order of time.
+    Raises BagError if the path exists or the events are not in order of time, FolderError if it cannot be written.
     """
     path = Path(path)
     if path.exists():
         raise BagError(f"{path} exists already and is not overwritten; choose another path or remove it")
-    try:
-        with Writer(path, version=Writer.VERSION_LATEST, storage_plugin=StoragePlugin.MCAP) as writer:
-            _write_events(drive, _BagWriter(writer, drive.cameras), progress)
-    except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
-        raise
+    with (
+        whole_folder(path) as partial,
+        Writer(partial, version=Writer.VERSION_LATEST, storage_plugin=StoragePlugin.MCAP) as writer,
+    ):
+        _write_events(drive, _BagWriter(writer, drive.cameras), progress)
 
 
 def _write_events(drive: Drive, bag: _BagWriter, progress: bool) -> None:
@@ -400,6 +400,7 @@ def _open(path: Path) -> Reader:
     if not path.exists():
         raise BagError(f"{path} does not exist; give the directory that `ros2 bag record` wrote, or its mcap file")
     try:
+        check_metadata(path)
         reader = Reader(path)
         reader.open()
     except FileNotFoundError as error:
@@ -414,6 +415,8 @@ def _open(path: Path) -> Reader:
 
 def _damaged(path: Path, error: Exception) -> str:
     reason = str(error) or type(error).__name__
+    if isinstance(error, UnpackError):
+        return f"{path} is not read: {reason}"
     return (
         f"{path} cannot be read as a bag ({reason}); if the recording was cut off, repair it with "
         "`mcap recover <file>` and `ros2 bag reindex <directory>`"

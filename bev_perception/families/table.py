@@ -48,7 +48,9 @@ def _gives(config: VariantConfig) -> str:
 
 def _frames(config: VariantConfig) -> str:
     count = len(config.frames.offsets)
-    return f"{count} frames, {config.frames.future} of the future" if config.frames.future else f"{count} frames"
+    if config.frames.future:
+        return f"{count} frames, {config.frames.future} of the future"
+    return "1 frame" if count == 1 else f"{count} frames"
 
 
 def _backbone(config: BackboneConfig) -> str:

@@ -1,6 +1,6 @@
 """Sum up image features at points of instances: over cameras, pyramid levels and points, with weights for each group.
 
-Follows Lin et al., Sparse4D (2022), section 3.2, and Sparse4D v2 (2023), section 3.2.
+Follows Lin et al. (arXiv 2211.10581, 2022, section 3.2, and arXiv 2305.14018, 2023, section 3.2).
 
 `aggregate_features` gathers only where a camera sees a point; `aggregate_features_reference` does the same with
 grid_sample for all cameras, as a reference for the tests.

@@ -17,6 +17,8 @@ from bev_perception.types import Calibration, Frame, Occupancy, VoxelGrid
 
 #: values of nav_msgs/OccupancyGrid
 UNKNOWN, FREE, OBSTACLE = -1, 0, 100
+#: s for which a costmap, and what is drawn, stands without a newer one
+OUTPUT_LIFETIME = 2.0
 #: share of a voxel's height that must lie between the two heights for the voxel to count; less is rounding error
 TOUCH = 1e-3
 #: pixels; side of the squares for which a lens mask stores whether the lens shows them
@@ -85,7 +87,7 @@ def costmap(occupancy: Occupancy, frame: Frame, missing: Container[str], setting
     """
     grid = occupancy.grid
     settings.check(occupancy.class_names, grid)
-    passable = _ground(occupancy, settings)
+    passable = ground(occupancy, settings)
     passable[occupancy.free] = True
     obstacle = ~passable[occupancy.semantics[..., settings.layers(grid)]].all(axis=2)
 
@@ -104,14 +106,14 @@ def ground_voxels(occupancy: Occupancy, settings: CostmapSettings) -> np.ndarray
     the column to be free.
     """
     layers = settings.layers(occupancy.grid)
-    below = _ground(occupancy, settings)[occupancy.semantics[..., : layers.stop]]  # [X, Y, layers]
+    below = ground(occupancy, settings)[occupancy.semantics[..., : layers.stop]]  # [X, Y, layers]
     above_ground = np.where(below.any(axis=2), layers.stop - below[..., ::-1].argmax(axis=2), 0)  # [X, Y]
     k = np.clip(above_ground, layers.start, layers.stop - 1)
     i, j = np.indices(k.shape)
     return np.stack([i, j, k], axis=-1).reshape(-1, 3)
 
 
-def _ground(occupancy: Occupancy, settings: CostmapSettings) -> np.ndarray:
+def ground(occupancy: Occupancy, settings: CostmapSettings) -> np.ndarray:
     """Return [classes] bool, whether each class is ground."""
     return np.isin(occupancy.class_names, settings.free_classes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bev_perception.classes import class_colors
+from bev_perception.results.costmap import CostmapSettings, ground
 from bev_perception.types import Occupancy
 
 #: layout of one point, 20 bytes:
@@ -26,7 +27,20 @@ POINT = np.dtype(
 
 def occupied_points(occupancy: Occupancy) -> np.ndarray:
     """Return the points [n] of dtype POINT in base_link, in the order of the voxels' indices, z fastest."""
-    i, j, k = np.nonzero(occupancy.occupied)
+    return _points(occupancy, occupancy.occupied)
+
+
+def obstacle_points(occupancy: Occupancy, settings: CostmapSettings) -> np.ndarray:
+    """Return the points [n] of dtype POINT of the voxels that make obstacles of their columns in the costmap."""
+    chosen = occupancy.occupied & ~ground(occupancy, settings)[occupancy.semantics]  # [X, Y, Z]
+    layers = settings.layers(occupancy.grid)
+    chosen[..., : layers.start] = False
+    chosen[..., layers.stop :] = False
+    return _points(occupancy, chosen)
+
+
+def _points(occupancy: Occupancy, chosen: np.ndarray) -> np.ndarray:
+    i, j, k = np.nonzero(chosen)
     points = np.zeros(len(i), POINT)
     for name, index, start in zip("xyz", (i, j, k), occupancy.grid.origin, strict=True):
         points[name] = start + occupancy.grid.resolution * (index + 0.5)

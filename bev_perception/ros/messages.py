@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from builtin_interfaces.msg import Time
+from builtin_interfaces.msg import Duration, Time
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from geometry_msgs.msg import Point, Pose, Quaternion, Vector3
 from std_msgs.msg import ColorRGBA, Header
@@ -167,12 +167,16 @@ def trail_markers(trails: Mapping[int, np.ndarray], stamp: int, fixed_frame: str
     return made
 
 
-def anew(markers: list[Marker], stamp: int, frame_id: str) -> MarkerArray:
+def anew(markers: list[Marker], stamp: int, frame_id: str, lifetime: float) -> MarkerArray:
     """Return markers that replace all earlier ones, whose tracks may have ended.
 
     stamp: ns.
     frame_id: tf frame.
+    lifetime: s after which a viewer takes them away by itself, whatever becomes of this node.
     """
+    seconds, nanoseconds = divmod(round(lifetime * 10**9), 10**9)
+    for marker in markers:
+        marker.lifetime = Duration(sec=seconds, nanosec=nanoseconds)
     return MarkerArray(markers=[Marker(header=header(stamp, frame_id), action=Marker.DELETEALL), *markers])
 
 

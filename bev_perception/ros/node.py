@@ -5,61 +5,67 @@ Import only after bev_perception.ros.interfaces.ensure_interfaces().
 
 from __future__ import annotations
 
-import math
+import time
 import traceback
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
+from rclpy._rclpy_pybind11 import RCLError
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
 from bev_perception.config import ConfigError
 from bev_perception.data.messages import calibration, camera_image, transform
-from bev_perception.health import Health
+from bev_perception.health import OK, REFUSED, Health
 from bev_perception.pipeline.loading import give_back_device_memory, load_pipeline
 from bev_perception.pipeline.pipeline import Pipeline
 from bev_perception.results.costmap import CostmapSettings
 from bev_perception.ros import messages
+from bev_perception.ros.diagnostics import camera_statuses, figures
 from bev_perception.ros.fault_log import FaultLog
+from bev_perception.ros.graph_advice import COMPRESSED_IMAGE, IMAGE
+from bev_perception.ros.lookout import PATIENCE, Lookout, doubles
 from bev_perception.ros.outputs import Outputs
 from bev_perception.ros.parameters import (
     LIVE_PARAMETERS,
     PARAMETERS,
+    as_declared,
     costmap_settings,
     declare_parameters,
     not_finite,
     pipeline_settings,
     synchronizer_settings,
+    unknown_parameters,
     variants,
 )
+from bev_perception.ros.qos import IMAGE_QOS, LATCHED_QOS, TF_QOS, TF_STATIC_QOS, subscribe, subscribe_beside
 from bev_perception.ros.worker import Worker
 from bev_perception.sensing.synchronizer import Synchronizer
 from bev_perception.sensing.transforms import open_transforms
 from bev_perception.strict import UserError
 from bev_perception.types import Frame, Result
 
-IMAGE_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
-TF_QOS = QoSProfile(depth=100)
-TF_STATIC_QOS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 #: s without a result until /diagnostics warns
 IDLE = 2.0
 #: s of work on one frame until /diagnostics warns
 STUCK = 30.0
 #: number of failed frames in a row until /diagnostics reports an error
 FAILED_ROW = 3
-#: image_transport -> message type, end of the topic
-IMAGE_TYPES = {"raw": (Image, "image"), "compressed": (CompressedImage, "image/compressed")}
+#: s between two checks whether the last result has grown too old
+AGEING_PERIOD = 0.2
+#: image_transport -> message type, its name, end of the topic
+IMAGE_TYPES = {
+    "raw": (Image, IMAGE, "image"),
+    "compressed": (CompressedImage, COMPRESSED_IMAGE, "image/compressed"),
+}
 
 
 class PerceptionNode(LifecycleNode):
@@ -80,9 +86,12 @@ class PerceptionNode(LifecycleNode):
         self._worker: Worker | None = None
         self._synchronizer: Synchronizer | None = None
         self._transforms = open_transforms()
-        self._tf_subscriptions: list[Any] = []
+        self._tf_subscriptions: list[Any] = []  # the first is that of /tf, the others are of /tf_static
         self._info_subscriptions: list[Any] = []
         self._image_subscriptions: list[Any] = []
+        self._lookout: Lookout | None = None
+        self._looked = time.monotonic()
+        self._losses = 0  # drops and resets up to the last report
         self._outputs: Outputs | None = None
         self._missing: dict[str, str] = {}
         self._failure = ""
@@ -91,6 +100,8 @@ class PerceptionNode(LifecycleNode):
         self._parameter_errors = declare_parameters(self)
         for error in self._parameter_errors.values():
             self.get_logger().error(f"{error}; the node will not configure until it is set to a valid value")
+        for sentence in unknown_parameters(self):
+            self.get_logger().warning(sentence)
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._apply_parameters)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -98,6 +109,7 @@ class PerceptionNode(LifecycleNode):
         self._breakdown = self.create_guard_condition(self._on_breakdown)
         self._steady_clock = Clock(clock_type=ClockType.STEADY_TIME)
         self._timer = self.create_timer(self._get("diagnostics_period"), self._report, clock=self._steady_clock)
+        self._ageing = self.create_timer(AGEING_PERIOD, self._age, clock=self._steady_clock)
 
     def survive(self, error: Exception) -> None:
         """Log and count an unexpected error of a callback."""
@@ -107,6 +119,8 @@ class PerceptionNode(LifecycleNode):
     def close(self) -> None:
         """Stop the worker and free the model; allowed in every state."""
         self._stop_worker()
+        if self._outputs is not None:
+            self._outputs.bid_farewell()
         self._free()
 
     def autostart(self) -> None:
@@ -115,6 +129,19 @@ class PerceptionNode(LifecycleNode):
             self.trigger_activate()
 
     # ------------------------------------------------------------------ lifecycle
+
+    def _LifecycleNodeMixin__on_change_state(self, request: Any, response: Any) -> Any:
+        """Answer the service ~/change_state, also for a transition that the state does not have.
+
+        rclpy's own callback raises an error then, so that whoever asked waits for ever.
+        """
+        try:
+            return super()._LifecycleNodeMixin__on_change_state(request, response)  # type: ignore[misc]
+        except RCLError:
+            wanted = request.transition.label or request.transition.id
+            self._health.notice("impossible transition", f"{wanted} in the state {self._lifecycle}")
+            response.success = False
+            return response
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model, warm it up, and subscribe to tf and camera_info."""
@@ -184,13 +211,22 @@ class PerceptionNode(LifecycleNode):
         self._worker = Worker(
             self._pipeline, self._health, self._publish, self.get_logger().error, self._breakdown.trigger
         )
-        kind, suffix = IMAGE_TYPES[self._get("image_transport")]
-        for camera in self._synchronizer.settings.cameras:
+        self._subscribe_images(self._synchronizer.settings.cameras)
+
+    def _subscribe_images(self, cameras: tuple[str, ...]) -> None:
+        kind, type_name, suffix = IMAGE_TYPES[self._get("image_transport")]
+        watched = {}
+        for camera in cameras:
             topic = f"~/input/{camera}/{suffix}"
-            self._image_subscriptions.append(self._subscribe(kind, topic, partial(self._on_image, camera), IMAGE_QOS))
+            self._image_subscriptions.append(subscribe(self, kind, topic, partial(self._on_image, camera), IMAGE_QOS))
+            watched[camera] = (self._image_subscriptions[-1], type_name, topic)
+        self._health.forget_cameras()
+        self._lookout, self._looked = Lookout(self, self._health, watched), time.monotonic()
 
     def _deactivate(self, state: LifecycleState) -> None:
         self._stop_worker()
+        if self._outputs is not None:
+            self._outputs.withdraw()  # before the publishers fall silent
         super().on_deactivate(state)  # the publishers
 
     def _clean_up(self) -> None:
@@ -217,7 +253,12 @@ class PerceptionNode(LifecycleNode):
         self._timer.timer_period_ns = round(self._get("diagnostics_period") * 1e9)
         self._transforms = open_transforms()
         self._synchronizer = Synchronizer(settings, self._transforms, self._health)
-        self._outputs = Outputs(self, [v.config for v in self._pipeline.variants], costmap_settings(self))
+        self._outputs = Outputs(
+            self,
+            [v.config for v in self._pipeline.variants],
+            costmap_settings(self),
+            self._get("output_lifetime"),
+        )
         self._subscribe_standing(settings.cameras)
         trained = "" if self._pipeline.trained else ", UNTRAINED weights"
         if len(self._pipeline.encoders) > 1:
@@ -226,21 +267,18 @@ class PerceptionNode(LifecycleNode):
 
     def _subscribe_standing(self, cameras: tuple[str, ...]) -> None:
         """Subscribe to tf and camera_info, which are received in the state inactive, too."""
+        static = partial(self._on_tf, True)
         self._tf_subscriptions = [
-            self._subscribe(TFMessage, "/tf", partial(self._on_tf, False), TF_QOS),
-            self._subscribe(TFMessage, "/tf_static", partial(self._on_tf, True), TF_STATIC_QOS),
+            subscribe(self, TFMessage, "/tf", partial(self._on_tf, False), TF_QOS),
+            subscribe(self, TFMessage, "/tf_static", static, TF_STATIC_QOS),
+            subscribe_beside(self, TFMessage, "/tf_static", static, TF_QOS),
         ]
-        self._info_subscriptions = [
-            self._subscribe(
-                CameraInfo, f"~/input/{camera}/camera_info", partial(self._on_camera_info, camera), IMAGE_QOS
-            )
-            for camera in cameras
-        ]
-
-    def _subscribe(self, kind: Any, topic: str, callback: Any, qos: QoSProfile) -> Any:
-        """Subscribe with a QoS that the parameters qos_overrides.<topic>.subscription.* can override."""
-        overridable = QoSOverridingOptions.with_default_policies()
-        return self.create_subscription(kind, topic, callback, qos, qos_overriding_options=overridable)
+        for camera in cameras:
+            topic, callback = f"~/input/{camera}/camera_info", partial(self._on_camera_info, camera)
+            self._info_subscriptions += [
+                subscribe(self, CameraInfo, topic, callback, IMAGE_QOS),
+                subscribe_beside(self, CameraInfo, topic, callback, LATCHED_QOS),
+            ]
 
     def _stop_worker(self) -> None:
         while self._image_subscriptions:
@@ -248,7 +286,7 @@ class PerceptionNode(LifecycleNode):
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.stop()
-        self._missing = {}
+        self._missing, self._lookout = {}, None
 
     def _free(self) -> None:
         for subscriptions in (self._tf_subscriptions, self._info_subscriptions):
@@ -265,11 +303,14 @@ class PerceptionNode(LifecycleNode):
     # ------------------------------------------------------------------ inputs
 
     def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
+        self._health.image_came(camera)
         try:
             image = camera_image(camera, message)
         except ValueError as error:
-            self._health.drop("bad image", str(error))
+            self._health.drop("bad image", f"{camera}: {error}", camera)
+            self._health.judge(camera, "image", REFUSED, str(error))
             return
+        self._health.judge(camera, "image", OK)
         assert self._synchronizer is not None
         self._synchronizer.add(image)
         self._pass_on()
@@ -296,6 +337,8 @@ class PerceptionNode(LifecycleNode):
                     self._transforms.add(parent, child, stamp, child2parent)
             except ValueError as error:
                 self._health.drop("bad tf", str(error))
+        for sentence in self._transforms.take_disputes().values():
+            self._health.notice("tf changed a parent", sentence)
 
     def _pass_on(self) -> None:
         """Give the frames that are complete to the worker."""
@@ -316,7 +359,7 @@ class PerceptionNode(LifecycleNode):
                 taken = subscription.handle.take_message(TFMessage, False)
                 if taken is None:
                     break
-                self._add_transforms(subscription is self._tf_subscriptions[1], taken[0])
+                self._add_transforms(subscription is not self._tf_subscriptions[0], taken[0])
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if self._pipeline is None or self._synchronizer is None:
@@ -324,14 +367,16 @@ class PerceptionNode(LifecycleNode):
             return response
         self._synchronizer.clear()
         self._pipeline.reset("service ~/reset")
+        if self._outputs is not None:
+            self._outputs.withdraw()
         response.success, response.message = True, "the memory is wiped before the next frame"
         return response
 
     # ------------------------------------------------------------------ parameters
 
     def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
-        """Set parameters as rclpy does, and count those that are refused."""
-        result = super().set_parameters_atomically(parameter_list)
+        """Set parameters as rclpy does, whole numbers as doubles where these are meant; count those refused."""
+        result = super().set_parameters_atomically([as_declared(parameter) for parameter in parameter_list])
         if not result.successful:
             self._health.drop("parameter refused", result.reason)
         return result
@@ -376,19 +421,31 @@ class PerceptionNode(LifecycleNode):
         if not self.context.ok():
             return  # the context was shut down while the model worked on this frame
         self._missing = result.missing
+        for camera in frame.cameras:
+            unused = camera in result.missing and camera not in frame.missing
+            self._health.judge(camera, "model", *((REFUSED, result.missing[camera]) if unused else (OK,)))
         assert self._outputs is not None
         self._outputs.publish(result, frame, self._get("base_frame"), self._get("fixed_frame"))
 
     def _report(self) -> None:
         """Log the news since the last report, and publish the diagnostics."""
-        news = self._health.drain_news()
-        for item in news:
+        if time.monotonic() - self._looked >= PATIENCE:
+            self._look_around()
+        for item in self._health.drain_news():
             self.get_logger().warning(item)
-        level, message = self._judge(bool(news))
-        status = messages.diagnostic_status(
-            level, f"{self.get_fully_qualified_name()}: perception", message, self._figures()
+        snapshot, before = self._health.snapshot(), self._losses
+        self._losses = sum(snapshot.drops.values()) + sum(snapshot.resets.values())
+        level, message = self._judge(self._losses > before)
+        name, active = self.get_fully_qualified_name(), self._lifecycle == "active"
+        values = figures(
+            self._lifecycle, self._get("variant"), self._health, self._pipeline, self._synchronizer, self._missing
         )
-        array = DiagnosticArray(status=[status])
+        statuses = [messages.diagnostic_status(level, f"{name}: perception", message, values)]
+        if self._synchronizer is not None:
+            advice = {} if self._lookout is None else self._lookout.advice
+            cameras = self._synchronizer.settings.cameras
+            statuses += camera_statuses(name, cameras, self._health, advice, "" if active else self._lifecycle)
+        array = DiagnosticArray(status=statuses)
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)
 
@@ -410,44 +467,30 @@ class PerceptionNode(LifecycleNode):
         busy = self._worker is not None and self._worker.busy
         waiting = self._synchronizer.waiting_for if self._synchronizer is not None else ""
         if not busy and snapshot.idle > max(IDLE, 2 * self._get("diagnostics_period")):
-            return DiagnosticStatus.WARN, f"no results: {waiting or 'no complete set of images arrives'}"
+            return DiagnosticStatus.WARN, f"no results: {waiting or self._advice()}"
         if self._missing:
             return DiagnosticStatus.WARN, f"degraded: without {', '.join(sorted(self._missing))}"
         if news:
             return DiagnosticStatus.WARN, "running, with losses"
         return DiagnosticStatus.OK, "running"
 
-    def _figures(self) -> dict[str, str]:
-        """Return the key-value pairs of the diagnostics."""
-        snapshot = self._health.snapshot()
-        figures = {
-            "state": self._lifecycle,
-            "variant": self._get("variant") if self._pipeline is None else self._pipeline.name,
-            "frames": str(snapshot.frames),
-            "rate [Hz]": f"{snapshot.rate:.2f}",
-            "last drop": snapshot.last_drop,
-            "last reset": snapshot.last_reset,
-            "waiting for": self._synchronizer.waiting_for if self._synchronizer is not None else "",
-            "process memory [MB]": f"{_resident_megabytes():.0f}",
-        }
-        if self._pipeline is not None:
-            figures["device"] = str(self._pipeline.device)
-            figures["weights"] = "trained" if self._pipeline.trained else "UNTRAINED"
-            figures["memory frames"] = str(self._pipeline.memory_frames)
-            figures["memory [MB]"] = f"{self._pipeline.memory_bytes / 1e6:.1f}"
-        for stage, (p50, p95) in snapshot.timings.items():
-            figures[f"{stage} p50 [ms]"] = f"{p50 * 1e3:.1f}"
-            figures[f"{stage} p95 [ms]"] = f"{p95 * 1e3:.1f}"
-        figures |= {f"missing {camera}": reason for camera, reason in self._missing.items()}
-        figures |= {f"dropped: {cause}": str(count) for cause, count in snapshot.drops.items()}
-        figures |= {f"reset: {cause}": str(count) for cause, count in snapshot.resets.items()}
-        return figures
+    def _advice(self) -> str:
+        """Return why there is no set of images, as far as it is known."""
+        advice = {} if self._lookout is None else self._lookout.advice
+        return "; ".join(f"{c}: {text}" for c, text in advice.items()) or "no complete set of images arrives"
 
+    def _look_around(self) -> None:
+        self._looked = time.monotonic()
+        if self._lookout is not None:
+            self._lookout.look()
+        others = doubles(self)
+        if others:
+            self._health.notice(
+                "two nodes of one name",
+                f"{others} more of {self.get_fully_qualified_name()}: parameters and services reach one of them by "
+                "chance, and both publish; start one with another name or namespace",
+            )
 
-def _resident_megabytes() -> float:
-    """Return the process' resident memory in MB, or NaN if the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return math.nan
-    return pages * 4096 / 1e6
+    def _age(self) -> None:
+        if self._outputs is not None:
+            self._outputs.age()

@@ -57,7 +57,16 @@ def points(occupancy: Occupancy, stamp: int, frame_id: str) -> PointCloud2:
     stamp: ns.
     frame_id: tf frame.
     """
-    cloud = occupied_points(occupancy)
+    return point_cloud(occupied_points(occupancy), stamp, frame_id)
+
+
+def point_cloud(cloud: np.ndarray, stamp: int, frame_id: str) -> PointCloud2:
+    """Return points as an unordered sensor_msgs/PointCloud2 with the fields of POINT.
+
+    cloud: [n] of dtype POINT, in the frame `frame_id`; see results.point_cloud.
+    stamp: ns.
+    frame_id: tf frame.
+    """
     assert POINT.fields is not None
     return PointCloud2(
         header=header(stamp, frame_id),

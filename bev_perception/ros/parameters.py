@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from rclpy.parameter import Parameter
 from bev_perception.config import ConfigError
 from bev_perception.data.drive import CAMERAS
 from bev_perception.pipeline.pipeline import PipelineSettings
-from bev_perception.results.costmap import CostmapSettings
+from bev_perception.results.costmap import OUTPUT_LIFETIME, CostmapSettings
 from bev_perception.sensing.synchronizer import SynchronizerSettings
 
 
@@ -108,6 +109,12 @@ PARAMETERS = (
         "Classes that are ground, however high; all others are obstacles in the costmap.",
         live=True,
     ),
+    ParameterSpec(
+        "output_lifetime",
+        OUTPUT_LIFETIME,
+        "s; a result that no other follows is withdrawn after this time: markers vanish, the costmap becomes unknown.",
+        (0.1, 60.0),
+    ),
     ParameterSpec("diagnostics_period", 1.0, "s of wall clock between two /diagnostics messages.", (0.05, 60.0)),
 )
 LIVE_PARAMETERS = frozenset(spec.name for spec in PARAMETERS if spec.live)
@@ -129,6 +136,8 @@ def declare_parameters(node: Node) -> dict[str, str]:
     node can refuse to run with a value nobody asked for, and yet lives to be told a better one.
     """
     errors: dict[str, str] = {}
+    for name, value in _given(node).items():
+        node._parameter_overrides[name] = as_declared(Parameter(name, value=value))
     for spec in PARAMETERS:
         descriptor = _descriptor(spec)
         try:
@@ -137,6 +146,31 @@ def declare_parameters(node: Node) -> dict[str, str]:
             node.declare_parameter(spec.name, spec.default, descriptor, ignore_override=True)
             errors[spec.name] = f"parameter {spec.name}: {error}"
     return errors
+
+
+def _given(node: Node) -> dict[str, Any]:
+    """Return name -> value of the parameters that were given at the start, except those of rclpy itself."""
+    own = ("qos_overrides.", "use_sim_time", "start_type_description_service")
+    return {name: p.value for name, p in node._parameter_overrides.items() if not name.startswith(own)}
+
+
+def unknown_parameters(node: Node) -> list[str]:
+    """Return a sentence for each parameter that was given at the start and that the node does not have."""
+    known = [spec.name for spec in PARAMETERS]
+    sentences = []
+    for name in sorted(set(_given(node)) - set(known)):
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "`ros2 param list` shows those that there are"
+        sentences.append(f"there is no parameter {name}; {hint}")
+    return sentences
+
+
+def as_declared(parameter: Parameter) -> Parameter:
+    """Return a parameter with a whole number turned into a double where the node has a double."""
+    doubles = (spec.name for spec in PARAMETERS if isinstance(spec.default, float))
+    if parameter.type_ == Parameter.Type.INTEGER and parameter.name in doubles:
+        return Parameter(parameter.name, value=float(parameter.value))
+    return parameter
 
 
 def not_finite(parameter: Parameter) -> bool:

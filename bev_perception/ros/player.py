@@ -37,6 +37,8 @@ from bev_perception.strict import UserError
 
 #: ns of play time between two messages on /clock
 CLOCK_PERIOD = 10_000_000
+#: least bytes of a serialized message, the CDR header, and of an image, which begins with a stamp and a frame
+MIN_MESSAGE, MIN_IMAGE = 4, 16
 #: s between two checks whether to stop or pause
 MAX_SLEEP = 0.05
 #: s between two checks of a condition that is waited for
@@ -139,10 +141,13 @@ class BagPlayer(Node):
 
     def _play_once(self) -> None:
         sent: dict[str, int] = {}  # in lockstep: image topics of the set that is going out -> header stamp
-        first = True
+        first, short = True, 0
         for message in self._bag.raw_messages():
             topic = message.topic.name
             if topic not in self._publishers_by_topic:
+                continue
+            if len(message.data) < (MIN_IMAGE if topic in self._images else MIN_MESSAGE):
+                short += 1
                 continue
             if topic in sent:
                 self._await_answer(sent.values())
@@ -160,6 +165,8 @@ class BagPlayer(Node):
             self._publishers_by_topic[topic].publish(message.data)
         if sent:
             self._await_answer(sent.values())
+        if short:
+            self.get_logger().warning(f"{short} messages of {self._bag.path} are cut off and were passed over")
 
     # ------------------------------------------------------------------ waiting
 
@@ -301,12 +308,17 @@ def _message_class(type_name: str) -> Any:
 
 
 def _qos(topic: BagTopic) -> QoSProfile:
-    """Return the recorded QoS; if publishers differed, reliable, which is compatible with most subscribers."""
-    if not topic.qos:
+    """Return the recorded QoS; if publishers differed, reliable, which is compatible with most subscribers.
+
+    /tf_static is transient local and reliable whatever is recorded: converted bags have no QoS, and whoever subscribes
+    to it, as tf2 does, does not hear a volatile publisher.
+    """
+    static = topic.name.rsplit("/", 1)[-1] == "tf_static"
+    if not topic.qos and not static:
         return QoSProfile(depth=10)
-    best_effort = all(q.reliability == QosReliability.BEST_EFFORT for q in topic.qos)
-    latched = all(q.durability == QosDurability.TRANSIENT_LOCAL for q in topic.qos)
-    depth = max(1, *(q.depth for q in topic.qos))
+    best_effort = not static and all(q.reliability == QosReliability.BEST_EFFORT for q in topic.qos)
+    latched = static or all(q.durability == QosDurability.TRANSIENT_LOCAL for q in topic.qos)
+    depth = max(1, *(q.depth for q in topic.qos), 1)
     return QoSProfile(
         history=HistoryPolicy.KEEP_LAST,
         # one publisher replaces all that were recorded; a late subscriber must get the latched messages of each

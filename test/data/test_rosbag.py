@@ -8,10 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rosbags.interfaces import QosDurability
-from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
+from bev_perception.data import bag_limits
 from bev_perception.data.drive import CAMERAS, CameraRig, Drive, DriveImage, DrivePose
+from bev_perception.data.folders import FolderError, one_writer
 from bev_perception.data.rosbag import (
     BagError,
     BagReader,
@@ -152,15 +154,30 @@ def test_an_existing_path_is_kept(bag, small_drive):
     assert before == sorted((p, p.stat().st_mtime_ns) for p in bag.iterdir())
 
 
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-def test_a_failure_leaves_nothing_behind(tmp_path, small_drive, error):
+@pytest.mark.parametrize(
+    ("error", "raised"), [(OSError("disk full"), FolderError), (KeyboardInterrupt(), KeyboardInterrupt)]
+)
+def test_a_failure_leaves_nothing_behind(tmp_path, small_drive, error, raised):
     def events():
         yield from list(small_drive)[:3]
         raise error
 
-    with pytest.raises(type(error)):
+    with pytest.raises(raised):
         write_bag(Drive("broken", small_drive.cameras, 4, events), tmp_path / "bag", progress=False)
-    assert not (tmp_path / "bag").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_has_left_is_in_nobodys_way(tmp_path, small_drive):
+    (tmp_path / "bag.partial" / "bag").mkdir(parents=True)
+    (tmp_path / "bag.partial" / "bag" / "bag.mcap").write_bytes(b"half")
+    write_bag(small_drive, tmp_path / "bag", progress=False)
+    assert list(tmp_path.iterdir()) == [tmp_path / "bag"]
+    assert len(list(BagReader(tmp_path / "bag").events()))
+
+
+def test_two_writers_of_one_bag(tmp_path, small_drive):
+    with one_writer(tmp_path / "bag.partial"), pytest.raises(FolderError, match="another process is writing"):
+        write_bag(small_drive, tmp_path / "bag", progress=False)
 
 
 @pytest.mark.parametrize(
@@ -315,6 +332,58 @@ def read_all(path):
     except BagError as error:
         return str(error)
     return ""
+
+
+def compressed_bag(path, mode, content):
+    """A bag of one image of these bytes; mode: of rosbag2's compression, or "chunk" for that of mcap."""
+    storage = StoragePlugin.SQLITE3 if mode == "sqlite" else StoragePlugin.MCAP
+    writer = Writer(path, version=9, storage_plugin=storage)
+    writer.set_compression(
+        {"chunk": CompressionMode.STORAGE, "file": CompressionMode.FILE}.get(mode, CompressionMode.MESSAGE),
+        CompressionFormat.ZSTD,
+    )
+    with writer:
+        image = writer.add_connection("/a", "sensor_msgs/msg/CompressedImage", typestore=STORE)
+        writer.write(image, 1, content)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["chunk", "message", "file", "sqlite"])
+def test_compressed_bags_are_read_and_bombs_are_not(tmp_path, mode, monkeypatch):
+    (message,) = BagReader(compressed_bag(tmp_path / "good", mode, b"x" * 1000)).raw_messages()
+    assert message.data == b"x" * 1000
+    bomb = compressed_bag(tmp_path / "bomb", mode, bytes(3_000_000))
+    assert sum(path.stat().st_size for path in bomb.iterdir()) < 50_000
+    monkeypatch.setattr(bag_limits, "MAX_PIECE", 1_000_000)
+    monkeypatch.setattr(bag_limits, "MAX_FILE", 1_000_000)
+    with pytest.raises(BagError, match="is not read: a (part|file) of it"):
+        list(BagReader(bomb).raw_messages())
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (b"a: &a [x]\nb: *a", "aliases"),
+        (b"a: " + b"[" * 20 + b"]" * 20, "nested"),
+        (b"a: " + b"x" * (1 << 22), "more than 4194304 bytes"),
+        (b"a: [", "cannot be read as a bag"),
+        (b"\xff", "cannot be read as a bag"),
+        (b"a: 1", "cannot be read as a bag"),
+    ],
+)
+def test_metadata_is_checked_before_it_is_read(tmp_path, metadata, message):
+    (tmp_path / "metadata.yaml").write_bytes(metadata)
+    with pytest.raises(BagError, match=message):
+        BagReader(tmp_path)
+
+
+def test_the_files_of_a_bag_are_in_its_folder(tmp_path, small_drive):
+    write_bag(small_drive, tmp_path / "other", progress=False)
+    write_bag(small_drive, tmp_path / "bag", progress=False)
+    metadata = tmp_path / "bag" / "metadata.yaml"
+    metadata.write_text(metadata.read_text().replace("- bag.mcap", "- ../other/other.mcap"))
+    with pytest.raises(BagError, match="missing"):
+        BagReader(tmp_path / "bag")
 
 
 @SLOW

@@ -20,6 +20,7 @@ import cyclone_types as ros
 from dds_client import CONFIGURATION
 
 TOPICS = {"occupancy": ros.SemanticOccupancy, "occupancy_points": ros.PointCloud2, "costmap": ros.OccupancyGrid}
+TOPICS["obstacles"] = ros.PointCloud2
 #: of sensor_msgs/PointField: datatype -> struct's format
 FORMATS = {1: "b", 2: "B", 3: "h", 4: "H", 5: "i", 6: "I", 7: "f", 8: "d"}
 
@@ -116,6 +117,7 @@ def main() -> int:
     }
     report["occupancy"]["voxels"] = voxels(got["occupancy"])
     report["occupancy_points"]["voxels"] = points(got["occupancy_points"], got["occupancy"].class_names)
+    report["obstacles"]["voxels"] = points(got["obstacles"], got["occupancy"].class_names)
     for name, value in (("obstacles", 100), ("free", 0), ("unknown", -1)):
         report["costmap"][name] = cells(got["costmap"], value)
     print(json.dumps(report))

@@ -5,6 +5,7 @@ import threading
 import pytest
 import rclpy
 from kit import new_domain, wait_until
+from rclpy.parameter import Parameter
 from tf2_msgs.msg import TFMessage
 
 from bev_perception.families.variants import load_variant
@@ -169,3 +170,13 @@ def test_tf_without_an_end_leaves_time_for_images(node):
     node._tf_subscriptions = endless
     node._catch_up_with_tf()
     assert all(0 < subscription.taken <= 100 for subscription in endless)
+
+
+def test_a_tracker_that_there_is_not_is_refused(node, monkeypatch):
+    node.set_parameters([Parameter("tracker", value="sort")])
+    node.trigger_configure()
+    assert state(node) == "unconfigured"
+    assert diagnostics(node, monkeypatch)[1] == "cannot configure: tracker is 'sort'; it must be one of none, greedy"
+    node.set_parameters([Parameter("tracker", value="none")])
+    node.trigger_configure()
+    assert state(node) == "inactive"

@@ -94,6 +94,7 @@ COSTLY = (
     ("occupancy", "semantic_occupancy"),
     ("occupancy_points", "points"),
     ("costmap", "occupancy_grid"),
+    ("obstacles", "obstacle_points"),
 )
 
 
@@ -109,7 +110,8 @@ def test_a_message_is_built_only_for_a_subscriber(node, monkeypatch, topic, buil
         return call
 
     for _, name in COSTLY:
-        monkeypatch.setattr(occupancy_messages, name, counted(name, getattr(occupancy_messages, name)))
+        module = outputs if name == "obstacle_points" else occupancy_messages
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
     monkeypatch.setattr(outputs, "costmap", counted("occupancy_grid", outputs.costmap))
     publishers = Outputs(node, [load_variant("sparseocc_tiny")], CostmapSettings())
     node.trigger_configure()

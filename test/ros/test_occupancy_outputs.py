@@ -21,6 +21,7 @@ from bev_perception.data.synthetic import synthetic_drive
 from bev_perception.families.variants import load_variant
 from bev_perception.pipeline.loading import load_pipeline, write_initial_weights
 from bev_perception.pipeline.offline import run_events
+from bev_perception.results.costmap import CostmapSettings
 from bev_perception.results.occupancy_codec import decode
 from bev_perception.ros.outputs import OCCUPANCY_TOPICS
 from bev_perception.ros.tools.peer import Listener
@@ -149,6 +150,9 @@ def test_an_independent_subscriber_reads_the_same_from_the_comments(planted_doma
     }
     for name in ("occupancy", "occupancy_points"):
         assert {(*(round(v, 3) for v in xyz), c, n) for *xyz, c, n in report[name]["voxels"]} == expected, name
+    found = {(*(round(v, 3) for v in xyz), c, n) for *xyz, c, n in report["obstacles"]["voxels"]}
+    low, high = CostmapSettings().min_height, CostmapSettings().max_height
+    assert found == {v for v in expected if v[3] != "driveable_surface" and low - 0.2 < v[2] < high + 0.2}
     assert_costmap(*(np.array(report["costmap"][name]) for name in ("obstacles", "free", "unknown")))
 
 

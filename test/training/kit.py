@@ -18,6 +18,8 @@ from bev_perception.config import (
     TrainingConfig,
 )
 from bev_perception.families.catalog import build_model
+from bev_perception.families.sparse4d.recipe import DenoisingConfig, Sparse4DRecipe
+from bev_perception.families.sparse4d.truths import InstanceTruth
 from bev_perception.families.sparsebev.config import SparseBEVRecipe
 from bev_perception.families.sparsebev.proposals.config import ProposalsConfig, ProposalsRecipe
 from bev_perception.families.sparseocc.config import SparseOccRecipe
@@ -77,6 +79,23 @@ def small_occupancy_config(panoptic=False, dropout=0.0, **training):
         **ENCODER,
         head=dataclasses.replace(tiny.head, **head),
         training=TrainingConfig(**recipe | {"family": SparseOccRecipe()} | training),
+    )
+
+
+def small_instances_config(**training):
+    """sparse4d_tiny made smaller still; all groups of denoising instances live on, whatever a process draws."""
+    tiny = load_variant("sparse4d_tiny")
+    sizes = {"num_anchor": 16, "num_temporal": 10, "num_layers": 2, "num_levels": 4, "depth_levels": 2}
+    widths = {"embed_dims": 32, "num_groups": 2, "ffn_dim": 32}
+    family = Sparse4DRecipe(denoising=DenoisingConfig(groups=2, remembered=2))
+    return dataclasses.replace(
+        tiny,
+        image=ImageConfig(*SIZE),
+        **ENCODER,
+        head=dataclasses.replace(tiny.head, **sizes, **widths),
+        training=TrainingConfig(
+            **{"epochs": 2, "resize": (1.0, 1.0), "batch": 2, "warmup_steps": 4, "family": family} | training
+        ),
     )
 
 
@@ -158,6 +177,15 @@ class MadeUpOccupancy(MadeUpData):
         return OccupancyTruth(*map(torch.from_numpy, (semantics, places, class_ids)))
 
 
+class MadeUpInstances(MadeUpData):
+    """The same objects, in other places, in every sample, and a wall 20 m ahead of the cameras."""
+
+    def truth(self, rng):
+        truth = super().truth(rng)
+        depths = tuple(torch.full((CAMERAS, SIZE[0] // s, SIZE[1] // s), 20.0) for s in (4, 8))
+        return InstanceTruth(truth.boxes, truth.labels, torch.arange(self.boxes), depths)
+
+
 def augmented(config):
     """The variant with a recipe that changes images and world as published ones do."""
     wild = {"resize": (0.20, 0.26), "image_flip": True}
@@ -180,6 +208,7 @@ FAMILIES = {"sparsebev": (small_config, MadeUpData), "sparseocc": (small_occupan
 TRAININGS = FAMILIES | {
     "encoder": (encoder_config, functools.partial(MadeUpData, boxes=20)),
     "decoder": (encoder_config, EncodableMadeUpData),
+    "sparse4d": (small_instances_config, MadeUpInstances),
 }
 
 

@@ -26,10 +26,13 @@ from bev_perception.families.sparse4d.instances import Instances
 from bev_perception.families.sparse4d.outputs import DenoisingInstances, Sparse4DOutput
 from bev_perception.families.sparse4d.views import Views
 from bev_perception.models.encoder import CameraModel, check_settings
-from bev_perception.models.memory import FrameFeatures, Memory
+from bev_perception.models.memory import FrameFeatures
 from bev_perception.models.protocol import Encoded, Perception, Prediction
 from bev_perception.types import Limits, ModelInput
 
+#: how old a past frame must be, as a share of the trained interval, for its instances to go on; only the first frames
+#: of a drive find none. A shorter step would blow up the velocities, which are corrected by a displacement over it
+SHORTEST_STEP = 0.45
 #: what names of weights contain, in the order of asking -> the version of the method that has them
 _MARKS = (
     ("head.fc_before.", "version 3 (sparse4dv3_...)"),
@@ -67,6 +70,7 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
             ),
             (past_is_one, f"frames.past ({frames.past}) must be 1, the frame whose instances go on"),
             (frames.future == 0, f"frames.future ({frames.future}) must be 0"),
+            (not head.recurrent or frames.missing == "oldest", "frames.missing must be 'oldest'"),
         ]
         check_settings(config, rules)
         super().__init__(config)
@@ -114,8 +118,12 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
         if not self.config.head.recurrent:
             return super().predict(encoded, history, inputs, carried)
         past: Instances | None = history[0] if history else None
-        outputs = self.detect([self._views(self._features(encoded, inputs), inputs)], past)
         identities: Identities = Identities() if carried is None else carried
+        if past is None:  # the memory has been wiped, or there has been none
+            identities = identities.forgotten()
+        elif inputs.stamp - past.stamp < SHORTEST_STEP * self.config.frames.interval * 1e9:
+            past = None
+        outputs = self.detect([self._views(self._features(encoded, inputs), inputs)], past)
         if self.config.head.track_ids:
             outputs, identities = self._identify(outputs, past, identities)
         assert outputs.instances is not None  # the head remembers instances
@@ -132,10 +140,6 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
         if self.config.head.recurrent:
             return self.predict(encoded, history, inputs, None).entry
         return self._features(encoded, inputs)
-
-    def new_memory(self, interval: float) -> Memory[Any]:
-        """Return an empty memory that reaches back to the oldest frame that the variant uses."""
-        return replace(super().new_memory(interval), missing="current")
 
     def decode(self, outputs: Sparse4DOutput, limits: Limits) -> Perception:
         """Return the boxes of the last stage, in the reference frame.
@@ -193,8 +197,6 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
             velocities=(anchors[:, VELOCITY] @ reference2global[:3, :3].T)[:, :2],
             stamps=np.full(len(values), outputs.instances.stamp),
         )
-        if past is None:  # the memory has been wiped, or there has been none
-            identities = identities.forgotten()
         handed = handed_down(past, outputs)[0]
         ids, identities = identities.identify(handed, values[:, 0], seen)
         return with_ids(outputs, ids[None]), identities

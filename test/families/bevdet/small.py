@@ -139,3 +139,9 @@ def raw(outputs):
     if outputs.occupancy is not None:
         return outputs.occupancy
     return torch.cat([value for task in outputs.tasks for value in (task.codes, task.heatmap)], dim=1)
+
+
+def distance(found, wanted):
+    """How far two answers are apart, as a share of the largest number: 1e-4 is rounding, as matching is sharp."""
+    found, wanted = (x if isinstance(x, torch.Tensor) else raw(x) for x in (found, wanted))
+    return ((found - wanted).abs().max() / wanted.abs().max()).item()

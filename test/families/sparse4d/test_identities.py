@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bev_perception.families.sparse4d.identities import BOOK_SECONDS, NO_TRACK, Identities, Sightings
+from bev_perception.families.sparse4d.model import SHORTEST_STEP
 from bev_perception.models.memory import Memory
 from bev_perception.pipeline.continuity import COMMIT_SLACK
 
@@ -72,7 +73,7 @@ def frame_of(world, past, stamp):
 
 def drive(seed, rate, wipes=(), book=True):
     """Ids of every object over a drive: the list of (object, id) of each frame, and the ids of each stretch."""
-    world, memory, identities = World(seed), Memory(1, 0.5, 4, "current"), Identities()
+    world, memory, identities = World(seed), Memory(1, 0.5, 4), Identities()
     committed, seen, stretches = None, [], [set()]
     for index in range(int(world.seconds * rate)):
         stamp = round(index / rate * SECOND)
@@ -82,6 +83,8 @@ def drive(seed, rate, wipes=(), book=True):
         past = memory.history(stamp)[0]
         if past is None or not book:
             identities = identities.forgotten()
+        elif stamp - past.stamp < SHORTEST_STEP * SECOND / 2:
+            past = None
         truths, scores, sightings = frame_of(world, past, stamp)
         handed = np.full(ROWS, -1)
         if past is not None:

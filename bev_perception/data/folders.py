@@ -1,0 +1,63 @@
+"""Output folders: one writer at a time, and results that appear when they are complete."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bev_perception.strict import UserError
+
+
+class FolderError(UserError):
+    """An output folder that cannot be written; the message names cause and remedy."""
+
+
+@contextmanager
+def one_writer(folder: Path) -> Iterator[None]:
+    """Make a folder unless it exists, and keep other processes that ask for it in this way out of it.
+
+    The lock belongs to the process and ends with it, however that ends; nothing of it is left in the folder.
+
+    Raises FolderError if the folder cannot be made, or another process is writing into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise FolderError(f"{folder} cannot be written ({error}); choose another place") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise FolderError(
+                f"another process is writing into {folder}; wait for its end, or choose another folder"
+            ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a path to write a new folder to, which becomes `path` when the block ends without an error.
+
+    It lies in <path>.partial, which is removed in the end; what a process that was killed has left there is removed,
+    too.
+
+    Raises FolderError if another process is writing the same folder, or the disk refuses it.
+    """
+    outer = path.with_name(f"{path.name}.partial")
+    with one_writer(outer):
+        try:
+            for left in outer.iterdir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            yield outer / path.name
+            (outer / path.name).rename(path)
+        except OSError as error:
+            raise FolderError(f"{path} cannot be written ({error}); make room, or choose another place") from error
+        finally:
+            shutil.rmtree(outer, ignore_errors=True)
