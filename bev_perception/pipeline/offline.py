@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bev_perception.config import digest
+from bev_perception.data.folders import locked
 from bev_perception.data.occupancy_labels import write_occupancy
 from bev_perception.data.rosbag import BagEvent, BagReader, CalibrationEvent, ImageEvent, TransformEvent
 from bev_perception.families.catalog import family_of
@@ -163,8 +164,10 @@ def write_results(
     """
     results = iter(results)
     count = 0 if earlier is None else _pass_over(earlier, results)
-    with path.open("wb" if earlier is None else "r+b") as file:
+    path.touch()
+    with locked(path), path.open("r+b") as file:
         if earlier is None:
+            file.truncate()
             _write_line(file, header)
         else:
             file.seek(earlier.size)
