@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from bev_perception.data.folders import whole_folder
 from bev_perception.geometry import quaternion_from_rotation
 from bev_perception.strict import UserError
 from bev_perception.types import BASE_FRAME, FIXED_FRAME, Calibration, CameraImage
+
+LOG = logging.getLogger(__name__)
 
 INPUT_PREFIX = "/bev_perception/input"
 IMAGE = "sensor_msgs/msg/Image"
@@ -311,6 +314,8 @@ class BagReader:
         return self._decode(self._topics_of_cameras())
 
     def _decode(self, cameras: dict[str, str]) -> Iterator[BagEvent]:
+        images = {cameras[t.name]: t.name for t in self.topics if t.name in cameras and t.type_name != CAMERA_INFO}
+        warned = set()
         tf = {t.name for t in self.topics if self._name(t) in ("/tf", "/tf_static") and t.type_name == TF_MESSAGE}
         for connection, stamp, data in self._messages({*cameras, *tf}):
             try:
@@ -318,7 +323,13 @@ class BagReader:
             except Exception as error:  # whatever the decoder meets in damaged bytes
                 yield InvalidEvent(connection.topic, f"the message logged at {stamp} ns is damaged: {error}")
                 continue
-            yield from _events(connection, cameras.get(connection.topic, ""), message, self.remap)
+            for event in _events(connection, cameras.get(connection.topic, ""), message, self.remap):
+                if isinstance(event, CalibrationEvent) and event.calibration is not None and event.camera in images:
+                    warning = messages.rectified_warning(images[event.camera], event.calibration)
+                    if warning and event.camera not in warned:
+                        warned.add(event.camera)
+                        LOG.warning("%s", warning)
+                yield event
 
     def _name(self, topic: BagTopic) -> str:
         return self.remap.get(topic.name, topic.name)
