@@ -1,9 +1,10 @@
-"""Read YAML and build dataclasses from it strictly: an unknown key is an error that suggests the nearest valid key."""
+"""Read YAML and JSON strictly, build dataclasses from them, and keep names in data inside of folders."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import typing
 from collections.abc import Hashable, Sequence
@@ -13,8 +14,10 @@ from typing import Any
 
 import yaml
 
-#: largest YAML file that is read, bytes, and deepest nesting of its values
-MAX_BYTES, MAX_DEPTH = 1_000_000, 20
+#: largest YAML file that is read, bytes, deepest nesting of its values, and longest single value
+MAX_BYTES, MAX_DEPTH, MAX_LENGTH = 100_000, 20, 4_000
+#: what values of YAML may be, beside mappings and lists
+_PLAIN = (str, int, float, bool, type(None))
 
 
 class UserError(ValueError):
@@ -25,8 +28,14 @@ class ConfigError(UserError):
     """A configuration that cannot be used; the message names the file, the key and the remedy."""
 
 
+_COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """A loader that refuses YAML features which no configuration needs: aliases, duplicate keys, deep nesting."""
+    """A loader that refuses YAML features which no configuration needs.
+
+    These are aliases, duplicate keys, deep nesting, long values, and other types than words, numbers and truth values.
+    """
 
     depth = 0
 
@@ -41,6 +50,24 @@ class _StrictLoader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        node = super().compose_scalar_node(anchor)
+        if len(node.value) > MAX_LENGTH:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"values of more than {MAX_LENGTH} characters are not taken", node.start_mark
+            )
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        value = super().construct_object(node, deep)
+        if isinstance(node, yaml.ScalarNode) and not isinstance(value, _PLAIN):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"a {type(value).__name__} is not taken; put text into quotes", node.start_mark
+            )
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in _COLLECTIONS:
+            raise yaml.constructor.ConstructorError(None, None, f"{node.tag} is not taken", node.start_mark)
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -67,7 +94,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         if len(data) > MAX_BYTES:
             raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes; give the file of a configuration")
         values = _parse(data.decode())
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot read {path}: it is not UTF-8 ({error}); save it as UTF-8") from error
+    except OSError as error:
         raise ConfigError(f"cannot read {path}: {error}; correct the file") from error
     except _NotYamlError as error:
         raise ConfigError(f"cannot read {path}: {error}; correct the file") from error
@@ -84,9 +113,52 @@ def _parse(text: str) -> Any:
     """Return the plain values of a YAML text; raise _NotYamlError for anything else."""
     try:
         return yaml.load(text, _StrictLoader)
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
         # dates, numbers and explicit tags that mean nothing can meet the constructors anywhere
         raise _NotYamlError(str(error)) from error
+
+
+class JsonError(UserError):
+    """Text that is no JSON, or JSON that no program of ours reads; the message says what is wrong."""
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Return the values in a JSON text; raise JsonError for anything else.
+
+    NaN and infinity, which Python's own reader takes, are no JSON, and nor are numbers too large for a float.
+    """
+    try:
+        return json.loads(data, parse_constant=_no_number, parse_float=_finite)
+    except RecursionError as error:
+        raise JsonError("its values are nested too deeply") from error
+    except ValueError as error:
+        raise JsonError(str(error)) from error
+
+
+def _no_number(name: str) -> float:
+    raise JsonError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise JsonError(f"{text[:40]} is too large for a number")
+    return value
+
+
+def inside(root: Path, *names: str) -> Path:
+    """Return the path of what data calls `names` below a folder.
+
+    root: the folder
+    names: relative paths from the data, such as file names in tables, which may hold slashes
+
+    Raises UserError for names that would lead out of the folder.
+    """
+    for name in names:
+        parts = name.split("/")
+        if not name or name.startswith("/") or ".." in parts or any(c in name for c in "\0\\"):
+            raise UserError(f"{name!r} does not name a file inside of {root}; the data is damaged or hostile")
+    return root.joinpath(*names)
 
 
 def merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -35,12 +35,25 @@ class FrameError(UserError):
 BASE_FRAME = "base_link"
 FIXED_FRAME = "odom"
 
-#: number of distortion coefficients that each CameraInfo distortion model accepts
+#: numbers of coefficients of OpenCV's polynomial lens model: k1, k2, p1, p2, k3; k4 to k6; s1 to s4; tau x and y
+_POLYNOMIAL = (4, 5, 8, 12, 14)
+#: number of distortion coefficients that each CameraInfo distortion model accepts; both polynomial models are OpenCV's,
+#: and drivers call either by the other's name
 DISTORTION_MODELS: dict[str, tuple[int, ...]] = {
-    "plumb_bob": (4, 5),
-    "rational_polynomial": (8,),
+    "plumb_bob": _POLYNOMIAL,
+    "rational_polynomial": _POLYNOMIAL,
     "equidistant": (4,),
 }
+
+
+def _without_padding(distortion: tuple[float, ...], counts: tuple[int, ...]) -> tuple[float, ...] | None:
+    """Return the coefficients without the zeros that fill up D, in the smallest number of `counts` that holds them.
+
+    None if D is shorter than any, or has other values where a model has no coefficient.
+    """
+    used = max((i + 1 for i, d in enumerate(distortion) if d), default=0)
+    fitting = [count for count in counts if used <= count <= len(distortion)]
+    return distortion[: fitting[0]] if fitting else None
 
 
 @dataclass(frozen=True)
@@ -51,8 +64,8 @@ class Calibration:
     width: of the images that the intrinsics belong to, pixels
     height: of the images that the intrinsics belong to, pixels
     distortion_model: a key of DISTORTION_MODELS, or "" for an ideal lens
-    distortion: coefficients in the order of sensor_msgs/CameraInfo; empty, or all zero in a polynomial model, means
-        an ideal lens
+    distortion: coefficients in the order of sensor_msgs/CameraInfo, with zeros behind them or not; empty, or all zero
+        in a polynomial model, means an ideal lens
 
     Raises UserError, naming cause and remedy, for values that no camera can have.
     """
@@ -64,7 +77,7 @@ class Calibration:
     distortion: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the values; an ideal lens gets an empty distortion."""
+        """Check the values; an ideal lens gets an empty distortion, any other loses the zeros that fill up D."""
         k = np.asarray(self.intrinsics, np.float64).reshape(3, 3)
         object.__setattr__(self, "intrinsics", k)
         object.__setattr__(self, "distortion", tuple(float(d) for d in self.distortion))
@@ -89,11 +102,14 @@ class Calibration:
             raise UserError(
                 f"distortion model {self.distortion_model!r} is unknown; supported: {', '.join(DISTORTION_MODELS)}"
             )
-        if len(self.distortion) not in DISTORTION_MODELS[self.distortion_model]:
+        counts = DISTORTION_MODELS[self.distortion_model]
+        coefficients = _without_padding(self.distortion, counts)
+        if coefficients is None:
             raise UserError(
-                f"{self.distortion_model} takes {DISTORTION_MODELS[self.distortion_model]} coefficients, "
-                f"D of CameraInfo has {len(self.distortion)}"
+                f"{self.distortion_model} takes {counts} coefficients, "
+                f"D of CameraInfo has {len(self.distortion)}: {self.distortion}"
             )
+        object.__setattr__(self, "distortion", coefficients)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +124,7 @@ class CameraImage:
     width: of a raw image, pixels; 0 for compressed data
     height: of a raw image, pixels; 0 for compressed data
     step: of a raw image, bytes per row; 0 for compressed data
+    mosaic: the Bayer encoding, such as "bayer_rggb8", of compressed data that is not interpolated; else ""
     """
 
     camera: str
@@ -118,6 +135,7 @@ class CameraImage:
     width: int = 0
     height: int = 0
     step: int = 0
+    mosaic: str = ""
 
 
 @dataclass(frozen=True)

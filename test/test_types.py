@@ -16,6 +16,26 @@ def test_an_equidistant_lens_bends_without_coefficients():
     assert Calibration(K, 1600, 900, "equidistant", (0, 0, 0, 0)).distortion == (0.0, 0.0, 0.0, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("model", "d", "kept"),
+    [
+        ("equidistant", (0.1, 0.2, 0.3, 0.4, 0.0), 4),
+        ("equidistant", (0.1, 0.0, 0.0, 0.0, *[0.0] * 10), 4),
+        ("plumb_bob", (0.1, 0.2, 0.0, 0.0), 4),
+        ("plumb_bob", (0.1, 0.2, 0.0, 0.0, 0.3, 0.0, 0.0, 0.0), 5),
+        ("plumb_bob", (0.1, 0.0, 0.0, 0.0, 0.0, 0.0), 4),
+        ("rational_polynomial", (0.1, 0.0, 0.0, 0.0, 0.0, 0.2, *[0.0] * 8), 8),
+        ("rational_polynomial", (*[0.1] * 12, 0.0, 0.0), 12),
+        ("rational_polynomial", (0.1,) * 12, 12),
+        ("rational_polynomial", (*[0.0] * 13, 0.1), 14),
+        ("rational_polynomial", (0.1,) * 14, 14),
+        ("plumb_bob", (0.1,) * 8, 8),
+    ],
+)
+def test_zeros_that_fill_up_d_are_left_out(model, d, kept):
+    assert Calibration(K, 1600, 900, model, d).distortion == d[:kept]
+
+
 def broken(row, column, value):
     k = K.copy()
     k[row, column] = value
@@ -32,6 +52,10 @@ def broken(row, column, value):
         ((K, 1600, 900, "plumb_bob", (0.1, np.inf, 0, 0, 0)), "D of CameraInfo holds"),
         ((K, 1600, 900, "thin_prism", (0.1,)), "'thin_prism' is unknown; supported: plumb_bob"),
         ((K, 1600, 900, "equidistant", (0.1, 0.2)), "takes .4,. coefficients.*has 2"),
+        ((K, 1600, 900, "equidistant", (0.1, 0.2, 0, 0, 0.5)), "takes .4,. coefficients.*has 5"),
+        ((K, 1600, 900, "plumb_bob", (0.1, 0.2, 0)), "coefficients.*has 3"),
+        ((K, 1600, 900, "plumb_bob", (0.1,) * 7), "coefficients.*has 7"),
+        ((K, 1600, 900, "rational_polynomial", (0.1,) * 15), "coefficients.*has 15"),
     ],
 )
 def test_impossible_calibrations_are_named(arguments, message):

@@ -6,6 +6,7 @@ An image set is [6] indices into the table of images, one for each camera. Frame
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from bev_perception.data.drive import CAMERAS
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.geometry import invert_transform, make_transform, rotation_from_quaternion, transform_points
+from bev_perception.strict import inside
 
 CHANNELS = tuple(camera.upper() for camera in CAMERAS)
 LIDAR = "LIDAR_TOP"
@@ -152,6 +154,8 @@ class _Builder:
         samples = sorted(self._samples.values(), key=lambda row: row["timestamp"])
         if not samples:
             raise NuScenesError("the table of samples is empty; unpack the archive of that version again")
+        _check_names([*self._samples, *self._scenes.values()])
+        _check_chains(self._samples)
         columns: dict[str, list[Any]] = {
             name: [] for name in ("lidar2ego", "ego2global", "lidar_path", "cameras", "sweeps")
         }
@@ -167,7 +171,7 @@ class _Builder:
             cameras = [key_data[channel] for channel in CHANNELS]
             columns["lidar2ego"].append(lidar2ego)
             columns["ego2global"].append(ego2global)
-            columns["lidar_path"].append(key_data[LIDAR]["filename"].encode())
+            columns["lidar_path"].append(_path(key_data[LIDAR]["filename"]))
             columns["cameras"].append(self._image_set(cameras))
             columns["sweeps"].append(self._sweeps(cameras, first=not sample["prev"]))
             global2lidar = invert_transform(ego2global @ lidar2ego)
@@ -187,7 +191,7 @@ class _Builder:
             lidar_path=np.array(columns["lidar_path"]),
             cameras=np.array(columns["cameras"], np.int32),
             sweeps=np.array(columns["sweeps"], np.int32),
-            image_path=np.array([image["filename"].encode() for image in images]),
+            image_path=np.array([_path(image["filename"]) for image in images]),
             image_stamp=np.array([image["timestamp"] for image in images], np.int64),
             image_size=np.array([(image["width"], image["height"]) for image in images], np.int32),
             image_calibration=np.array([calibrations[i["calibrated_sensor_token"]] for i in images], np.int32),
@@ -243,6 +247,35 @@ class _Builder:
 
     def _stamp(self, annotation: Row) -> int:
         return int(self._samples[annotation["sample_token"]]["timestamp"])
+
+
+def _check_names(names: list[str]) -> None:
+    """Raise NuScenesError for tokens and scenes' names that are no plain names: files are called by them."""
+    for name in names:
+        if not isinstance(name, str) or "/" in name or name == ".":
+            raise NuScenesError(f"{name!r} is no name that a sample or a scene can have; unpack the archive again")
+        inside(Path(), name)
+
+
+def _check_chains(samples: dict[str, Row]) -> None:
+    """Raise NuScenesError if following `next` comes back to a sample; each is visited once."""
+    done: set[str] = set()
+    for start in samples:
+        token, chain = start, set()
+        while token and token not in done:
+            if token in chain:
+                raise NuScenesError(
+                    f"the key frames go in a circle: {token} comes after itself; unpack the archive again"
+                )
+            chain.add(token)
+            token = samples[token]["next"]
+        done |= chain
+
+
+def _path(name: str) -> bytes:
+    """Return a file's name from the tables; raise ValueError if it leads out of the dataroot."""
+    inside(Path(), name)
+    return name.encode()
 
 
 def _transform(row: Row) -> np.ndarray:

@@ -8,6 +8,7 @@ long as its type says, ValueError.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,13 @@ from bev_perception.types import Calibration, CameraImage
 
 JPEG_MAGIC = b"\xff\xd8"
 PNG_MAGIC = b"\x89PNG"
+#: how a colour filter's encodings are called, such as bayer_rggb8; OpenCV makes 8 bits of 16
+_MOSAIC = re.compile(r"(bayer_(?:rggb|bggr|gbrg|grbg))(?:8|16)")
+_COMPRESSION = re.compile(r"\bm?(jpe?g|png)\b")
+#: encodings of sensor_msgs whose pixels a compressed image holds as colours or as grey
+_PLAIN = re.compile(
+    r"(?:bgr|rgb|bgra|rgba|mono)(?:8|16)|8uc[134]|16uc[134]|yuv422(?:_yuy2)?|uyvy|yuyv|nv(?:12|21|24)|i420"
+)
 
 
 def stamp_ns(stamp: Any) -> int:
@@ -35,21 +43,40 @@ def camera_image(camera: str, msg: Any) -> CameraImage:
     stamp, frame_id = stamp_ns(msg.header.stamp), frame_name(msg.header.frame_id)
     data = np.frombuffer(msg.data, np.uint8)
     if hasattr(msg, "format"):
-        return CameraImage(camera, stamp, frame_id, _compressed_encoding(msg.format, data), data)
+        encoding, mosaic = _compressed_encoding(msg.format, data)
+        return CameraImage(camera, stamp, frame_id, encoding, data, mosaic=mosaic)
     return CameraImage(camera, stamp, frame_id, msg.encoding, data, int(msg.width), int(msg.height), int(msg.step))
 
 
-def _compressed_encoding(image_format: str, data: np.ndarray) -> str:
-    """Return "jpeg" or "png" from a format such as "jpeg" or "rgb8; jpeg compressed bgr8", else from the bytes."""
+def _compressed_encoding(image_format: str, data: np.ndarray) -> tuple[str, str]:
+    """Return "jpeg" or "png", from the format or else from the bytes, and the encoding of a mosaic, or "".
+
+    image_format: such as "jpeg" or, as compressed_image_transport writes it, "rgb8; jpeg compressed bgr8": the encoding
+        of the raw image, the compression, and the encoding of what was compressed, which is the raw image's if missing
+    """
     text = image_format.lower()
     if "compresseddepth" in text:
         raise UserError(
             f"CompressedImage of format {image_format!r} is a depth image; remap the topic to the colour camera"
         )
-    if "jpeg" in text or "jpg" in text:
-        return "jpeg"
-    if "png" in text:
-        return "png"
+    raw, _, compression = (part.strip() for part in text.partition(";"))
+    if not compression or _COMPRESSION.search(raw):  # as in image/jpeg; charset=binary
+        return _compression(raw, image_format, data), ""
+    content = compression.partition("compressed")[2].strip() or raw
+    encoding = _compression(compression, image_format, data)
+    mosaic = _MOSAIC.fullmatch(content)
+    if content and mosaic is None and not _PLAIN.fullmatch(content):
+        raise UserError(
+            f"CompressedImage of format {image_format!r} holds pixels of the encoding {content!r}, which is unknown; "
+            "have the driver send bgr8, rgb8, mono8 or a bayer encoding of 8 or 16 bits"
+        )
+    return encoding, f"{mosaic[1]}8" if mosaic else ""
+
+
+def _compression(text: str, image_format: str, data: np.ndarray) -> str:
+    named = _COMPRESSION.search(text)
+    if named:
+        return "png" if named[1] == "png" else "jpeg"
     start = data[: len(PNG_MAGIC)].tobytes()
     if start.startswith(JPEG_MAGIC):
         return "jpeg"

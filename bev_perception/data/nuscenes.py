@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from bev_perception.data.drive import CAMERAS, CameraRig, Drive, DriveEvent, DriveImage, DrivePose
 from bev_perception.geometry import make_transform, rotation_from_quaternion
-from bev_perception.strict import UserError
+from bev_perception.strict import UserError, inside, parse_json
 from bev_perception.types import Calibration
 
 LOG = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ def open_scene(root: str | Path, version: str, scene_name: str) -> Drive:
     # in synthetic data sets without sweeps, several rows name the file of a key frame: each file counts once
     files_once = {record["filename"]: record for record in reversed(records)}
     images = [record for record in files_once.values() if record["channel"].lower() in CAMERAS]
-    present = [record for record in images if (root / record["filename"]).is_file()]
+    present = [record for record in images if inside(root, record["filename"]).is_file()]
     if not present:
         raise NuScenesError(
             f"none of the {len(images)} images of {scene_name} exists under {root}; "
@@ -79,7 +78,7 @@ def open_scene(root: str | Path, version: str, scene_name: str) -> Drive:
         for stamp in sorted(poses):
             yield DrivePose(stamp, _pose(tables.get("ego_pose", poses[stamp]["ego_pose_token"])))
             for record in files.get(stamp, []):
-                yield DriveImage(record["channel"].lower(), stamp, (root / record["filename"]).read_bytes())
+                yield DriveImage(record["channel"].lower(), stamp, inside(root, record["filename"]).read_bytes())
 
     return Drive(scene_name, _rig(tables, present), len(poses) + len(present), events)
 
@@ -98,7 +97,7 @@ def open_devkit(root: Path, version: str) -> Any:
         raise NuScenesError(f"nuscenes-devkit cannot be imported ({error}); pip install nuscenes-devkit") from error
     try:
         return NuScenes(version=version, dataroot=str(root), verbose=False)
-    except (AssertionError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever the devkit meets in damaged tables
         raise NuScenesError(
             f"nuscenes-devkit cannot load {version} from {root}: {error}; unpack the archive again"
         ) from error
@@ -125,7 +124,7 @@ def known_splits(root: Path, version: str) -> dict[str, list[str]]:
     own: Any = {}
     if file.is_file():
         try:
-            own = json.loads(file.read_bytes())
+            own = parse_json(file.read_bytes())
         except ValueError as error:
             raise NuScenesError(f"{file} is no JSON ({error}); write it anew or remove it") from error
     if not isinstance(own, dict) or not all(isinstance(names, list) for names in own.values()):
@@ -166,6 +165,11 @@ def _records(tables: Any, scene: Any) -> list[Any]:
     """Return the rows of sample_data of a scene, of all sensors."""
     samples, token = set(), scene["first_sample_token"]
     while token:
+        if token in samples:
+            raise NuScenesError(
+                f"the key frames of {scene['name']} go in a circle: {token} comes after itself; "
+                "unpack the archive again"
+            )
         samples.add(token)
         token = tables.get("sample", token)["next"]
     return [record for record in tables.sample_data if record["sample_token"] in samples]

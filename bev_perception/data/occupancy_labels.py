@@ -9,14 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
+from bev_perception.data.arrays import ArraysError, names_of, read_arrays
 from bev_perception.data.nuscenes import NuScenesError
-from bev_perception.strict import ConfigError
+from bev_perception.strict import ConfigError, inside
 from bev_perception.types import OCC3D_GRID, Occupancy
 
 #: the folder under a nuScenes dataroot that Occ3D's archive unpacks to
 LABELS_FOLDER = "gts"
 #: of semantics in labels: nobody knows what is there. It is no target of training, stops no rays and counts in no score
 UNKNOWN_LABEL = 255
+#: largest values in labels; masks are 0 and 1
+HIGHEST = {"semantics": UNKNOWN_LABEL, "instances": np.iinfo(np.int16).max}
 
 
 @dataclass(frozen=True)
@@ -40,36 +43,36 @@ def labels_path(root: Path, scene: str, token: str, folder: str | Path = LABELS_
 
     folder: relative to the dataroot, or a path of its own.
     """
-    return Path(root) / folder / scene / token / "labels.npz"
+    return inside(Path(root) / folder, scene, token) / "labels.npz"
 
 
 def read_labels(path: Path) -> OccupancyLabels:
     """Return the labels of a file; raise NuScenesError, naming cause and remedy, if it is missing or damaged."""
+    names = ("semantics", "mask_lidar", "mask_camera", "instances")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+        known = read_arrays(path, names)
+        arrays = names_of(path)
     except FileNotFoundError as error:
         raise NuScenesError(
             f"there are no occupancy labels at {path}; unpack the labels so that they lie at "
             "<folder>/<scene>/<token>/labels.npz, and give that folder if it is not the usual one"
         ) from error
-    except Exception as error:  # damaged bytes can meet the reader anywhere
+    except ArraysError as error:
         raise NuScenesError(f"{path} is damaged ({error}); unpack it again") from error
-    if "semantics" not in arrays:
+    if "semantics" not in known:
         raise NuScenesError(f"{path} holds no array 'semantics' but {', '.join(arrays) or 'nothing'}; unpack it again")
-    known = {name: arrays[name] for name in ("semantics", "mask_lidar", "mask_camera", "instances") if name in arrays}
     for name, array in known.items():
         if array.shape != OCC3D_GRID.shape or array.dtype.kind not in "uib":
             raise NuScenesError(
                 f"{path}: {name} is {array.dtype} of shape {array.shape}; it must be whole numbers of shape "
                 f"{OCC3D_GRID.shape}; are these labels in the layout of Occ3D?"
             )
-    low, high = int(known["semantics"].min()), int(known["semantics"].max())
-    if low < 0 or high > UNKNOWN_LABEL:
-        raise NuScenesError(
-            f"{path}: semantics holds values from {low} to {high}; they must lie in 0 to {UNKNOWN_LABEL}; are these "
-            "labels in the layout of Occ3D?"
-        )
+        low, high, highest = int(array.min()), int(array.max()), HIGHEST.get(name, 1)
+        if low < 0 or high > highest:
+            raise NuScenesError(
+                f"{path}: {name} holds values from {low} to {high}; they must lie in 0 to {highest}; are these "
+                "labels in the layout of Occ3D?"
+            )
     masks = {name: array.astype(bool) for name, array in known.items() if name.startswith("mask_")}
     return OccupancyLabels(known["semantics"].astype(np.uint8), instances=known.get("instances"), **masks)
 
@@ -121,6 +124,10 @@ def write_occupancy(occupancy: Occupancy, directory: Path, name: str) -> None:
     arrays = {"pred": occupancy.semantics}
     if occupancy.instances is not None:
         arrays["instances"] = occupancy.instances
-    partial = directory / f"{name}.part.npz"
-    np.savez_compressed(partial, **arrays)
-    partial.replace(directory / f"{name}.npz")
+    path = inside(directory, f"{name}.npz")
+    partial = directory / f"{name}.{os.getpid()}.part.npz"
+    try:
+        np.savez_compressed(partial, **arrays)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -6,10 +6,8 @@ The index is built once and cached in a file beside the tables.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +16,21 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from bev_perception.data.arrays import ArraysError, read_arrays
+from bev_perception.data.caches import VARIABLE, CacheError, cache_root, is_own_file, private_directory
 from bev_perception.data.drive import CAMERAS
 from bev_perception.data.indexing import TABLES, Index, build_index
 from bev_perception.data.nuscenes import NuScenesError, known_splits
 from bev_perception.geometry import make_transform, rotation_from_quaternion
+from bev_perception.strict import parse_json
 from bev_perception.types import Calibration
 
 LOG = logging.getLogger(__name__)
 
 #: format of the cached index; increase it with every change of its contents
 FORMAT = 2
+#: the most bytes of an index; that of nuScenes' 34,149 key frames has 0.3 GB
+MAX_INDEX = 1 << 32
 #: float32 values of a lidar point: x, y, z, intensity, ring
 LIDAR_VALUES = 5
 
@@ -202,8 +205,8 @@ def open_records(root: Path, version: str, cache: Path | None = None) -> Records
 
     root: the dataroot
     version: such as "v1.0-trainval"
-    cache: directory for the index; None: the directory of the tables, or the user's cache directory if that is not
-        writable
+    cache: directory for the index; None: $BEV_PERCEPTION_CACHE if it is set, else the directory of the tables, or the
+        user's cache directory if that is not writable
 
     Raises NuScenesError for missing or damaged tables.
     """
@@ -214,7 +217,9 @@ def open_records(root: Path, version: str, cache: Path | None = None) -> Records
             f"{directory} lacks the tables {', '.join(missing)}; root must be the directory that holds samples/ "
             f"and {version}/, unpacked from the archive of that version"
         )
-    index = _cached_index(directory, [cache] if cache else [directory, _user_cache()])
+    if cache is None and os.environ.get(VARIABLE):
+        cache = cache_root()
+    index = _cached_index(directory, [cache] if cache else [directory, cache_root()])
     return Records(Path(root), index, np.arange(len(index.tokens)))
 
 
@@ -243,18 +248,21 @@ def open_split(root: Path, version: str, split: str, cache: Path | None = None) 
 def _cached_index(directory: Path, places: list[Path]) -> Index:
     file = f"bev_perception_{_digest(directory)}.npz"
     for place in places:
-        if (place / file).is_file():
+        if is_own_file(place / file):
             try:
-                with np.load(place / file, allow_pickle=False) as stored:
-                    return Index(**stored)
-            except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+                return Index(**read_arrays(place / file, limit=MAX_INDEX))
+            except (ArraysError, OSError, TypeError) as error:
                 LOG.warning("%s is damaged (%s); it is made again", place / file, error)
+        elif (place / file).exists():
+            LOG.warning("%s is not used, as others than you could have written it", place / file)
     index = build_index(_read_tables(directory))
     for place in places:
         try:
+            if place != directory:
+                private_directory(place)
             _write_index(index, place / file)
             break
-        except OSError as error:
+        except (OSError, CacheError) as error:
             LOG.warning("the index of %s cannot be kept in %s: %s", directory.name, place, error)
     return index
 
@@ -268,16 +276,12 @@ def _digest(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bev_perception"
-
-
 def _write_index(index: Index, path: Path) -> None:
     """Write to a temporary name, then rename: several processes may do so at once; readers see complete files only."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
     try:
         np.savez_compressed(partial, **vars(index))
+        partial.chmod(0o600)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -287,7 +291,7 @@ def _read_tables(directory: Path) -> dict[str, list[dict[str, Any]]]:
     tables = {}
     for name in tqdm(TABLES, desc=f"reading {directory.name}", unit="table"):
         try:
-            tables[name] = json.loads((directory / f"{name}.json").read_bytes())
+            tables[name] = parse_json((directory / f"{name}.json").read_bytes())
         except ValueError as error:
             raise NuScenesError(f"{directory / name}.json is damaged ({error}); unpack the archive again") from error
     return tables

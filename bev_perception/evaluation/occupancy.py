@@ -160,8 +160,10 @@ def count_sample(
     """
     check_comparable(found, labels)
     classes = len(found.class_names)
-    known = unknown_as_free(labels.semantics, found.class_names)  # what nobody knows stops no ray
-    met, truth = cast_lidar([found.semantics, known], found.free, origins, device=device)
+    # what nobody knows stops no ray, neither of the labels nor of the prediction
+    known = unknown_as_free(labels.semantics, found.class_names)
+    judged = np.where(labels.semantics == UNKNOWN_LABEL, np.uint8(found.free), found.semantics)
+    met, truth = cast_lidar([judged, known], found.free, origins, device=device)
     masks = {"camera": labels.mask_camera, "lidar": labels.mask_lidar, "none": np.ones(found.semantics.shape, bool)}
     present = {name: mask for name, mask in masks.items() if mask is not None}
     codes = _confusion_codes(labels.semantics, found.semantics, classes)
@@ -230,7 +232,7 @@ def count_voxels(codes: np.ndarray, classes: int) -> VoxelCounts:
 
 def compare_surfaces(found: np.ndarray, truth: np.ndarray, free: int, mask: np.ndarray) -> SurfaceSums:
     """Compare which voxels [X, Y, Z] of a mask are occupied, with a tolerance of SURFACE_DISTANCE."""
-    a, b = ((labels != free) & (labels != IGNORED) & mask for labels in (found, truth))
+    a, b = ((labels != free) & (truth != IGNORED) & mask for labels in (found, truth))
     if not a.any() or not b.any():
         return SurfaceSums(1, 0.0, 0.0, 0.0)
     reach = math.ceil(SURFACE_DISTANCE / OCC3D_GRID.resolution) - 1  # voxels along an axis

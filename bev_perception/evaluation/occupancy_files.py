@@ -1,7 +1,8 @@
 """Score occupancy in files: results in the format of the Occ3D-nuScenes challenge, with the labels of the data set.
 
 A result is <sample token>.npz with the array `pred` [200, 200, 16] uint8 and, for variants with instances, the array
-`instances` of the same shape.
+`instances` of the same shape. What FlashOCC writes is read as well: an array without a name, and files called
+<scene>/<sample token>/pred.npz.
 """
 
 from __future__ import annotations
@@ -17,16 +18,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from bev_perception.data.occupancy_labels import LABELS_FOLDER, labels_path, read_labels
+from bev_perception.data.arrays import ArraysError, names_of, read_arrays
+from bev_perception.data.occupancy_labels import HIGHEST, LABELS_FOLDER, labels_path, read_labels
 from bev_perception.data.records import Records
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.lidar_rays import lidar_origins
 from bev_perception.evaluation.occupancy import OccupancyCounts, OccupancyScores, check_comparable, count_sample
 from bev_perception.evaluation.running import whole_scenes
+from bev_perception.strict import inside
 from bev_perception.types import OCC3D_GRID, Occupancy
 
 #: name of the file of scores in the output directory
 SCORES_FILE = "occupancy_metrics.json"
+#: what numpy calls an array that was saved without a name
+UNNAMED = "arr_0"
 
 
 def count_row(
@@ -67,22 +72,37 @@ def check_labels(records: Records, labels: str | Path, class_names: Sequence[str
     check_comparable(Occupancy(nothing, tuple(class_names), instances=instances), read_labels(paths[0]))
 
 
+def find_occupancy(directory: Path, scene: str, token: str) -> Path | None:
+    """Return the file of results of a key frame: <token>.npz, or <scene>/<token>/pred.npz; None if there is none.
+
+    The first is that of the challenge and of this package, the second is what FlashOCC writes for its pictures.
+    """
+    places = inside(directory, f"{token}.npz"), inside(directory, scene, token) / "pred.npz"
+    return next((path for path in places if path.is_file()), None)
+
+
 def read_occupancy(path: Path, class_names: Sequence[str]) -> Occupancy:
-    """Return the result in a file; raise EvaluationError if it holds none."""
+    """Return the result in a file, the array `pred` or the only unnamed one; raise EvaluationError if it holds none."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except Exception as error:  # damaged bytes can meet the reader anywhere
+        known = read_arrays(path, ("pred", UNNAMED, "instances"))
+        arrays = names_of(path)
+    except (OSError, ArraysError) as error:
         raise EvaluationError(f"{path} cannot be read ({error}); write it again") from error
-    known = {name: arrays[name] for name in ("pred", "instances") if name in arrays}
+    if UNNAMED in known and "pred" not in known:
+        known["pred"] = known[UNNAMED]
     if "pred" not in known:
         raise EvaluationError(f"{path} holds no array 'pred' but {', '.join(arrays) or 'nothing'}")
+    known.pop(UNNAMED, None)
     for name, array in known.items():
         if array.shape != OCC3D_GRID.shape or array.dtype.kind not in "ui" or array.min() < 0:
             raise EvaluationError(
                 f"{path}: {name} is {array.dtype} of shape {array.shape}; it must be whole numbers from 0 on, of shape "
                 f"{OCC3D_GRID.shape}"
             )
+    if "instances" in known and known["instances"].max() > HIGHEST["instances"]:
+        raise EvaluationError(
+            f"{path}: instances holds {known['instances'].max()}; they must lie in 0 to {HIGHEST['instances']}"
+        )
     if known["pred"].max() >= len(class_names):
         raise EvaluationError(
             f"{path} holds class {known['pred'].max()}, of {len(class_names)} classes; name the variant that it is of "
@@ -109,22 +129,25 @@ def score_occupancy_files(
     Raises EvaluationError for results or labels that are missing (before anything is scored) and for damaged results,
     NuScenesError for damaged labels.
     """
-    paths = [directory / f"{token}.npz" for token in records.tokens]
-    missing = [i for i, path in enumerate(paths) if not path.is_file()]
+    paths = [
+        find_occupancy(directory, scene, token) for scene, token in zip(records.scenes, records.tokens, strict=True)
+    ]
+    found = [path for path in paths if path is not None]
+    missing = [i for i, path in enumerate(paths) if path is None]
     if missing:
         raise EvaluationError(
             f"{directory} lacks the results of {len(missing)} of the {len(paths)} samples to be scored, such as "
-            f"{paths[missing[0]].name}; score it on the split that it was made for, or on single scenes (complete "
-            f"here: {whole_scenes(records, missing)})"
+            f"{records.tokens[missing[0]]}.npz; score it on the split that it was made for, or on single scenes "
+            f"(complete here: {whole_scenes(records, missing)})"
         )
     check_labels(records, labels, class_names, panoptic=False)
 
     def count(i: int) -> OccupancyCounts:
-        return count_row(read_occupancy(paths[i], class_names), records, i, labels)
+        return count_row(read_occupancy(found[i], class_names), records, i, labels)
 
     # unpacking, ray casting and numpy let other threads run; PyTorch shall not start more of its own in each
     with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        counts = tqdm(pool.map(count, range(len(paths))), total=len(paths), desc="scoring", unit="sample")
+        counts = tqdm(pool.map(count, range(len(found))), total=len(found), desc="scoring", unit="sample")
         scores = OccupancyScores.of(reduce(add, counts), class_names)
     scores.write(out / SCORES_FILE)
     return scores

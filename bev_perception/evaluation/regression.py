@@ -16,6 +16,7 @@ from bev_perception.evaluation.occupancy import OccupancyScores
 from bev_perception.families.catalog import gives
 from bev_perception.families.family import BOXES
 from bev_perception.families.variants import load_variant, weights_directory
+from bev_perception.strict import ConfigError, read_yaml
 
 #: percentage points by which a score may be lower than recorded: other versions and CPUs round sums differently, which
 #: moves boxes and voxels across thresholds. The kernels of another CPU once made a difference of 0.01, see
@@ -77,10 +78,10 @@ def read_scores(path: Path) -> ScoresByVariant:
     """
     remedy = "`bev_perception eval-demo --record` writes it"
     try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = read_yaml(path)
+    except ConfigError as error:
         raise EvaluationError(f"the recorded scores cannot be read from {path} ({error}); {remedy}") from error
-    by_variant = isinstance(values, dict) and all(isinstance(scores, dict) for scores in values.values())
+    by_variant = all(isinstance(scores, dict) for scores in values.values())
     if not by_variant or not all(isinstance(v, float | int) for scores in values.values() for v in scores.values()):
         raise EvaluationError(f"{path} holds no numbers by variant and score; {remedy}")
     recorded: ScoresByVariant = values

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import pickle
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bev_perception.models.checkpoint_names import own_names, weights_of
+from bev_perception.models.torch_files import MAX_NAME, ForeignError, StoredTensor, TorchFileError, read_torch_file
 from bev_perception.strict import UserError
+
+LOG = logging.getLogger(__name__)
 
 #: the version entry of checkpoints from before mmdet3d 1.0, whose boxes follow another convention
 LEGACY_VERSION = "v0.17.1"
 #: an error message lists at most _MAX_LISTED weights; if there are more, _MAX_OF_PART of each part of the model
 _MAX_LISTED = 20
 _MAX_OF_PART = 3
+
+#: a weight in a file, read or only described
+Stored = Tensor | StoredTensor
 
 
 class CheckpointError(UserError):
@@ -51,17 +57,20 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> CheckpointInfo:
     path: a .safetensors file, or a .pth / .pt file with a state_dict, bare or as the entry "state_dict" (or "model")
         beside "meta" and "version"
 
-    Redundant entries of official checkpoints, see `derived_keys`, are allowed and ignored.
+    Redundant entries of official checkpoints, see `derived_keys`, are allowed and ignored. A prefix of all names, such
+    as the "module." of distributed training, is taken off; averages of weights are used where they are alone; the log
+    says so.
 
     Raises CheckpointError for a file that is missing, damaged or not a checkpoint, that holds more than plain tensors,
     or whose weights are not exactly the model's or are NaN or infinite. The model is then unchanged.
     """
     path = Path(path)
-    state, version, metadata = _read(path)
-    derived = derived_keys(model)
-    state = {key: value for key, value in state.items() if key not in derived}
-    _check_weights(model.state_dict(), state, path)
-    _check_finite(state, path)
+    stored, version, metadata = _read(path)
+    own, derived = model.state_dict(), derived_keys(model)
+    named, said = own_names(stored, own.keys() | derived)
+    for sentence in said:
+        LOG.info("%s: %s", path.name, sentence)
+    state = _load({key: value for key, value in named.items() if key not in derived}, own, path)
     model.load_state_dict(state)
     if hasattr(model, "legacy_boxes"):
         setattr(model, "legacy_boxes", version == LEGACY_VERSION)  # noqa: B010 (mypy: nn.Module has no such bool)
@@ -95,8 +104,10 @@ def load_pretrained(model: nn.Module, path: str | Path, part: str) -> None:
     the part or whose weights of it are NaN or infinite. The model is then unchanged.
     """
     path = Path(path)
-    state, _, _ = _read(path)
+    stored, _, _ = _read(path)
     own = model.state_dict()
+    alone = {key.removeprefix(f"{part}.") for key in own}
+    state, _ = own_names(stored, {*own, *alone, *(f"backbone.{key}" for key in alone)})
     renamed = (
         state,
         {f"{part}.{key}": value for key, value in state.items()},
@@ -107,7 +118,9 @@ def load_pretrained(model: nn.Module, path: str | Path, part: str) -> None:
         },
     )
     of_part = {key: value for key, value in own.items() if key.startswith(f"{part}.")}
-    fitting = [{k: v for k, v in named.items() if k in of_part and own[k].shape == v.shape} for named in renamed]
+    fitting = [
+        {k: v for k, v in named.items() if k in of_part and own[k].shape == torch.Size(v.shape)} for named in renamed
+    ]
     found = max(fitting, key=len)
     wanted = [key for key in of_part if not key.endswith("num_batches_tracked")]
     missing = [key for key in wanted if key not in found]
@@ -116,8 +129,7 @@ def load_pretrained(model: nn.Module, path: str | Path, part: str) -> None:
             f"{path} lacks {len(missing)} of the {len(wanted)} weights of {part}; "
             f"give the pretraining that the variant names.{_listing(missing)}"
         )
-    _check_finite(found, path)
-    model.load_state_dict({**own, **found})
+    model.load_state_dict({**own, **_load(found, {key: own[key] for key in found}, path)})
 
 
 def save_checkpoint(
@@ -147,7 +159,7 @@ def save_checkpoint(
         raise CheckpointError(f"{path} cannot be written ({error}); make room, or choose another place") from error
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], str | None, dict[str, str]]:
+def _read(path: Path) -> tuple[dict[str, Stored], str | None, dict[str, str]]:
     """Return the weights, the version and the other metadata of the file at `path`."""
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; download the variant's weights and give their path")
@@ -158,10 +170,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str | None, dict[str, str]]:
     raise CheckpointError(f"{path} is no checkpoint by its name; it must end in .safetensors, .pth or .pt")
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None, dict[str, str]]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Stored], str | None, dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (file is not a dict)
+            state: dict[str, Stored] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
             metadata = dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
@@ -170,57 +182,78 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None, dict[s
     return state, metadata.get("version"), metadata
 
 
-def _read_pickle(path: Path) -> tuple[dict[str, Tensor], str | None, dict[str, str]]:
-    content = _unpickle(path)
-    entry = next((name for name in ("state_dict", "model") if isinstance(content, dict) and name in content), None)
-    wrapped = entry is not None
+def _read_pickle(path: Path) -> tuple[dict[str, Stored], str | None, dict[str, str]]:
+    content = _read_content(path)
+    entry, sentence = weights_of(content) if isinstance(content, dict) else (None, "")
+    if sentence:
+        LOG.info("%s: %s", path.name, sentence)
     state = content if entry is None else content[entry]
     if not isinstance(state, Mapping) or not state:
-        found = f"the entries {', '.join(map(repr, content))}" if isinstance(content, dict) else type(content).__name__
+        found = f"the entries {_names(content)}" if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path} holds {found} where a state_dict of tensors is needed; save model.state_dict()")
-    strangers = [key for key, value in state.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    strangers = [key for key, value in state.items() if not isinstance(key, str) or not isinstance(value, StoredTensor)]
     if strangers:
-        raise CheckpointError(
-            f"{path} is no state_dict: {_shorten([repr(key) for key in strangers])} are no tensors; "
-            "save model.state_dict()"
-        )
-    if not wrapped:
+        raise CheckpointError(f"{path} is no state_dict: {_names(strangers)} are no tensors; save model.state_dict()")
+    if entry is None:
         return dict(state), None, {}
     meta, version = content.get("meta"), content.get("version")
     plain = (
-        {str(k): str(v) for k, v in meta.items() if isinstance(v, (str, int, float))} if isinstance(meta, dict) else {}
+        {str(k): str(v) for k, v in meta.items() if isinstance(v, (str, float)) or _is_short(v)}
+        if isinstance(meta, dict)
+        else {}
     )
-    return dict(state), version, plain
+    return dict(state), version if isinstance(version, str) else None, plain
 
 
-def _unpickle(path: Path) -> Any:
+def _is_short(value: Any) -> bool:
+    return isinstance(value, int) and abs(value) < 1 << 64
+
+
+def _read_content(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        *(pickle.UnpicklingError, RuntimeError, EOFError, OSError),
-        *(ValueError, LookupError, AttributeError, TypeError),  # damaged bytes can make the reader fail anywhere
-    ) as error:
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        if foreign is None:
-            raise CheckpointError(
-                f"{path} cannot be read as a PyTorch checkpoint ({type(error).__name__}); "
-                "it is damaged, cut off or something else: download it again"
-            ) from error
+        return read_torch_file(path)
+    except ForeignError as error:
         raise CheckpointError(
-            f"{path} holds more than tensors and plain values ({foreign[1]}), and to load that could run foreign code. "
+            f"{path} holds more than tensors and plain values ({error.name}), and to load that could run foreign code. "
             "If you trust its origin, save it once more without: c = torch.load(path, weights_only=False); "
             "torch.save({'state_dict': c['state_dict'], 'version': c.get('version')}, path)"
         ) from error
+    except (TorchFileError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a PyTorch checkpoint ({error}); "
+            "it is damaged, cut off or something else: download it again"
+        ) from error
 
 
-def _check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
+def _load(state: Mapping[str, Stored], own: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return the tensors of `state` in the number types of the model's own; raise CheckpointError if one cannot be.
+
+    own: the model's weights, which must be those of `state`
+    """
+    _check_weights(own, state, path)
+    loaded = {}
+    for key, stored in state.items():
+        try:
+            tensor = stored if isinstance(stored, Tensor) else stored.read()
+        except Exception as error:  # damaged bytes can meet the reader anywhere
+            raise CheckpointError(f"{path} is damaged: {key} cannot be read ({error}); download it again") from error
+        if tensor.is_floating_point() != own[key].is_floating_point() or tensor.is_complex():
+            raise CheckpointError(
+                f"{path}: {key} holds numbers of type {tensor.dtype} instead of {own[key].dtype}; save the weights anew"
+            )
+        loaded[key] = tensor.to(own[key].dtype)
+    _check_finite(loaded, path)
+    return loaded
+
+
+def _check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Stored], path: Path) -> None:
     """Raise CheckpointError, naming all weights that are missing, unexpected or of another shape."""
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in found if key not in expected]
     reshaped = [
         f"{key} {list(found[key].shape)} instead of {list(expected[key].shape)}"
         for key in expected
-        if key in found and found[key].shape != expected[key].shape
+        if key in found and torch.Size(found[key].shape) != expected[key].shape
     ]
     problems = [
         f"{len(keys)} {what}:{_listing(keys)}"
@@ -258,6 +291,10 @@ def _listing(lines: Sequence[str]) -> str:
         if len(members) > limit:
             shown.append(f"and {len(members) - limit} more under {part}")
     return "".join(f"\n  {line}" for line in shown)
+
+
+def _names(keys: Iterable[Any]) -> str:
+    return _shorten([repr(key)[:MAX_NAME] for key in keys])
 
 
 def _shorten(names: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ from bev_perception.health import Health
 from bev_perception.pipeline.pipeline import Pipeline
 from bev_perception.sensing.synchronizer import Synchronizer, SynchronizerSettings
 from bev_perception.sensing.transforms import Transforms, open_transforms
-from bev_perception.strict import UserError
+from bev_perception.strict import UserError, parse_json
 from bev_perception.types import NO_TRACK, Boxes3D, Frame, FrameError, Result
 
 #: the entries "format" and "version" of a header
@@ -318,7 +318,7 @@ def unfinished_results(path: Path, header: dict[str, Any]) -> ResultsFile | None
 def _parse(line: bytes, path: Path, number: int, key: str) -> dict[str, Any]:
     """Return a line as a mapping, which must contain `key`."""
     try:
-        value = json.loads(line)
+        value = parse_json(line)
     except ValueError:  # not JSON, or not even text
         value = None
     if not isinstance(value, dict) or key not in value:

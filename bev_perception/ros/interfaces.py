@@ -1,7 +1,7 @@
 """Make the ROS messages importable that this package needs and that the ROS wheels of pip do not contain.
 
 A ROS 2 distribution has all of them. Without one, they are generated and compiled once (6 to 16 s) into a cache
-directory, which later starts only add to sys.path.
+directory (data/caches.py), which later starts check and add to sys.path.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import importlib
+import json
 import logging
 import os
 import shutil
@@ -20,8 +21,13 @@ from importlib import metadata, util
 from pathlib import Path
 
 import bev_perception
+from bev_perception.data.caches import VARIABLE, CacheError, cache_root, private_directory
 from bev_perception.ros import rosidl_build
 from bev_perception.ros.rosidl_build import InterfaceBuildError
+from bev_perception.strict import JsonError, parse_json
+
+#: name of the file with the checksums of the others
+CHECKSUMS = "checksums.json"
 
 LOG = logging.getLogger(__name__)
 
@@ -39,24 +45,21 @@ def ensure_interfaces() -> None:
     missing = [package for package in PACKAGES if not _has_messages(package)]
     if not missing:
         return
-    directory = cache_root() / _cache_key(missing)
-    if not directory.is_dir():
-        _generate(missing, directory)
+    key = _cache_key(missing)
+    try:
+        directory = private_directory(cache_root()) / key
+        if not _is_whole(directory):
+            _generate(missing, directory)
+    except InterfaceBuildError:
+        raise
+    except (CacheError, OSError) as error:
+        raise InterfaceBuildError(
+            f"the compiled messages cannot be kept in {cache_root()} ({error}); make room there, or set {VARIABLE} to "
+            "a directory that you can write to"
+        ) from error
     sys.path.append(str(directory))
     bev_perception.__path__.append(str(directory / "bev_perception"))
     importlib.invalidate_caches()
-
-
-def cache_root() -> Path:
-    """Return the cache directory, which has one subdirectory for each combination of versions.
-
-    It is $BEV_PERCEPTION_CACHE, else $XDG_CACHE_HOME/bev_perception, else ~/.cache/bev_perception.
-    """
-    chosen = os.environ.get("BEV_PERCEPTION_CACHE")
-    if chosen:
-        return Path(chosen).expanduser().resolve()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "bev_perception"
 
 
 def definitions_directory(package: str) -> Path:
@@ -102,18 +105,41 @@ def _cache_key(packages: Sequence[str]) -> str:
 def _generate(packages: Sequence[str], directory: Path) -> None:
     """Generate and compile messages into `directory`, atomically; a second process waits for the first."""
     rosidl_build.check_tools()
-    directory.parent.mkdir(parents=True, exist_ok=True)
     with open(directory.with_name(f"{directory.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if directory.is_dir():  # another process has created it meanwhile
+        if _is_whole(directory):  # another process has created it meanwhile
             return
+        if directory.exists():
+            LOG.warning("%s is damaged; it is made again", directory)
+            shutil.rmtree(directory)
         LOG.info("compiling the messages of %s into %s (once, some seconds)", ", ".join(packages), directory)
         scratch = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", dir=directory.parent))
         try:
             _run_build(packages, scratch)
+            (scratch / CHECKSUMS).write_text(json.dumps(_checksums(scratch)))
             scratch.rename(directory)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _checksums(directory: Path) -> dict[str, str]:
+    """Return the checksums of all files below a directory but those that Python adds, by their names in it."""
+    return {
+        str(path.relative_to(directory)): hashlib.blake2b(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.suffix != ".pyc" and path.name != CHECKSUMS
+    }
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether a directory of messages is there as it was made: to load half a library ends the process."""
+    if not directory.exists():
+        return False
+    private_directory(directory)
+    try:
+        return bool(parse_json((directory / CHECKSUMS).read_bytes()) == _checksums(directory))
+    except (OSError, JsonError):
+        return False
 
 
 def _run_build(packages: Sequence[str], destination: Path) -> None:

@@ -7,14 +7,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from bev_perception.sensing.compressed import CompressedError, still_picture
 from bev_perception.strict import UserError
 from bev_perception.types import CameraImage
 
 #: the most pixels that a compressed image may claim (8K video has 33 million), so that a damaged header cannot cost
 #: gigabytes of memory
 MAX_PIXELS = 1 << 25
-JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
 class ImageError(UserError):
@@ -63,15 +62,20 @@ COMPRESSED_ENCODINGS = ("jpeg", "png")
 SUPPORTED_ENCODINGS = (*_LAYOUTS, *COMPRESSED_ENCODINGS)
 
 
-def decode_image(image: CameraImage) -> np.ndarray:
+def decode_image(image: CameraImage, size: tuple[int, int] | None = None) -> np.ndarray:
     """Return the pixels of an image, [H, W, 3] uint8 BGR, contiguous; for bgr8 possibly a read-only view of the data.
 
+    image: as received
+    size: width and height that the image must have, pixels, as its camera_info says; None takes any up to MAX_PIXELS
+
     An encoding outside SUPPORTED_ENCODINGS is passed to cv_bridge if that is installed. Whether a compressed image is
-    JPEG or PNG is decided by its bytes, since drivers mislabel the two. A JPEG's orientation tag is ignored: the
+    JPEG or PNG is decided by its bytes, since drivers mislabel the two. It is checked before it is decoded, see
+    sensing/compressed.py, so that memory and time are bounded by `size`. A JPEG's orientation tag is ignored: the
     calibration belongs to the pixels as the sensor delivers them.
 
-    Raises ImageError for anything that is not one complete picture: no data, a truncated or damaged file, a length that
-    does not fit the size, an unknown encoding. A JPEG has no checksum, so damage within its pixel data is not detected.
+    Raises ImageError for anything that is not one complete picture of that size: no data, a truncated or damaged file,
+    a length that does not fit the size, an unknown encoding, an animation. A JPEG has no checksum, so damage within its
+    pixel data is not detected.
     """
     try:
         data = np.frombuffer(image.data, np.uint8) if len(image.data) else np.empty(0, np.uint8)
@@ -81,12 +85,22 @@ def decode_image(image: CameraImage) -> np.ndarray:
         raise _error(image, "it holds no data", "check the camera driver and its cable")
     try:
         if image.encoding in COMPRESSED_ENCODINGS:
-            return _decode_compressed(image, data)
+            return _decode_compressed(image, data, size)
+        _check_size(image, (image.width, image.height), size)
         if image.encoding in _LAYOUTS:
             return _decode_raw(image, data, _LAYOUTS[image.encoding])
     except cv2.error as error:
         raise _error(image, f"OpenCV cannot decode it ({error.err})", "check the camera driver") from error
     return _decode_with_cv_bridge(image)
+
+
+def _check_size(image: CameraImage, found: tuple[int, int], wanted: tuple[int, int] | None) -> None:
+    if wanted is not None and found != wanted:
+        raise _error(
+            image,
+            f"it has {found[0]}x{found[1]} pixels, its CameraInfo says {wanted[0]}x{wanted[1]}",
+            "publish the CameraInfo of the stream in use",
+        )
 
 
 def _decode_raw(image: CameraImage, data: np.ndarray, layout: _Layout) -> np.ndarray:
@@ -112,63 +126,23 @@ def _decode_raw(image: CameraImage, data: np.ndarray, layout: _Layout) -> np.nda
     return pixels if layout.code is None else cv2.cvtColor(pixels, layout.code)
 
 
-def _decode_compressed(image: CameraImage, data: np.ndarray) -> np.ndarray:
-    content = data.tobytes()
-    if content.startswith(JPEG_START):
-        width, height = _check_jpeg(image, content)
-    elif content.startswith(PNG_START):
-        width, height = _check_png(image, content)
-    else:
-        raise _error(
-            image,
-            f"its {len(content)} bytes begin with {content[:8].hex(' ')} and are neither JPEG nor PNG",
-            "publish sensor_msgs/CompressedImage with one of these",
-        )
+def _decode_compressed(image: CameraImage, data: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    try:
+        picture = still_picture(data.tobytes())
+    except CompressedError as error:
+        raise _error(image, error.cause, error.remedy) from error
+    width, height = picture.size
     if width * height > MAX_PIXELS:
         raise _error(image, f"its header says {width}x{height} pixels", "the header is damaged; check the transport")
-    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    _check_size(image, picture.size, size)
+    # a mosaic is stored as a grey picture; one with colours has been interpolated already, whatever its label says
+    mosaic = image.mosaic if picture.grey else ""
+    flags = cv2.IMREAD_GRAYSCALE if mosaic else cv2.IMREAD_COLOR
+    pixels = cv2.imdecode(np.frombuffer(picture.content, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
         raise _error(image, "the compressed data is damaged", "check the camera's cable and the transport")
-    return pixels
-
-
-def _check_jpeg(image: CameraImage, content: bytes) -> tuple[int, int]:
-    """Check that a JPEG is complete, and return its width and height; OpenCV does not check, but pads with grey.
-
-    The headers, with any thumbnail inside them, are skipped by their lengths up to the first scan. After it the end
-    marker must follow somewhere: its two bytes cannot occur in pixel data (ISO/IEC 10918-1, B.1). Padding may follow
-    the end marker.
-    """
-    width = height = 0
-    at = len(JPEG_START)
-    while True:
-        at = content.find(b"\xff", at)
-        if at < 0 or at + 4 > len(content):
-            raise _error(image, "the JPEG breaks off in its headers", "check the camera's cable and the transport")
-        marker = content[at + 1]
-        if marker == 0xDA:  # start of scan: the pixel data
-            break
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9:  # fill bytes and markers without a length
-            at += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
-            height = int.from_bytes(content[at + 5 : at + 7], "big")
-            width = int.from_bytes(content[at + 7 : at + 9], "big")
-        at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
-    if content.rfind(JPEG_END, at) < 0:
-        raise _error(
-            image,
-            f"the JPEG is truncated: its {len(content)} bytes hold no end marker",
-            "raise the message size that the transport allows, or check the camera's cable",
-        )
-    return width, height
-
-
-def _check_png(image: CameraImage, content: bytes) -> tuple[int, int]:
-    """Check that a PNG has its last chunk, and return its width and height."""
-    if content.rfind(b"IEND") < 0:
-        raise _error(image, "the PNG is truncated: it has no IEND chunk", "check the transport")
-    return int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
+    code = _LAYOUTS[mosaic].code if mosaic else None
+    return pixels if code is None else cv2.cvtColor(pixels, code)
 
 
 def _decode_with_cv_bridge(image: CameraImage) -> np.ndarray:

@@ -32,16 +32,17 @@ def undistortion_map(
     """
     d = np.array(distortion, np.float64)
     output_camera = source2output @ intrinsics
-    # both functions convert integer output pixels to rays with the inverse of output_camera
-    if model == "equidistant":
-        x, y = cv2.fisheye.initUndistortRectifyMap(intrinsics, d, np.eye(3), output_camera, output_wh, cv2.CV_32FC1)
-    else:
-        x, y = cv2.initUndistortRectifyMap(intrinsics, d, np.eye(3), output_camera, output_wh, cv2.CV_32FC1)
+    with np.errstate(all="ignore"):  # coefficients that no lens has give NaN, which shows nothing
+        # both functions convert integer output pixels to rays with the inverse of output_camera
+        if model == "equidistant":
+            x, y = cv2.fisheye.initUndistortRectifyMap(intrinsics, d, np.eye(3), output_camera, output_wh, cv2.CV_32FC1)
+        else:
+            x, y = cv2.initUndistortRectifyMap(intrinsics, d, np.eye(3), output_camera, output_wh, cv2.CV_32FC1)
 
-    height, width = source_hw
-    seen = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
-    radius = _ray_radius(output_camera, output_wh)
-    seen &= radius < _turning_radius(model, d, float(radius.max()))
+        height, width = source_hw
+        seen = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
+        radius = _ray_radius(output_camera, output_wh)
+        seen &= radius < _turning_radius(model, d, float(radius.max()))
     # the outer half of a border pixel shows that pixel, not a blend with the black around the image
     x, y = np.clip(x, 0, width - 1), np.clip(y, 0, height - 1)
     x[~seen] = y[~seen] = OUTSIDE
@@ -64,7 +65,7 @@ def _turning_radius(model: str, d: np.ndarray, limit: float) -> float:
     else:
         k = np.zeros(6)  # k1, k2, k3 of the numerator and k4, k5, k6 of the denominator; d[2:4] is tangential
         k[:2] = d[:2]
-        k[2 : 2 + len(d) - 4] = d[4:]
+        k[2 : 2 + len(d[4:8])] = d[4:8]  # beyond are thin prism and tilt, which turn nothing back
         numerator = np.polyval([k[2], k[1], k[0], 1.0], r**2)
         image_radius = r * numerator / np.polyval([k[5], k[4], k[3], 1.0], r**2)
     turned = np.flatnonzero(np.diff(image_radius) <= 0)

@@ -24,6 +24,8 @@ from bev_perception.types import Calibration, Cameras, Frame, FrameError, ModelI
 MAX_LENS_MAPS = 32
 #: half width of the bicubic kernel, in pixels of the source or the result, whichever is coarser
 BICUBIC_SUPPORT = 2
+#: how many times as long as the crop a part of the image may be that is resized for it
+MAX_SURPLUS = 8
 #: the model's channels as indices into BGR
 CHANNELS = {"rgb": (2, 1, 0), "bgr": (0, 1, 2)}
 
@@ -152,7 +154,13 @@ def _resize_and_crop(bgr: np.ndarray, transform: ImageTransform) -> np.ndarray:
     part = bgr[rows.source_start : rows.source_stop, columns.source_start : columns.source_stop]
     if transform.resized != transform.source:
         # Pillow takes the channels for R, G and B; the resize treats them all alike
-        part = np.asarray(Image.fromarray(part).resize((columns.resized, rows.resized), Image.Resampling.BICUBIC))
+        part = np.asarray(
+            Image.fromarray(part).resize(
+                (columns.resized, rows.resized),
+                Image.Resampling.BICUBIC,
+                box=(columns.box[0], rows.box[0], columns.box[1], rows.box[1]),
+            )
+        )
     output[
         rows.output_start : rows.output_start + rows.size, columns.output_start : columns.output_start + columns.size
     ] = part[rows.skip : rows.skip + rows.size, columns.skip : columns.skip + columns.size]
@@ -165,17 +173,21 @@ class _Span:
 
     source_start: first source pixel of the part
     source_stop: source pixel after the part
-    resized: length of the part after the resize
+    box: start and end in the part of what is resized; beyond it are pixels that the kernel also needs
+    resized: length of the box after the resize
     skip: number of its resized pixels that lie before the crop
     output_start: position in the crop of the first pixel kept
     size: number of pixels kept
 
     The part begins and ends where the border of a source pixel coincides with the border of a resized pixel. So
     resizing the part gives the same pixels as resizing the whole image, without the work for what is cropped away.
+    Where such borders are so far apart that the part is MAX_SURPLUS times as long as the crop, only the crop itself is
+    resized, from a box whose borders Pillow keeps as float32.
     """
 
     source_start: int
     source_stop: int
+    box: tuple[float, float]
     resized: int
     skip: int
     output_start: int
@@ -184,18 +196,32 @@ class _Span:
     @classmethod
     def of(cls, source: int, resized: int, crop: int, length: int) -> _Span:
         first, last = max(crop, 0), min(crop + length, resized)
+        size = max(0, last - first)
         periods = math.gcd(source, resized)
         source_period, resized_period = source // periods, resized // periods
         margin = BICUBIC_SUPPORT * max(1.0, source / resized) + 1  # source pixels under the kernel's half width
         start = max(0, math.floor((first * source / resized - margin) / source_period))
         stop = min(periods, math.ceil((last * source / resized + margin) / source_period))
+        if size and (stop - start) * resized_period > MAX_SURPLUS * length:
+            box = first * source / resized, last * source / resized
+            source_start, source_stop = max(0, math.floor(box[0] - margin)), min(source, math.ceil(box[1] + margin))
+            return cls(
+                source_start=source_start,
+                source_stop=source_stop,
+                box=(box[0] - source_start, min(box[1], source) - source_start),
+                resized=size,
+                skip=0,
+                output_start=first - crop,
+                size=size,
+            )
         return cls(
             source_start=start * source_period,
             source_stop=stop * source_period,
+            box=(0, (stop - start) * source_period),
             resized=(stop - start) * resized_period,
             skip=first - start * resized_period,
             output_start=first - crop,
-            size=max(0, last - first),
+            size=size,
         )
 
 
@@ -271,7 +297,7 @@ class Preprocessor:
         """Return the model's input, and for each camera that is not used its name and the reason.
 
         A camera is not used if the frame has no view of it, if its image cannot be decoded or does not have the size
-        in the calibration, if its pose is not finite, or if its lens map cannot be computed. Its image and its
+        in the calibration, if its pose is not finite, or if it cannot be undistorted and resized. Its image and its
         global2image are then all zeros, so that every point has depth 0 and counts as not visible.
 
         Raises NoUsableViewError if no camera is left.
@@ -312,24 +338,19 @@ class Preprocessor:
         if view is None:
             return None
         calibration = view.calibration
-        transform = image_transform((calibration.height, calibration.width), self._config.image)
         if not np.isfinite(view.ego2global @ view.sensor2ego).all():
             return "its pose holds NaN or infinity; check what publishes tf"
         try:
-            bgr = decode_image(view.image)
+            transform = image_transform((calibration.height, calibration.width), self._config.image)
+            bgr = decode_image(view.image, transform.source)
+            pixels[:] = resample_image(bgr, transform, self._find_lens_map(calibration, transform))
         except ImageError as error:
             return str(error)
-        height, width = bgr.shape[:2]
-        if (width, height) != transform.source:
+        except (cv2.error, np.linalg.LinAlgError, ValueError, ArithmeticError, MemoryError) as error:
             return (
-                f"its image has {width}x{height} pixels, its CameraInfo says {calibration.width}x{calibration.height}; "
-                "publish the CameraInfo of the stream in use"
+                f"its image cannot be undistorted and resized with K, D and size of its CameraInfo ({error}); "
+                "recalibrate the camera"
             )
-        try:
-            lens_map = self._find_lens_map(calibration, transform)
-        except (cv2.error, np.linalg.LinAlgError) as error:
-            return f"its lens cannot be computed from K and D of its CameraInfo ({error}); recalibrate the camera"
-        pixels[:] = resample_image(bgr, transform, lens_map)
         cameras.intrinsics[i], cameras.source2image[i] = calibration.intrinsics, transform.ida
         cameras.sensor2ego[i], cameras.ego2global[i] = view.sensor2ego, view.ego2global
         return None

@@ -170,7 +170,7 @@ class NuScenesTraining:
                 views = read_frame(self._records, index, image_set).views
                 read[key] = np.stack(
                     [
-                        resample_image(decode_image(view.image), transform)
+                        resample_image(decode_image(view.image, transform.source), transform)
                         for view, transform in zip(views, transforms, strict=True)
                         if view is not None
                     ]

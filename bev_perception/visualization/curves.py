@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from bev_perception.strict import UserError
+from bev_perception.strict import UserError, parse_json
 
 Rows = list[dict[str, float]]
 
@@ -34,7 +33,7 @@ def _read(logs: Sequence[Path]) -> Rows:
     before = 0
     for log in logs:
         try:
-            own = [_known(json.loads(line)) for line in log.read_text().splitlines()]
+            own = [_known(parse_json(line)) for line in log.read_text().splitlines()]
             rows |= {before + int(row["step"]): row | {"step": before + row["step"]} for row in own}
             before = max(rows)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -77,13 +77,57 @@ def test_stamp(stamp):
         ("png", b"", "png"),
         ("", b"\xff\xd8\xff", "jpeg"),
         ("camera", b"\x89PNG\r\n\x1a\n", "png"),
+        ("mjpeg", b"", "jpeg"),
+        ("image/jpeg; charset=binary", b"", "jpeg"),
+        ("jpeg;", b"", "jpeg"),
+        ("; jpeg compressed ", b"", "jpeg"),
+        ("mono8; jpeg compressed ", b"", "jpeg"),
+        ("rgb16; png compressed bgr16", b"", "png"),
+        ("rgb8;jpeg compressed rgb8", b"", "jpeg"),
+        ("strange; jpeg compressed bgr8", b"", "jpeg"),
+        ("bayer_rggb8; jpeg compressed bgr8", b"", "jpeg"),
+        ("bgr8; compressed", b"\xff\xd8\xff", "jpeg"),
     ],
 )
 def test_format_of_compressed_images(image_format, data, encoding):
-    assert messages.camera_image("c", compressed(image_format, data)).encoding == encoding
+    image = messages.camera_image("c", compressed(image_format, data))
+    assert (image.encoding, image.mosaic) == (encoding, "")
 
 
-@pytest.mark.parametrize("image_format", ["16UC1; compressedDepth", "32FC1; compressedDepth png", "h264", ""])
+@pytest.mark.parametrize("order", ["rggb", "bggr", "gbrg", "grbg"])
+@pytest.mark.parametrize(
+    "image_format",
+    [
+        "bayer_{}8; jpeg compressed ",
+        "bayer_{}8;jpeg compressed bayer_{}8",
+        "Bayer_{}16; PNG compressed",
+        "bayer_{}8; jpeg",
+    ],
+)
+def test_mosaics_in_compressed_images(image_format, order):
+    assert messages.camera_image("c", compressed(image_format.format(order, order))).mosaic == f"bayer_{order}8"
+
+
+@pytest.mark.parametrize(
+    "content", ["bayer_rggb12; jpeg compressed ", "bgr8; jpeg compressed hsv8", "x1; png compressed"]
+)
+def test_unknown_content_is_refused_by_name(content):
+    name = content.split()[-1] if "hsv8" in content else content.split(";")[0]
+    with pytest.raises(ValueError, match=f"encoding '{name}', which is unknown"):
+        messages.camera_image("c", compressed(content))
+
+
+@pytest.mark.parametrize(
+    "image_format",
+    [
+        "16UC1; compressedDepth",
+        "32FC1; compressedDepth png",
+        "h264",
+        "",
+        "rgb8; jpegxl compressed",
+        "bgr8; tiff compressed",
+    ],
+)
 def test_formats_that_are_refused(image_format):
     with pytest.raises(ValueError, match="CompressedImage of format"):
         messages.camera_image("c", compressed(image_format, b"\x00\x01"))

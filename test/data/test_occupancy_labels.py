@@ -1,5 +1,7 @@
 """Files of occupancy labels: the real one, our own, and damaged ones."""
 
+import resource
+
 import numpy as np
 import pytest
 
@@ -70,6 +72,14 @@ def test_the_real_file(nuscenes_root):
         ({"semantics": np.full(OCC3D_GRID.shape, 300)}, "semantics holds values from 300 to 300; .* 0 to 255"),
         ({"semantics": np.full(OCC3D_GRID.shape, -1)}, "semantics holds values from -1 to -1; .* 0 to 255"),
         ({"semantics": np.array([{}], object)}, "is damaged"),  # would have to be unpickled
+        (
+            {"semantics": np.zeros(OCC3D_GRID.shape, np.uint8), "mask_camera": np.full(OCC3D_GRID.shape, 256)},
+            "mask_camera holds values from 256 to 256; .* 0 to 1",
+        ),
+        (
+            {"semantics": np.zeros(OCC3D_GRID.shape, np.uint8), "instances": np.full(OCC3D_GRID.shape, 1 << 40)},
+            "instances holds values .* 0 to 32767",
+        ),
     ],
 )
 def test_damaged_files_are_named(tmp_path, content, message):
@@ -132,3 +142,12 @@ def test_bytes_flipped_inside_an_array_are_found(tmp_path):
 def test_missing_files_are_named_with_the_remedy(tmp_path):
     with pytest.raises(NuScenesError, match=r"no occupancy labels at .*labels.npz; unpack the labels"):
         read_labels(tmp_path / "labels.npz")
+
+
+def test_what_is_not_asked_for_is_not_unpacked(tmp_path):
+    path = tmp_path / "labels.npz"
+    semantics = random_labels().semantics
+    np.savez_compressed(path, semantics=semantics, flow=np.zeros((200, 200, 16, 200), np.float16))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    np.testing.assert_array_equal(read_labels(path).semantics, semantics)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB; flow has 256,000

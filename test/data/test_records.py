@@ -16,6 +16,7 @@ from bev_perception.data.queues import evaluation_queue, reference2image, traini
 from bev_perception.data.records import open_records, open_split
 from bev_perception.data.synthetic import World
 from bev_perception.geometry import project
+from bev_perception.strict import UserError
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,49 @@ def test_it_works_without_any_place_to_keep_the_index(synthetic_nuscenes, tmp_pa
     with caplog.at_level(logging.WARNING):
         assert len(open_records(root, VERSION, cache=tmp_path / "file" / "below")) == 10
     assert "cannot be kept" in caplog.text
+
+
+def test_the_cache_of_the_environment_is_taken_and_the_dataroot_stays(synthetic_nuscenes, tmp_path, monkeypatch):
+    root = copy_tables(synthetic_nuscenes, tmp_path / "root")
+    monkeypatch.setenv("BEV_PERCEPTION_CACHE", str(tmp_path / "own"))
+    open_records(root, VERSION)
+    assert index_files(root / VERSION) == [] and len(index_files(tmp_path / "own")) == 1
+    assert (tmp_path / "own").stat().st_mode & 0o777 == 0o700
+
+
+def test_an_index_that_others_could_have_written_is_not_used(synthetic_nuscenes, tmp_path, monkeypatch, caplog):
+    root = copy_tables(synthetic_nuscenes, tmp_path / "root")
+    wanted = open_records(root, VERSION).tokens
+    (file,) = (root / VERSION).glob("*.npz")
+    file.chmod(0o666)
+    assert open_records(root, VERSION).tokens == wanted
+    assert "others than you could have written it" in caplog.text and file.stat().st_mode & 0o777 == 0o600
+    monkeypatch.setenv("BEV_PERCEPTION_CACHE", str(tmp_path / "shared"))
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    assert open_records(root, VERSION).tokens == wanted
+    assert "cannot be kept" in caplog.text and index_files(tmp_path / "shared") == []
+
+
+def test_names_that_lead_out_and_circles_are_refused(synthetic_nuscenes, tmp_path):
+    root = copy_tables(synthetic_nuscenes, tmp_path)
+
+    def refused(table, column, value, reason):
+        path = root / VERSION / f"{table}.json"
+        kept = path.read_text()
+        rows = json.loads(kept)
+        path.write_text(json.dumps([row | {column: value(rows, row)} for row in rows]))
+        with pytest.raises(UserError, match=reason):
+            open_records(root, VERSION)
+        path.write_text(kept)
+
+    refused("sample_data", "filename", lambda _, row: f"../{row['filename']}", "does not name a file inside")
+    refused("sample_data", "filename", lambda _, row: f"/{row['filename']}", "does not name a file inside")
+    refused("scene", "name", lambda _, row: "../../outside", "no name that a sample or a scene")
+    refused("scene", "name", lambda _, row: "..", "does not name a file inside")
+    refused("sample", "next", lambda rows, row: rows[0]["token"], "go in a circle")
+    refused("sample", "next", lambda rows, row: row["token"], "go in a circle")
+    refused("ego_pose", "timestamp", lambda _, row: float("nan"), "ego_pose.json is damaged")
 
 
 def test_tables_that_do_not_fit_are_named(synthetic_nuscenes, tmp_path):

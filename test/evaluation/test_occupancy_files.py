@@ -76,6 +76,35 @@ def test_files_that_are_no_results_are_explained(tmp_path):
     refused("holds class 18, of 18 classes; name the variant")
     np.savez(path, pred=semantics(0), instances=np.full(SHAPE, -1))
     refused("instances is int64 .*from 0 on")
+    np.savez(path, pred=semantics(0), instances=np.full(SHAPE, 40_000))
+    refused("instances holds 40000.* 0 to 32767")
+    np.savez(path, semantics(0), semantics(1))
+    with np.load(path) as file:
+        assert list(file) == ["arr_0", "arr_1"]
+    np.testing.assert_array_equal(read_occupancy(path, OCC3D_CLASSES).semantics, semantics(0))
+    np.savez(path, semantics(0), pred=semantics(2))
+    np.testing.assert_array_equal(read_occupancy(path, OCC3D_CLASSES).semantics, semantics(2))
+
+
+def test_files_of_flashocc_are_scored(records, tmp_path):
+    write_all(records, tmp_path / "labels", tmp_path / "results")
+    for i, (scene, token) in enumerate(zip(records.scenes, records.tokens, strict=True)):
+        (tmp_path / "results" / f"{token}.npz").unlink()
+        folder = tmp_path / "results" / scene / token
+        folder.mkdir(parents=True)
+        np.savez_compressed(folder / "pred.npz", pred=semantics(i), gt=semantics(i))
+    scores = score_occupancy_files(tmp_path / "results", records, tmp_path, OCC3D_CLASSES, tmp_path / "labels")
+    assert scores.summary["RayIoU"] == pytest.approx(1)
+
+
+def test_what_nobody_knows_costs_a_perfect_result_nothing(records, tmp_path):
+    write_all(records, tmp_path / "labels", tmp_path / "results")
+    for i, (scene, token) in enumerate(zip(records.scenes, records.tokens, strict=True)):
+        truth = semantics(i)
+        truth[:90] = 255
+        write_labels(labels_path(tmp_path / "labels", scene, token, ""), OccupancyLabels(truth))
+    scores = score_occupancy_files(tmp_path / "results", records, tmp_path, OCC3D_CLASSES, tmp_path / "labels")
+    assert scores.summary["RayIoU"] == pytest.approx(1)
 
 
 def test_files_equal_to_the_labels_score_full_marks(records, tmp_path):

@@ -2,6 +2,7 @@ import os
 import pickle
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -164,10 +165,68 @@ def test_long_lists_are_counted_by_part(model, tmp_path):
     assert len(message.splitlines()) < 30
 
 
-def test_prefixes_are_not_guessed_away(model, tmp_path):
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
+@pytest.mark.parametrize("prefix", ["module.", "model.", "module.model.", "network.", "ema.", "ema_model.module."])
+def test_prefixes_of_all_names_are_taken_off(model, tmp_path, caplog, name, prefix):
+    path = tmp_path / name
+    write(path, {f"{prefix}{key}": value for key, value in weights().items()})
+    with caplog.at_level("INFO"):
+        load_checkpoint(model, path)
+    assert_loaded(model, weights())
+    assert f"the prefix '{prefix}' of its names is left out" in caplog.text
+
+
+def test_a_prefix_of_some_names_is_a_mismatch(model, tmp_path):
     path = tmp_path / "weights.pth"
-    write(path, {f"module.{key}": value for key, value in weights().items()})
-    assert_unchanged_by(model, path, "module.linear.weight")
+    write(path, {f"module.{key}" if "norm" in key else key: value for key, value in weights().items()})
+    assert_unchanged_by(model, path, "module.norm.weight")
+    write(path, {f"module.head.{key}": value for key, value in weights().items() if "norm" not in key})
+    assert_unchanged_by(model, path, "does not belong to this variant")
+
+
+@pytest.mark.parametrize("entry", ["ema_state_dict", "state_dict_ema", "model_ema"])
+def test_averages_are_used_where_they_are_alone_and_named_where_not(model, tmp_path, caplog, entry):
+    average = {f"module.{key}": value for key, value in weights(5).items()} | {"steps": torch.tensor(3)}
+    path = tmp_path / "a.pth"
+    torch.save({"state_dict": weights(), entry: average}, path)
+    with caplog.at_level("INFO"):
+        load_checkpoint(model, path)
+    assert_loaded(model, weights())
+    assert entry in caplog.text
+    torch.save({entry: average, "meta": {}}, path)
+    load_checkpoint(model, path)
+    assert_loaded(model, weights(5))
+
+
+def test_averages_among_the_weights(model, tmp_path, caplog):
+    averaged = {f"ema_{key.replace('.', '_')}": value for key, value in weights(5).items()}
+    path = tmp_path / "a.pth"
+    torch.save(weights() | averaged, path)
+    with caplog.at_level("INFO"):
+        load_checkpoint(model, path)
+    assert_loaded(model, weights())
+    assert "its 7 averaged weights, such as ema_linear_bias, are not used" in caplog.text
+    torch.save({f"module.{key}": value for key, value in averaged.items()}, path)
+    load_checkpoint(model, path)
+    assert_loaded(model, weights(5))
+    state = averaged | {"ema_linear_weight": torch.full((2, 3), torch.nan)}
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match="not finite: linear.weight"):
+        load_checkpoint(model, path)
+
+
+def test_metadata_of_numpy_is_passed_over(model, tmp_path):
+    meta = {"epoch": 3, "mAP": np.float64(0.4), "palette": np.zeros((3, 3)), "classes": {"car"}, "long": 1 << 20000}
+    torch.save({"state_dict": weights(), "meta": meta}, tmp_path / "a.pth")
+    assert load_checkpoint(model, tmp_path / "a.pth").metadata == {"epoch": "3"}
+    assert_loaded(model, weights())
+
+
+def test_pretraining_with_a_prefix(model, tmp_path):
+    state = {f"module.backbone.{k.removeprefix('norm.')}": v for k, v in weights().items() if k.startswith("norm.")}
+    torch.save(state, tmp_path / "a.pth")
+    load_pretrained(model, tmp_path / "a.pth", "norm")
+    assert torch.equal(model.norm.running_var, weights()["norm.running_var"])
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth", "weights.bin", "."])
@@ -231,6 +290,22 @@ def test_what_is_no_state_dict(model, tmp_path, content, says):
     path = tmp_path / "weights.pth"
     torch.save(content, path)
     assert_unchanged_by(model, path, says)
+
+
+@pytest.mark.parametrize(
+    ("replaced", "says"),
+    [
+        (torch.eye(2, 3).to_sparse(), "_rebuild_sparse_tensor"),
+        (torch.zeros(2, 3, dtype=torch.complex64), "ComplexFloatStorage"),
+        (torch.zeros(2, 3, device="meta"), "_rebuild_meta_tensor"),
+        (torch.zeros(1).expand(2, 3), "claims more numbers than the 1 of its storage"),
+        (torch.zeros(2, 3, dtype=torch.int64), "torch.int64 instead of torch.float32"),
+        (torch.full((2, 3), 1e300, dtype=torch.float64), r"not finite: linear.weight \(6 of 6\)"),
+    ],
+)
+def test_tensors_that_are_no_plain_weights_leave_the_model_as_it_was(model, tmp_path, replaced, says):
+    torch.save({**weights(), "linear.weight": replaced}, tmp_path / "a.pth")
+    assert_unchanged_by(model, tmp_path / "a.pth", says)
 
 
 def test_half_precision_weights_are_widened(model, tmp_path):

@@ -117,7 +117,7 @@ def test_the_compilation_is_announced(race):
 def test_nothing_intermediate_stays(race):
     cache, _ = race
     kinds = {path.suffix for path in cache.rglob("*") if path.is_file()}
-    assert kinds <= {".py", ".pyc", ".so", ".lock"}
+    assert kinds <= {".py", ".pyc", ".so", ".lock", ".json"}
     assert not list(cache.glob("*/bev_perception/__init__.py")), "it would hide the package itself"
 
 
@@ -126,6 +126,60 @@ def test_a_warm_start_needs_no_compiler_and_no_time(race):
     out, err = finish(start(ENSURE, cache, "-W", "error", PATH="/nonexistent"))
     assert "compiling" not in err
     assert float(out.split()[0]) < 0.1
+
+
+@pytest.mark.parametrize("damage", ["cut", "removed", "checksums"])
+def test_a_damaged_cache_is_made_again(race, monkeypatch, caplog, damage):
+    cache, _ = race
+    (directory,) = (path for path in cache.iterdir() if path.is_dir())
+    library = next(directory.rglob("*.so"))
+    whole, sums = library.read_bytes(), directory / interfaces.CHECKSUMS
+    kept = sums.read_bytes()
+    assert interfaces._is_whole(directory)
+    if damage == "cut":
+        library.write_bytes(whole[: len(whole) // 2])
+    elif damage == "removed":
+        library.unlink()
+    else:
+        sums.write_bytes(b"{")
+    assert not interfaces._is_whole(directory)
+    library.write_bytes(whole)
+    sums.write_bytes(kept)
+    assert interfaces._is_whole(directory)
+
+
+def test_a_damaged_cache_is_replaced_as_a_whole(monkeypatch, tmp_path, caplog):
+    def build(packages, destination):
+        (destination / "made.py").write_text("new")
+
+    monkeypatch.setattr(interfaces, "_run_build", build)
+    directory = tmp_path / "key"
+    directory.mkdir(0o700)
+    (directory / "half.so").write_text("old")
+    interfaces._generate(["x"], directory)
+    assert {path.name for path in directory.iterdir()} == {"made.py", interfaces.CHECKSUMS}
+    assert "is damaged; it is made again" in caplog.text and interfaces._is_whole(directory)
+
+
+def test_a_cache_of_others_and_one_that_cannot_be_written_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(interfaces, "PACKAGES", ("missing_msgs",))
+    monkeypatch.setattr(interfaces, "definitions_directory", lambda package: tmp_path)
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "file").write_text("")
+    for name, says in (("open", "others than you"), ("file/below", "cannot be made")):
+        monkeypatch.setenv("BEV_PERCEPTION_CACHE", str(tmp_path / name))
+        with pytest.raises(InterfaceBuildError, match=f"{says}.*set BEV_PERCEPTION_CACHE"):
+            interfaces.ensure_interfaces()
+
+    def full(packages, destination):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("BEV_PERCEPTION_CACHE", str(tmp_path / "full"))
+    monkeypatch.setattr(interfaces, "_run_build", full)
+    with pytest.raises(InterfaceBuildError, match="No space left.*make room there"):
+        interfaces.ensure_interfaces()
+    assert [path.suffix for path in (tmp_path / "full").iterdir()] == [".lock"]
 
 
 def test_messages_are_those_of_a_distribution(race):

@@ -181,6 +181,32 @@ def test_header_with_absurd_size_is_refused():
         decode_image(make_image(bytes(jpeg), "jpeg"))
 
 
+def test_size_is_compared_before_anything_is_decoded(monkeypatch):
+    for image in (make_image(make_jpeg(), "jpeg"), make_image(make_png(), "png"), make_raw("bgr8")):
+        assert decode_image(image, (WIDTH, HEIGHT)).shape == (HEIGHT, WIDTH, 3)
+    monkeypatch.setattr(cv2, "imdecode", None)
+    for image in (make_image(make_jpeg(), "jpeg"), make_image(make_png(), "png"), make_raw("bgr8")):
+        with pytest.raises(ImageError, match="32x24 pixels, its CameraInfo says 64x48"):
+            decode_image(image, (64, 48))
+
+
+@pytest.mark.parametrize("kind", [".jpg", ".png"])
+@pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
+def test_compressed_mosaics_are_interpolated(pattern, kind):
+    raw = mosaic(make_picture(), pattern)
+    data = cv2.imencode(kind, raw, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
+    decoded = decode_image(CameraImage("CAM_TEST", 1, "cam", "jpeg", data, mosaic=f"bayer_{pattern}8"))
+    assert np.abs(decoded.astype(int) - make_picture())[2:-2, 2:-2].max() <= (2 if kind == ".png" else 12)
+    wide = cv2.imencode(".png", raw.astype(np.uint16) * 257)[1].tobytes()
+    decoded = decode_image(CameraImage("CAM_TEST", 1, "cam", "png", wide, mosaic=f"bayer_{pattern}8"))
+    assert np.abs(decoded.astype(int) - make_picture())[2:-2, 2:-2].max() <= 2
+
+
+def test_a_picture_with_colours_is_no_mosaic():
+    image = CameraImage("CAM_TEST", 1, "cam", "png", make_png(), mosaic="bayer_rggb8")
+    np.testing.assert_array_equal(decode_image(image), make_picture())
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [

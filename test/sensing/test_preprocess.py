@@ -1,5 +1,7 @@
 """Where source pixels land, with and without distortion; what a missing or bad view costs; the matrices."""
 
+import resource
+
 import cv2
 import numpy as np
 import pytest
@@ -31,6 +33,9 @@ DISTORTIONS = {
     "rational_polynomial": (0.45, -0.12, 0.001, 0.002, 0.01, 0.78, -0.05, 0.02),
     "equidistant": (0.06, -0.02, 0.01, -0.003),
 }
+#: with thin prisms, and with a tilted sensor as well
+LONG = (*DISTORTIONS["rational_polynomial"], 0.01, -0.02, -0.015, 0.01)
+LONGEST = (*LONG, 0.02, -0.03)
 
 
 def make_calibration(width=1600, height=900, model="", distortion=()):
@@ -142,9 +147,26 @@ def test_usual_sizes_equal_resize_of_the_whole(source_hw, input_hw):
     np.testing.assert_array_equal(resample_image(bgr, t), whole_resize_and_crop(bgr, t))
 
 
-def test_extreme_shape_takes_little_memory():
-    t = image_transform((1, 60000), ImageConfig(256, 704))  # the whole, resized, would be 15 million pixels wide
-    assert resample_image(np.full((1, 60000, 3), 9, np.uint8), t).min() == 9
+@pytest.mark.parametrize("source_hw", [(1, 60000), (3, 32749), (32749, 3), (7, 5003), (65535, 16)])
+def test_extreme_shapes_take_little_memory(source_hw):
+    """Of the last but one, the whole, resized, would be 183,000 pixels wide, and no border of two pixels coincides."""
+    t = image_transform(source_hw, ImageConfig(256, 704))
+    ramp = np.broadcast_to(np.linspace(0, 250, max(source_hw)).astype(np.uint8), (min(source_hw), max(source_hw)))
+    bgr = np.repeat((ramp if source_hw[1] > source_hw[0] else ramp.T)[..., None], 3, -1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    output = resample_image(np.ascontiguousarray(bgr), t)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+    u, v = np.meshgrid(np.arange(704), np.arange(256))
+    expected = (np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(t.source2output).T)[
+        ..., np.argmax(source_hw[::-1])
+    ]
+    np.testing.assert_allclose(output[..., 0], 250 / (max(source_hw) - 1) * expected, atol=1.6)
+
+
+def test_a_part_that_is_resized_alone_shows_what_the_whole_would():
+    bgr = np.random.default_rng(2).integers(64, 192, (13, 997, 3), dtype=np.uint8)
+    t = image_transform((13, 997), ImageConfig(64, 176))  # 64 high, 4908 wide, of which 176 are kept
+    np.testing.assert_allclose(resample_image(bgr, t).astype(int), whole_resize_and_crop(bgr, t), atol=3)
 
 
 def test_resample_refuses_an_image_of_another_size():
@@ -222,11 +244,19 @@ def find_dot(output, expected, reach=9):
     return centre + np.array([max(0, x - reach), max(0, y - reach)])
 
 
-@pytest.mark.parametrize("size", [(1600, 900), (1280, 720), (640, 480)])
-@pytest.mark.parametrize("model", ["", *DISTORTIONS])
-def test_points_land_where_the_matrix_projects_them(preprocessor, model, size):
+@pytest.mark.parametrize(
+    ("size", "model", "coefficients"),
+    [
+        *[(s, m, DISTORTIONS.get(m, ())) for s in [(1600, 900), (1280, 720), (640, 480)] for m in ["", *DISTORTIONS]],
+        ((1280, 720), "rational_polynomial", LONG),
+        ((1280, 720), "plumb_bob", LONGEST),
+        ((1280, 720), "equidistant", (*DISTORTIONS["equidistant"], 0.0)),
+        ((1280, 720), "rational_polynomial", (*DISTORTIONS["rational_polynomial"], *[0.0] * 6)),
+    ],
+)
+def test_points_land_where_the_matrix_projects_them(preprocessor, size, model, coefficients):
     """Dots painted where the real lens sees points of the world must appear where global2image puts the points."""
-    calibration = make_calibration(*size, model, DISTORTIONS.get(model, ()))
+    calibration = make_calibration(*size, model, coefficients)
     rays = np.stack(np.meshgrid(np.linspace(-0.7, 0.7, 11), np.linspace(-0.25, 0.35, 7)), -1).reshape(-1, 2)
     depth = np.random.default_rng(2).uniform(4, 40, len(rays))
     points = np.c_[rays, np.ones(len(rays))] * depth[:, None]  # [77, 3], optical frame
@@ -404,6 +434,33 @@ def test_every_bad_view_costs_itself_only(preprocessor):
     assert (inputs.global2image[1:] == 0).all() and np.isfinite(inputs.global2image).all()
     assert inputs.stamps.tolist() == [7, 9, 1, 7, 7, 9]
     assert frame.missing == {"CAM_1": "no image within 0.1 s"}  # the frame itself is left as it was
+
+
+WILD = (5e-324, -1e308, 1e20, 1e308)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "model", "d"),
+    [
+        (16, 65535, "plumb_bob", WILD),  # longer than cv2.remap takes
+        (40000, 2, "plumb_bob", (0.1, 0.0, 0.0, 0.0)),
+        (16, 65535, "equidistant", WILD),
+    ],
+)
+def test_a_calibration_that_opencv_cannot_use_costs_its_view_only(preprocessor, width, height, model, d):
+    k = np.array([[800.0, 0, 8], [0, 800, 4.5], [0, 0, 1]])
+    odd = make_view(np.zeros((height, width, 3), np.uint8), Calibration(k, width, height, model, d))
+    good = make_view(np.full((48, 64, 3), 90, np.uint8), make_calibration(64, 48))
+    inputs, missing = preprocessor(make_frame(good, odd))
+    assert inputs.present.tolist() == [True, False]
+    assert "cannot be undistorted and resized" in missing["CAM_1"] and "recalibrate" in missing["CAM_1"]
+
+
+@pytest.mark.parametrize("model", ["plumb_bob", "equidistant"])
+def test_wild_coefficients_show_nothing_and_end_nothing(preprocessor, model):
+    view = make_view(np.full((48, 64, 3), 90, np.uint8), make_calibration(64, 48, model, WILD))
+    inputs, _ = preprocessor(make_frame(view, make_view(np.zeros((48, 64, 3), np.uint8), make_calibration(64, 48))))
+    assert torch.isfinite(inputs.images).all()
 
 
 def test_no_usable_view_names_every_reason(preprocessor):
