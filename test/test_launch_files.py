@@ -1,4 +1,4 @@
-"""What the launch files make of their arguments, with stand-ins for launch, which comes with ROS 2 distributions only."""
+"""What the launch files make of their arguments, with stand-ins for launch, which ROS 2 distributions have."""
 
 import importlib.util
 import sys
