@@ -35,7 +35,9 @@ def test_declared_arguments():
     assert arguments == {
         "perception.launch.py": {
             "variant", "checkpoint", "occupancy_variant", "occupancy_checkpoint", "cameras", "image_transport",
-            "camera_namespace", "image_topic", "namespace", "params_file", "rviz", "use_sim_time",
+            "camera_namespace", "image_topic", "camera_info_topic", "tf_topic", "tf_static_topic", "device",
+            "precision", "autostart", "base_frame", "fixed_frame", "score_threshold", "max_detections", "tf_timeout",
+            "log_level", "namespace", "params_file", "rviz", "use_sim_time",
         },
         "replay.launch.py": {"bag", "rate", "loop", "rviz"},
     }  # fmt: skip
@@ -86,6 +88,22 @@ def test_foxglove_shows_topics_of_the_node():
     images = [panel["imageMode"] for panel in panels.values() if "imageMode" in panel]
     assert {image["imageTopic"] for image in images} | {image["calibrationTopic"] for image in images} < TOPICS
     assert len(images) == len(CAMERAS)
+
+
+def test_the_parameters_for_nav2_name_our_topics_and_the_grid_of_the_models():
+    values = yaml.safe_load((CONFIG / "nav2_costmap.yaml").read_text())
+    parameters = values["local_costmap"]["local_costmap"]["ros__parameters"]
+    layer = parameters["voxel_layer"]
+    sources = [layer[name] for name in layer["observation_sources"].split()]
+    assert {source["topic"] for source in sources} < TOPICS
+    assert [source["topic"] for source in sources if source["marking"]] == ["/bev_perception/obstacles"]
+    assert [source["topic"] for source in sources if source["clearing"]] == ["/bev_perception/occupancy_points"]
+    assert (layer["origin_z"], layer["z_resolution"], layer["z_voxels"]) == (-1.0, 0.4, 16)
+    node = yaml.safe_load((CONFIG / "perception.param.yaml").read_text())["/**"]["ros__parameters"]
+    assert parameters["robot_base_frame"] == node["base_frame"] and parameters["global_frame"] == node["fixed_frame"]
+    for source in sources:  # every point in the grid is taken, from messages that are not older than they stand
+        assert (source["min_obstacle_height"], source["max_obstacle_height"]) == (-1.0, 5.4)
+        assert source["expected_update_rate"] == node["output_lifetime"]
 
 
 # ---------------------------------------------------------------- the real thing

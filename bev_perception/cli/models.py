@@ -123,6 +123,11 @@ def _run(args: argparse.Namespace) -> int:
     if snapshot.drops:
         print("dropped: " + ", ".join(f"{cause} {n}" for cause, n in snapshot.drops.items()))
         print(f"the last: {snapshot.last_drop}")
+    for line in pipeline.health.drain_news():
+        if line.startswith("tf "):
+            print(line)
+    if not count and not snapshot.drops:
+        print("no frame: the image topics of the bag gave no messages; is it damaged, or was it cut?")
     return 0 if count else 1
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bev_perception.strict import UserError
 from bev_perception.types import BASE_FRAME, FIXED_FRAME
 
 if TYPE_CHECKING:
@@ -118,25 +119,76 @@ def add_bag_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prefix", help="prefix of the cameras' topics (default: /bev_perception/input)")
     parser.add_argument(
-        "--remap", nargs="+", default=[], metavar="BAG_TOPIC:=TOPIC", help="topics that have another name in the bag"
+        "--remap",
+        nargs="+",
+        default=[],
+        metavar="BAG_TOPIC:=TOPIC",
+        help="topics that have another name in the bag; a * stands for one part of a name, on both sides. Without it, "
+        "topics are found by themselves where only one reading of the bag is possible",
     )
+    parser.add_argument("--remap-file", type=Path, help="file with one BAG_TOPIC:=TOPIC in each line")
     parser.add_argument(
         "--anchor", default="", help="camera whose stamp becomes the stamp of the frame (default: the first)"
     )
+    for name, text in (
+        ("max_stamp_difference", "s; how far from the anchor's stamp an image of the same set may lie"),
+        ("camera_timeout", "s of header time that a set waits for a missing camera"),
+        ("tf_timeout", "s of header time that a set waits for its tf and camera_info"),
+    ):
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=float, metavar="S", help=f"{text} (default: the node's)")
     parser.add_argument("--base-frame", default=BASE_FRAME, help="tf frame of the vehicle (default: %(default)s)")
     parser.add_argument("--fixed-frame", default=FIXED_FRAME, help="tf frame of the world (default: %(default)s)")
 
 
 def open_bag(args: argparse.Namespace, path: Path) -> tuple[BagReader, SynchronizerSettings]:
     """Open a bag, and return it with the settings for grouping its images, from the options of add_bag_options."""
+    from bev_perception.data.bag_topics import read_rules
     from bev_perception.data.drive import CAMERAS
     from bev_perception.data.rosbag import INPUT_PREFIX, BagReader
     from bev_perception.sensing.synchronizer import SynchronizerSettings
 
-    cameras = tuple(args.cameras or CAMERAS)
-    wrong = [rule for rule in args.remap if ":=" not in rule]
-    if wrong:
-        raise UserError(f"--remap {wrong[0]} names one topic; write BAG_TOPIC:=TOPIC, such as /front/image:=/cam/image")
-    remap = dict(rule.split(":=", 1) for rule in args.remap)
-    bag = BagReader(path, cameras, args.prefix or INPUT_PREFIX, remap)
-    return bag, SynchronizerSettings(cameras, args.anchor, base_frame=args.base_frame, fixed_frame=args.fixed_frame)
+    prefix = args.prefix or INPUT_PREFIX
+    rules = [*args.remap, *([] if args.remap_file is None else _lines(args.remap_file))]
+    bag = BagReader(path, tuple(args.cameras or CAMERAS), prefix)
+    bag = replace(bag, remap=read_rules(rules, bag.topics))
+    if not rules and not bag.has_images():
+        bag = _find_topics(bag, args.cameras)
+    for hint in bag.hints():
+        print(f"bev_perception: {path}: {hint}", file=sys.stderr)
+    given = {
+        name: value
+        for name in ("max_stamp_difference", "camera_timeout", "tf_timeout")
+        if (value := getattr(args, name)) is not None
+    }
+    return bag, SynchronizerSettings(
+        bag.cameras, args.anchor, base_frame=args.base_frame, fixed_frame=args.fixed_frame, **given
+    )
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the rules in a file; empty lines and those that begin with # are left out."""
+    lines = (line.strip() for line in path.read_text(errors="replace").splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _find_topics(bag: BagReader, cameras: list[str] | None) -> BagReader:
+    """Return the bag with the topics that are the only possible reading; print them.
+
+    Raises BagError, with the options to choose from, where there is none or several.
+    """
+    from bev_perception.data.bag_topics import choose, find_cameras, ready_to_paste
+    from bev_perception.data.rosbag import BagError
+
+    found = find_cameras(bag.topics)
+    chosen = choose(found, cameras, bag.prefix)
+    if chosen is None:
+        try:
+            bag.events()
+        except BagError as error:
+            raise BagError(f"{error}\n{ready_to_paste(found, bag.prefix)}") from error
+    assert chosen is not None
+    names, remap = chosen
+    rules = " ".join(f"{topic}:={target}" for topic, target in remap.items())
+    print(f"bev_perception: found the cameras: --cameras {' '.join(names)} --remap {rules}", file=sys.stderr)
+    return replace(bag, cameras=names, remap=remap)

@@ -17,25 +17,38 @@ class FolderError(UserError):
 
 
 @contextmanager
-def one_writer(folder: Path) -> Iterator[None]:
+def one_writer(folder: Path, leftovers: str = "") -> Iterator[None]:
     """Make a folder unless it exists, and keep other processes that ask for it in this way out of it.
 
     The lock belongs to the process and ends with it, however that ends; nothing of it is left in the folder.
+
+    folder: to write into
+    leftovers: pattern of files in it that a writer which was killed has left unfinished; they are removed
 
     Raises FolderError if the folder cannot be made, or another process is writing into it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise FolderError(f"{folder} cannot be written ({error}); choose another place") from error
+    with locked(folder):
+        for path in folder.glob(leftovers) if leftovers else ():
+            path.unlink()
+        yield
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes that ask for a file or folder in this way from it.
+
+    Raises FolderError if one of them has it, and OSError if it cannot be opened.
+    """
+    handle = os.open(path, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise FolderError(
-                f"another process is writing into {folder}; wait for its end, or choose another folder"
-            ) from error
+            raise FolderError(f"another process is writing {path}; wait for its end, or name another") from error
         yield
     finally:
         os.close(handle)

@@ -22,6 +22,8 @@ PNG_MAGIC = b"\x89PNG"
 #: how a colour filter's encodings are called, such as bayer_rggb8; OpenCV makes 8 bits of 16
 _MOSAIC = re.compile(r"(bayer_(?:rggb|bggr|gbrg|grbg))(?:8|16)")
 _COMPRESSION = re.compile(r"\bm?(jpe?g|png)\b")
+#: a word in the names of topics of rectified images, such as image_rect_color
+_RECTIFIED = re.compile(r"(?:^|[/_])rect(?:ified)?(?:[/_]|$)")
 #: encodings of sensor_msgs whose pixels a compressed image holds as colours or as grey
 _PLAIN = re.compile(
     r"(?:bgr|rgb|bgra|rgba|mono)(?:8|16)|8uc[134]|16uc[134]|yuv422(?:_yuy2)?|uyvy|yuyv|nv(?:12|21|24)|i420"
@@ -98,6 +100,21 @@ def calibration(msg: Any) -> Calibration:
     intrinsics[1] /= binning_y
     return Calibration(
         intrinsics, width // binning_x, height // binning_y, msg.distortion_model, tuple(float(d) for d in msg.d)
+    )
+
+
+def rectified_warning(topic: str, calibration: Calibration) -> str:
+    """Return a warning if images are rectified by their topic's name but their calibration has a distortion, or "".
+
+    topic: of the images, as their publisher names it
+    calibration: from the CameraInfo that belongs to it
+    """
+    if not calibration.distortion or not _RECTIFIED.search(topic):
+        return ""
+    return (
+        f"{topic} is rectified by its name, but D of its CameraInfo is of a {calibration.distortion_model} lens: "
+        "is it the raw camera's? Rectified images need a CameraInfo with D = 0 and the left of P as K; otherwise they "
+        "are undistorted twice"
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bev_perception.classes import NUSCENES_CLASSES, OCC3D_CLASSES
+from bev_perception.data.folders import one_writer
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.occupancy_labels import check_classes, labels_path, read_labels, write_labels
 from bev_perception.data.records import Annotations, Records
@@ -120,7 +121,10 @@ def prepare_panoptic(records: Records, labels: str | Path, out: Path, threads: i
         write_labels(target, replace(source, instances=instances))
         return True
 
-    with ThreadPoolExecutor(threads) as pool:  # numpy and zlib release the interpreter's lock
+    with (
+        one_writer(out, "*/*/labels.*.part.npz"),
+        ThreadPoolExecutor(threads) as pool,
+    ):  # numpy and zlib release the interpreter's lock
         found = pool.map(prepare, range(len(records)))
         done = list(tqdm(found, total=len(records), desc="panoptic labels", unit="key frame"))
     written = sum(result is True for result in done)

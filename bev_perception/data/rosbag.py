@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -16,11 +17,14 @@ from tqdm import tqdm
 
 from bev_perception.data import messages
 from bev_perception.data.bag_limits import UnpackError, check_metadata
+from bev_perception.data.bag_opening import foreign, foreign_topics_allowed, ros1_bag, serialization
 from bev_perception.data.drive import CAMERAS, CameraRig, Drive, DriveImage, DrivePose
 from bev_perception.data.folders import whole_folder
 from bev_perception.geometry import quaternion_from_rotation
 from bev_perception.strict import UserError
 from bev_perception.types import BASE_FRAME, FIXED_FRAME, Calibration, CameraImage
+
+LOG = logging.getLogger(__name__)
 
 INPUT_PREFIX = "/bev_perception/input"
 IMAGE = "sensor_msgs/msg/Image"
@@ -274,6 +278,7 @@ class BagReader:
     prefix: of the topics of the cameras
     remap: topic of the bag -> topic of the node, where they differ, as with `ros2 bag play --remap`
     topics: topics of the bag, by the names in the bag
+    foreign: topics that are not of ROS 2, with their kind, such as "/map [json]"; they are left out
 
     Raises BagError if the path is no bag, or the bag is damaged or empty.
     """
@@ -283,14 +288,34 @@ class BagReader:
     prefix: str = INPUT_PREFIX
     remap: Mapping[str, str] = field(default_factory=dict)
     topics: tuple[BagTopic, ...] = field(init=False)
+    foreign: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         """Read the topics."""
         object.__setattr__(self, "path", Path(self.path))
         with closing(_open(self.path)) as reader:
-            object.__setattr__(self, "topics", _topics(reader.connections))
+            object.__setattr__(self, "topics", _topics(c for c in reader.connections if not foreign(c)))
+            others = {f"{c.topic} [{serialization(c)}]" for c in reader.connections if foreign(c)}
+            object.__setattr__(self, "foreign", tuple(sorted(others)))
+        if others and not self.topics:
+            raise BagError(
+                f"{self.path} holds no topics of ROS 2, but {', '.join(self.foreign)}; convert them to ROS 2 messages "
+                "first"
+            )
         if not any(topic.count for topic in self.topics):
             raise BagError(f"{self.path} holds no messages; was anything published while it was recorded?")
+
+    def hints(self) -> list[str]:
+        """Return sentences about what is odd in the bag, though it can be read."""
+        hints = []
+        if self.foreign:
+            hints.append(f"left out, as they are not of ROS 2: {', '.join(self.foreign)}")
+        if not any(self._name(topic) == "/tf_static" and topic.count for topic in self.topics):
+            hints.append(
+                "this bag has no /tf_static: give the first file as well, if this is a later one of a split recording "
+                "(both in one directory, with `ros2 bag reindex`); /tf_static is sent only once, at the beginning"
+            )
+        return hints
 
     def raw_messages(self) -> Iterator[RawMessage]:
         """Yield every message as it was recorded, in order of log time.
@@ -310,7 +335,16 @@ class BagReader:
         """
         return self._decode(self._topics_of_cameras())
 
+    def has_images(self) -> bool:
+        """Return whether any of the cameras has images in the bag."""
+        try:
+            return bool(self._topics_of_cameras())
+        except BagError:
+            return False
+
     def _decode(self, cameras: dict[str, str]) -> Iterator[BagEvent]:
+        images = {cameras[t.name]: t.name for t in self.topics if t.name in cameras and t.type_name != CAMERA_INFO}
+        warned = set()
         tf = {t.name for t in self.topics if self._name(t) in ("/tf", "/tf_static") and t.type_name == TF_MESSAGE}
         for connection, stamp, data in self._messages({*cameras, *tf}):
             try:
@@ -318,7 +352,13 @@ class BagReader:
             except Exception as error:  # whatever the decoder meets in damaged bytes
                 yield InvalidEvent(connection.topic, f"the message logged at {stamp} ns is damaged: {error}")
                 continue
-            yield from _events(connection, cameras.get(connection.topic, ""), message, self.remap)
+            for event in _events(connection, cameras.get(connection.topic, ""), message, self.remap):
+                if isinstance(event, CalibrationEvent) and event.calibration is not None and event.camera in images:
+                    warning = messages.rectified_warning(images[event.camera], event.calibration)
+                    if warning and event.camera not in warned:
+                        warned.add(event.camera)
+                        LOG.warning("%s", warning)
+                yield event
 
     def _name(self, topic: BagTopic) -> str:
         return self.remap.get(topic.name, topic.name)
@@ -351,7 +391,7 @@ class BagReader:
 
     def _messages(self, topics: set[str]) -> Iterator[tuple[Connection, int, bytes]]:
         with closing(_open(self.path)) as reader:
-            stream = iter(reader.messages([c for c in reader.connections if c.topic in topics]))
+            stream = iter(reader.messages([c for c in reader.connections if c.topic in topics and not foreign(c)]))
             while True:
                 try:
                     item = next(stream)
@@ -399,10 +439,13 @@ def _open(path: Path) -> Reader:
     """Return an open rosbags Reader; the caller closes it."""
     if not path.exists():
         raise BagError(f"{path} does not exist; give the directory that `ros2 bag record` wrote, or its mcap file")
+    if ros1 := ros1_bag(path):
+        raise BagError(ros1)
     try:
         check_metadata(path)
         reader = Reader(path)
-        reader.open()
+        with foreign_topics_allowed():
+            reader.open()
     except FileNotFoundError as error:
         raise BagError(
             f"{path} is not a rosbag2 bag: it has no metadata.yaml; give the bag's directory or its mcap file, "
@@ -417,6 +460,11 @@ def _damaged(path: Path, error: Exception) -> str:
     reason = str(error) or type(error).__name__
     if isinstance(error, UnpackError):
         return f"{path} is not read: {reason}"
+    if "Serialization format" in reason:
+        return (
+            f"{path} has topics that are not of ROS 2 ({reason}); give the mcap file in it instead of the directory, "
+            "or leave these topics out with `ros2 bag convert`"
+        )
     return (
         f"{path} cannot be read as a bag ({reason}); if the recording was cut off, repair it with "
         "`mcap recover <file>` and `ros2 bag reindex <directory>`"

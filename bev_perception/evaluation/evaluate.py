@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from bev_perception.config import VariantConfig
+from bev_perception.data.folders import one_writer
 from bev_perception.data.occupancy_labels import LABELS_FOLDER, write_occupancy
 from bev_perception.data.records import Records, open_split
 from bev_perception.evaluation.detection import DetectionScores, score_results
@@ -103,7 +104,10 @@ def evaluate(settings: EvalSettings) -> Scores | None:
         for i, result in tqdm(results, total=len(rows), desc=config.name, unit="frame", disable=processes.rank > 0):
             evaluation.add(i, result)
         parts = processes.gather(evaluation.part)
-    return evaluation.finish(parts) if processes.rank == 0 else None
+    if processes.rank > 0:
+        return None
+    with one_writer(settings.out):
+        return evaluation.finish(parts)
 
 
 class _Evaluation(Protocol):

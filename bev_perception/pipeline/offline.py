@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from bev_perception.config import digest
+from bev_perception.data.folders import locked
 from bev_perception.data.occupancy_labels import write_occupancy
 from bev_perception.data.rosbag import BagEvent, BagReader, CalibrationEvent, ImageEvent, TransformEvent
 from bev_perception.families.catalog import family_of
@@ -183,8 +184,10 @@ def write_results(
     """
     results = iter(results)
     count = 0 if earlier is None else _pass_over(earlier, results)
-    with path.open("wb" if earlier is None else "r+b") as file:
+    path.touch()
+    with locked(path), path.open("r+b") as file:
         if earlier is None:
+            file.truncate()
             _write_line(file, header)
         else:
             file.seek(earlier.size)

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bev_perception.config import TrainingConfig, VariantConfig, digest
+from bev_perception.data.folders import one_writer
 from bev_perception.families.catalog import build_model, family_of
 from bev_perception.models.checkpoints import load_checkpoint, load_pretrained
 from bev_perception.models.encoder import ENCODER_PARTS
@@ -107,7 +108,8 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
     epochs = recipe.epochs if settings.epochs is None else settings.epochs
     lr = recipe.lr if settings.lr is None else settings.lr
     with join_processes(settings.device) as processes, _StopOnSignal() as stop, contextlib.ExitStack() as stack:
-        settings.out.mkdir(parents=True, exist_ok=True)
+        if processes.rank == 0:
+            stack.enter_context(one_writer(settings.out, "*.partial"))
         stack.enter_context(tiny_is_zero())
         stack.enter_context(explained_losses())
         device = processes.device

@@ -265,6 +265,23 @@ def test_own_cameras_prefix_and_remap(tmp_path):
     assert "remap" in str(error.value)
 
 
+def test_rectified_images_with_the_raw_cameras_info_are_warned_of_once(tmp_path, caplog):
+    recorder = Recorder(tmp_path / "bag")
+    roi = {"x_offset": 0, "y_offset": 0, "height": 0, "width": 0, "do_rectify": False}
+    info = {
+        **{"width": 4, "height": 4, "distortion_model": "plumb_bob", "binning_x": 0, "binning_y": 0},
+        **{"d": np.array([-0.3, 0.1, 0.0, 0.0, 0.0]), "k": np.array([4.0, 0, 2, 0, 4, 2, 0, 0, 1])},
+        **{"r": np.eye(3).ravel(), "p": np.zeros(12), "roi": STORE.types["sensor_msgs/msg/RegionOfInterest"](**roi)},
+    }
+    for stamp in (5, 6):
+        recorder.write("/cam/image_rect_color", IMAGE, stamp, **raw_image(stamp))
+        recorder.write("/cam/camera_info", "sensor_msgs/msg/CameraInfo", stamp, header=header(stamp), **info)
+    recorder.close()
+    remap = {"/cam/image_rect_color": "/car/left/image", "/cam/camera_info": "/car/left/camera_info"}
+    assert len(list(BagReader(tmp_path / "bag", ("left",), "/car", remap).events())) == 4
+    assert caplog.text.count("/cam/image_rect_color is rectified by its name") == 1
+
+
 def test_messages_that_cannot_be_used_are_told(tmp_path, small_drive):
     recorder = Recorder(tmp_path / "bag")
     prefix = "/bev_perception/input/cam_front"

@@ -235,6 +235,21 @@ def test_a_type_nobody_knows_is_left_out(play, tmp_path):
     assert player.text().count("no_such_msgs/msg/Odd") == 1
 
 
+@pytest.mark.parametrize("lockstep", [True, False])
+def test_messages_that_are_cut_off_are_counted_and_passed_over(play, tmp_path, lockstep):
+    types = get_typestore(Stores.ROS2_JAZZY)
+    with Writer(tmp_path / "short", version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        image = writer.add_connection("/image", "sensor_msgs/msg/CompressedImage", typestore=types)
+        text = writer.add_connection("/text", "std_msgs/msg/String", typestore=types)
+        for stamp, data in enumerate((b"", b"\0\1\0\0", b"\0\1\0\0\1\0\0\0")):
+            writer.write(image, 10**9 + stamp, data)
+            writer.write(text, 10**9 + stamp, data[:3])
+    player, _ = play(tmp_path / "short", listen=False, lockstep=lockstep, wait_for_subscribers=0.0)
+    assert player.process.wait(60) == 0
+    assert "6 messages of" in player.text() and "are cut off and were passed over" in player.text()
+    assert "Traceback" not in player.text()
+
+
 @pytest.mark.parametrize(
     ("parameters", "reason"),
     [

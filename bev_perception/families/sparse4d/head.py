@@ -6,7 +6,7 @@ Shapes: B batch, N instances, K of them from the past frame, D denoising instanc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,20 @@ from bev_perception.families.sparse4d.outputs import DenoisingInstances, Sparse4
 from bev_perception.families.sparse4d.views import Views
 from bev_perception.models.protocol import all_finite
 from bev_perception.models.query_layers import FeedForward
+
+
+@dataclass(frozen=True)
+class Others:
+    """Instances that are attended to.
+
+    features: [B, m, C]
+    embeds: [B, m, C], their encoded anchors
+    values: [B, m, C], or [B, m, 2C] of the decoupled attention
+    """
+
+    features: Tensor
+    embeds: Tensor
+    values: Tensor
 
 
 class Sparse4DHead(nn.Module):
@@ -126,7 +140,10 @@ class RecurrentHead(Sparse4DHead):
         bank, count = self.instance_bank, self.config.num_layers
         features, anchors = bank.start(len(views.stamps))
         recalled = None if past is None else bank.recall(past, views.reference2global, views.stamps)
-        remembered = None if recalled is None else (recalled.features, self.anchor_encoder(recalled.anchors))
+        remembered: Others | None = None
+        if recalled is not None:
+            embeds = self.anchor_encoder(recalled.anchors)
+            remembered = Others(recalled.features, embeds, self._values(recalled.features))
         intervals = anchors.new_full(anchors.shape[:1], bank.interval) if recalled is None else recalled.intervals
         blocked = None
         if denoising is not None:
@@ -148,7 +165,7 @@ class RecurrentHead(Sparse4DHead):
             if index < count - 1:
                 embeds = self.anchor_encoder(anchors)
             if index > 0 and remembered is not None:
-                remembered = (remembered[0], embeds[:, : bank.num_temporal])
+                remembered = replace(remembered, embeds=embeds[:, : bank.num_temporal])
         output = _output(stages, features, denoising)
         return self._remember(output, views, past, recalled)
 
@@ -157,50 +174,44 @@ class RecurrentHead(Sparse4DHead):
         start = 0 if index == 0 else 4 + 7 * (index - 1)
         return self.layers[start : 4 + 7 * index]
 
+    def _values(self, features: Tensor) -> Tensor:
+        """Return the values of attention to instances with features [B, n, C]."""
+        return self.fc_before(features) if self.config.decoupled_attention else features
+
     def _attend(
         self,
         layers: Sequence[nn.Module],
         features: Tensor,
         embeds: Tensor,
-        remembered: tuple[Tensor, Tensor] | None,
+        remembered: Others | None,
         blocked: Tensor | None,
     ) -> Tensor:
         """Return the features [B, n, C] after attention to the remembered instances and among themselves, with norm.
 
-        remembered: features and encoded anchors of the past frame's instances, [B, K, C] each; without them, instances
-            attend to each other instead
+        remembered: the past frame's instances; without them, instances attend to each other instead
         """
         to_past, among, norm = layers
-        if remembered is None:
-            features = self._attend_once(to_past, features, embeds, None, blocked, first=True)
-        else:
+        if remembered is not None:
             features = self._attend_once(to_past, features, embeds, remembered, None)
-        features = self._attend_once(among, features, embeds, None, blocked)
-        normed: Tensor = norm(features)
+        else:
+            # the decoupled attention was trained, where there is no past frame, with the queries themselves as values
+            decoupled = self.config.decoupled_attention
+            values = torch.cat([features, embeds], dim=-1) if decoupled else features
+            features = self._attend_once(to_past, features, embeds, Others(features, embeds, values), blocked)
+        own = Others(features, embeds, self._values(features))
+        normed: Tensor = norm(self._attend_once(among, features, embeds, own, blocked))
         return normed
 
     def _attend_once(
-        self,
-        layer: nn.Module,
-        features: Tensor,
-        embeds: Tensor,
-        others: tuple[Tensor, Tensor] | None,
-        blocked: Tensor | None,
-        first: bool = False,
+        self, layer: nn.Module, features: Tensor, embeds: Tensor, others: Others, blocked: Tensor | None
     ) -> Tensor:
-        """Return the features [B, n, C] after attention to others, or among themselves.
-
-        first: whether this is the attention to a past frame where there is none: the decoupled one was trained with
-            values that are the queries themselves
-        """
-        to_features, to_embeds = (features, embeds) if others is None else others
+        """Return the features [B, n, C] after attention to others."""
         if not self.config.decoupled_attention:
-            query, key = features + embeds, to_features + to_embeds
-            attended: Tensor = layer(features, query, key, to_features, blocked)
+            query, key = features + embeds, others.features + others.embeds
+            attended: Tensor = layer(features, query, key, others.values, blocked)
             return attended
-        query, key = torch.cat([features, embeds], dim=-1), torch.cat([to_features, to_embeds], dim=-1)
-        value = query if first else self.fc_before(to_features)
-        attended = self.fc_after(layer(query, query, key, value, blocked))
+        query, key = torch.cat([features, embeds], dim=-1), torch.cat([others.features, others.embeds], dim=-1)
+        attended = self.fc_after(layer(query, query, key, others.values, blocked))
         return attended
 
     def _join(

@@ -68,6 +68,7 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
                 width % head.num_heads == 0,
                 f"head.num_heads ({head.num_heads}) must divide the attention's width {width}",
             ),
+            (not head.recurrent or head.num_layers > 1, f"head.num_layers ({head.num_layers}) must be 2 at least"),
             (past_is_one, f"frames.past ({frames.past}) must be 1, the frame whose instances go on"),
             (frames.future == 0, f"frames.future ({frames.future}) must be 0"),
             (not head.recurrent or frames.missing == "oldest", "frames.missing must be 'oldest'"),

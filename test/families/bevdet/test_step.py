@@ -16,6 +16,7 @@ from bev_perception.families.bevdet.recipe import BEVDetRecipe
 from bev_perception.families.bevdet.step import BEVDetStep, cameras_by_frame
 from bev_perception.families.bevdet.view_transform import image2sensor
 from bev_perception.families.catalog import build_model
+from bev_perception.families.variants import load_variant
 from bev_perception.geometry import transform_points
 from bev_perception.supervision.order import Draw
 from bev_perception.supervision.step import freeze
@@ -161,3 +162,12 @@ def test_training_of_balanced_classes(records, tmp_path):
     held = [data.classes(index) for index in range(len(data))]
     drawn = len(set().union(*held)) * int(sum(map(len, held)) / len(variant.class_names))  # of each class that occurs
     assert result.finished and result.steps == -(-drawn // 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bevdet_tiny", "bevdetocc_tiny"])
+def test_shipped_variants(records, labels, tmp_path, name):
+    variant = load_variant(name)
+    data = NuScenesTraining(variant, records.of_scenes(records.scenes[:1]), labels)
+    result = train(variant, data, settings(tmp_path, epochs=1))
+    assert result.finished and result.steps == 2

@@ -221,6 +221,7 @@ def test_a_checkpoint_of_another_version_is_named(model, maps_model, tmp_path):
     "head, frames, says",
     [
         ({"num_heads": 5}, {}, "num_heads"),
+        ({"num_layers": 1}, {}, r"num_layers \(1\) must be 2 at least"),
         ({}, {"past": 2}, r"frames.past \(2\) must be 1"),
         ({}, {"missing": "current"}, "frames.missing must be 'oldest'"),
         ({"embed_dims": 64}, {}, "out_channels"),
