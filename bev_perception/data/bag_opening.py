@@ -20,7 +20,12 @@ _patching = threading.Lock()
 
 def foreign(connection: Any) -> bool:
     """Return whether a topic of a file is not of ROS 2, such as protobuf or JSON."""
-    return bool(connection.ext.serialization_format != CDR)
+    return serialization(connection) != CDR
+
+
+def serialization(connection: Any) -> str:
+    """Return how the messages of a topic are serialized, such as "cdr" or "protobuf"."""
+    return str(connection.ext.serialization_format)
 
 
 def ros1_bag(path: Path) -> str:
@@ -44,7 +49,7 @@ def foreign_topics_allowed() -> Iterator[None]:
     read_string, get_msgdef = storage_mcap.read_string, storage_mcap.get_msgdef
 
     def any_string(file: Any) -> str:
-        storage_mcap.read_string = read_string  # type: ignore[assignment]  # the first one in a file is its profile
+        storage_mcap.read_string = read_string  # the first one in a file is its profile
         read_string(file)
         return "ros2"
 

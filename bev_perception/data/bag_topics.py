@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,8 +120,7 @@ def read_rules(rules: Iterable[str], topics: Iterable[BagTopic]) -> dict[str, st
         if not fitting:
             raise UserError(f"--remap {rule}: no topic of the bag fits; it has {', '.join(sorted(names))}")
         for name, match in fitting:
-            texts = iter(match.groups())
-            remap[name] = re.sub(r"\*", lambda _, texts=texts: next(texts), target)
+            remap[name] = functools.reduce(lambda made, text: made.replace("*", text, 1), match.groups(), target)
     return remap
 
 

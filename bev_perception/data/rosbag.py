@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from bev_perception.data import messages
 from bev_perception.data.bag_limits import UnpackError, check_metadata
-from bev_perception.data.bag_opening import foreign, foreign_topics_allowed, ros1_bag
+from bev_perception.data.bag_opening import foreign, foreign_topics_allowed, ros1_bag, serialization
 from bev_perception.data.drive import CAMERAS, CameraRig, Drive, DriveImage, DrivePose
 from bev_perception.data.folders import whole_folder
 from bev_perception.geometry import quaternion_from_rotation
@@ -295,7 +295,7 @@ class BagReader:
         object.__setattr__(self, "path", Path(self.path))
         with closing(_open(self.path)) as reader:
             object.__setattr__(self, "topics", _topics(c for c in reader.connections if not foreign(c)))
-            others = {f"{c.topic} [{c.ext.serialization_format}]" for c in reader.connections if foreign(c)}
+            others = {f"{c.topic} [{serialization(c)}]" for c in reader.connections if foreign(c)}
             object.__setattr__(self, "foreign", tuple(sorted(others)))
         if others and not self.topics:
             raise BagError(
