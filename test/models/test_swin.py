@@ -166,3 +166,21 @@ def test_a_pyramid_may_have_fewer_levels_than_maps():
     neck = build_neck(NeckConfig("fpn", 8, 1), (4, 6))
     (level,) = neck([torch.randn(2, 4, 6, 10), torch.randn(2, 6, 3, 5)])
     assert level.shape == (2, 8, 6, 10) and len(neck.fpn_convs) == 1
+
+
+def test_layers_for_learning_rates():
+    """Patches and positions, then block by block; merging goes with the block after it, output norms come last."""
+    model = small(positions=True)
+    blocks = [
+        name
+        for stage in range(4)
+        for name in (f"stages.{stage}.blocks.{k}" for k in range(len(model.stages[stage]["blocks"])))
+    ]
+    assert model.layer_count == len(blocks) + 1
+    found = {name: model.layer_of(name) for name, _ in model.named_parameters()}
+    assert {found[name] for name in found if name.startswith(("patch_embed", "absolute_pos_embed"))} == {0}
+    for k, block in enumerate(blocks):
+        assert {layer for name, layer in found.items() if name.startswith(f"{block}.")} == {k + 1}
+    first = len(model.stages[0]["blocks"])
+    assert {layer for name, layer in found.items() if name.startswith("stages.0.downsample")} == {first + 1}
+    assert found["norm3.weight"] == model.layer_count

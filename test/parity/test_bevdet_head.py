@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bev_perception.evaluation.detection import to_submission
+from bev_perception.evaluation.submissions import to_submission
 from bev_perception.families.bevdet.centerpoint_head import CHANNELS, TaskMaps
 from bev_perception.families.bevdet.config import CenterPointConfig, GridConfig
 from bev_perception.families.bevdet.decode import decode_boxes, find_candidates
