@@ -44,7 +44,7 @@ def foreign_topics_allowed() -> Iterator[None]:
     read_string, get_msgdef = storage_mcap.read_string, storage_mcap.get_msgdef
 
     def any_string(file: Any) -> str:
-        storage_mcap.read_string = read_string  # type: ignore[assignment]  # the first one in a file is its profile
+        storage_mcap.read_string = read_string  # the first one in a file is its profile
         read_string(file)
         return "ros2"
 
