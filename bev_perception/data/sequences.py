@@ -6,6 +6,7 @@ the seed alone: it can be read from any step on, in any process.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ class SequenceStreams:
         starts = self._starts[slot]
         while starts[-1] <= step:
             starts.append(starts[-1] + len(self._frames(slot, len(starts) - 1)))
-        visit = int(np.searchsorted(starts, step, side="right")) - 1
+        visit = bisect.bisect_right(starts, step) - 1
         return Turn(self._frames(slot, visit)[step - starts[visit]], visit)
 
     def _frames(self, slot: int, visit: int) -> list[int]:

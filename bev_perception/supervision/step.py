@@ -123,6 +123,9 @@ class TrainingStep(nn.Module, Generic[Truth]):
         """Return layers beyond the encoder that are to compute in its precision; none, unless a family has some."""
         return ()
 
+    def begin(self) -> None:
+        """Prepare the model for a training that begins; one that is resumed has its weights already."""
+
     @abstractmethod
     def decoder_passes(self) -> Iterable[nn.Module]:
         """Return the modules of the decoder whose activations compute_twice drops."""

@@ -31,12 +31,11 @@ class Trails:
         boxes: in base_link
         ego2global: [4, 4]
         """
-        if boxes.track_ids is None:
-            return
-        tracked = boxes.track_ids != NO_TRACK
-        self._frames.append((stamp, boxes.track_ids[tracked], transform_points(ego2global, boxes.centers[tracked])))
-        while self._frames[0][0] < stamp - round(TRAIL * 1e9):
+        while self._frames and self._frames[0][0] < stamp - round(TRAIL * 1e9):
             self._frames.popleft()
+        if boxes.track_ids is not None:
+            tracked = boxes.track_ids != NO_TRACK
+            self._frames.append((stamp, boxes.track_ids[tracked], transform_points(ego2global, boxes.centers[tracked])))
 
     def clear(self) -> None:
         """Forget all trails, as after a wipe of the memory."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,8 @@ LOG = logging.getLogger(__name__)
 
 #: replacements tried for an unusable sample before it is an error
 MAX_REPLACEMENTS = 20
+#: ns
+YEAR = 365 * 24 * 3600 * 10**9
 
 
 class NuScenesTraining:
@@ -85,7 +88,10 @@ class NuScenesTraining:
         Raises NuScenesError if MAX_REPLACEMENTS replacements cannot be used either.
         """
         reason = ""
+        drawn = {} if augmentation is None else augmentation.bit_generator.state
         for _ in range(1 + MAX_REPLACEMENTS):
+            if augmentation is not None:  # a replacement is changed as the sequence that it stands in
+                augmentation.bit_generator.state = drawn
             try:
                 sample = self._read(index, rng, augmentation or rng)
                 if sample is not None:
@@ -274,7 +280,9 @@ class JoinedData:
     ) -> TrainingSample:
         """Return sample `index`, or its replacement from the same part."""
         part, inside = self._find(index)
-        return part.sample(inside, rng, augmentation)
+        sample = self._parts[part].sample(inside, rng, augmentation)
+        # parts are recordings of other times, even if their clocks say the same: memory does not go from one to another
+        return replace(sample, stamp=sample.stamp + part * YEAR)
 
     def sequences(self) -> list[list[int]]:
         """Return the samples of each scene of all parts, in order of time."""
@@ -288,13 +296,13 @@ class JoinedData:
     def classes(self, index: int) -> Collection[int]:
         """Return the classes of the boxes of sample `index`."""
         part, inside = self._find(index)
-        return part.classes(inside)
+        return self._parts[part].classes(inside)
 
-    def _find(self, index: int) -> tuple[EncodableData, int]:
-        """Return the part that holds a sample, and its number there."""
+    def _find(self, index: int) -> tuple[int, int]:
+        """Return the number of the part that holds a sample, and the sample's number there."""
         part = int(np.searchsorted(self._ends, index, side="right"))
         before = int(self._ends[part - 1]) if part else 0
-        return self._parts[part], index - before
+        return part, index - before
 
     def encoded(self, encode: Encode, folder: Path, part: int, parts: int) -> JoinedData:
         """See EncodableData."""

@@ -141,6 +141,8 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
         for name in part.kept:
             model.get_submodule(name).requires_grad_(False)
         training_step = part.step(model, recipe, settings.precision).to(device).train()
+        if not settings.resume:
+            training_step.begin()
         if settings.recompute:
             training_step.compute_twice()
         optimizer = torch.optim.AdamW(parameter_groups(model, recipe, lr))
@@ -164,9 +166,10 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
                 save_state(settings.out, identity, done, model, optimizer, scaler, average, memories)
 
         with Progress(settings.out, done, total_steps, settings.log_every, silent=processes.rank > 0) as progress:
-            for epoch in range(done // steps_per_epoch, epochs):
+            first = done // steps_per_epoch
+            for epoch in range(first, epochs):
                 training_step.epoch = epoch
-                if recipe.sync_norms_from is not None and epoch >= recipe.sync_norms_from:
+                if recipe.sync_norms_from is not None and epoch == max(first, recipe.sync_norms_from):
                     losses_of = wrap(processes.synchronize_norms(training_step))
                 rows = order.epoch(epoch)[done % steps_per_epoch :]
                 mine = [row[processes.rank * batch : (processes.rank + 1) * batch] for row in rows]
@@ -180,7 +183,7 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
                         group["lr"] = lr * group["lr_factor"] * lr_factor
                     torch.manual_seed(_step_seed(settings.seed, done, processes.rank))
 
-                    losses, memory = losses_of(loaded.to(device), memory)
+                    losses, remembered = losses_of(loaded.to(device), memory)
                     loss = torch.stack(list(losses.values())).sum()
                     optimizer.zero_grad()
                     scaler.scale(loss).backward()
@@ -193,6 +196,8 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
                         )
                     scaler.step(optimizer)
                     skips.update()
+                    # what a step has remembered that overflowed is as bad as its gradients, in every process
+                    memory = remembered if norm.isfinite() else None
                     done += 1
                     if average is not None:
                         average.update(done)

@@ -56,6 +56,15 @@ def test_a_trail_fades_from_its_tail_and_is_forgotten():
     assert lengths[:2] == [36, 35] and lengths[-3:] == [0, 0, 0] and (np.diff(lengths) <= 0).all()
 
 
+def test_trails_end_when_tracking_is_switched_off():
+    trails = Trails()
+    for k in range(3):
+        trails.add(k * SECOND, boxes_at([[k, 0, 0]], [1]), np.eye(4))
+    assert 1 in trails.lines()
+    trails.add(20 * SECOND, boxes_at([[0, 0, 0]], None), np.eye(4))
+    assert trails.lines() == {}
+
+
 def test_clear():
     trails = Trails()
     for k in range(2):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -244,11 +245,25 @@ def only(name, out):
     return {"part": "decoder", "init": init}
 
 
-if __name__ == "__main__":  # OUT TRAINING [MARKER]: train; under torchrun without a marker
-    out, name, *marker = sys.argv[1:]
+def failing(data, reads):
+    """Data whose n-th sample cannot be read by this process."""
+    sample, count = data.sample, itertools.count(1)
+
+    def fail_once(*arguments):
+        if next(count) == reads:
+            raise OSError("the disk is gone")
+        return sample(*arguments)
+
+    data.sample = fail_once
+    return data
+
+
+if __name__ == "__main__":  # OUT TRAINING [cut | resume | MARKER]: train; under torchrun without a marker
+    out, name, *how = sys.argv[1:]
     make_config, data = TRAININGS[name]
-    if marker:
-        train(make_config(), SlowData(Path(marker[0]), samples=12), settings(out, workers=1))
+    if how and how[0] not in ("cut", "resume"):
+        train(make_config(), SlowData(Path(how[0]), samples=12), settings(out, workers=1))
     else:
         config = make_config(epochs=1, color_augmentation=False, grid_mask=False)
-        train(config, data(), settings(out, **only(name, out)))
+        given = failing(data(), reads=4) if how == ["cut"] else data()
+        train(config, given, settings(out, **only(name, out), save_every=2, resume=how == ["resume"]))

@@ -95,6 +95,27 @@ def test_frames_can_be_key_frames(records):
         np.testing.assert_allclose(sample.time_differences, [0, before, again, again], atol=0.01)
 
 
+def test_a_replacement_is_changed_as_the_sequence_that_it_stands_in(records, monkeypatch):
+    data = NuScenesTraining(CONFIG, records)
+    alone = data.sample(3, rng(0), rng(7))
+    read, calls = data._truths.read, []
+
+    def nothing_at_first(index, sight):
+        calls.append(index)
+        return None if len(calls) == 1 else read(index, sight)
+
+    monkeypatch.setattr(data._truths, "read", nothing_at_first)
+    replaced = data.sample(4, rng(1), rng(7))
+    assert len(calls) > 1 and (replaced.world == alone.world).all()
+    assert (replaced.cameras.source2image[0] == alone.cameras.source2image[0]).all()
+
+
+def test_memory_does_not_go_from_one_data_set_to_another(records):
+    data = NuScenesTraining(CONFIG, records)
+    stamps = [JoinedData([data, data]).sample(index, rng()).stamp for index in (3, 13)]
+    assert stamps[1] - stamps[0] > 10**9 * 3600
+
+
 def test_scenes_and_classes_of_the_samples(records):
     data = NuScenesTraining(CONFIG, records)
     joined = JoinedData([data, data])

@@ -82,6 +82,25 @@ def test_memory_and_order_go_on_exactly(tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+class Overflowing(RememberingStep):
+    """Its fourth step is not finite, nor is what it remembers."""
+
+    def forward(self, batch, memory):
+        losses, remembered = super().forward(batch, memory)
+        bad = torch.tensor(float("nan") if (memory or {}).get("count") == 3 else 1.0)
+        return {k: v * bad for k, v in losses.items()}, {**remembered, "seen": remembered["seen"] * bad}
+
+
+def test_a_step_that_fp16_skips_is_not_remembered(tmp_path, monkeypatch):
+    family = dataclasses.replace(
+        FAMILIES["sparsebev"], steps=lambda config: {"all": TrainedPart(Overflowing)}, order=Streams
+    )
+    monkeypatch.setattr(loop, "family_of", lambda config: family)
+    loop.train(small_config(epochs=2), MadeUpData(6), settings(tmp_path, precision="fp16"))
+    (memory,) = torch.load(tmp_path / STATE, weights_only=True)["memories"]
+    assert memory["count"] == 2 and memory["seen"].isfinite().all()
+
+
 def test_frames_of_a_sequence_are_augmented_alike(tmp_path):
     data = Interrupted()
     loop.train(small_config(epochs=2), data, settings(tmp_path))

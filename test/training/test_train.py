@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._pytree import tree_flatten
 
 from bev_perception.classes import OCC3D_CLASSES as CLASSES
 from bev_perception.data.folders import FolderError, one_writer
@@ -273,6 +274,24 @@ def test_two_processes_train_as_one_with_the_same_batch(tmp_path, name):
             assert b == pytest.approx(a, rel=1e-4, abs=1e-6)
         else:  # weights now differ in their last bits, which is enough for queries to look at other voxels
             assert b["loss"] == pytest.approx(a["loss"], rel=0.1)
+
+
+def test_two_processes_go_on_exactly_with_what_they_remember(tmp_path):
+    def run(out, *how):
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        return run_kit(*torchrun, "-m", KIT, str(tmp_path / out), "sparse4d", *how).wait(200)
+
+    assert run("whole") == 0
+    assert run("cut", "cut") != 0
+    assert torch.load(tmp_path / "cut" / STATE, weights_only=True)["step"] == 2
+    assert run("cut", "resume") == 0
+    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
+    states = [torch.load(tmp_path / out / STATE, weights_only=True) for out in ("whole", "cut")]
+    assert [state["step"] for state in states] == [4, 4]
+    one, other = (tree_flatten(state["memories"])[0] for state in states)
+    assert len(states[0]["memories"]) == 2 and len(one) == len(other) > 0
+    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(one, other, strict=True))
+    assert not torch.equal(one[0], tree_flatten(states[0]["memories"][1])[0][0])  # each process its own
 
 
 @pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"precision": "fp16"}, {"recompute": True}, {"workers": 2}])

@@ -76,8 +76,11 @@ class InstanceStep(TrainingStep[InstanceTruth]):
             self.loss_names += ("loss_depth",)
         elif head.depth_levels:
             self.loss_names += ("loss_dense_depth",)
-        if recipe.family.anchors:
-            start_from(model, recipe.family.anchors)
+
+    def begin(self) -> None:
+        """Take the anchors of the recipe's file, if it names one."""
+        if self.recipe.family.anchors:
+            start_from(self.model, self.recipe.family.anchors)
 
     def decoder_passes(self) -> Iterable[nn.Module]:
         """Return the layers of all stages."""

@@ -21,6 +21,6 @@ class FixedNormModule(nn.Module):
         """Set the mode of all submodules; batch norms stay in evaluation mode unless learns_statistics."""
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d) and not self.learns_statistics:
+            if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)) and not self.learns_statistics:
                 module.eval()
         return self

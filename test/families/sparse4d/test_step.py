@@ -173,14 +173,18 @@ def test_anchors_from_a_file(tmp_path):
     write_anchors(anchors, path)
     config = small_config(family={"anchors": str(path)})
     step = step_of(config)
+    assert not np.array_equal(
+        step.model.head.instance_bank.anchor.detach(), anchors
+    )  # as when it is resumed
+    step.begin()
     assert np.array_equal(step.model.head.instance_bank.anchor.detach(), anchors)
     model = build_model(config)
     model.head.instance_bank.anchor.data += 1
     before = model.head.instance_bank.anchor.detach().clone()
-    InstanceStep(model, config.training, "fp32")
+    InstanceStep(model, config.training, "fp32").begin()
     assert torch.equal(model.head.instance_bank.anchor, before)
     with pytest.raises(UserError, match="cannot be read"):
-        step_of(small_config(family={"anchors": str(tmp_path / "none.npy")}))
+        step_of(small_config(family={"anchors": str(tmp_path / "none.npy")})).begin()
 
 
 def test_activations_computed_twice_change_nothing(synthetic_nuscenes):
