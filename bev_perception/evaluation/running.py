@@ -20,6 +20,7 @@ import torch.distributed as dist
 from bev_perception.config import VariantConfig
 from bev_perception.data.queues import evaluation_queue, read_frame
 from bev_perception.data.records import Records
+from bev_perception.data.sequences import shard_scenes
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.models.device import choose_device
 from bev_perception.models.precision import check_precision, encoder_precision, strict_float32
@@ -58,9 +59,11 @@ class Processes:
         return made
 
     def share(self, records: Records) -> list[int]:
-        """Return the rows of `records` that this process runs: those of every world-th scene."""
-        mine = set(sorted(set(records.scenes))[self.rank :: self.world])
-        return [i for i, scene in enumerate(records.scenes) if scene in mine]
+        """Return the rows of `records` that this process runs, scene by scene; see shard_scenes."""
+        scenes: dict[str, list[int]] = {}
+        for i, scene in enumerate(records.scenes):
+            scenes.setdefault(scene, []).append(i)
+        return shard_scenes(list(scenes.values()), self.world)[self.rank]
 
     def gather(self, part: T) -> list[T]:
         """Return the parts of all processes in the first process, and an empty list in the others."""

@@ -45,6 +45,8 @@ MAX_SLEEP = 0.05
 POLL = 0.002
 #: s between two messages on /clock while play time stands still
 HOLD_CLOCK_PERIOD = 0.1
+#: s after which the player says what it waits for
+PATIENCE = 5.0
 #: s to wait after all subscribers are matched here; until they have matched this side, too, they lose messages
 SETTLE = 0.5
 #: s that a reliable subscriber has to acknowledge the last messages
@@ -186,13 +188,35 @@ class BagPlayer(Node):
             heard = all(self._publishers_by_topic[name].get_subscription_count() for name in self._images)
             return heard and (not wanted or any(self.count_publishers(topic) for topic in wanted.split()))
 
-        if not self._hold(matched, self._settings.wait_for_subscribers) and not self._stopping:
+        limit = self._settings.wait_for_subscribers
+        met = self._hold(matched, min(PATIENCE, limit))
+        if not met and limit > PATIENCE and not self._stopping:
+            self.get_logger().warning(self._what_is_missing(wanted or ""))
+            met = self._hold(matched, limit - PATIENCE)
+        if not met and not self._stopping:
             answerer = f", or nobody publishes {wanted}," if wanted else ""
             self.get_logger().warning(
                 f"not every image topic has a subscriber{answerer} after {self._settings.wait_for_subscribers} s; "
                 "playing all the same"
             )
         self._hold(lambda: False, SETTLE)
+
+    def _what_is_missing(self, wanted: str) -> str:
+        """Return what is waited for, and which images are subscribed to instead."""
+        lonely = [name for name in self._images if not self._publishers_by_topic[name].get_subscription_count()]
+        sentences = []
+        if lonely:
+            kinds = {IMAGE, COMPRESSED_IMAGE}
+            topics = [name for name, types in self.get_topic_names_and_types() if kinds & set(types)]
+            heard = [name for name in sorted(topics) if name not in self._images and self.count_subscribers(name)]
+            others = f"others subscribe to {', '.join(heard[:6])}" if heard else "nobody subscribes to any other images"
+            sentences.append(
+                f"nobody subscribes to {', '.join(lonely[:6])}; {others}. Other names are reached by remaps, "
+                "as -r BAG_TOPIC:=TOPIC; one that wants the other of raw and compressed, by its image_transport"
+            )
+        if wanted and not any(self.count_publishers(topic) for topic in wanted.split()):
+            sentences.append(f"nobody publishes {wanted} yet; is the node active?")
+        return "still waiting: " + "; ".join(sentences or ["for the last subscriber"])
 
     def _await_answer(self, stamps: Collection[int]) -> None:
         """Wait for the answer to a set of images: a message whose stamp lies between theirs.

@@ -69,7 +69,9 @@ class Components:
             numbers(described["dense_depth0/1, dense_depth_loss"]["meaning"].split("focal")[1].split("]]")[0]),
             dtype=dtype,
         ).view(len(self.anchor), -1)
-        self.intervals = torch.tensor(numbers(described["refine_v1/v2/v3"]["meaning"])[-2:], dtype=dtype)
+        self.intervals = torch.tensor(
+            numbers(described["refine_v1/v2/v3"]["meaning"])[-len(self.anchor) :], dtype=dtype
+        )
         self.fusion_seconds = torch.tensor(numbers(described["linear_fusion"]["meaning"]), dtype=dtype)
 
     def load(self, name, layer):
@@ -209,11 +211,12 @@ def test_ids_follow_the_rows(case):
     bank = InstanceBank(head, 0.5, 2.0)
     past, identities, ids, confidences = None, Identities(), [], []
     for logits, time in zip(case.inputs["track_cls"], case.inputs["track_time"], strict=True):
-        logits, stamps = torch.from_numpy(logits), np.array([round(time * 1e9)])
-        features, boxes = bank.start(1)
+        logits = torch.from_numpy(logits)
+        stamps, poses = np.full(len(logits), round(time * 1e9)), np.tile(np.eye(4), (len(logits), 1, 1))
+        features, boxes = bank.start(len(logits))
         chosen, kept = bank.select(logits, None if past is None else past.confidences)
-        valid = None if past is None else bank.recall(past, np.eye(4)[None], stamps).valid
-        entry = Instances(take_rows(features, chosen), take_rows(boxes, chosen), kept, np.eye(4)[None], stamps)
+        valid = None if past is None else bank.recall(past, poses, stamps).valid
+        entry = Instances(take_rows(features, chosen), take_rows(boxes, chosen), kept, poses, stamps)
         stage = Stage(boxes, logits, None)
         output = Sparse4DOutput((stage,), (), features, None, entry, chosen, valid, torch.tensor(True))
         found, next_id = identities.name(handed_down(past, output), best_class(logits)[0].numpy(), threshold)

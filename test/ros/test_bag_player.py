@@ -10,7 +10,7 @@ import pytest
 import rclpy
 from kit import new_domain
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 from rosgraph_msgs.msg import Clock
@@ -18,7 +18,7 @@ from sensor_msgs.msg import CompressedImage
 from std_srvs.srv import SetBool
 
 from bev_perception.data.messages import stamp_ns
-from bev_perception.data.rosbag import BagReader, ImageEvent, image_topic, write_bag
+from bev_perception.data.rosbag import BagReader, BagTopic, ImageEvent, image_topic, write_bag
 from bev_perception.data.synthetic import synthetic_drive
 from bev_perception.ros.interfaces import ensure_interfaces
 from bev_perception.ros.tools.process import NodeProcess, dds_environment, wait_until
@@ -26,6 +26,8 @@ from bev_perception.ros.tools.process import NodeProcess, dds_environment, wait_
 ensure_interfaces()
 from tf2_msgs.msg import TFMessage  # noqa: E402
 from vision_msgs.msg import Detection3DArray  # noqa: E402
+
+from bev_perception.ros.player import _qos  # noqa: E402
 
 SECONDS = 2.0
 
@@ -266,3 +268,30 @@ def test_what_cannot_be_played(play, parameters, reason):
     assert player.process.wait(60) == 1
     assert reason in player.text()
     assert "Traceback" not in player.text()
+
+
+def test_tf_static_is_latched_whatever_was_recorded():
+    for name in ("/tf_static", "/robot1/tf_static"):
+        profile = _qos(BagTopic(name, "tf2_msgs/msg/TFMessage", (), 3))
+        assert profile.durability == DurabilityPolicy.TRANSIENT_LOCAL and profile.depth == 3
+        assert profile.reliability == ReliabilityPolicy.RELIABLE
+    assert _qos(BagTopic("/tf", "tf2_msgs/msg/TFMessage", (), 3)).durability == DurabilityPolicy.VOLATILE
+
+
+def test_after_five_seconds_the_player_says_what_it_waits_for(play):
+    player, _ = play(listen=False, rate=50.0, wait_for_subscribers=6.0, wait_for_publisher="/bev_perception/detections")
+    assert player.process.wait(60) == 0, player.text()
+    assert "nobody subscribes to /bev_perception/input/" in player.text()
+    assert "nobody publishes /bev_perception/detections yet" in player.text()
+
+
+def test_images_without_a_header_are_passed_over_in_lockstep(play, tmp_path):
+    types = get_typestore(Stores.ROS2_JAZZY)
+    with Writer(tmp_path / "short", version=Writer.VERSION_LATEST, storage_plugin=StoragePlugin.MCAP) as writer:
+        connection = writer.add_connection("/camera/image", "sensor_msgs/msg/Image", typestore=types)
+        for k, data in enumerate((b"", b"\0", b"\0\1\0\0\1\0")):
+            writer.write(connection, k, data)
+    player, _ = play(tmp_path / "short", listen=False, lockstep=True, wait_for_subscribers=0.1)
+    assert player.process.wait(60) == 0, player.text()
+    assert "passed over: 3 images" in player.text() and "Traceback" not in player.text()
+    assert "this bag has no /tf_static" in player.text()

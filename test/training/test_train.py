@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from bev_perception.classes import OCC3D_CLASSES as CLASSES
+from bev_perception.data.folders import FolderError, one_writer
 from bev_perception.families.catalog import build_model
 from bev_perception.families.sparseocc.targets import mask_targets
 from bev_perception.models.checkpoints import CheckpointError, load_checkpoint
@@ -328,6 +329,15 @@ def test_mistakes_are_named(tmp_path):
     (tmp_path / STATE).write_bytes(b"PK garbage")
     with pytest.raises(TrainingError, match="cannot be read"):
         train(config, data, settings(tmp_path, resume=True))
+
+
+def test_a_second_training_into_one_folder_is_refused_and_leftovers_of_a_killed_one_removed(tmp_path):
+    config, data = small_config(epochs=1), MadeUpData(2)
+    with one_writer(tmp_path), pytest.raises(FolderError, match="another process is writing"):
+        train(config, data, settings(tmp_path))
+    (tmp_path / f"{STATE}.partial").write_bytes(b"half")
+    train(config, data, settings(tmp_path))
+    assert not list(tmp_path.glob("*.partial")) and (tmp_path / STATE).is_file()
 
 
 def test_the_batch_must_divide(tmp_path, monkeypatch):

@@ -43,12 +43,11 @@ def queue(model, frames, **kwargs):
 def test_a_stream_gives_what_the_whole_queue_gives(depth_net, head):
     """Where all cameras of a frame look at once, a remembered map is that of the queue, warped."""
     model = small_model(depth_net, head, past=2)
-    frames = [frame_at(step) for step in range(5)]
-    wanted = queue(model, frames[::-1][: 1 + model.config.frames.past], alignment="after_view")
+    frames = [frame_at(step) for step in range(1 + model.config.frames.past)]
+    wanted = queue(model, frames[::-1], alignment="after_view")
     found = stream(model, frames)[-1].outputs
     assert distance(found, wanted) < SAME and distance(found.depth, wanted.depth) < SAME
-    frames[3] = frame_at(3, seed=9)
-    assert distance(stream(model, frames)[-1].outputs, wanted) > OTHER
+    assert distance(stream(model, frames[-1:])[-1].outputs, wanted) > OTHER  # past frames count
 
 
 @every_kind
