@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -140,6 +141,7 @@ class _DetectionEvaluation:
                 raise EvaluationError("without memory there are no tracks; leave out one of --no-memory and --tracking")
         self.part: dict[str, list[Any]] = {}  # sample token -> entries of each task
         self._settings, self._records = settings, records
+        self._in_lidar = config.reference_frame.is_lidar
         self._tasks = [(to_submission, DETECTION_FILE)]
         if settings.tracking:
             self._tasks.append((to_tracking_submission, TRACKING_FILE))
@@ -147,8 +149,9 @@ class _DetectionEvaluation:
     def add(self, i: int, result: Result) -> None:
         boxes, token = result.reference_boxes, self._records.tokens[i]
         assert boxes is not None, "a detector always says which boxes there are"
-        lidar2ego, ego2global = self._records.lidar2ego(i), self._records.ego2global(i)
-        self.part[token] = [write(boxes, token, lidar2ego, ego2global) for write, _ in self._tasks]
+        reference2ego = self._records.lidar2ego(i) if self._in_lidar else np.eye(4)
+        ego2global = self._records.ego2global(i)
+        self.part[token] = [write(boxes, token, reference2ego, ego2global) for write, _ in self._tasks]
 
     def finish(self, parts: list[dict[str, list[Any]]]) -> DetectionScores | BoxScores | None:
         results = {token: entries for part in parts for token, entries in part.items()}

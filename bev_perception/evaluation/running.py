@@ -193,7 +193,9 @@ def run_in_queues(
             distinct = dict.fromkeys(queue)  # at the ends of the recording, frames repeat
             inputs = {s: inputs.get(s) or _load(preprocess, records, i, np.array(s)) for s in distinct}
             # all frames use the current frame's reference; as a neighbour, it may have been loaded with another one
-            current = inputs[queue[0]].seen_from(records.lidar2global(i))
+            reference2ego = records.lidar2ego(i) if config.reference_frame.is_lidar else np.eye(4)
+            reference2global = records.ego2global(i) @ reference2ego
+            current = inputs[queue[0]].seen_from(reference2global)
             with torch.inference_mode(), strict_float32(device):
                 with encoder_precision(precision, device):
                     encoded = {s: encoded.get(s) or model.encode(inputs[s]) for s in distinct}
@@ -204,9 +206,9 @@ def run_in_queues(
             if found is not None and found.track_ids is None:
                 if records.scenes[i] != scene:
                     scene, tracks = records.scenes[i], tracks.cleared()
-                tracks, ids = follow(tracks, found, records.lidar2global(i), stamp)
+                tracks, ids = follow(tracks, found, reference2global, stamp)
                 found = replace(found, track_ids=ids)
-            boxes = None if found is None else to_ego(found, records.lidar2ego(i))
+            boxes = None if found is None else to_ego(found, reference2ego)
             yield i, Result(stamp, boxes, seen.occupancy, {}, None, {}, history, reference_boxes=found)
     finally:
         preprocess.close()

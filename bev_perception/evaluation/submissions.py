@@ -49,15 +49,15 @@ Results = dict[str, list[dict[str, Any]]]
 
 
 def to_submission(
-    boxes: Boxes3D, sample_token: str, lidar2ego: np.ndarray, ego2global: np.ndarray
+    boxes: Boxes3D, sample_token: str, reference2ego: np.ndarray, ego2global: np.ndarray
 ) -> list[dict[str, Any]]:
     """Return boxes as the detection entries of one sample, in the same order; boxes beyond CLASS_RANGE are left out.
 
     The rotation of an entry includes the tilt of lidar and car.
 
-    boxes: in the lidar frame
+    boxes: in the reference frame of the model: the lidar's, or base_link
     sample_token: of the sample
-    lidar2ego: [4, 4]
+    reference2ego: [4, 4]
     ego2global: [4, 4], at the stamp of the sample
     """
     return [
@@ -67,12 +67,12 @@ def to_submission(
             "detection_score": float(boxes.scores[i]),
             "attribute_name": attribute_of(name, math.hypot(*placed["velocity"])),
         }
-        for i, name, placed in _placed(boxes, sample_token, lidar2ego, ego2global)
+        for i, name, placed in _placed(boxes, sample_token, reference2ego, ego2global)
     ]
 
 
 def to_tracking_submission(
-    boxes: Boxes3D, sample_token: str, lidar2ego: np.ndarray, ego2global: np.ndarray
+    boxes: Boxes3D, sample_token: str, reference2ego: np.ndarray, ego2global: np.ndarray
 ) -> list[dict[str, Any]]:
     """Return boxes as the tracking entries of one sample; arguments as in `to_submission`.
 
@@ -89,22 +89,22 @@ def to_tracking_submission(
             "tracking_name": name,
             "tracking_score": float(boxes.scores[i]),
         }
-        for i, name, placed in _placed(boxes, sample_token, lidar2ego, ego2global)
+        for i, name, placed in _placed(boxes, sample_token, reference2ego, ego2global)
         if name in TRACKED_CLASSES and boxes.track_ids[i] != NO_TRACK
     ]
 
 
 def _placed(
-    boxes: Boxes3D, sample_token: str, lidar2ego: np.ndarray, ego2global: np.ndarray
+    boxes: Boxes3D, sample_token: str, reference2ego: np.ndarray, ego2global: np.ndarray
 ) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """Yield index, class and what both tasks say of each box within CLASS_RANGE; arguments as in `to_submission`."""
     names = [boxes.class_names[label] for label in boxes.labels.tolist()]
-    in_ego = transform_points(lidar2ego, boxes.centers)
+    in_ego = transform_points(reference2ego, boxes.centers)
     near = np.hypot(in_ego[:, 0], in_ego[:, 1]) <= np.array([CLASS_RANGE[name] for name in names])
-    lidar2global = ego2global @ lidar2ego
+    reference2global = ego2global @ reference2ego
     centers = transform_points(ego2global, in_ego)
-    rotations = _turned_about_z(quaternion_from_rotation(lidar2global[:3, :3]), boxes.yaws)
-    velocities = boxes.velocities @ lidar2global[:2, :2].T
+    rotations = _turned_about_z(quaternion_from_rotation(reference2global[:3, :3]), boxes.yaws)
+    velocities = boxes.velocities @ reference2global[:2, :2].T
     for i in np.flatnonzero(near).tolist():
         yield (
             i,

@@ -13,14 +13,14 @@ from nuscenes_root import SCENES, write_nuscenes
 from vehicle import run_queue
 
 from bev_perception import cli
-from bev_perception.config import ConfigError, FramesConfig, ImageConfig
+from bev_perception.config import ConfigError, FramesConfig, ImageConfig, ReferenceFrameConfig
 from bev_perception.data.indexing import TABLES
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.queues import read_frame, training_boxes
 from bev_perception.data.records import open_split
 from bev_perception.evaluation.detection import score_results
 from bev_perception.evaluation.errors import EvaluationError
-from bev_perception.evaluation.evaluate import EvalSettings, evaluate
+from bev_perception.evaluation.evaluate import EvalSettings, _DetectionEvaluation, evaluate
 from bev_perception.evaluation.running import run_in_queues, run_rows
 from bev_perception.evaluation.submissions import TRACKED_CLASSES, to_submission, write_submission
 from bev_perception.families.catalog import build_model
@@ -30,8 +30,9 @@ from bev_perception.geometry import transform_points
 from bev_perception.models.checkpoints import load_checkpoint
 from bev_perception.pipeline.encoders import LoadedVariant
 from bev_perception.pipeline.pipeline import Pipeline
+from bev_perception.results.boxes import to_ego
 from bev_perception.sensing.preprocess import Preprocessor
-from bev_perception.types import Boxes3D, Limits
+from bev_perception.types import Boxes3D, Limits, Result
 
 pytest.importorskip("nuscenes")
 SPLIT = ("v1.0-mini", "mini_val")
@@ -245,6 +246,25 @@ def test_truth_of_the_made_up_drive_scores_full_marks(records, synthetic_nuscene
     for name in ("car", "truck", "pedestrian"):
         assert scores.class_aps[name] == pytest.approx(1.0)
         assert max(scores.class_errors[name].values()) < 1e-4  # level ground: nothing is lost between the frames
+
+
+def test_boxes_of_either_reference_frame_are_written_alike(settings, records):
+    boxes, labels = training_boxes(records, 1, CONFIG.class_names, [-np.inf] * 3 + [np.inf] * 3)
+    n = len(boxes)
+    in_lidar = Boxes3D(boxes[:, :3], boxes[:, 3:6], boxes[:, 6], boxes[:, 7:], np.ones(n), labels, CONFIG.class_names)
+    in_base = to_ego(in_lidar, records.lidar2ego(1))
+    base_link = ReferenceFrameConfig("base_link", (0.0, 0.0, 0.0), 0.0)
+    written = []
+    for reference, found in ((CONFIG.reference_frame, in_lidar), (base_link, in_base)):
+        evaluation = _DetectionEvaluation(settings, dataclasses.replace(CONFIG, reference_frame=reference), records)
+        evaluation.add(1, Result(0, in_base, None, {}, None, {}, 0, reference_boxes=found))
+        ((entries,),) = evaluation.part.values()
+        written.append(entries)
+    assert len(written[0]) == len(written[1]) > 3
+    for first, second in zip(*written, strict=True):
+        for name in ("translation", "rotation", "velocity"):
+            wanted = np.array(second[name]) * (np.sign(np.dot(first[name], second[name])) if name == "rotation" else 1)
+            np.testing.assert_allclose(first[name], wanted, atol=1e-6)
 
 
 def test_what_is_beyond_the_range_does_not_count(settings, records, synthetic_nuscenes, curves, tmp_path):
