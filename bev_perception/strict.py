@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-#: largest YAML file that is read, bytes, deepest nesting of its values, and longest single value
-MAX_BYTES, MAX_DEPTH, MAX_LENGTH = 100_000, 20, 4_000
+#: largest YAML file that is read, bytes, deepest nesting of its values, longest single value, and most values
+MAX_BYTES, MAX_DEPTH, MAX_LENGTH, MAX_VALUES = 1_000_000, 20, 4_000, 10_000
 #: what values of YAML may be, beside mappings and lists
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -38,12 +38,17 @@ class _StrictLoader(yaml.SafeLoader):
     """
 
     depth = 0
+    values = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.events.AliasEvent):
             event = self.peek_event()
             raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not taken", event.start_mark)
         self.depth += 1
+        self.values += 1
+        if self.values > MAX_VALUES:
+            mark = self.peek_event().start_mark
+            raise yaml.constructor.ConstructorError(None, None, f"more than {MAX_VALUES} values are not taken", mark)
         if self.depth > MAX_DEPTH:
             mark = self.peek_event().start_mark
             raise yaml.constructor.ConstructorError(None, None, f"more than {MAX_DEPTH} levels are not taken", mark)

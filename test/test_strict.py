@@ -77,6 +77,7 @@ BOMB = b"a: &a [x, x, x]\n" + b"".join(b"%c: &%c [*%c, *%c, *%c]\n" % (i + 1, i 
         (b"a: " + b"9" * 5000, f"more than {MAX_LENGTH} characters"),
         (b"x" * 5000 + b": 1", "characters|simple key|:"),
         (b"a: " + b"9" * (MAX_BYTES + 1), f"larger than {MAX_BYTES} bytes"),
+        (b"a: [" + b"1," * 10_001 + b"]", "more than 10000 values"),
         (b"a: 2020-01-01", "a date is not taken"),
         (b"a: 2020-13-41", "month"),
         (b"a: !!set {b}", "set is not taken"),
