@@ -53,7 +53,7 @@ def test_run_writes_every_frame(bag, untrained, tmp_path, capsys):
     assert list(results.header["variants"]) == ["sparsebev_tiny"] and results.header["trained"] is False
     frames = list(results.frames())
     assert [len(f["boxes"]) for f in frames] == [300] * 6
-    assert set(frames[0]["boxes"][0]) == {"class", "score", "center", "size", "yaw", "velocity"}
+    assert set(frames[0]["boxes"][0]) == {"class", "score", "center", "size", "yaw", "velocity", "track_id"}
     assert results.end["frames"] == 6
 
 
@@ -82,6 +82,32 @@ def test_run_takes_a_bag_with_other_topics(bag, untrained, tmp_path):
     stamps = [f["stamp"] for f in read_results(out).frames()]
     assert run(bag, untrained, out, "--cameras", "cam_front") == 0
     assert stamps == [f["stamp"] for f in read_results(out).frames()]
+
+
+def test_options_open_the_bag_and_set_the_times(bag, tmp_path, capsys):
+    """Topics are found where the bag has other names; patterns, a file of rules and the node's times are taken."""
+    from bev_perception.cli.options import open_bag
+    from bev_perception.data.rosbag import BagError
+
+    def opened(path, *more):
+        arguments = ["run", "--bag", str(path), "--variant", "x", "--out", "x", *more]
+        return open_bag(cli.make_parser().parse_args(arguments), path)
+
+    read, settings = opened(bag, "--tf-timeout", "0.6", "--camera-timeout", "0.3", "--max-stamp-difference", "0.02")
+    assert (settings.tf_timeout, settings.camera_timeout, settings.max_stamp_difference) == (0.6, 0.3, 0.02)
+    assert opened(bag)[1].tf_timeout == 0.2 and read.remap == {} and capsys.readouterr().err == ""
+    found, settings = opened(bag, "--prefix", "/robot")  # there, an image beside a camera_info is called `image`
+    assert settings.cameras == found.cameras and found.has_images() and len(found.cameras) == 6
+    assert "found the cameras: --cameras" in capsys.readouterr().err
+    rules = tmp_path / "rules"
+    rules.write_text("# cameras\n/bev_perception/input/*/camera_info:=/robot/*/camera_info\n\n")
+    pattern = "/bev_perception/input/*/image/compressed:=/robot/*/image/compressed"
+    read, _ = opened(bag, "--prefix", "/robot", "--remap", pattern, "--remap-file", str(rules))
+    assert (
+        read.has_images() and read.remap["/bev_perception/input/cam_back/camera_info"] == "/robot/cam_back/camera_info"
+    )
+    with pytest.raises(BagError, match="--cameras .*cam_front"):
+        opened(bag, "--prefix", "/robot", "--cameras", "cam_roof")
 
 
 def test_a_bag_that_breaks_off_gives_what_it_held(bag, untrained, tmp_path, capsys, monkeypatch):
