@@ -21,14 +21,14 @@ from bev_perception.families.sparse4d.config import DecodeConfig, Sparse4DHeadCo
 from bev_perception.families.sparse4d.decode import best_class, decode_boxes
 from bev_perception.families.sparse4d.depth import DepthBranch
 from bev_perception.families.sparse4d.head import MapsHead, RecurrentHead
-from bev_perception.families.sparse4d.identities import Identities, Sightings
+from bev_perception.families.sparse4d.identities import CLEAR_SCORE, Identities, Sightings
 from bev_perception.families.sparse4d.instances import Instances
 from bev_perception.families.sparse4d.outputs import DenoisingInstances, Sparse4DOutput
 from bev_perception.families.sparse4d.views import Views
 from bev_perception.models.encoder import CameraModel, check_settings
 from bev_perception.models.memory import FrameFeatures
 from bev_perception.models.protocol import Encoded, Perception, Prediction
-from bev_perception.types import Limits, ModelInput
+from bev_perception.types import NO_TRACK, Limits, ModelInput
 
 #: how old a past frame must be, as a share of the trained interval, for its instances to go on; only the first frames
 #: of a drive find none. A shorter step would blow up the velocities, which are corrected by a displacement over it
@@ -149,8 +149,7 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
         """
         own: DecodeConfig = self.config.head.decode
         config = replace(own, max_num=own.max_num if limits.count is None else limits.count)
-        decoded = decode_boxes(outputs, config, self.config.class_names, self.config.head.track_ids)
-        boxes = decoded.tracked(own.track_threshold)
+        boxes = decode_boxes(outputs, config, self.config.class_names, self.config.head.track_ids).boxes
         return Perception(boxes=boxes if limits.score is None else boxes.select(boxes.scores >= limits.score))
 
     def explain_weights(self, state: Mapping[str, Tensor]) -> list[str]:
@@ -200,7 +199,8 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
         )
         handed = handed_down(past, outputs)[0]
         ids, identities = identities.identify(handed, values[:, 0], seen)
-        return with_ids(outputs, ids[None]), identities
+        shown = np.where(values[:, 0] >= CLEAR_SCORE, ids, NO_TRACK)  # the instances keep what is not shown
+        return replace(with_ids(outputs, ids[None]), ids=shown[None]), identities
 
 
 def handed_down(past: Instances | None, outputs: Sparse4DOutput) -> np.ndarray:

@@ -143,9 +143,11 @@ def test_ids_are_handed_down_the_rows(model):
             handed = before.ids[0]
             named = handed != NO_TRACK
             assert named.any()
-            assert np.array_equal(outputs.ids[0, : len(handed)][named], handed[named])
-        entry = memory.entries[0]
-        assert np.array_equal(entry.ids[0], outputs.ids[0, outputs.chosen[0]])
+            shown = outputs.ids[0, : len(handed)]
+            assert (shown[named] != NO_TRACK).any()
+            assert np.array_equal(shown[named & (shown != NO_TRACK)], handed[named & (shown != NO_TRACK)])
+        kept, shown = memory.entries[0].ids[0], outputs.ids[0, outputs.chosen[0]]
+        assert np.array_equal(kept[shown != NO_TRACK], shown[shown != NO_TRACK])
         tracked = outputs.ids[0][outputs.ids[0] != NO_TRACK]
         assert len(np.unique(tracked)) == len(tracked)
 
@@ -199,6 +201,42 @@ def test_boxes_carry_ids_and_keep_to_the_limits(model):
     few = model.decode(outputs, Limits(score=middle)).boxes
     assert 0 < len(few) < len(boxes) and few.scores.min() >= middle
     assert len(model.decode(outputs, Limits(count=3)).boxes) == 3
+
+
+def with_doubts(detect):
+    """The same detections, but every other instance is in doubt about its class."""
+
+    def doubt(*args):
+        outputs = detect(*args)
+        doubts = 20.0 * (torch.arange(outputs.last.logits.shape[1]) % 2)[:, None]
+        last = dataclasses.replace(outputs.last, logits=outputs.last.logits - doubts)
+        return dataclasses.replace(outputs, stages=(*outputs.stages[:-1], last))
+
+    return doubt
+
+
+def clear_boxes(model, outputs, boxes):
+    """Which boxes [n] have a class score of their own of the threshold at least."""
+    places = outputs.last.boxes[0, :, :3].numpy()
+    rows = [int(np.linalg.norm(places - center, axis=1).argmin()) for center in boxes.centers]
+    return outputs.last.logits[0].amax(dim=1).sigmoid().numpy()[rows] >= model.config.head.decode.track_threshold
+
+
+def test_a_box_is_tracked_if_its_own_class_score_reaches_the_threshold(model, monkeypatch):
+    """Whatever its centerness, by which boxes are ordered, and whatever id its instance has."""
+    _, memory = run(model, frame(0, 4))
+    monkeypatch.setattr(model, "detect", with_doubts(model.detect))
+    outputs, memory = run(model, frame(1, 4), memory)
+    quality = outputs.last.quality.clone()
+    quality[0, ::4] = -20.0  # the first of those without doubts come last
+    outputs = dataclasses.replace(
+        outputs, stages=(*outputs.stages[:-1], dataclasses.replace(outputs.last, quality=quality))
+    )
+    boxes = model.decode(outputs, Limits()).boxes
+    clear = clear_boxes(model, outputs, boxes)
+    assert (np.diff(clear.astype(int)) > 0).any()  # scores have another order
+    assert np.array_equal(boxes.track_ids != NO_TRACK, clear)
+    assert (memory.entries[0].ids != NO_TRACK).sum() > clear.sum()  # those in doubt go on with theirs
 
 
 def test_what_variants_give():
