@@ -126,7 +126,8 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
             past = None
         outputs = self.detect([self._views(self._features(encoded, inputs), inputs)], past)
         if self.config.head.track_ids:
-            outputs, identities = self._identify(outputs, past, identities)
+            name = self._name if self.for_benchmark else self._identify
+            outputs, identities = name(outputs, past, identities)
         assert outputs.instances is not None  # the head remembers instances
         outputs = replace(outputs, finite=outputs.finite & encoded["finite"][0])
         return Prediction(outputs, outputs.instances, identities)
@@ -149,7 +150,8 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
         """
         own: DecodeConfig = self.config.head.decode
         config = replace(own, max_num=own.max_num if limits.count is None else limits.count)
-        boxes = decode_boxes(outputs, config, self.config.class_names, self.config.head.track_ids).boxes
+        decoded = decode_boxes(outputs, config, self.config.class_names, self.config.head.track_ids)
+        boxes = decoded.tracked(own.track_threshold) if self.for_benchmark else decoded.boxes
         return Perception(boxes=boxes if limits.score is None else boxes.select(boxes.scores >= limits.score))
 
     def explain_weights(self, state: Mapping[str, Tensor]) -> list[str]:
@@ -180,10 +182,19 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
             *(frame.reference2global[None], np.array([frame.stamp])),
         )
 
+    def _name(
+        self, outputs: Sparse4DOutput, past: Instances | None, identities: Identities
+    ) -> tuple[Sparse4DOutput, Identities]:
+        """Return the outputs with ids by the published rule, and the state after the frame."""
+        assert outputs.last.logits is not None  # the last stage always classifies
+        scores = best_class(outputs.last.logits)[0].cpu().numpy()
+        ids, next_id = identities.name(handed_down(past, outputs), scores, self.config.head.decode.score_threshold)
+        return with_ids(outputs, ids), Identities(next_id)
+
     def _identify(
         self, outputs: Sparse4DOutput, past: Instances | None, identities: Identities
     ) -> tuple[Sparse4DOutput, Identities]:
-        """Return the outputs with ids, and the state after the frame; the batch is 1."""
+        """Return the outputs with ids for live use, and the state after the frame; the batch is 1."""
         assert outputs.instances is not None and outputs.chosen is not None
         last = outputs.last
         assert last.logits is not None  # the last stage always classifies

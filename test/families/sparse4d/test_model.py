@@ -8,15 +8,17 @@ import torch
 from vehicle import SECOND, START, frame, memory_of, run
 
 from bev_perception.config import ConfigError
+from bev_perception.evaluation.running import run_rows
 from bev_perception.families.catalog import build_model, gives
 from bev_perception.families.family import BOXES, TRACKS
 from bev_perception.families.sparse4d.aggregation import DeformableAggregation, TemporalAggregation
+from bev_perception.families.sparse4d.identities import Identities
 from bev_perception.families.variants import load_variant
 from bev_perception.geometry import make_transform, rotation_from_yaw
 from bev_perception.models.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from bev_perception.types import NO_TRACK, Limits
 
-from .kit import maps_config, small_config
+from .kit import maps_config, records_of, small_config
 
 PRESENT = (True, False, True, True)
 
@@ -237,6 +239,41 @@ def test_a_box_is_tracked_if_its_own_class_score_reaches_the_threshold(model, mo
     assert (np.diff(clear.astype(int)) > 0).any()  # scores have another order
     assert np.array_equal(boxes.track_ids != NO_TRACK, clear)
     assert (memory.entries[0].ids != NO_TRACK).sum() > clear.sum()  # those in doubt go on with theirs
+
+
+def test_for_the_benchmark_ids_follow_the_published_rule(model, monkeypatch):
+    """Every instance gets an id in row order; those of the K best boxes are shown."""
+    monkeypatch.setattr(model, "for_benchmark", True)
+    monkeypatch.setattr(model, "detect", with_doubts(model.detect))
+    first, memory = run(model, frame(0, 4))
+    assert first.ids.tolist() == [list(range(24))]
+    outputs, memory = run(model, frame(1, 4), memory)
+    assert outputs.ids[0, :16].tolist() == first.ids[0, first.chosen[0]].tolist()
+    assert outputs.ids[0, 16:].tolist() == list(range(24, 32)) and memory.carried.next_id == 32
+    boxes = model.decode(outputs, Limits()).boxes
+    assert clear_boxes(model, outputs, boxes).sum() == 12
+    assert (boxes.track_ids != NO_TRACK).tolist() == [True] * 12 + [False] * 12
+    after = run(model, frame(2, 4), memory.wiped())[0]
+    assert after.ids.tolist() == [list(range(32, 56))]
+
+
+def test_eval_gives_ids_by_the_published_rule(model, synthetic_nuscenes, tmp_path, monkeypatch):
+    path, lowest = tmp_path / "weights.safetensors", []
+    save_checkpoint(model, path, {})
+    monkeypatch.setattr(Identities, "name", spy(Identities.name, lambda *args: lowest.append(args[-1])))
+    rows = run_rows(model.config, path, torch.device("cpu"), records_of(synthetic_nuscenes), range(3))
+    assert all((result.boxes.track_ids != NO_TRACK).any() for _, result in rows)
+    assert lowest == [0.0] * 3
+
+
+def spy(function, look):
+    """The function, whose arguments `look` gets first."""
+
+    def call(*args):
+        look(*args)
+        return function(*args)
+
+    return call
 
 
 def test_what_variants_give():
