@@ -14,8 +14,6 @@ import numpy as np
 
 from bev_perception.types import NO_TRACK
 
-#: lowest class score of a row that gets an id, or is noted in the book
-CLEAR_SCORE = 0.2
 #: s; for so long the book holds an object that is not seen
 BOOK_SECONDS = 1.0
 #: m, between where an object of the book should be and a row that may be the same; half of it for a row with an id
@@ -86,16 +84,18 @@ class Identities:
         named[new] = self.next_id + np.arange(count)
         return named, self.next_id + count
 
-    def identify(self, ids: np.ndarray, scores: np.ndarray, seen: Sightings) -> tuple[np.ndarray, Identities]:
+    def identify(
+        self, ids: np.ndarray, scores: np.ndarray, seen: Sightings, clear_score: float
+    ) -> tuple[np.ndarray, Identities]:
         """Return the ids [N] of a frame's rows, and the state after the frame.
 
         ids: [N] int64, handed down from the past frame, NO_TRACK: none
         scores: [N], of the best class
         seen: the N rows
+        clear_score: lowest score of a row that is clear: it gets an id, and is noted in the book
         """
-        found = self._look_up(ids, scores, seen)
-        named, next_id = self.name(found, scores, CLEAR_SCORE)
-        noted = scores >= CLEAR_SCORE
+        noted = scores >= clear_score
+        named, next_id = self.name(self._look_up(ids, scores, seen, noted), scores, clear_score)
         now = seen.stamps.max(initial=0)
         old = ~np.isin(self.book_ids, named[noted]) & (now - self.book.stamps <= BOOK_SECONDS * 1e9)
         book_ids = np.concatenate([named[noted], self.book_ids[old]])
@@ -109,7 +109,7 @@ class Identities:
         met[:noted, :noted] = True
         return met
 
-    def _look_up(self, ids: np.ndarray, scores: np.ndarray, seen: Sightings) -> np.ndarray:
+    def _look_up(self, ids: np.ndarray, scores: np.ndarray, seen: Sightings, clear: np.ndarray) -> np.ndarray:
         """Return the ids [N] with those that the book knows.
 
         Clear rows ask, best first, and get the nearest id that no clear row has: those without one, then those whose
@@ -118,7 +118,6 @@ class Identities:
         the book, of which this is not known. An id is taken from a row that is not clear, unless that row is where the
         object should be: it is then just missed.
         """
-        clear = scores >= CLEAR_SCORE
         distances = self._distances(seen)  # [N, entries]
         held = (ids[:, None] == self.book_ids) & (clear[:, None] | (distances <= BOOK_DISTANCE / 2))
         distances[:, held.any(axis=0)] = np.inf

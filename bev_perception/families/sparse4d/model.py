@@ -21,7 +21,7 @@ from bev_perception.families.sparse4d.config import DecodeConfig, Sparse4DHeadCo
 from bev_perception.families.sparse4d.decode import best_class, decode_boxes
 from bev_perception.families.sparse4d.depth import DepthBranch
 from bev_perception.families.sparse4d.head import MapsHead, RecurrentHead
-from bev_perception.families.sparse4d.identities import CLEAR_SCORE, Identities, Sightings
+from bev_perception.families.sparse4d.identities import Identities, Sightings
 from bev_perception.families.sparse4d.instances import Instances
 from bev_perception.families.sparse4d.outputs import DenoisingInstances, Sparse4DOutput
 from bev_perception.families.sparse4d.views import Views
@@ -209,8 +209,9 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
             stamps=np.full(len(values), outputs.instances.stamp),
         )
         handed = handed_down(past, outputs)[0]
-        ids, identities = identities.identify(handed, values[:, 0], seen)
-        shown = np.where(values[:, 0] >= CLEAR_SCORE, ids, NO_TRACK)  # the instances keep what is not shown
+        threshold = self.config.head.decode.track_threshold
+        ids, identities = identities.identify(handed, values[:, 0], seen, threshold)
+        shown = np.where(values[:, 0] >= threshold, ids, NO_TRACK)  # the instances keep what is not shown
         return replace(with_ids(outputs, ids[None]), ids=shown[None]), identities
 
 

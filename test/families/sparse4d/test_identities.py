@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from bev_perception.families.sparse4d.config import DecodeConfig
 from bev_perception.families.sparse4d.identities import BOOK_SECONDS, NO_TRACK, Identities, Sightings
 from bev_perception.families.sparse4d.model import SHORTEST_STEP
 from bev_perception.models.memory import Memory
@@ -13,6 +14,7 @@ from bev_perception.pipeline.continuity import COMMIT_SLACK
 SECOND = 1_000_000_000
 ROWS, KEPT = 60, 40
 CLEAR = 0.3  # score above which a detection counts
+THRESHOLD = DecodeConfig().track_threshold
 
 
 class World:
@@ -89,7 +91,7 @@ def drive(seed, rate, wipes=(), book=True):
         handed = np.full(ROWS, -1)
         if past is not None:
             handed[:KEPT] = past.ids
-        ids, identities = identities.identify(handed, scores, sightings)
+        ids, identities = identities.identify(handed, scores, sightings, THRESHOLD)
         tracked = ids[ids != NO_TRACK]
         assert len(np.unique(tracked)) == len(tracked) and (ids[scores >= CLEAR] != NO_TRACK).all()
         stretches[-1].update(tracked.tolist())
@@ -146,13 +148,13 @@ def sighting(*places, stamp=0.0, velocity=(0.0, 0.0), label=1):
 def known(*places, **about):
     """Identities that have seen objects at these places, with ids from 0 on."""
     count = len(places)
-    return Identities().identify(np.full(count, -1), np.full(count, 0.9), sighting(*places, **about))[1]
+    return Identities().identify(np.full(count, -1), np.full(count, 0.9), sighting(*places, **about), THRESHOLD)[1]
 
 
 def ask(identities, *places, scores=None, **about):
     count = len(places)
     scores = np.full(count, 0.9) if scores is None else np.array(scores)
-    return identities.identify(np.full(count, -1), scores, sighting(*places, **about))[0].tolist()
+    return identities.identify(np.full(count, -1), scores, sighting(*places, **about), THRESHOLD)[0].tolist()
 
 
 def test_the_book_knows_an_object_where_it_has_moved_to():
@@ -169,29 +171,29 @@ def test_other_classes_low_scores_and_old_sightings_are_strangers():
     assert ask(identities, (0, 0), label=2) == [1]
     assert ask(identities, (0, 0), scores=[0.05]) == [NO_TRACK]
     assert ask(identities, (3, 0)) == [1]
-    late = identities.identify(np.full(1, -1), np.zeros(1), sighting((9, 9), stamp=BOOK_SECONDS + 0.1))[1]
+    late = identities.identify(np.full(1, -1), np.zeros(1), sighting((9, 9), stamp=BOOK_SECONDS + 0.1), THRESHOLD)[1]
     assert ask(late, (0, 0), stamp=BOOK_SECONDS + 0.2) == [1]
 
 
 def test_an_id_that_a_row_has_is_not_given_to_another():
     identities = known((0, 0))
-    ids, _ = identities.identify(np.array([-1, 0]), np.array([0.9, 0.9]), sighting((0, 0), (0.5, 0)))
+    ids, _ = identities.identify(np.array([-1, 0]), np.array([0.9, 0.9]), sighting((0, 0), (0.5, 0)), THRESHOLD)
     assert ids.tolist() == [1, 0]
 
 
 def test_two_ids_of_one_object_become_one_again():
     """Frames that continue from two past ones by turns: in one, a row that is not clear has held the id back."""
     identities = known((0, 0))
-    _, identities = identities.identify(np.array([0, -1]), np.array([0.1, 0.9]), sighting((0.5, 0), (0, 0), stamp=0.1))
+    _, identities = identities.identify(np.array([0, -1]), np.array([0.1, 0.9]), sighting((0.5, 0), (0, 0), stamp=0.1), THRESHOLD)
     assert sorted(identities.book_ids.tolist()) == [0, 1]
-    _, identities = identities.identify(np.array([0]), np.array([0.9]), sighting((0, 0), stamp=0.2))
-    ids, _ = identities.identify(np.array([0, 1]), np.array([0.1, 0.9]), sighting((9, 0), (0, 0), stamp=0.3))
+    _, identities = identities.identify(np.array([0]), np.array([0.9]), sighting((0, 0), stamp=0.2), THRESHOLD)
+    ids, _ = identities.identify(np.array([0, 1]), np.array([0.1, 0.9]), sighting((9, 0), (0, 0), stamp=0.3), THRESHOLD)
     assert ids.tolist() == [NO_TRACK, 0]
 
 
 def test_an_object_that_is_missed_keeps_its_id_beside_another():
     identities = known((0, 0), (5, 0))
-    ids, _ = identities.identify(np.array([0, 1]), np.array([0.1, 0.9]), sighting((0, 0), (0.6, 0), stamp=0.1))
+    ids, _ = identities.identify(np.array([0, 1]), np.array([0.1, 0.9]), sighting((0, 0), (0.6, 0), stamp=0.1), THRESHOLD)
     assert ids.tolist() == [0, 1]
 
 
@@ -200,14 +202,14 @@ def test_close_objects_do_not_exchange_ids_when_one_is_missed_and_drifts():
     drift, handed = [(-1.2, 0), (-1.2, 0), (-1.2, 0), (0, 0)], np.array([0, 1])
     for index, place in enumerate(drift):
         scores = np.array([0.9 if index == 3 else 0.1, 0.9])
-        ids, identities = identities.identify(handed, scores, sighting(place, (0.8, 0), stamp=0.1 * (index + 1)))
+        ids, identities = identities.identify(handed, scores, sighting(place, (0.8, 0), stamp=0.1 * (index + 1)), THRESHOLD)
         assert ids.tolist() == [0, 1]
         handed = ids
 
 
 def test_rows_that_are_not_clear_are_not_tracked():
     scores = np.array([0.05, 0.5, 0.4])
-    ids, identities = Identities().identify(np.full(3, NO_TRACK), scores, sighting((0, 0), (9, 0), (0, 9)))
+    ids, identities = Identities().identify(np.full(3, NO_TRACK), scores, sighting((0, 0), (9, 0), (0, 9)), THRESHOLD)
     assert ids.tolist() == [NO_TRACK, 0, 1] and identities.next_id == 2
 
 

@@ -320,3 +320,11 @@ def test_nothing_that_is_remembered_is_changed(model):
     run(model, frame(1, 4), memory_of(model, entry))
     assert all(torch.equal(a, b) for a, b in zip(before[0], entry.tensors, strict=True))
     assert np.array_equal(before[1], entry.ids)
+
+
+def test_the_tracking_threshold_is_a_setting(model, monkeypatch):
+    decode = dataclasses.replace(model.config.head.decode, track_threshold=1.0)
+    head = dataclasses.replace(model.config.head, decode=decode)
+    monkeypatch.setattr(model, "config", dataclasses.replace(model.config, head=head))
+    outputs, memory = run(model, frame(0, 4))
+    assert (outputs.ids == NO_TRACK).all() and memory.carried.next_id == 0
