@@ -26,7 +26,7 @@ from bev_perception.families.sparse4d.instances import Instances
 from bev_perception.families.sparse4d.outputs import DenoisingInstances, Sparse4DOutput
 from bev_perception.families.sparse4d.views import Views
 from bev_perception.models.encoder import CameraModel, check_settings
-from bev_perception.models.memory import FrameFeatures
+from bev_perception.models.memory import FrameFeatures, Memory
 from bev_perception.models.protocol import Encoded, Perception, Prediction
 from bev_perception.types import NO_TRACK, Limits, ModelInput
 
@@ -122,7 +122,7 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
         identities: Identities = Identities() if carried is None else carried
         if past is None:  # the memory has been wiped, or there has been none
             identities = identities.forgotten()
-        elif inputs.stamp - past.stamp < SHORTEST_STEP * self.config.frames.interval * 1e9:
+        elif not self._shortest_step <= (inputs.stamp - past.stamp) / 1e9 <= self.config.frames.max_gap:
             past = None
         outputs = self.detect([self._views(self._features(encoded, inputs), inputs)], past)
         if self.config.head.track_ids:
@@ -142,6 +142,11 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
         if self.config.head.recurrent:
             return self.predict(encoded, history, inputs, None).entry
         return self._features(encoded, inputs)
+
+    def new_memory(self, interval: float) -> Memory[Any]:
+        """Return an empty memory; with "instances", entries that are old enough to go on come first."""
+        memory: Memory[Any] = super().new_memory(interval)
+        return replace(memory, shortest=self._shortest_step) if self.config.head.recurrent else memory
 
     def decode(self, outputs: Sparse4DOutput, limits: Limits) -> Perception:
         """Return the boxes of the last stage, in the reference frame.
@@ -166,6 +171,11 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
         """
         found: list[Tensor] = self.depth_branch(levels, focal)
         return found
+
+    @property
+    def _shortest_step(self) -> float:
+        """The least age of a past frame whose instances go on, s."""
+        return SHORTEST_STEP * self.config.frames.interval
 
     def _features(self, encoded: Encoded, inputs: ModelInput) -> SituatedFeatures:
         shown = (encoded["levels"], inputs.global2image, inputs.present, inputs.stamps, inputs.stamp)

@@ -170,6 +170,20 @@ def test_frames_faster_than_trained_continue_from_about_the_trained_interval(mod
     assert ages[0] is None and all(0.33 < age < 0.67 for age in ages[6:])
 
 
+def test_after_a_stall_frames_continue_from_before_it(model):
+    """Until a frame since is old enough; within the longest gap."""
+    memory = None
+    for seconds in (0.0, 0.5, 1.7):
+        outputs, memory = run(model, at(seconds), memory)
+    ids = set(memory.entries[0].ids[0].tolist())
+    outputs = run(model, at(1.78), memory)[0]
+    assert outputs.valid.all() and ids & set(outputs.ids[0].tolist())
+    assert memory.history(at(1.78).stamp)[0].stamp == at(0.5).stamp
+    assert memory.history(at(1.95).stamp)[0].stamp == at(1.7).stamp
+    outputs, after = run(model, at(2.1), dataclasses.replace(memory, entries=memory.entries[2:]))
+    assert outputs.valid is None and len(after.carried.book_ids)  # too old to go on; the book is not forgotten
+
+
 def test_no_id_is_given_again_after_a_wipe(model):
     memory, ids = None, []
     for index in range(4):
