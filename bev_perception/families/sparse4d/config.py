@@ -99,7 +99,7 @@ class Sparse4DHeadConfig:
             )
         if not 0 <= self.depth_levels <= self.num_levels:
             raise ConfigError(f"head.depth_levels ({self.depth_levels}) must lie in 0..num_levels")
-        if not 0 < self.num_temporal < self.num_anchor:
+        if self.recurrent and not 0 < self.num_temporal < self.num_anchor:
             raise ConfigError(f"head.num_temporal ({self.num_temporal}) must be positive and less than num_anchor")
         if not 0 < self.decay <= 1:
             raise ConfigError(f"head.decay ({self.decay}) must lie in 0..1")

@@ -327,6 +327,11 @@ def test_settings_that_do_not_fit_are_named(head, frames, says):
         build_model(dataclasses.replace(config, frames=dataclasses.replace(config.frames, **frames)))
 
 
+def test_a_model_of_maps_needs_no_instances_that_go_on():
+    head = maps_config().head
+    assert dataclasses.replace(head, num_temporal=head.num_anchor).num_anchor == head.num_anchor
+
+
 def test_nothing_that_is_remembered_is_changed(model):
     _, memory = run(model, frame(0, 4))
     entry = memory.entries[0]
