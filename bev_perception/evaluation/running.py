@@ -1,4 +1,6 @@
-"""Run a variant on the key frames of nuScenes, frame by frame as in live use, in one process or several.
+"""Run a variant on the key frames of nuScenes, frame by frame, in one process or several.
+
+Frames and memory are as in live use; track ids that a network gives follow its published rule.
 
 Each process gets whole scenes, because the frames of a scene depend on the memory of the frames before.
 """
@@ -128,6 +130,7 @@ def run_rows(
             )
         yield from run_in_queues(config, loaded.model, device, records, rows, precision)
         return
+    loaded.model.for_benchmark = True
     pipeline = Pipeline([loaded], device, PipelineSettings(precision=precision))
     try:
         yield from run_in_order(pipeline, records, rows, memory)

@@ -59,6 +59,7 @@ class Memory(Generic[E]):
     interval: s between these frames, as in training
     capacity: maximum number of entries
     missing: what replaces a frame that the memory does not reach: the "oldest" entry, or the "current" frame
+    shortest: s; younger entries are only selected if there are no older ones
     entries: of past frames, newest first
     carried: state that is kept from frame to frame, whether a frame is remembered or not; None for most families
     """
@@ -67,6 +68,7 @@ class Memory(Generic[E]):
     interval: float
     capacity: int
     missing: str = "oldest"
+    shortest: float = 0.0
     entries: tuple[E, ...] = ()
     carried: Any = None
 
@@ -85,11 +87,12 @@ class Memory(Generic[E]):
         if not self.entries:
             return [None] * self.count
         oldest = self.entries[-1].stamp
+        old_enough = [e for e in self.entries if stamp - e.stamp >= self.shortest * 1e9] or self.entries
         found: list[E | None] = []
         for k in range(1, self.count + 1):
             wanted = stamp - round(k * self.interval * 1e9)
             lost = self.missing == "current" and wanted < oldest - self.interval / 2 * 1e9
-            found.append(None if lost else min(self.entries, key=lambda entry: abs(entry.stamp - wanted)))
+            found.append(None if lost else min(old_enough, key=lambda entry: abs(entry.stamp - wanted)))
         return found
 
     def after(self, entry: E, carried: Any, due: bool) -> Memory[E]:

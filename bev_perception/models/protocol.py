@@ -60,11 +60,14 @@ class Model(nn.Module):
     config: settings of the variant
     encoder_parts: names of the submodules that encode images; variants whose encoder parts are equal share them
     training_only: names of the submodules that only training uses
+    for_benchmark: whether it gets key frames only, each of which continues from the one before, and gives track ids by
+        the published rule; set before the first frame
     """
 
     config: VariantConfig
     encoder_parts: Sequence[str] = ()
     training_only: Sequence[str] = ()
+    for_benchmark: bool = False
 
     @abstractmethod
     def encode(self, inputs: ModelInput) -> Encoded:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import torch
 from hypothesis import given
@@ -40,6 +42,12 @@ def test_a_short_history_repeats_the_oldest_frame_or_the_current_one():
     assert ages(remembered([3.0, 3.5], count=5, missing="current"), 4.0) == [0.5, 1, None, None, None]
     assert ages(remembered([2.8], count=3, missing="current"), 4.0) == [1.2, 1.2, None]  # up to half a step too young
     assert ages(remembered([], count=2), 1.0) == [None, None]
+
+
+def test_entries_that_are_too_young_are_the_last_choice():
+    memory = dataclasses.replace(remembered([2.5, 3.9], count=1), shortest=0.2)
+    assert ages(memory, 4.0) == [1.5] and ages(memory, 4.1) == [0.2]
+    assert ages(dataclasses.replace(memory, entries=memory.entries[:1]), 4.0) == [0.1]
 
 
 def test_a_new_memory_leaves_the_old_one_as_it_was_and_drops_the_oldest():

@@ -61,10 +61,10 @@ def variant_of(case, score_threshold=0.0):
     strides = c["fpn_strides"]
     scale = c["embed_dims"] / base.head.embed_dims
     classes = next(shape[0] for key, shape in shapes.items() if key.endswith("cls_layers.6.bias"))
-    temporal = {"num_temporal": c["num_temp_instances"]} if base.head.recurrent else {"num_temporal": 1}
     head = dataclasses.replace(
         base.head,
         num_anchor=c["num_anchor"],
+        num_temporal=c["num_temp_instances"],
         num_layers=c["num_decoder"],
         num_levels=len(strides),
         embed_dims=c["embed_dims"],
@@ -73,7 +73,6 @@ def variant_of(case, score_threshold=0.0):
         depth_levels=sum("depth_layers" in key and key.endswith("weight") for key in shapes),
         cameras=case.inputs["projection_mat"].shape[2],
         decode=dataclasses.replace(base.head.decode, max_num=c["decoder_num_output"], score_threshold=score_threshold),
-        **temporal,
     )
     height, width = c["image_hw"]
     depth = int(re.match(r"ResNet-(\d+)", c["backbone"])[1])

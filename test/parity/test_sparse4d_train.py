@@ -30,15 +30,14 @@ def variant_of(case):
     c = case.config
     base = load_variant(VARIANTS[c["reference_config"]])
     height, width = c["image_hw"]
-    temporal = {"num_temporal": c["num_temp_instances"]} if base.head.recurrent else {"num_temporal": 1}
     head = dataclasses.replace(
         base.head,
         num_anchor=c["num_anchor"],
+        num_temporal=c["num_temp_instances"],
         num_layers=c["num_decoder"],
         dropout=0.0,
         point_dropout=0.0,
         cameras=case.inputs["projection_mat"].shape[2],
-        **temporal,
     )
     family = base.training.family
     if "denoising" in c:

@@ -17,8 +17,10 @@ class DecodeConfig:
     """From outputs to boxes.
 
     max_num: the most boxes
-    score_threshold: lowest class score of a box; 0: none. With `quality`, the score that a box is given is lower
-    track_threshold: only as many of the best boxes bear a track id as have class scores of this at least
+    score_threshold: lowest class score of a box; 0: all boxes. With `quality`, the final score of a box is its class
+        score times its centerness, so it may be lower
+    track_threshold: lowest class score of a box that bears a track id. In `eval`, K is the number of boxes with a class
+        score of at least this; the K boxes with the highest final scores keep their track id (the published rule)
     """
 
     max_num: int = 300
@@ -99,7 +101,7 @@ class Sparse4DHeadConfig:
             )
         if not 0 <= self.depth_levels <= self.num_levels:
             raise ConfigError(f"head.depth_levels ({self.depth_levels}) must lie in 0..num_levels")
-        if not 0 < self.num_temporal < self.num_anchor:
+        if self.recurrent and not 0 < self.num_temporal < self.num_anchor:
             raise ConfigError(f"head.num_temporal ({self.num_temporal}) must be positive and less than num_anchor")
         if not 0 < self.decay <= 1:
             raise ConfigError(f"head.decay ({self.decay}) must lie in 0..1")

@@ -20,17 +20,17 @@ class Decoded:
     """The boxes of one frame.
 
     boxes: in the reference frame, in descending order of score
-    class_scores: [n], class scores in descending order. With quality, a box's score is its class score times its
-        centerness, which changes the order: then class_scores[i] need not be of boxes[i]
+    class_scores: [n], the class scores of the boxes, in descending order. With quality, boxes are ordered by class
+        score times centerness instead, so class_scores[i] need not be that of boxes[i]
     """
 
     boxes: Boxes3D
     class_scores: np.ndarray
 
     def tracked(self, threshold: float) -> Boxes3D:
-        """Return the boxes with track ids for as many of the best as have class scores of the threshold at least.
+        """Return the boxes, of which only the first K keep their track id (the published rule).
 
-        This is what the published tracking submission keeps: boxes[i] where class_scores[i] reaches the threshold.
+        K is the number of boxes with a class score of at least `threshold`.
         """
         ids = self.boxes.track_ids
         if ids is None:
@@ -44,10 +44,11 @@ def decode_boxes(
     """Return the best boxes of one sample of a batch, in the model's reference frame.
 
     outputs: of the model
-    config: limits on the boxes
+    config: limits on the boxes; score_threshold and max_num apply to class scores, before centerness counts
     class_names: names of the classes
-    one_each: whether an instance gives one box, of its best class; else it may give one for every class
-    sample: which one of the batch
+    one_each: True: each instance gives one box, with its best class; False: one for each class, of which the best
+        max_num are kept
+    sample: index in the batch
 
     Raises NotFiniteError for outputs, or features, that are NaN or infinite.
     """

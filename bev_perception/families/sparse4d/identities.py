@@ -14,8 +14,6 @@ import numpy as np
 
 from bev_perception.types import NO_TRACK
 
-#: lowest class score of a row that gets an id, or is noted in the book
-CLEAR_SCORE = 0.2
 #: s; for so long the book holds an object that is not seen
 BOOK_SECONDS = 1.0
 #: m, between where an object of the book should be and a row that may be the same; half of it for a row with an id
@@ -59,11 +57,13 @@ class Identities:
     next_id: the id that is given next; it only grows, so no id is given twice
     book_ids: [n] int64, ids of the objects in the book
     book: the objects seen lately, each as it was seen last
+    met: [n, n] bool, symmetric: which objects of the book have been noted in the same frame, so are not the same
     """
 
     next_id: int = 0
     book_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     book: Sightings = field(default_factory=_nothing)
+    met: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), bool))
 
     def forgotten(self) -> Identities:
         """Return the state after a wipe: an empty book, and the same next id."""
@@ -84,34 +84,44 @@ class Identities:
         named[new] = self.next_id + np.arange(count)
         return named, self.next_id + count
 
-    def identify(self, ids: np.ndarray, scores: np.ndarray, seen: Sightings) -> tuple[np.ndarray, Identities]:
+    def identify(
+        self, ids: np.ndarray, scores: np.ndarray, seen: Sightings, clear_score: float
+    ) -> tuple[np.ndarray, Identities]:
         """Return the ids [N] of a frame's rows, and the state after the frame.
 
         ids: [N] int64, handed down from the past frame, NO_TRACK: none
         scores: [N], of the best class
         seen: the N rows
+        clear_score: lowest score of a row that is clear: it gets an id, and is noted in the book
         """
-        found = self._look_up(ids, scores, seen)
-        named, next_id = self.name(found, scores, CLEAR_SCORE)
-        noted = scores >= CLEAR_SCORE
+        noted = scores >= clear_score
+        named, next_id = self.name(self._look_up(ids, scores, seen, noted), scores, clear_score)
         now = seen.stamps.max(initial=0)
         old = ~np.isin(self.book_ids, named[noted]) & (now - self.book.stamps <= BOOK_SECONDS * 1e9)
         book_ids = np.concatenate([named[noted], self.book_ids[old]])
-        return named, Identities(next_id, book_ids, seen.select(noted).joined(self.book.select(old)))
+        book = seen.select(noted).joined(self.book.select(old))
+        return named, Identities(next_id, book_ids, book, self._met(book_ids, int(noted.sum())))
 
-    def _look_up(self, ids: np.ndarray, scores: np.ndarray, seen: Sightings) -> np.ndarray:
+    def _met(self, book_ids: np.ndarray, noted: int) -> np.ndarray:
+        """Return `met` for the next book, of which the first `noted` objects are those of the current frame."""
+        same = book_ids[:, None] == self.book_ids  # [n, entries], at most one entry for each
+        met = same @ self.met @ same.T
+        met[:noted, :noted] = True
+        return met
+
+    def _look_up(self, ids: np.ndarray, scores: np.ndarray, seen: Sightings, clear: np.ndarray) -> np.ndarray:
         """Return the ids [N] with those that the book knows.
 
         Clear rows ask, best first, and get the nearest id that no clear row has: those without one, then those whose
         own is younger. For frames continue from two past frames by turns, in each of which a new object may have got an
-        id; the two have then never been seen in one frame. An id is taken from a row that is not clear, unless that row
-        is where the object should be: it is then just missed.
+        id. Ids that have been noted in one frame belong to two objects, and are not exchanged; nor is one that has left
+        the book, of which this is not known. An id is taken from a row that is not clear, unless that row is where the
+        object should be: it is then just missed.
         """
-        clear = scores >= CLEAR_SCORE
         distances = self._distances(seen)  # [N, entries]
         held = (ids[:, None] == self.book_ids) & (clear[:, None] | (distances <= BOOK_DISTANCE / 2))
         distances[:, held.any(axis=0)] = np.inf
-        last_seen = dict(zip(self.book_ids.tolist(), self.book.stamps.tolist(), strict=True))
+        strangers = {number: ~met for number, met in zip(self.book_ids.tolist(), self.met, strict=True)}
         found = ids.copy()
         for row in np.lexsort((-scores, ids != NO_TRACK)):
             if not clear[row]:
@@ -119,7 +129,7 @@ class Identities:
             limit, away, own = BOOK_DISTANCE, distances[row], int(ids[row])
             if own != NO_TRACK:
                 limit = BOOK_DISTANCE / 2
-                older = (self.book_ids < own) & (self.book.stamps != last_seen.get(own, -1))
+                older = (self.book_ids < own) & strangers.get(own, False)
                 away = np.where(older, away, np.inf)
             if len(away) and away.min() <= limit:
                 entry = int(away.argmin())

@@ -54,14 +54,12 @@ class Recalled:
 
     features: [B, K, C]
     anchors: [B, K, 11], in the current reference frame
-    confidences: [B, K], of the past frame
     valid: [B] bool on the device, whether they are recent enough to take the place of the current frame's own
     intervals: [B], s, since the past frame where it is valid; else the trained interval
     """
 
     features: Tensor
     anchors: Tensor
-    confidences: Tensor
     valid: Tensor
     intervals: Tensor
 
@@ -120,7 +118,7 @@ class InstanceBank(nn.Module):
         valid = still_valid(past, stamps, self.max_gap)
         intervals = np.where(valid & (seconds != 0), seconds, self.interval)
         return Recalled(
-            *(past.features, anchors, past.confidences, torch.from_numpy(valid).to(anchors.device)),
+            *(past.features, anchors, torch.from_numpy(valid).to(anchors.device)),
             torch.from_numpy(intervals).to(anchors),
         )
 

@@ -26,9 +26,9 @@ from bev_perception.families.sparse4d.instances import Instances
 from bev_perception.families.sparse4d.outputs import DenoisingInstances, Sparse4DOutput
 from bev_perception.families.sparse4d.views import Views
 from bev_perception.models.encoder import CameraModel, check_settings
-from bev_perception.models.memory import FrameFeatures
+from bev_perception.models.memory import FrameFeatures, Memory
 from bev_perception.models.protocol import Encoded, Perception, Prediction
-from bev_perception.types import Limits, ModelInput
+from bev_perception.types import NO_TRACK, Limits, ModelInput
 
 #: how old a past frame must be, as a share of the trained interval, for its instances to go on; only the first frames
 #: of a drive find none. A shorter step would blow up the velocities, which are corrected by a displacement over it
@@ -122,11 +122,12 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
         identities: Identities = Identities() if carried is None else carried
         if past is None:  # the memory has been wiped, or there has been none
             identities = identities.forgotten()
-        elif inputs.stamp - past.stamp < SHORTEST_STEP * self.config.frames.interval * 1e9:
+        elif not self._shortest_step <= (inputs.stamp - past.stamp) / 1e9 <= self.config.frames.max_gap:
             past = None
         outputs = self.detect([self._views(self._features(encoded, inputs), inputs)], past)
         if self.config.head.track_ids:
-            outputs, identities = self._identify(outputs, past, identities)
+            name = self._name if self.for_benchmark else self._identify
+            outputs, identities = name(outputs, past, identities)
         assert outputs.instances is not None  # the head remembers instances
         outputs = replace(outputs, finite=outputs.finite & encoded["finite"][0])
         return Prediction(outputs, outputs.instances, identities)
@@ -142,6 +143,11 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
             return self.predict(encoded, history, inputs, None).entry
         return self._features(encoded, inputs)
 
+    def new_memory(self, interval: float) -> Memory[Any]:
+        """Return an empty memory; with "instances", entries that are old enough to go on come first."""
+        memory: Memory[Any] = super().new_memory(interval)
+        return replace(memory, shortest=self._shortest_step) if self.config.head.recurrent else memory
+
     def decode(self, outputs: Sparse4DOutput, limits: Limits) -> Perception:
         """Return the boxes of the last stage, in the reference frame.
 
@@ -150,7 +156,7 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
         own: DecodeConfig = self.config.head.decode
         config = replace(own, max_num=own.max_num if limits.count is None else limits.count)
         decoded = decode_boxes(outputs, config, self.config.class_names, self.config.head.track_ids)
-        boxes = decoded.tracked(own.track_threshold)
+        boxes = decoded.tracked(own.track_threshold) if self.for_benchmark else decoded.boxes
         return Perception(boxes=boxes if limits.score is None else boxes.select(boxes.scores >= limits.score))
 
     def explain_weights(self, state: Mapping[str, Tensor]) -> list[str]:
@@ -165,6 +171,11 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
         """
         found: list[Tensor] = self.depth_branch(levels, focal)
         return found
+
+    @property
+    def _shortest_step(self) -> float:
+        """The least age of a past frame whose instances go on, s."""
+        return SHORTEST_STEP * self.config.frames.interval
 
     def _features(self, encoded: Encoded, inputs: ModelInput) -> SituatedFeatures:
         shown = (encoded["levels"], inputs.global2image, inputs.present, inputs.stamps, inputs.stamp)
@@ -181,10 +192,19 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
             *(frame.reference2global[None], np.array([frame.stamp])),
         )
 
+    def _name(
+        self, outputs: Sparse4DOutput, past: Instances | None, identities: Identities
+    ) -> tuple[Sparse4DOutput, Identities]:
+        """Return the outputs with ids by the published rule, and the state after the frame."""
+        assert outputs.last.logits is not None  # the last stage always classifies
+        scores = best_class(outputs.last.logits)[0].cpu().numpy()
+        ids, next_id = identities.name(handed_down(past, outputs), scores, self.config.head.decode.score_threshold)
+        return with_ids(outputs, ids), Identities(next_id)
+
     def _identify(
         self, outputs: Sparse4DOutput, past: Instances | None, identities: Identities
     ) -> tuple[Sparse4DOutput, Identities]:
-        """Return the outputs with ids, and the state after the frame; the batch is 1."""
+        """Return the outputs with ids for live use, and the state after the frame; the batch is 1."""
         assert outputs.instances is not None and outputs.chosen is not None
         last = outputs.last
         assert last.logits is not None  # the last stage always classifies
@@ -199,8 +219,10 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
             stamps=np.full(len(values), outputs.instances.stamp),
         )
         handed = handed_down(past, outputs)[0]
-        ids, identities = identities.identify(handed, values[:, 0], seen)
-        return with_ids(outputs, ids[None]), identities
+        threshold = self.config.head.decode.track_threshold
+        ids, identities = identities.identify(handed, values[:, 0], seen, threshold)
+        shown = np.where(values[:, 0] >= threshold, ids, NO_TRACK)  # the instances keep what is not shown
+        return replace(with_ids(outputs, ids[None]), ids=shown[None]), identities
 
 
 def handed_down(past: Instances | None, outputs: Sparse4DOutput) -> np.ndarray:

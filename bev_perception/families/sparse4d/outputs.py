@@ -58,7 +58,7 @@ class Sparse4DOutput:
     chosen: [B, K], the rows of the N instances that `instances` holds; None with "maps"
     valid: [B] bool, whether past instances joined; None where there were none
     finite: [] bool, whether the last stage's outputs are finite
-    ids: [B, N] int64 track ids; None without
+    ids: [B, N] int64 track ids that boxes bear, -1: none; None without. `instances` may have ids that are not shown
     """
 
     stages: tuple[Stage, ...]

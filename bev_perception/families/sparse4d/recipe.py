@@ -65,7 +65,7 @@ class Sparse4DRecipe:
     clip_depth: whether farther points count as being there; otherwise they are left out
     sequences: how frames follow each other
     denoising: noisy copies of known boxes
-    anchors: file of initial anchors (`prepare anchors` makes one); empty: those of the variant's weights
+    anchors: file of initial anchors (`prepare anchors` makes one); empty: spread evenly, or those of --init
     """
 
     matching_weights: Numbers = (2.0, 2.0, 2.0, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0)

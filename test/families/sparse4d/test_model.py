@@ -8,15 +8,17 @@ import torch
 from vehicle import SECOND, START, frame, memory_of, run
 
 from bev_perception.config import ConfigError
+from bev_perception.evaluation.running import run_rows
 from bev_perception.families.catalog import build_model, gives
 from bev_perception.families.family import BOXES, TRACKS
 from bev_perception.families.sparse4d.aggregation import DeformableAggregation, TemporalAggregation
+from bev_perception.families.sparse4d.identities import Identities
 from bev_perception.families.variants import load_variant
 from bev_perception.geometry import make_transform, rotation_from_yaw
 from bev_perception.models.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from bev_perception.types import NO_TRACK, Limits
 
-from .kit import maps_config, small_config
+from .kit import maps_config, records_of, small_config
 
 PRESENT = (True, False, True, True)
 
@@ -143,9 +145,11 @@ def test_ids_are_handed_down_the_rows(model):
             handed = before.ids[0]
             named = handed != NO_TRACK
             assert named.any()
-            assert np.array_equal(outputs.ids[0, : len(handed)][named], handed[named])
-        entry = memory.entries[0]
-        assert np.array_equal(entry.ids[0], outputs.ids[0, outputs.chosen[0]])
+            shown = outputs.ids[0, : len(handed)]
+            assert (shown[named] != NO_TRACK).any()
+            assert np.array_equal(shown[named & (shown != NO_TRACK)], handed[named & (shown != NO_TRACK)])
+        kept, shown = memory.entries[0].ids[0], outputs.ids[0, outputs.chosen[0]]
+        assert np.array_equal(kept[shown != NO_TRACK], shown[shown != NO_TRACK])
         tracked = outputs.ids[0][outputs.ids[0] != NO_TRACK]
         assert len(np.unique(tracked)) == len(tracked)
 
@@ -164,6 +168,20 @@ def test_frames_faster_than_trained_continue_from_about_the_trained_interval(mod
         committed = index / 12 if due else committed
         memory = memory.after(prediction.entry, prediction.carried, due)
     assert ages[0] is None and all(0.33 < age < 0.67 for age in ages[6:])
+
+
+def test_after_a_stall_frames_continue_from_before_it(model):
+    """Until a frame since is old enough; within the longest gap."""
+    memory = None
+    for seconds in (0.0, 0.5, 1.7):
+        outputs, memory = run(model, at(seconds), memory)
+    ids = set(memory.entries[0].ids[0].tolist())
+    outputs = run(model, at(1.78), memory)[0]
+    assert outputs.valid.all() and ids & set(outputs.ids[0].tolist())
+    assert memory.history(at(1.78).stamp)[0].stamp == at(0.5).stamp
+    assert memory.history(at(1.95).stamp)[0].stamp == at(1.7).stamp
+    outputs, after = run(model, at(2.1), dataclasses.replace(memory, entries=memory.entries[2:]))
+    assert outputs.valid is None and len(after.carried.book_ids)  # too old to go on; the book is not forgotten
 
 
 def test_no_id_is_given_again_after_a_wipe(model):
@@ -199,6 +217,77 @@ def test_boxes_carry_ids_and_keep_to_the_limits(model):
     few = model.decode(outputs, Limits(score=middle)).boxes
     assert 0 < len(few) < len(boxes) and few.scores.min() >= middle
     assert len(model.decode(outputs, Limits(count=3)).boxes) == 3
+
+
+def with_doubts(detect):
+    """The same detections, but every other instance is in doubt about its class."""
+
+    def doubt(*args):
+        outputs = detect(*args)
+        doubts = 20.0 * (torch.arange(outputs.last.logits.shape[1]) % 2)[:, None]
+        last = dataclasses.replace(outputs.last, logits=outputs.last.logits - doubts)
+        return dataclasses.replace(outputs, stages=(*outputs.stages[:-1], last))
+
+    return doubt
+
+
+def clear_boxes(model, outputs, boxes):
+    """Which boxes [n] have a class score of their own of the threshold at least."""
+    places = outputs.last.boxes[0, :, :3].numpy()
+    rows = [int(np.linalg.norm(places - center, axis=1).argmin()) for center in boxes.centers]
+    return outputs.last.logits[0].amax(dim=1).sigmoid().numpy()[rows] >= model.config.head.decode.track_threshold
+
+
+def test_a_box_is_tracked_if_its_own_class_score_reaches_the_threshold(model, monkeypatch):
+    """Whatever its centerness, by which boxes are ordered, and whatever id its instance has."""
+    _, memory = run(model, frame(0, 4))
+    monkeypatch.setattr(model, "detect", with_doubts(model.detect))
+    outputs, memory = run(model, frame(1, 4), memory)
+    quality = outputs.last.quality.clone()
+    quality[0, ::4] = -20.0  # the first of those without doubts come last
+    outputs = dataclasses.replace(
+        outputs, stages=(*outputs.stages[:-1], dataclasses.replace(outputs.last, quality=quality))
+    )
+    boxes = model.decode(outputs, Limits()).boxes
+    clear = clear_boxes(model, outputs, boxes)
+    assert (np.diff(clear.astype(int)) > 0).any()  # scores have another order
+    assert np.array_equal(boxes.track_ids != NO_TRACK, clear)
+    assert (memory.entries[0].ids != NO_TRACK).sum() > clear.sum()  # those in doubt go on with theirs
+
+
+def test_for_the_benchmark_ids_follow_the_published_rule(model, monkeypatch):
+    """Every instance gets an id in row order; those of the K best boxes are shown."""
+    monkeypatch.setattr(model, "for_benchmark", True)
+    monkeypatch.setattr(model, "detect", with_doubts(model.detect))
+    first, memory = run(model, frame(0, 4))
+    assert first.ids.tolist() == [list(range(24))]
+    outputs, memory = run(model, frame(1, 4), memory)
+    assert outputs.ids[0, :16].tolist() == first.ids[0, first.chosen[0]].tolist()
+    assert outputs.ids[0, 16:].tolist() == list(range(24, 32)) and memory.carried.next_id == 32
+    boxes = model.decode(outputs, Limits()).boxes
+    assert clear_boxes(model, outputs, boxes).sum() == 12
+    assert (boxes.track_ids != NO_TRACK).tolist() == [True] * 12 + [False] * 12
+    after = run(model, frame(2, 4), memory.wiped())[0]
+    assert after.ids.tolist() == [list(range(32, 56))]
+
+
+def test_eval_gives_ids_by_the_published_rule(model, synthetic_nuscenes, tmp_path, monkeypatch):
+    path, lowest = tmp_path / "weights.safetensors", []
+    save_checkpoint(model, path, {})
+    monkeypatch.setattr(Identities, "name", spy(Identities.name, lambda *args: lowest.append(args[-1])))
+    rows = run_rows(model.config, path, torch.device("cpu"), records_of(synthetic_nuscenes), range(3))
+    assert all((result.boxes.track_ids != NO_TRACK).any() for _, result in rows)
+    assert lowest == [0.0] * 3
+
+
+def spy(function, look):
+    """The function, whose arguments `look` gets first."""
+
+    def call(*args):
+        look(*args)
+        return function(*args)
+
+    return call
 
 
 def test_what_variants_give():
@@ -238,6 +327,11 @@ def test_settings_that_do_not_fit_are_named(head, frames, says):
         build_model(dataclasses.replace(config, frames=dataclasses.replace(config.frames, **frames)))
 
 
+def test_a_model_of_maps_needs_no_instances_that_go_on():
+    head = maps_config().head
+    assert dataclasses.replace(head, num_temporal=head.num_anchor).num_anchor == head.num_anchor
+
+
 def test_nothing_that_is_remembered_is_changed(model):
     _, memory = run(model, frame(0, 4))
     entry = memory.entries[0]
@@ -245,3 +339,11 @@ def test_nothing_that_is_remembered_is_changed(model):
     run(model, frame(1, 4), memory_of(model, entry))
     assert all(torch.equal(a, b) for a, b in zip(before[0], entry.tensors, strict=True))
     assert np.array_equal(before[1], entry.ids)
+
+
+def test_the_tracking_threshold_is_a_setting(model, monkeypatch):
+    decode = dataclasses.replace(model.config.head.decode, track_threshold=1.0)
+    head = dataclasses.replace(model.config.head, decode=decode)
+    monkeypatch.setattr(model, "config", dataclasses.replace(model.config, head=head))
+    outputs, memory = run(model, frame(0, 4))
+    assert (outputs.ids == NO_TRACK).all() and memory.carried.next_id == 0
