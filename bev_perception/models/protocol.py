@@ -60,11 +60,13 @@ class Model(nn.Module):
     config: settings of the variant
     encoder_parts: names of the submodules that encode images; variants whose encoder parts are equal share them
     training_only: names of the submodules that only training uses
+    stages: the parts that benchmarks tell apart: a name, and the paths of its submodules; the rest is the "head"
     """
 
     config: VariantConfig
     encoder_parts: Sequence[str] = ()
     training_only: Sequence[str] = ()
+    stages: Mapping[str, Sequence[str]] = {}
 
     @abstractmethod
     def encode(self, inputs: ModelInput) -> Encoded:
@@ -97,6 +99,15 @@ class Model(nn.Module):
     @abstractmethod
     def new_memory(self, interval: float) -> Memory[Any]:
         """Return an empty memory for frames that are remembered every `interval` s."""
+
+    def recompute(self, queue: Sequence[ModelInput]) -> Any | None:
+        """Return the outputs for the newest of frames, all of which are computed here: nothing is remembered.
+
+        queue: 1 + config.frames.past frames, the newest first
+
+        None, unless the family's publication evaluates its models in this way.
+        """
+        return None
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
