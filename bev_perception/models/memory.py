@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -61,6 +61,8 @@ class Memory(Generic[E]):
     missing: what replaces a frame that the memory does not reach: the "oldest" entry, or the "current" frame
     entries: of past frames, newest first
     carried: state that is kept from frame to frame, whether a frame is remembered or not; None for most families
+    thin: returns what is kept of entries, newest first, once one has been added: a family may need parts of the newest
+        ones only; None: everything
     """
 
     count: int
@@ -69,6 +71,7 @@ class Memory(Generic[E]):
     missing: str = "oldest"
     entries: tuple[E, ...] = ()
     carried: Any = None
+    thin: Callable[[tuple[E, ...]], tuple[E, ...]] | None = None
 
     def __len__(self) -> int:
         """Return the number of entries."""
@@ -100,7 +103,7 @@ class Memory(Generic[E]):
         due: whether to keep the entry
         """
         kept = (entry, *self.entries)[: self.capacity] if due else self.entries
-        return replace(self, entries=kept, carried=carried)
+        return replace(self, entries=self.thin(kept) if self.thin and due else kept, carried=carried)
 
     def with_capacity(self, capacity: int) -> Memory[E]:
         """Return the memory with room for `capacity` entries; the oldest ones beyond that are dropped."""

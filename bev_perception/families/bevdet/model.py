@@ -12,6 +12,7 @@ caller says which ego frame is meant.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -35,7 +36,7 @@ from bev_perception.families.bevdet.occupancy_head import (
     voxel_grid,
 )
 from bev_perception.families.bevdet.stereo import StereoView, cost_volume
-from bev_perception.families.bevdet.temporal import BevMemory, join, warp
+from bev_perception.families.bevdet.temporal import BevMemory, drop_views, join, warp
 from bev_perception.families.bevdet.view_transform import ViewTransform, depth_values, sensor2grid
 from bev_perception.families.bevdet.weights import explain
 from bev_perception.models.backbones import build_backbone
@@ -237,7 +238,8 @@ class BEVDet(Model):
         """Return an empty memory that reaches back to the oldest map that the variant uses."""
         spacing = self.config.frames.interval
         reach = math.ceil(self.past_maps * spacing / interval)
-        return Memory(self.past_maps, spacing, reach + 2 if self.past_maps else 0, missing="current")
+        thin = functools.partial(drop_views, interval=spacing) if self.head.stereo else None
+        return Memory(self.past_maps, spacing, reach + 2 if self.past_maps else 0, "current", thin=thin)
 
     def decode(self, outputs: BEVDetOutput, limits: Limits) -> Perception:
         """Return the boxes or the occupancy in base_link.
