@@ -125,13 +125,24 @@ class ViewTransform(nn.Module):
         matrices = tuple(getattr(cameras, item.name).tobytes() for item in fields(cameras)[:2])
         key = (matrices, sensor2ego.tobytes(), sensor2ego.shape, image_size, size, device)
         if self._planned is None or self._planned[0] != key:
-            image2ego = torch.from_numpy(sensor2ego @ image2sensor(cameras)).to(device)  # float64: see cell_index
-            rays = pixel_rays(image_size, size, device)
-            points = lift_points(image2ego, rays, depth_values(self.head.depth, device))
-            x, y, z = self.head.grid.size
-            plan = plan_pool(cell_index(points, self.head.grid), len(sensor2ego) * x * y * z)
-            self._planned = (key, plan)
+            # a plan outlives the step: of inference tensors, a later training step could not use it
+            with torch.inference_mode(False), torch.no_grad():
+                self._planned = (key, self._plan(cameras, sensor2ego, image_size, size, device))
         return self._planned[1]
+
+    def _plan(
+        self,
+        cameras: Cameras,
+        sensor2ego: np.ndarray,
+        image_size: tuple[int, int],
+        size: tuple[int, int],
+        device: torch.device,
+    ) -> PoolPlan:
+        """Return a new plan; arguments as of `plan`."""
+        image2ego = torch.from_numpy(sensor2ego @ image2sensor(cameras)).to(device)  # float64: see cell_index
+        points = lift_points(image2ego, pixel_rays(image_size, size, device), depth_values(self.head.depth, device))
+        x, y, z = self.head.grid.size
+        return plan_pool(cell_index(points, self.head.grid), len(sensor2ego) * x * y * z)
 
     def forward(
         self,

@@ -125,6 +125,19 @@ def test_the_plan_of_the_pooling_is_kept_until_a_matrix_changes():
     assert view.plan(cameras, moved, *arguments[1:]) is not plan
 
 
+def test_a_plan_of_inference_serves_training():
+    model = small_model("plain")
+    frames = [frame_at(1), frame_at(0)]
+    queue(model, frames)
+    arguments = (
+        [f.images[None] for f in frames],
+        [batched(f.cameras) for f in frames],
+        [f.reference2global[None] for f in frames],
+    )
+    model.perceive(*arguments).tasks[0].heatmap.sum().backward()
+    assert model.img_view_transformer.depth_net.weight.grad.abs().sum() > 0
+
+
 def test_the_border_of_the_grid():
     """Fractions are cut towards zero: what lies up to one cell below the grid falls into its first cell."""
     grid = small_config().head.grid  # -16..16 m in cells of 2 m, and one cell from -4 to 4 m
