@@ -2,10 +2,11 @@
 
 The protocol is that of Liu et al., ICCV 2023, and of the timing script of their release: batch size 1, key frames in
 order, with the features of past frames remembered. The first 10 frames do not count. The time between synchronizations
-with the GPU covers the upload of the resized images, the network and the decoding of boxes. It does not include
-reading, decoding and resizing the images; the figure "with loading" does, with all steps in sequence as for a live
-frame. Their figures are labelled fp32 but were measured with PyTorch's defaults, which for convolutions are what is
-called tf32 here.
+with the GPU covers the network and the post-processing, that is the decoding of boxes; "total" is their sum. It does
+not include reading, decoding and resizing the images; the figure "with loading" does, with all steps in sequence as for
+a live frame. Of families whose publication computes the whole queue of frames for each result, the network is timed in
+this way, too, beside the sequential protocol (not in bf16 and fp16, which only the encoder computes in). Liu et al.
+label their figures fp32 but measured them with PyTorch's defaults, which for convolutions are what is called tf32 here.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import multiprocessing
 import platform
 import resource
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,9 +34,13 @@ from bev_perception.data.drive import CAMERAS, DriveImage
 from bev_perception.data.synthetic import World, synthetic_drive
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.families.variants import Variant, load_variant, shipped_weights
+from bev_perception.health import Stopwatch
+from bev_perception.models.precision import PRECISIONS, encoder_precision
 from bev_perception.models.protocol import Model
+from bev_perception.pipeline.encoders import LoadedVariant
 from bev_perception.pipeline.loading import load_pipeline, write_initial_weights
 from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
+from bev_perception.sensing.preprocess import Preprocessor
 from bev_perception.strict import UserError
 from bev_perception.types import CameraImage, Frame, View
 
@@ -80,12 +86,13 @@ class Timing:
     history: number of past frames used
     frames: number of frames that were timed
     warm_up: number of frames before them
-    fps: frames per second "without loading" and "with loading"
-    ms: (median, 95th percentile) of the time of a frame in ms, "without loading", "with loading" and by stage of the
-        pipeline
-    parameters: number of parameters of backbone, neck and head
-    flops: operations of backbone, neck and head for one frame; a multiply-add counts as two, and only matrix products
-        and convolutions count
+    fps: frames per second, "total" and "with loading"
+    ms: (median, 95th percentile) of the time of a frame in ms: "network", "post-processing", "total" of the two,
+        "preprocess", "with loading" of all three, and "network, all frames" if it is also timed without a memory
+    parameters: number of parameters of each stage of the model, see Model.stages
+    flops: operations of each stage for one frame; a multiply-add counts as two, and only matrix products and
+        convolutions count
+    flops_all_frames: operations if all frames are computed anew; None where that is not timed
     peak_mb: MB, peak memory: on a GPU what PyTorch has allocated, on the CPU the resident memory of the process
     memory_mb: MB, the part of it that the features of past frames take
     machine: CPU, GPU and versions, see machine()
@@ -104,6 +111,7 @@ class Timing:
     ms: dict[str, tuple[float, float]]
     parameters: dict[str, int]
     flops: dict[str, int]
+    flops_all_frames: int | None
     peak_mb: float
     memory_mb: float
     machine: dict[str, str]
@@ -117,15 +125,18 @@ class Timing:
             f"{self.frames} frames after {self.warm_up} of warm-up",
             *(f"{name}: {value}" for name, value in self.machine.items()),
             "",
-            f"{'':18}{'FPS':>10}{'median ms':>12}{'p95 ms':>10}",
+            f"{'':20}{'FPS':>10}{'median ms':>12}{'p95 ms':>10}",
         ]
         for name, (median, p95) in self.ms.items():
             rate = f"{self.fps[name]:10.2f}" if name in self.fps else " " * 10
-            lines.append(f"{name:18}{rate}{median:12.1f}{p95:10.1f}")
-        lines += ["", f"{'':18}{'M parameters':>14}{'GFLOP':>10}"]
-        for name, count in self.parameters.items():
-            lines.append(f"{name:18}{count / 1e6:14.2f}{self.flops[name] / 1e9:10.1f}")
-        lines.append(f"{'all':18}{sum(self.parameters.values()) / 1e6:14.2f}{sum(self.flops.values()) / 1e9:10.1f}")
+            lines.append(f"{name:20}{rate}{median:12.1f}{p95:10.1f}")
+        lines += ["", f"{'':20}{'M parameters':>14}{'GFLOP':>10}{'GMAC':>10}"]
+        counts = [(name, count, self.flops[name]) for name, count in self.parameters.items()]
+        counts.append(("all", sum(self.parameters.values()), sum(self.flops.values())))
+        for name, count, flops in counts:
+            lines.append(f"{name:20}{count / 1e6:14.2f}{_work(flops)}")
+        if self.flops_all_frames is not None:
+            lines.append(f"{'all, all frames':20}{'':14}{_work(self.flops_all_frames)}")
         of = "resident, of the process" if self.device == "cpu" else "allocated on the GPU"
         lines += ["", f"peak memory {self.peak_mb:.0f} MB {of}; features remembered {self.memory_mb:.0f} MB"]
         return "\n".join(lines)
@@ -186,7 +197,9 @@ def _time_here(settings: TimingSettings) -> Timing:
             _note(result.timings, seconds)
     # read now, before counting the operations allocates more memory
     peak, memory = _peak_bytes(pipeline.device), pipeline.memory_bytes
-    flops = _count_flops(pipeline, variant.model, next(frames))
+    last = next(frames)
+    flops = count_operations(variant.model, lambda: pipeline.step(last))
+    flops_all = _all_frames(pipeline, variant, settings, seconds)
     pipeline.close()
     return Timing(
         variant=variant.config.name,
@@ -198,10 +211,11 @@ def _time_here(settings: TimingSettings) -> Timing:
         history=min(result.history, variant.config.frames.past),
         frames=settings.frames,
         warm_up=warm_up,
-        fps={name: settings.frames / sum(seconds[name]) for name in ("without loading", "with loading")},
+        fps={name: settings.frames / sum(seconds[name]) for name in ("total", "with loading")},
         ms={name: percentiles(values) for name, values in seconds.items()},
         parameters=_by_stage(variant.model),
         flops=flops,
+        flops_all_frames=flops_all,
         peak_mb=peak / 1e6,
         memory_mb=memory / 1e6,
         machine=machine(),
@@ -219,9 +233,35 @@ def _load(settings: TimingSettings) -> Pipeline:
 
 
 def _note(timings: dict[str, float], seconds: dict[str, list[float]]) -> None:
-    whole = sum(timings.values())
-    for name, value in {"without loading": whole - timings["preprocess"], "with loading": whole, **timings}.items():
+    network, after, before = timings["model"], timings["decode"], timings["preprocess"]
+    named = {"network": network, "post-processing": after, "total": network + after, "preprocess": before}
+    for name, value in {**named, "with loading": network + after + before}.items():
         seconds.setdefault(name, []).append(value)
+
+
+def _all_frames(
+    pipeline: Pipeline, variant: LoadedVariant, settings: TimingSettings, seconds: dict[str, list[float]]
+) -> int | None:
+    """Time the network on whole queues of frames, and return its operations; None for models that only remember."""
+    model, count = variant.model, 1 + variant.config.frames.past
+    if PRECISIONS.get(settings.precision) is not None:
+        return None
+    prepare = Preprocessor(variant.config, pipeline.device)
+    queue = [prepare(frame)[0] for frame in made_up_key_frames(count)][::-1]
+    prepare.close()
+    with torch.inference_mode(), encoder_precision(settings.precision, pipeline.device):
+        outputs: list[Any] = []
+        flops = count_operations(model, lambda: outputs.append(model.recompute(queue)))
+        if outputs == [None]:
+            return None
+        for _ in range(max(1, settings.frames // count)):
+            watch = Stopwatch()
+            with watch.stage("network"):
+                model.recompute(queue)
+                if pipeline.device.type == "cuda":
+                    torch.cuda.synchronize(pipeline.device)
+            seconds.setdefault("network, all frames", []).append(watch.seconds["network"])
+    return sum(flops.values())
 
 
 def made_up_key_frames(count: int) -> Iterator[Frame]:
@@ -248,36 +288,51 @@ def _peak_bytes(device: torch.device) -> int:
 
 
 def _by_stage(model: Model) -> dict[str, int]:
-    """Return the number of parameters of backbone, neck and head (everything else that inference needs)."""
-    counts = dict.fromkeys([*map(_stage, model.encoder_parts), "head"], 0)
+    """Return the number of parameters of each stage that inference needs, the rest as "head"."""
+    counts = dict.fromkeys([*_stages(model), "head"], 0)
     for name, parameter in model.named_parameters():
-        part = name.split(".")[0]
-        if part not in model.training_only:
-            counts[_stage(part) if part in model.encoder_parts else "head"] += parameter.numel()
+        if name.split(".")[0] not in model.training_only:
+            counts[_stage_of(name, model)] += parameter.numel()
     return counts
 
 
-def _count_flops(pipeline: Pipeline, model: Model, frame: Frame) -> dict[str, int]:
-    """Return the number of operations of backbone, neck and head for one more frame."""
+def _stages(model: Model) -> dict[str, list[str]]:
+    """Return the stages that the model has, with the paths of their submodules."""
+    known = {path for path, _ in model.named_modules()}
+    found = {stage: [path for path in paths if path in known] for stage, paths in model.stages.items()}
+    return {stage: paths for stage, paths in found.items() if paths}
+
+
+def _stage_of(name: str, model: Model) -> str:
+    owners = (stage for stage, paths in _stages(model).items() if any(name.startswith(f"{p}.") for p in paths))
+    return next(owners, "head")
+
+
+def count_operations(model: Model, run: Callable[[], object]) -> dict[str, int]:
+    """Return the number of operations that `run` lets each stage of the model do; see Timing.flops."""
     counter = FlopCounterMode(display=False)
-    marks: dict[str, list[int]] = {part: [] for part in model.encoder_parts}
+    flops = dict.fromkeys([*_stages(model), "head"], 0)
     hooks = []
-    for part, passed in marks.items():
+    for stage, paths in _stages(model).items():
 
-        def note(*_: object, passed: list[int] = passed) -> None:
-            passed.append(counter.get_total_flops())
+        def begin(*_: object, stage: str = stage) -> None:
+            flops[stage] -= counter.get_total_flops()
 
-        module = getattr(model, part)
-        hooks += [module.register_forward_pre_hook(note), module.register_forward_hook(note)]
+        def end(*_: object, stage: str = stage) -> None:
+            flops[stage] += counter.get_total_flops()
+
+        for path in paths:
+            module = model.get_submodule(path)
+            hooks += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
     model.requires_grad_(False)  # otherwise the counter expects an autograd graph, which inference mode does not record
     # the counter does not know all fused attention kernels; MATH computes attention as matrix products, which it counts
     with counter, sdpa_kernel(SDPBackend.MATH):
-        pipeline.step(frame)
+        run()
     for hook in hooks:
         hook.remove()
-    flops = {_stage(part): after - before for part, (before, after) in marks.items()}
-    return {**flops, "head": counter.get_total_flops() - sum(flops.values())}
+    flops["head"] = counter.get_total_flops() - sum(flops.values())
+    return flops
 
 
-def _stage(part: str) -> str:
-    return part.removeprefix("img_")
+def _work(flops: int) -> str:
+    return f"{flops / 1e9:10.1f}{flops / 2e9:10.1f}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
@@ -24,12 +24,15 @@ Output = TypeVar("Output")
 
 #: the submodules that encode images, named as in the official checkpoints
 ENCODER_PARTS = ("img_backbone", "img_neck")
+#: the same, as benchmarks name them
+ENCODER_STAGES = {"backbone": ("img_backbone",), "neck": ("img_neck",)}
 
 
 class CameraModel(Model, Generic[Output]):
     """A backbone and feature pyramid for every image, and a decoder that samples the pyramids of several frames."""
 
     encoder_parts: Sequence[str] = ENCODER_PARTS
+    stages: Mapping[str, Sequence[str]] = ENCODER_STAGES
 
     def __init__(self, config: VariantConfig) -> None:
         """Build the encoder with fresh weights; raise ConfigError for settings that do not fit together."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -62,6 +62,8 @@ class Memory(Generic[E]):
     shortest: s; younger entries are only selected if there are no older ones
     entries: of past frames, newest first
     carried: state that is kept from frame to frame, whether a frame is remembered or not; None for most families
+    thin: returns what is kept of entries, newest first, once one has been added: a family may need parts of the newest
+        ones only; None: everything
     """
 
     count: int
@@ -71,6 +73,7 @@ class Memory(Generic[E]):
     shortest: float = 0.0
     entries: tuple[E, ...] = ()
     carried: Any = None
+    thin: Callable[[tuple[E, ...]], tuple[E, ...]] | None = None
 
     def __len__(self) -> int:
         """Return the number of entries."""
@@ -103,7 +106,7 @@ class Memory(Generic[E]):
         due: whether to keep the entry
         """
         kept = (entry, *self.entries)[: self.capacity] if due else self.entries
-        return replace(self, entries=kept, carried=carried)
+        return replace(self, entries=self.thin(kept) if self.thin and due else kept, carried=carried)
 
     def with_capacity(self, capacity: int) -> Memory[E]:
         """Return the memory with room for `capacity` entries; the oldest ones beyond that are dropped."""

@@ -62,12 +62,14 @@ class Model(nn.Module):
     training_only: names of the submodules that only training uses
     for_benchmark: whether it gets key frames only, each of which continues from the one before, and gives track ids by
         the published rule; set before the first frame
+    stages: the parts that benchmarks tell apart: a name, and the paths of its submodules; the rest is the "head"
     """
 
     config: VariantConfig
     encoder_parts: Sequence[str] = ()
     training_only: Sequence[str] = ()
     for_benchmark: bool = False
+    stages: Mapping[str, Sequence[str]] = {}
 
     @abstractmethod
     def encode(self, inputs: ModelInput) -> Encoded:
@@ -100,6 +102,15 @@ class Model(nn.Module):
     @abstractmethod
     def new_memory(self, interval: float) -> Memory[Any]:
         """Return an empty memory for frames that are remembered every `interval` s."""
+
+    def recompute(self, queue: Sequence[ModelInput]) -> Any | None:
+        """Return the outputs for the newest of frames, all of which are computed here: nothing is remembered.
+
+        queue: 1 + config.frames.past frames, the newest first
+
+        None, unless the family's publication evaluates its models in this way.
+        """
+        return None
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:

@@ -40,12 +40,13 @@ def plan_pool(index: Tensor, count: int) -> PoolPlan:
     """
     flat = index.flatten()
     kept = (flat >= 0).nonzero()[:, 0]
-    cells, order = flat[kept].sort(stable=True)
+    cells, order = flat[kept].int().sort(stable=True)  # CPUs sort four bytes in half the time
     points = kept[order]
-    depths, area = index.shape[2], index.shape[3] * index.shape[4]
-    pixels = points // (depths * area) * area + points % area
+    batch, cameras, _, height, width = index.shape
+    pixel = torch.arange(batch * cameras * height * width, device=index.device).view(batch, cameras, 1, height, width)
+    pixels = pixel.expand(index.shape).flatten()[points]
     cells, sizes = torch.unique_consecutive(cells, return_counts=True)
-    return PoolPlan(points, pixels, sizes.cumsum(0) - sizes, cells, count)
+    return PoolPlan(points, pixels, sizes.cumsum(0) - sizes, cells.long(), count)
 
 
 def bev_pool(depth: Tensor, context: Tensor, plan: PoolPlan) -> Tensor:

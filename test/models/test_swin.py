@@ -52,10 +52,19 @@ def test_a_shift_lets_windows_see_their_neighbours():
 
 
 def test_masks_keep_apart_what_only_the_shift_has_joined():
-    mask = shift_mask(8, 8, 4, 2)
+    mask = shift_mask(8, 8, 4, 2, torch.device("cpu"))
+    assert shift_mask(8, 8, 4, 2, torch.device("cpu")) is mask  # made once
     assert mask.shape == (4, 16, 16) and not mask[0].any()  # the first window is in one piece
     assert mask[3, 0, 15] == BLOCKED and mask[3, 0, 5] == 0  # the last one in four
     assert set(mask.unique().tolist()) == {0.0, BLOCKED}
+
+
+def test_a_mask_of_inference_serves_training():
+    shift_mask.cache_clear()
+    model, images = small(), torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        model(images)
+    model(images)[-1].sum().backward()
 
 
 def test_relative_index():

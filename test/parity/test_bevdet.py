@@ -75,7 +75,7 @@ def test_geometry(case):
     for t, frame in enumerate(cameras):
         image2ego = torch.from_numpy(bda[:, None] @ sensor2key[t] @ image2sensor(frame))
         points = lift_points(image2ego, rays, depth_values(config.head.depth, cpu))
-        found |= {f"frustum_xyz.f{t}": points, f"voxel_index.f{t}": cell_index(points, config.head.grid)}
+        found |= {f"frustum_xyz.f{t}": points.movedim(0, -1), f"voxel_index.f{t}": cell_index(points, config.head.grid)}
         current2older = bda @ np.linalg.inv(frame.ego2global[:, 0]) @ key2global @ np.linalg.inv(bda)
         found[f"after.shift_grid.f{t}"] = warp_grid(current2older, config.head.grid)
     checked = {name for name in case.outputs if name in found}

@@ -12,6 +12,7 @@ caller says which ego frame is meant.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -35,13 +36,13 @@ from bev_perception.families.bevdet.occupancy_head import (
     voxel_grid,
 )
 from bev_perception.families.bevdet.stereo import StereoView, cost_volume
-from bev_perception.families.bevdet.temporal import BevMemory, join, warp
+from bev_perception.families.bevdet.temporal import BevMemory, drop_views, join, warp
 from bev_perception.families.bevdet.view_transform import ViewTransform, depth_values, sensor2grid
 from bev_perception.families.bevdet.weights import explain
 from bev_perception.models.backbones import build_backbone
 from bev_perception.models.backbones.resnet import ResNet
 from bev_perception.models.backbones.swin import SwinTransformer
-from bev_perception.models.encoder import ENCODER_PARTS
+from bev_perception.models.encoder import ENCODER_PARTS, ENCODER_STAGES
 from bev_perception.models.memory import Memory
 from bev_perception.models.necks import build_neck
 from bev_perception.models.protocol import Encoded, Model, Perception, Prediction, all_finite
@@ -88,6 +89,13 @@ class BEVDet(Model):
     """The network of every variant of the family."""
 
     encoder_parts: Sequence[str] = ENCODER_PARTS
+    stages: Mapping[str, Sequence[str]] = {
+        **ENCODER_STAGES,
+        "depth net": ("img_view_transformer.depth_net",),
+        "pre-process": ("pre_process_net",),
+        "BEV backbone": ("img_bev_encoder_backbone",),
+        "BEV neck": ("img_bev_encoder_neck",),
+    }
 
     def __init__(self, config: VariantConfig) -> None:
         """Build the model with fresh weights; raise ConfigError for settings that do not fit together."""
@@ -216,7 +224,7 @@ class BEVDet(Model):
         Without a frame before, a stereo variant matches the images with themselves, as in training.
         """
         features = encoded["levels"][0][None]
-        cameras = Cameras(*(getattr(inputs.cameras, item.name)[None] for item in fields(Cameras)))
+        cameras = _batched(inputs.cameras)
         present = torch.from_numpy(inputs.present)[None].to(features.device)
         view = StereoView(encoded["stereo"][0][None], cameras, present) if self.head.stereo else None
         before = history[0].view if history and history[0] is not None else view
@@ -230,7 +238,8 @@ class BEVDet(Model):
         """Return an empty memory that reaches back to the oldest map that the variant uses."""
         spacing = self.config.frames.interval
         reach = math.ceil(self.past_maps * spacing / interval)
-        return Memory(self.past_maps, spacing, reach + 2 if self.past_maps else 0, missing="current")
+        thin = functools.partial(drop_views, interval=spacing) if self.head.stereo else None
+        return Memory(self.past_maps, spacing, reach + 2 if self.past_maps else 0, "current", thin=thin)
 
     def decode(self, outputs: BEVDetOutput, limits: Limits) -> Perception:
         """Return the boxes or the occupancy in base_link.
@@ -294,6 +303,14 @@ class BEVDet(Model):
         nothing = torch.zeros_like(maps[0])
         return self.see([maps.get(t, nothing) for t in range(1 + self.past_maps)], depth)
 
+    def recompute(self, queue: Sequence[ModelInput]) -> BEVDetOutput:
+        """Return the outputs for a queue of frames, as `perceive` does; a camera that is missing is taken as black."""
+        return self.perceive(
+            [inputs.images[None] for inputs in queue],
+            [_batched(inputs.cameras) for inputs in queue],
+            [inputs.reference2global[None] for inputs in queue],
+        )
+
     def _frame(self, images: Tensor, cameras: Cameras, sensor2ego: np.ndarray, known: np.ndarray) -> EncodedFrame:
         features, first = self.encode_images(images.flatten(0, 1))
         features = features.unflatten(0, images.shape[:2])
@@ -305,6 +322,11 @@ class BEVDet(Model):
         assert isinstance(self.img_backbone, ResNet | SwinTransformer)  # see _check
         flat = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         return StereoView(self.img_backbone.first_map(flat).unflatten(0, images.shape[:2]), cameras)
+
+
+def _batched(cameras: Cameras) -> Cameras:
+    """Return cameras, each matrix [N, ...], as those of a batch of one, [1, N, ...]."""
+    return Cameras(*(getattr(cameras, item.name)[None] for item in fields(Cameras)))
 
 
 def _check(config: VariantConfig) -> None:

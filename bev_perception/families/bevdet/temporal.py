@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ class BevMemory:
 
     bev: [1, C, (Z,) Y, X], its map before maps are joined
     ego2global: [4, 4] float64, from the frame of the map to the global frame
-    view: what a later frame is matched with, of a stereo variant
+    view: what a later frame is matched with, of a stereo variant; None once no frame can be matched with it any more
     stamp: ns, of the frame
     """
 
@@ -33,6 +33,17 @@ class BevMemory:
     def tensors(self) -> Sequence[Tensor]:
         """The map, and the features for matching."""
         return (self.bev,) if self.view is None else (self.bev, self.view.features)
+
+
+def drop_views(entries: tuple[BevMemory, ...], interval: float) -> tuple[BevMemory, ...]:
+    """Return entries, newest first, without the views that no later frame is matched with.
+
+    A frame is matched with the entry nearest to `interval` (s) before it. So the views of the last `interval` are
+    kept, and the next older one.
+    """
+    recent = entries[0].stamp - round(interval * 1e9) if entries else 0
+    last = next((k for k, entry in enumerate(entries) if entry.stamp <= recent), len(entries))
+    return (*entries[: last + 1], *(replace(entry, view=None) for entry in entries[last + 1 :]))
 
 
 def warp_grid(current2older: np.ndarray, grid: GridConfig) -> Tensor:

@@ -61,29 +61,31 @@ def sensor2grid(cameras: Cameras, ego2global: np.ndarray) -> np.ndarray:
 
 
 def lift_points(image2ego: Tensor, rays: Tensor, depths: Tensor) -> Tensor:
-    """Return the points [B, N, D, h, w, 3], m, of every pixel at every depth.
+    """Return the points [3, B, N, D, h, w], m, of every pixel at every depth; each coordinate lies in one piece.
 
     image2ego: [B, N, 4, 4], depth-scaled pixels to the ego frame
     rays: [h, w, 3], of pixel_rays
     depths: [D], m
     """
-    rotated = torch.einsum("bnij,hwj->bnhwi", image2ego[..., :3, :3], rays)
-    return rotated[:, :, None] * depths[:, None, None, None] + image2ego[:, :, None, None, None, :3, 3]
+    rotated = torch.einsum("bnij,hwj->bnhwi", image2ego[..., :3, :3], rays).movedim(-1, 0).contiguous()
+    shifts = image2ego[..., :3, 3].movedim(-1, 0)  # [3, B, N]
+    return rotated[:, :, :, None] * depths[:, None, None] + shifts[..., None, None, None]
 
 
 def cell_index(points: Tensor, grid: GridConfig) -> Tensor:
     """Return the cell of each point, an index into [B, Z, Y, X], or -1 for none; [B, N, D, h, w] int64.
 
-    points: [B, N, D, h, w, 3], m
+    points: [3, B, N, D, h, w], m
 
     Fractions are cut off towards zero, as in training: points up to one cell below the grid fall into its first cell.
     """
-    low, cell = (points.new_tensor(values) for values in (grid.range[:3], grid.cell))
-    x, y, z = ((points - low) / cell).long().unbind(-1)
-    columns, rows, heights = grid.size
-    inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows) & (z >= 0) & (z < heights)
-    sample = torch.arange(len(points), device=points.device)[:, None, None, None, None]
-    return torch.where(inside, ((sample * heights + z) * rows + y) * columns + x, -1)
+    index = torch.arange(points.shape[1], device=points.device, dtype=torch.int32)[:, None, None, None, None]
+    inside = torch.ones((), dtype=torch.bool, device=points.device)
+    for axis in (2, 1, 0):  # four bytes, and a comparison before the cut: the plan is made at every step of a drive
+        places, count = (points[axis] - grid.range[axis]) / grid.cell[axis], grid.size[axis]
+        inside = inside & (places > -1) & (places < count)
+        index = index * count + places.int()
+    return torch.where(inside, index, -1).long()
 
 
 class ViewTransform(nn.Module):
@@ -123,13 +125,24 @@ class ViewTransform(nn.Module):
         matrices = tuple(getattr(cameras, item.name).tobytes() for item in fields(cameras)[:2])
         key = (matrices, sensor2ego.tobytes(), sensor2ego.shape, image_size, size, device)
         if self._planned is None or self._planned[0] != key:
-            image2ego = torch.from_numpy(sensor2ego @ image2sensor(cameras)).to(device)  # float64: see cell_index
-            rays = pixel_rays(image_size, size, device)
-            points = lift_points(image2ego, rays, depth_values(self.head.depth, device))
-            x, y, z = self.head.grid.size
-            plan = plan_pool(cell_index(points, self.head.grid), len(sensor2ego) * x * y * z)
-            self._planned = (key, plan)
+            # a plan outlives the step: of inference tensors, a later training step could not use it
+            with torch.inference_mode(False), torch.no_grad():
+                self._planned = (key, self._plan(cameras, sensor2ego, image_size, size, device))
         return self._planned[1]
+
+    def _plan(
+        self,
+        cameras: Cameras,
+        sensor2ego: np.ndarray,
+        image_size: tuple[int, int],
+        size: tuple[int, int],
+        device: torch.device,
+    ) -> PoolPlan:
+        """Return a new plan; arguments as of `plan`."""
+        image2ego = torch.from_numpy(sensor2ego @ image2sensor(cameras)).to(device)  # float64: see cell_index
+        points = lift_points(image2ego, pixel_rays(image_size, size, device), depth_values(self.head.depth, device))
+        x, y, z = self.head.grid.size
+        return plan_pool(cell_index(points, self.head.grid), len(sensor2ego) * x * y * z)
 
     def forward(
         self,

@@ -48,6 +48,15 @@ class Sparse4DHead(nn.Module):
         self.anchor_encoder = AnchorEncoder(head.embed_dims, head.decoupled_attention)
         self.layers = nn.ModuleList()
 
+    def stages(self) -> list[list[str]]:
+        """Return the names of the layers of each stage; the refinement is the last of them."""
+        stages: list[list[str]] = [[]]
+        for name, layer in self.layers.named_children():
+            stages[-1].append(f"layers.{name}")
+            if isinstance(layer, Refinement):
+                stages.append([])
+        return stages[:-1]
+
     def _initialise(self) -> None:
         """Give the layers of the stages the published initial weights; refinements keep those that they have."""
         for layer in self.layers:

@@ -79,6 +79,8 @@ class Sparse4D(CameraModel[Sparse4DOutput]):
             self.head = RecurrentHead(head, classes, frames.interval, frames.max_gap)
         else:
             self.head = MapsHead(head, classes, frames.interval, frames.past)
+        decoder = {f"stage {k}": [f"head.{name}" for name in names] for k, names in enumerate(self.head.stages())}
+        self.stages = {**self.stages, **decoder}
         if head.recurrent and head.depth_levels:
             self.depth_branch = DepthBranch(head.embed_dims, head.depth_levels)
             self.training_only = ("depth_branch",)

@@ -7,6 +7,7 @@ as in the official checkpoints of the detectors.
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -115,15 +116,21 @@ class Block(nn.Module):
         mask = None
         if shift:
             x = x.roll((-shift, -shift), dims=(1, 2))
-            mask = shift_mask(size[1], size[2], window, shift).to(x)
+            mask = shift_mask(size[1], size[2], window, shift, x.device).to(x.dtype)
         x = join_windows(self.attn["w_msa"](split_windows(x, window), mask), window, size)
         if shift:
             x = x.roll((shift, shift), dims=(1, 2))
         return x[:, :height, :width]
 
 
-def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
+@functools.lru_cache(maxsize=8)  # blocks of a stage share theirs, as do the steps of a stream
+def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
     """Return what keeps apart the regions that a cyclic shift joins in one window, [windows, L, L]: 0 or BLOCKED."""
+    with torch.inference_mode(False):  # it may serve training later
+        return _shift_mask(height, width, window, shift).to(device)
+
+
+def _shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
     spans = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
     regions = torch.zeros(1, height, width, 1)
     for i, rows in enumerate(spans):

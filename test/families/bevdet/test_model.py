@@ -7,11 +7,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bev_perception.families.bevdet.temporal import warp
+from bev_perception.families.bevdet.temporal import BevMemory, warp
+from bev_perception.families.bevdet.view_transform import cell_index
 from bev_perception.families.catalog import build_model
 from bev_perception.families.variants import load_variant
 from bev_perception.geometry import make_transform, rotation_from_yaw
 from bev_perception.models.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from bev_perception.models.memory import device_bytes
 from bev_perception.models.protocol import NotFiniteError
 from bev_perception.strict import ConfigError
 from bev_perception.types import Cameras, Limits
@@ -123,6 +125,30 @@ def test_the_plan_of_the_pooling_is_kept_until_a_matrix_changes():
     assert view.plan(cameras, moved, *arguments[1:]) is not plan
 
 
+def test_a_plan_of_inference_serves_training():
+    model = small_model("plain")
+    frames = [frame_at(1), frame_at(0)]
+    queue(model, frames)
+    arguments = (
+        [f.images[None] for f in frames],
+        [batched(f.cameras) for f in frames],
+        [f.reference2global[None] for f in frames],
+    )
+    model.perceive(*arguments).tasks[0].heatmap.sum().backward()
+    assert model.img_view_transformer.depth_net.weight.grad.abs().sum() > 0
+
+
+def test_the_border_of_the_grid():
+    """Fractions are cut towards zero: what lies up to one cell below the grid falls into its first cell."""
+    grid = small_config().head.grid  # -16..16 m in cells of 2 m, and one cell from -4 to 4 m
+    x = torch.tensor([-18.0, -17.9, -16.0, -14.1, -14.0, 15.9, 16.0, 1e30], dtype=torch.float64)
+    points = torch.stack([x, torch.full_like(x, 0.5), torch.full_like(x, -11.9)])[:, None, None, :, None, None]
+    row = 16 * 8  # of y
+    assert (cell_index(points, grid).flatten() - row).tolist() == [-1 - row, 0, 0, 0, 1, 15, -1 - row, -1 - row]
+    assert (cell_index(points.expand(-1, 2, -1, -1, -1, -1), grid)[1].flatten()[1] == 256 + row).item()
+    assert (cell_index(points - 0.2, grid) == -1).all()  # and below
+
+
 def test_an_older_map_moves_by_whole_cells():
     grid = small_config().head.grid
     bev = torch.randn(1, 3, 16, 16)
@@ -153,6 +179,24 @@ def test_memory_reaches_back_to_the_oldest_map():
         assert (memory.count, memory.interval, memory.missing) == (2, 0.5, "current")
         assert memory.capacity == 4 + 2
     assert small_model(past=0).new_memory(0.5).capacity == 0
+
+
+def test_only_views_that_can_still_be_matched_are_remembered():
+    """At any rate, a memory that has dropped views finds the same ones as a memory that has kept them all."""
+    model = small_model("stereo", past=4)
+    view = stream(model, [frame_at(0)])[0].entry.view
+    for seconds in (0.1, 0.2, 0.25, 0.3, 0.5, 0.7):
+        memory = model.new_memory(seconds)
+        whole = dataclasses.replace(memory, thin=None)
+        for k in range(12):
+            stamp = round(k * seconds * 1e9)
+            for share in (0.05, 0.5, 1.0):  # also frames that are not remembered
+                ours, all_there = (m.history(stamp + round(share * seconds * 1e9))[0] for m in (memory, whole))
+                assert ours is all_there is None or (ours.stamp, ours.view) == (all_there.stamp, view)
+            entry = BevMemory(torch.zeros(1), np.eye(4), view, stamp)
+            memory, whole = (m.after(entry, None, due=True) for m in (memory, whole))
+        assert sum(entry.view is not None for entry in memory.entries) <= 0.5 / seconds + 2
+        assert device_bytes([memory]) <= device_bytes([whole])
 
 
 def test_limits():

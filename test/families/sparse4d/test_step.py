@@ -173,9 +173,7 @@ def test_anchors_from_a_file(tmp_path):
     write_anchors(anchors, path)
     config = small_config(family={"anchors": str(path)})
     step = step_of(config)
-    assert not np.array_equal(
-        step.model.head.instance_bank.anchor.detach(), anchors
-    )  # as when it is resumed
+    assert not np.array_equal(step.model.head.instance_bank.anchor.detach(), anchors)  # as when it is resumed
     step.begin()
     assert np.array_equal(step.model.head.instance_bank.anchor.detach(), anchors)
     model = build_model(config)
