@@ -85,6 +85,13 @@ def _add_eval(commands: Commands) -> None:
         action="store_true",
         help="wipe the memory before each frame, to measure what past frames contribute",
     )
+    evaluate.add_argument(
+        "--alignment",
+        choices=("in_view", "after_view"),
+        help="compute all frames of each sample anew, as published for variants with a map, and bring past frames into "
+        "the current one while their features are lifted, or their maps after it (head.alignment); without it, maps "
+        "are remembered as in live use",
+    )
     evaluate.add_argument("--labels", default=LABELS_FOLDER, help=LABELS_HELP)
     evaluate.add_argument(
         "--save-occupancy", type=Path, metavar="DIR", help="write the occupancy of each sample to DIR"
@@ -100,6 +107,8 @@ def _add_eval(commands: Commands) -> None:
 def _eval(args: argparse.Namespace) -> int:
     if args.no_memory and (args.bag or args.results or args.occupancy_results):
         raise UserError("--no-memory is for a variant that runs over a split; leave it out")
+    if args.alignment and (args.bag or args.results or args.occupancy_results or args.no_memory):
+        raise UserError("--alignment is for a variant that runs over a split with its past frames; leave it out")
     if args.bag is not None:
         return _eval_bags(args)
     if args.data is None:
@@ -153,6 +162,7 @@ def _score_variant(args: argparse.Namespace) -> Scores | None:
         scenes=tuple(args.scenes),
         max_range=args.max_range,
         memory=not args.no_memory,
+        recompute=args.alignment is not None,
         tracking=args.tracking,
         labels=args.labels,
         save_occupancy=args.save_occupancy,

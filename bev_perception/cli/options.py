@@ -67,11 +67,13 @@ def add_variant(parser: argparse.ArgumentParser, required: bool = True, default:
 
 
 def apply_changes(args: argparse.Namespace) -> None:
-    """Replace args.variant by the loaded variant with the changes of --set; without --set, leave it alone.
+    """Replace args.variant by the loaded variant with the changes of --set and --alignment; without, leave it alone.
 
     Raises ConfigError if --set is given without --variant, and for keys or values that cannot be set.
     """
-    changes = getattr(args, "changes", None)
+    changes = list(getattr(args, "changes", None) or ())
+    if getattr(args, "alignment", None):
+        changes.append(f"head.alignment={args.alignment}")
     if not changes:
         return
     from bev_perception.families.variants import load_variant

@@ -62,6 +62,8 @@ class EvalSettings:
     scenes: names of the only scenes of the split to run and score; empty: all
     max_range: m, distance from the car up to which boxes count, as in score_results; None: by class
     memory: False wipes the memory before each frame
+    recompute: whether the past frames of each sample are computed anew, as the publications of some families do, and
+        not remembered
     tracking: whether tracks are written and scored, too; a variant without ids of its own gets those of the tracker
     labels: folder of occupancy labels, relative to `data` or absolute
     save_occupancy: directory for the occupancy of each sample; None: not written
@@ -78,6 +80,7 @@ class EvalSettings:
     scenes: tuple[str, ...] = ()
     max_range: float | None = None
     memory: bool = True
+    recompute: bool = False
     tracking: bool = False
     labels: str | Path = LABELS_FOLDER
     save_occupancy: Path | None = None
@@ -101,7 +104,8 @@ def evaluate(settings: EvalSettings) -> Scores | None:
         check_images(records, config)
         evaluation = _evaluation(settings, config, records, device)
         rows = processes.share(records)
-        results = run_rows(config, settings.checkpoint, device, records, rows, settings.precision, settings.memory)
+        how = (settings.precision, settings.memory, settings.recompute)
+        results = run_rows(config, settings.checkpoint, device, records, rows, *how)
         for i, result in tqdm(results, total=len(rows), desc=config.name, unit="frame", disable=processes.rank > 0):
             evaluation.add(i, result)
         parts = processes.gather(evaluation.part)

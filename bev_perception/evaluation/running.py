@@ -20,10 +20,12 @@ import torch
 import torch.distributed as dist
 
 from bev_perception.config import VariantConfig
-from bev_perception.data.queues import evaluation_queue, read_frame
+from bev_perception.data.drive import CAMERAS
+from bev_perception.data.queues import evaluation_queue, key_frame_queue, read_frame
 from bev_perception.data.records import Records
 from bev_perception.data.sequences import shard_scenes
 from bev_perception.evaluation.errors import EvaluationError
+from bev_perception.geometry import invert_transform
 from bev_perception.models.device import choose_device
 from bev_perception.models.precision import check_precision, encoder_precision, strict_float32
 from bev_perception.models.protocol import Encoded, Model
@@ -105,6 +107,7 @@ def run_rows(
     rows: Iterable[int],
     precision: str = PipelineSettings.precision,
     memory: bool = True,
+    recompute: bool = False,
 ) -> Iterator[tuple[int, Result]]:
     """Load a variant, run it on key frames, and yield the row of each key frame with its result.
 
@@ -118,10 +121,14 @@ def run_rows(
     rows: indices into `records`, ascending
     precision: of backbone and neck, as in PipelineSettings
     memory: False wipes the memory before each frame
+    recompute: whether all frames of a key frame's queue are computed anew, see Model.recompute
 
-    Raises EvaluationError for a variant with future frames if `memory` is False.
+    Raises EvaluationError for a variant with future frames if `memory` is False, and for one that cannot recompute.
     """
     loaded = load_weights(config, checkpoint, device)
+    if recompute:
+        yield from recompute_rows(config, loaded.model, device, records, rows)
+        return
     if config.frames.future:
         if not memory:
             raise EvaluationError(
@@ -215,6 +222,48 @@ def run_in_queues(
             yield i, Result(stamp, boxes, seen.occupancy, {}, None, {}, history, reference_boxes=found)
     finally:
         preprocess.close()
+
+
+def recompute_rows(
+    config: VariantConfig, model: Model, device: torch.device, records: Records, rows: Iterable[int]
+) -> Iterator[tuple[int, Result]]:
+    """Run a model on each row and its past key frames, all computed anew in float32; yield the row with its result.
+
+    Images are read once, and kept as long as consecutive queues contain them. Boxes get track ids from the tracker.
+
+    Raises EvaluationError for images that cannot be used, and for a model that is not evaluated in this way.
+    """
+    if type(model).recompute is Model.recompute:
+        raise EvaluationError(f"{config.name} is evaluated with what it remembers; leave --alignment out")
+    preprocess = Preprocessor(config, device)
+    inputs: dict[tuple[int, ...], ModelInput] = {}
+    scene, tracks = "", Tracks()
+    try:
+        for i in rows:
+            queue = [tuple(image_set.tolist()) for image_set in key_frame_queue(records, i, config.frames, 1)]
+            inputs = {s: inputs.get(s) or _load(preprocess, records, i, np.array(s)) for s in dict.fromkeys(queue)}
+            frames = [_at_exposure(inputs[s], model, 0) for s in queue]
+            with torch.inference_mode(), strict_float32(device):
+                outputs = model.recompute(frames)
+            seen, boxes = model.decode(outputs, Limits()), None
+            stamp, ego2global = records.stamps[i] * 1000, records.ego2global(i)
+            if seen.boxes is not None:
+                exported2global = _at_exposure(inputs[queue[0]], model, 1).reference2global
+                boxes = to_ego(seen.boxes, invert_transform(ego2global) @ exported2global)
+                if records.scenes[i] != scene:
+                    scene, tracks = records.scenes[i], tracks.cleared()
+                tracks, ids = follow(tracks, boxes, ego2global, stamp)
+                boxes = replace(boxes, track_ids=ids)
+            yield i, Result(stamp, boxes, seen.occupancy, {}, None, {}, len(queue) - 1, reference_boxes=boxes)
+    finally:
+        preprocess.close()
+
+
+def _at_exposure(inputs: ModelInput, model: Model, which: int) -> ModelInput:
+    """Return a frame whose reference frame is base_link at the exposure that the model names, see Model.exposures."""
+    if model.exposures is None:
+        return inputs
+    return inputs.seen_from(inputs.cameras.ego2global[CAMERAS.index(model.exposures[which])])
 
 
 def _load(preprocess: Preprocessor, records: Records, i: int, image_set: np.ndarray) -> ModelInput:

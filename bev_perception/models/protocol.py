@@ -63,6 +63,8 @@ class Model(nn.Module):
     for_benchmark: whether it gets key frames only, each of which continues from the one before, and gives track ids by
         the published rule; set before the first frame
     stages: the parts that benchmarks tell apart: a name, and the paths of its submodules; the rest is the "head"
+    exposures: for `recompute` as published: the cameras at whose exposure, in place of the lidar's, the reference frame
+        stands for the network and for the boxes that come out; None: at the lidar's
     """
 
     config: VariantConfig
@@ -70,6 +72,7 @@ class Model(nn.Module):
     training_only: Sequence[str] = ()
     for_benchmark: bool = False
     stages: Mapping[str, Sequence[str]] = {}
+    exposures: tuple[str, str] | None = None
 
     @abstractmethod
     def encode(self, inputs: ModelInput) -> Encoded:

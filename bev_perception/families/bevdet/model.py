@@ -97,6 +97,9 @@ class BEVDet(Model):
         "BEV neck": ("img_bev_encoder_neck",),
     }
 
+    #: the published code works in the ego frame of the first exposure, and takes its boxes for those of the second
+    exposures = ("cam_front_left", "cam_front")
+
     def __init__(self, config: VariantConfig) -> None:
         """Build the model with fresh weights; raise ConfigError for settings that do not fit together."""
         _check(config)
