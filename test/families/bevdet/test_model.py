@@ -211,8 +211,6 @@ def test_limits():
 @pytest.mark.parametrize("head, heights", [("voxels", 4), ("columns", 4)])
 def test_occupancy(head, heights):
     config = small_config("plain", head)
-    if head == "voxels":  # no cubes: 2 m along all axes is needed
-        config = dataclasses.replace(config, head=dataclasses.replace(config.head))
     model = build_model(config)
     outputs = stream(model, [frame_at(0)])[0].outputs
     occupancy = model.decode(outputs, Limits()).occupancy
