@@ -31,7 +31,7 @@ from bev_perception.evaluation.submissions import (
     write_submission,
 )
 from bev_perception.evaluation.tracking import BoxScores, TrackingScores, check_tracking_devkit, score_tracks
-from bev_perception.families.catalog import gives
+from bev_perception.families.catalog import family_of, gives
 from bev_perception.families.family import INSTANCES, OCCUPANCY
 from bev_perception.families.variants import Variant, load_variant
 from bev_perception.pipeline.pipeline import PipelineSettings
@@ -199,7 +199,9 @@ class _OccupancyEvaluation:
         if not self._scored:
             return None
         first, *others = (part for part in parts if part is not None)  # a process may have run no scene
-        scores = OccupancyScores.of(sum(others, start=first), self._config.class_names)
+        scores = OccupancyScores.of(
+            sum(others, start=first), self._config.class_names, family_of(self._config).only_predicted
+        )
         scores.write(self._settings.out / SCORES_FILE)
         LOG.info("wrote %s", self._settings.out / SCORES_FILE)
         return scores

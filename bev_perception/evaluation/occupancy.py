@@ -79,6 +79,11 @@ class VoxelCounts:
         """[C], free included; NaN for classes without a voxel in the truth, predicted or not."""
         return _ious(self.confusion[:-1])
 
+    def ious_counting(self, only_predicted: float) -> np.ndarray:
+        """Return `ious` with this value for classes that are predicted but without a voxel in the truth."""
+        predicted = self.confusion[:-1].sum(axis=0) > 0
+        return np.where(np.isnan(self.ious) & predicted, only_predicted, self.ious)
+
     @property
     def occupied_ious(self) -> np.ndarray:
         """[2], of occupied and of free voxels, over all classes; ignored ones count as free."""
@@ -324,13 +329,16 @@ class OccupancyScores:
     qualities: dict[str, np.ndarray]
 
     @staticmethod
-    def of(counts: OccupancyCounts, class_names: Sequence[str]) -> OccupancyScores:
-        """Compute the scores from counts."""
+    def of(counts: OccupancyCounts, class_names: Sequence[str], only_predicted: float = math.nan) -> OccupancyScores:
+        """Compute the scores from counts.
+
+        only_predicted: IoU over voxels of a class that is predicted but not in the truth, see Family.only_predicted
+        """
         return OccupancyScores(
             counts.samples,
             tuple(class_names),
             counts.rays.ious,
-            {mask: voxels.ious[:-1] for mask, voxels in counts.voxels.items()},
+            {mask: voxels.ious_counting(only_predicted)[:-1] for mask, voxels in counts.voxels.items()},
             {mask: float(voxels.occupied_ious[0]) for mask, voxels in counts.voxels.items()},
             {mask: sums.means for mask, sums in counts.surfaces.items()},
             {of: segments.quality for of, segments in counts.segments.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ class Family:
     steps: returns the parts of a variant that can be trained, by name; "all" comes first
     order: returns the order of the samples of a variant's training, for data, the samples of a step (those of all
         processes together) and a seed; None: shuffled
+    only_predicted: IoU over voxels, in the publication's mIoU, of a class that is predicted but nowhere in the truth;
+        NaN leaves it out of the mean
     record: for a family whose queries sample images: a context manager in which each run of the model appends where it
         sampled to the list; None for other families
     """
@@ -56,4 +59,5 @@ class Family:
     truths: Callable[[VariantConfig, Records, str | Path], Truths]
     steps: Callable[[VariantConfig], Mapping[str, TrainedPart]]
     order: Callable[[VariantConfig, TrainingData, int, int], Order] | None = None
+    only_predicted: float = math.nan
     record: Callable[[Any], AbstractContextManager[list[SamplingTrace]]] | None = None

@@ -76,4 +76,5 @@ BEVDET = Family(
     truths=_truths,
     steps=_steps,
     order=_order,
+    only_predicted=0.0,
 )
