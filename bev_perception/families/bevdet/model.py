@@ -48,6 +48,9 @@ from bev_perception.models.necks import build_neck
 from bev_perception.models.protocol import Encoded, Model, Perception, Prediction, all_finite
 from bev_perception.types import Cameras, Limits, ModelInput
 
+#: pixels of an image, along each side, for a cell of the map that is lifted
+STRIDE = 16
+
 
 @dataclass(frozen=True)
 class BEVDetOutput:
@@ -130,9 +133,7 @@ class BEVDet(Model):
 
         images: normalised; H and W are multiples of 16
         """
-        # batch statistics of channels-last maps are ten times less exact on CPUs
-        layout = torch.contiguous_format if self.training else torch.channels_last
-        maps = self.img_backbone(images.contiguous(memory_format=layout))
+        maps = self.img_backbone(self._laid_out(images))
         first = maps.pop(0) if self.head.stereo else None
         (features,) = self.img_neck(maps)
         return features, first
@@ -320,8 +321,14 @@ class BEVDet(Model):
     def _reference(self, images: Tensor, cameras: Cameras) -> StereoView:
         """Return what the oldest frame is matched with: only the backbone's first stage is computed."""
         assert isinstance(self.img_backbone, ResNet | SwinTransformer)  # see _check
-        flat = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        return StereoView(self.img_backbone.first_map(flat).unflatten(0, images.shape[:2]), cameras)
+        first = self.img_backbone.first_map(self._laid_out(images.flatten(0, 1)))
+        return StereoView(first.unflatten(0, images.shape[:2]), cameras)
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        """Return images in the memory layout that suits the encoder."""
+        # batch statistics of channels-last maps are ten times less exact on CPUs
+        layout = torch.contiguous_format if self.training else torch.channels_last
+        return images.contiguous(memory_format=layout)
 
 
 def _batched(cameras: Cameras) -> Cameras:
@@ -340,6 +347,7 @@ def _check(config: VariantConfig) -> None:
             frames.past >= 2 * head.stereo,
             f"frames.past ({frames.past}) must be at least 2 with depth_net 'stereo': one map, and one to match with",
         ),
+        (config.image.pad % STRIDE == 0, f"image.pad ({config.image.pad}) must be a multiple of {STRIDE}"),
         (backbone.type in ("resnet", "swin"), f"backbone.type ({backbone.type}) must be 'resnet' or 'swin'"),
         (
             backbone.first_level == 2,

@@ -258,6 +258,7 @@ def test_official_files_may_be_wrapped(tmp_path, wrapped):
     [
         ({"frames": {"past": 1, "future": 1}}, "past frames alone"),
         ({"backbone": {"first_level": 1}}, "first_level"),
+        ({"image": {"pad": 8}}, "image.pad (8) must be a multiple of 16"),
         ({"backbone": {"with_first": True}}, "with_first"),
         ({"neck": {"num_outs": 2}}, "num_outs"),
         ({"reference_frame": {"sensor": "lidar"}}, "base_link"),
