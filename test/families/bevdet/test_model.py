@@ -12,7 +12,7 @@ from bev_perception.families.bevdet.view_transform import cell_index
 from bev_perception.families.catalog import build_model
 from bev_perception.families.variants import load_variant
 from bev_perception.geometry import make_transform, rotation_from_yaw
-from bev_perception.models.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from bev_perception.models.checkpoints import CheckpointError, load_checkpoint, load_fitting, save_checkpoint
 from bev_perception.models.memory import device_bytes
 from bev_perception.models.protocol import NotFiniteError
 from bev_perception.strict import ConfigError
@@ -241,6 +241,22 @@ def test_a_checkpoint_of_another_variant_is_explained(tmp_path):
     deeper = dataclasses.replace(config.head, depth=dataclasses.replace(config.head.depth, step=1))
     with pytest.raises(CheckpointError, match="another variant: depths 8 instead of 16\\."):
         load_checkpoint(build_model(dataclasses.replace(config, head=deeper)), path)
+
+
+def test_occupancy_starts_from_a_detector(tmp_path, caplog):
+    path = tmp_path / "detector.pth"
+    detector, model = small_model("stereo", seed=1), small_model("stereo", "voxels", seed=2)
+    torch.save({"state_dict": detector.state_dict()}, path)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    skipped = load_fitting(model, path)
+    assert "final_conv.conv.weight" in skipped and "img_bev_encoder_backbone.layers.0.0.conv1.conv.weight" in skipped
+    assert not any(name.startswith(("img_backbone.", "img_neck.")) for name in skipped)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name] if name in skipped else detector.state_dict()[name]), name
+    assert "others start afresh" in caplog.text and "final_conv.conv.weight" in caplog.text
+    torch.save({"state_dict": {"other": torch.ones(2)}}, path)
+    with pytest.raises(CheckpointError, match="no weight whose name and shape fit"):
+        load_fitting(model, path)
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
