@@ -243,6 +243,36 @@ def test_a_checkpoint_of_another_variant_is_explained(tmp_path):
         load_checkpoint(build_model(dataclasses.replace(config, head=deeper)), path)
 
 
+@pytest.mark.parametrize(
+    "ours, theirs, sentence",
+    [
+        (
+            "bevdet-stbase-4d-stereo-512x1408-cbgs",
+            "bevdet-swinb-4d-stereo-512x1408-cbgs-geomim",
+            "windows 16/16/16/8 instead of 12/12/12/12, position embedding there instead of none.",
+        ),
+        (
+            "bevdet-occ-swinb-4d-stereo-512x1408-24e-geomim",
+            "bevdet-occ-swinl-4d-stereo-512x1408-24e-geomim",
+            "backbone's width 192 instead of 128.",
+        ),
+        ("flashocc-r50", "bevdet-occ-r50-4d-stereo-24e", "head occupancy of voxels instead of occupancy of columns"),
+    ],
+)
+def test_what_differs_between_published_variants(ours, theirs, sentence):
+    with torch.device("meta"):
+        model, other = (build_model(load_variant(name)) for name in (ours, theirs))
+    (found,) = model.explain_weights(other.state_dict())
+    assert sentence in found
+
+
+def test_other_classes_are_explained():
+    config = small_config("plain", "voxels")
+    fewer = dataclasses.replace(config, class_names=(*config.class_names[:5], "free"))
+    (found,) = build_model(fewer).explain_weights(build_model(config).state_dict())
+    assert found == "The file is of another variant: classes 18 instead of 6."
+
+
 def test_occupancy_starts_from_a_detector(tmp_path, caplog):
     path = tmp_path / "detector.pth"
     detector, model = small_model("stereo", seed=1), small_model("stereo", "voxels", seed=2)
