@@ -60,6 +60,22 @@ def test_before_the_first_frame_there_are_copies_of_it(depth_net, head):
     assert distance(stream(model, [first])[0].outputs, wanted) < SAME
 
 
+@pytest.mark.parametrize("depth_net, same", [("plain", True), ("stereo", False)])
+def test_in_the_second_frame_the_missing_map_is_the_current_one(depth_net, same):
+    """A stereo stream differs here from the reference, which matches a copy of the current images with itself."""
+    model = small_model(depth_net, past=2)
+    frames = [frame_at(0), frame_at(1)]
+    first, second = stream(model, frames)
+    current2older = np.linalg.inv(first.entry.ego2global) @ second.entry.ego2global
+    older = warp(first.entry.bev, current2older[None], model.head.grid)
+    with torch.inference_mode():
+        wanted = model.see([second.entry.bev, older, second.entry.bev], second.outputs.depth)
+    assert distance(second.outputs, wanted) == 0
+    copies = [frames[1]] * (model.config.frames.past - 1)
+    apart = distance(second.outputs, queue(model, [frames[1], frames[0], *copies], alignment="after_view"))
+    assert apart < SAME if same else apart > OTHER
+
+
 def test_the_two_alignments_differ_only_with_motion():
     model = small_model("plain")
     moving, still = [frame_at(1), frame_at(0)], [frame_at(0), frame_at(0, seed=1)]
