@@ -76,7 +76,7 @@ class EncodedFrame:
     view: what a later frame is matched with, of a stereo variant
     cameras: each matrix [B, N, ...]
     sensor2ego: [B, N, 4, 4], optical frame to the ego frame of the map, without augmentation
-    sensor2known: [B, N, 4, 4], the same, as the depth net is told
+    sensor2known: [B, N, 4, 4], the same of the current frame, which the depth net takes as an input for every frame
     present: [B, N] bool, False for a camera that adds nothing; None: all are there
     """
 
@@ -172,10 +172,10 @@ class BEVDet(Model):
         return cost_volume(view, before, depths, image_size, self.head.unmatched_cost)
 
     def see(self, maps: Sequence[Tensor], depth: Tensor) -> BEVDetOutput:
-        """Return the outputs for the maps of all frames in the current ego frame, the current one first.
+        """Return the outputs of BEV encoder and head.
 
-        maps: 1 + past_maps tensors [B, C, (Z,) Y, X]
-        depth: of the current frame, passed on
+        maps: 1 + past_maps tensors [B, C, (Z,) Y, X], of all frames in the current ego frame, the current one first
+        depth: distributions over the depths of the current frame, which become part of the outputs
         """
         bev = join(maps, oldest_first=self.head.stereo)
         (bev,) = self.img_bev_encoder_neck(self.img_bev_encoder_backbone(bev))
@@ -205,7 +205,11 @@ class BEVDet(Model):
     def predict(
         self, encoded: Encoded, history: Sequence[BevMemory | None], inputs: ModelInput, carried: Any
     ) -> Prediction[BEVDetOutput, BevMemory]:
-        """Return the prediction for one frame with its history; no state is carried to the next frame."""
+        """Return the prediction for one frame; the current map replaces those of frames that the memory does not reach.
+
+        history: the entries of past frames, newest first; None for such a frame
+        carried: unused: all that goes on to the next frame is in the memory
+        """
         entry, depth = self._step(encoded, history, inputs)
         maps = [entry.bev]
         for past in history:
