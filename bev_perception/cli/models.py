@@ -151,6 +151,13 @@ def _add_train(commands: Commands) -> None:
     train.add_argument("--out", type=Path, required=True, help="directory for weights, training state and logs")
     train.add_argument("--pretrained", type=Path, help="weights file for the backbone, loaded after --init")
     train.add_argument("--init", type=Path, help="checkpoint of this variant to start from, e.g. to fine-tune it")
+    train.add_argument(
+        "--init-fitting",
+        type=Path,
+        metavar="FILE",
+        help="checkpoint of another variant to start from, e.g. of a detector for an occupancy net: takes the weights "
+        "whose names and shapes fit, and lists the others",
+    )
     train.add_argument("--resume", action="store_true", help="continue from the training state in --out")
     train.add_argument(
         "--part",
@@ -192,6 +199,7 @@ def _train(args: argparse.Namespace) -> int:
         out=args.out,
         pretrained=args.pretrained,
         init=args.init,
+        init_fitting=args.init_fitting,
         resume=args.resume,
         part=args.part,
         epochs=args.epochs,

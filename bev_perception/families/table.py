@@ -54,7 +54,8 @@ def _frames(config: VariantConfig) -> str:
 
 
 def _backbone(config: BackboneConfig) -> str:
-    return _BACKBONES.get(config.type, f"{config.type} {{}}").format(config.depth)
+    name = _BACKBONES.get(config.type, f"{config.type} {{}}").format(config.depth)
+    return f"{name}, {config.swin.embed_dim} wide" if config.type == "swin" else name
 
 
 def published_score(origin: Provenance) -> str:

@@ -134,6 +134,32 @@ def load_pretrained(model: nn.Module, path: str | Path, part: str) -> None:
     module.load_state_dict({**own, **{key.removeprefix(f"{part}."): value for key, value in loaded.items()}})
 
 
+def load_fitting(model: nn.Module, path: str | Path) -> list[str]:
+    """Start a model from another one's checkpoint: load the weights whose names and shapes fit; the others stay.
+
+    model: gets the weights
+    path: a checkpoint as of load_checkpoint
+
+    Returns the names of the model's weights that were left as they are, which the log lists, too. Raises
+    CheckpointError as load_checkpoint does for a file that cannot be read, and for one that has no weight that fits.
+    """
+    path = Path(path)
+    stored, _, _ = _read(path)
+    own = model.state_dict()
+    named, _ = own_names(stored, own.keys())
+    fitting = {k: v for k, v in named.items() if k in own and own[k].shape == torch.Size(v.shape)}
+    if not fitting:
+        raise CheckpointError(f"{path} has no weight whose name and shape fit; give a checkpoint of a related variant")
+    loaded = _load(fitting, {key: own[key] for key in fitting}, path)
+    model.load_state_dict({**own, **loaded})
+    skipped = [key for key in own if key not in fitting]
+    LOG.warning(
+        "%s: %d of %d weights fit; the others start afresh%s",
+        *(path.name, len(fitting), len(own), _listing(skipped) if skipped else ""),
+    )
+    return skipped
+
+
 def save_checkpoint(
     model: nn.Module, path: str | Path, metadata: dict[str, str], weights: Mapping[str, Tensor] | None = None
 ) -> None:

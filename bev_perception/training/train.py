@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bev_perception.config import TrainingConfig, VariantConfig, digest
 from bev_perception.data.folders import one_writer
 from bev_perception.families.catalog import build_model, family_of
-from bev_perception.models.checkpoints import load_checkpoint, load_pretrained
+from bev_perception.models.checkpoints import load_checkpoint, load_fitting, load_pretrained
 from bev_perception.models.encoder import ENCODER_PARTS
 from bev_perception.models.precision import PRECISIONS, check_precision, strict_float32, tiny_is_zero
 from bev_perception.supervision.order import Order, Shuffled
@@ -49,6 +49,7 @@ class TrainSettings:
     out: directory for the weights, the state and the logs.
     pretrained: file to load the backbone from, and the neck if both are frozen; loaded after init.
     init: checkpoint of the same variant to start from.
+    init_fitting: checkpoint of another variant, of which the weights that fit are taken; see load_fitting.
     resume: whether to continue from the state in out.
     part: what of the model is trained: "all", or a part that the family names; see supervision.parts.TrainedPart.
     epochs: number of epochs; None: the variant's.
@@ -66,6 +67,7 @@ class TrainSettings:
     out: Path
     pretrained: Path | None = None
     init: Path | None = None
+    init_fitting: Path | None = None
     resume: bool = False
     part: str = "all"
     epochs: int | None = None
@@ -134,6 +136,8 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
         model = build_model(config)
         if settings.init is not None:
             load_checkpoint(model, settings.init)
+        if settings.init_fitting is not None:
+            load_fitting(model, settings.init_fitting)
         if settings.pretrained is not None:
             for name in ENCODER_PARTS if recipe.encoder == "frozen" else ENCODER_PARTS[:1]:
                 load_pretrained(model, settings.pretrained, name)
@@ -224,8 +228,10 @@ def _check(config: VariantConfig, part: TrainedPart, settings: TrainSettings) ->
         raise TrainingError(f"precision is {settings.precision!r}; it must be one of {', '.join(PRECISIONS)}")
     if not all(x is None or 0 < x < math.inf for x in (settings.epochs, settings.lr, settings.batch)):
         raise TrainingError("epochs, lr and batch must be positive; leave out those that the variant is to say")
-    if settings.resume and (settings.init or settings.pretrained):
+    if settings.resume and (settings.init or settings.init_fitting or settings.pretrained):
         raise TrainingError("resume goes on with the weights that are there; leave out init and pretrained")
+    if settings.init and settings.init_fitting:
+        raise TrainingError("init sets all weights; leave out init or init_fitting")
     if not settings.resume and (settings.out / STATE).exists():
         raise TrainingError(f"{settings.out} holds a training already; resume it, or choose another directory")
     if part.encoded_once and part.kept and settings.pretrained:

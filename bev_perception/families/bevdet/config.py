@@ -182,8 +182,9 @@ class BEVDetHeadConfig:
     context: channels that are lifted
     aspp_channels: channels of each branch of the pyramid in a depth net that is not plain
     unmatched_cost: cost of a stereo match that falls outside of the older image
-    alignment: of past frames whose images are given: "in_view", their points are lifted into the current ego frame, or
-        "after_view", their maps are warped into it. A stream always warps the maps that it remembers
+    alignment: how the maps of past frames come into the current ego frame when a whole queue of frames is computed:
+        "in_view", their points are lifted into it; "after_view", each map is lifted into its own ego frame, then
+        warped. A stream warps the maps that it remembers, whatever this says
     encoder: the networks on the grid
     boxes: the detection head, of a detector
     occupancy: the occupancy head, of an occupancy model

@@ -48,6 +48,9 @@ from bev_perception.models.necks import build_neck
 from bev_perception.models.protocol import Encoded, Model, Perception, Prediction, all_finite
 from bev_perception.types import Cameras, Limits, ModelInput
 
+#: pixels of an image, along each side, for a cell of the map that is lifted
+STRIDE = 16
+
 
 @dataclass(frozen=True)
 class BEVDetOutput:
@@ -73,7 +76,7 @@ class EncodedFrame:
     view: what a later frame is matched with, of a stereo variant
     cameras: each matrix [B, N, ...]
     sensor2ego: [B, N, 4, 4], optical frame to the ego frame of the map, without augmentation
-    sensor2known: [B, N, 4, 4], the same, as the depth net is told
+    sensor2known: [B, N, 4, 4], the same of the current frame, which the depth net takes as an input for every frame
     present: [B, N] bool, False for a camera that adds nothing; None: all are there
     """
 
@@ -133,9 +136,7 @@ class BEVDet(Model):
 
         images: normalised; H and W are multiples of 16
         """
-        # batch statistics of channels-last maps are ten times less exact on CPUs
-        layout = torch.contiguous_format if self.training else torch.channels_last
-        maps = self.img_backbone(images.contiguous(memory_format=layout))
+        maps = self.img_backbone(self._laid_out(images))
         first = maps.pop(0) if self.head.stereo else None
         (features,) = self.img_neck(maps)
         return features, first
@@ -174,10 +175,10 @@ class BEVDet(Model):
         return cost_volume(view, before, depths, image_size, self.head.unmatched_cost)
 
     def see(self, maps: Sequence[Tensor], depth: Tensor) -> BEVDetOutput:
-        """Return the outputs for the maps of all frames in the current ego frame, the current one first.
+        """Return the outputs of BEV encoder and head.
 
-        maps: 1 + past_maps tensors [B, C, (Z,) Y, X]
-        depth: of the current frame, passed on
+        maps: 1 + past_maps tensors [B, C, (Z,) Y, X], of all frames in the current ego frame, the current one first
+        depth: distributions over the depths of the current frame, which become part of the outputs
         """
         bev = join(maps, oldest_first=self.head.stereo)
         (bev,) = self.img_bev_encoder_neck(self.img_bev_encoder_backbone(bev))
@@ -207,7 +208,11 @@ class BEVDet(Model):
     def predict(
         self, encoded: Encoded, history: Sequence[BevMemory | None], inputs: ModelInput, carried: Any
     ) -> Prediction[BEVDetOutput, BevMemory]:
-        """Return the prediction for one frame with its history; no state is carried to the next frame."""
+        """Return the prediction for one frame; the current map replaces those of frames that the memory does not reach.
+
+        history: the entries of past frames, newest first; None for such a frame
+        carried: unused: all that goes on to the next frame is in the memory
+        """
         entry, depth = self._step(encoded, history, inputs)
         maps = [entry.bev]
         for past in history:
@@ -323,8 +328,14 @@ class BEVDet(Model):
     def _reference(self, images: Tensor, cameras: Cameras) -> StereoView:
         """Return what the oldest frame is matched with: only the backbone's first stage is computed."""
         assert isinstance(self.img_backbone, ResNet | SwinTransformer)  # see _check
-        flat = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        return StereoView(self.img_backbone.first_map(flat).unflatten(0, images.shape[:2]), cameras)
+        first = self.img_backbone.first_map(self._laid_out(images.flatten(0, 1)))
+        return StereoView(first.unflatten(0, images.shape[:2]), cameras)
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        """Return images in the memory layout that suits the encoder."""
+        # batch statistics of channels-last maps are ten times less exact on CPUs
+        layout = torch.contiguous_format if self.training else torch.channels_last
+        return images.contiguous(memory_format=layout)
 
 
 def _batched(cameras: Cameras) -> Cameras:
@@ -343,6 +354,7 @@ def _check(config: VariantConfig) -> None:
             frames.past >= 2 * head.stereo,
             f"frames.past ({frames.past}) must be at least 2 with depth_net 'stereo': one map, and one to match with",
         ),
+        (config.image.pad % STRIDE == 0, f"image.pad ({config.image.pad}) must be a multiple of {STRIDE}"),
         (backbone.type in ("resnet", "swin"), f"backbone.type ({backbone.type}) must be 'resnet' or 'swin'"),
         (
             backbone.first_level == 2,

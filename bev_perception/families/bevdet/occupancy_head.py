@@ -1,7 +1,7 @@
 """Classes of voxels from the map of the grid.
 
 From a map with heights, as in the occupancy variants of BEVDet; or from a bird's eye view whose channels are turned
-into heights (Yu et al., FlashOcc, 2023). Modules are named as in the official checkpoints of the former.
+into heights (Yu et al., FlashOCC, 2023). Modules are named as in the official checkpoints of the former.
 """
 
 from __future__ import annotations

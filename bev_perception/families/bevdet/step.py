@@ -55,14 +55,16 @@ class BEVDetStep(TrainingStep[DetectionTruth | VoxelTruth]):
         In the first epochs, see BEVDetRecipe.past_from, the maps of past frames are zeros.
         """
         assert isinstance(batch.images, Tensor), "the encoder is trained, so images come as pixels"
-        images = self.prepare_images(batch.images, sample_generators(batch))  # [B, T, N, 3, H, W]
+        family = self.recipe.family
+        with_history = self.epoch >= family.past_from
+        used = batch.images if with_history else batch.images[:, :1]
+        images = self.prepare_images(used, sample_generators(batch))  # [B, T, N, 3, H, W]
         cameras = cameras_by_frame(batch.geometry)
         world = batch.geometry.world.cpu().numpy()
         ego2global = [frame.ego2global[:, 0] for frame in cameras]
         ego2global[0] = batch.geometry.reference2global.cpu().numpy() @ world  # before the world was changed
-        family = self.recipe.family
         output = self.model.perceive(
-            images.unbind(dim=1), cameras, ego2global, world, IN_VIEW, with_history=self.epoch >= family.past_from
+            images.unbind(dim=1), cameras, ego2global, world, IN_VIEW, with_history=with_history
         )
         return all_losses(output, batch.truths, self.model.head, family), None
 

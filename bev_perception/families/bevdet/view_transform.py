@@ -91,8 +91,8 @@ def cell_index(points: Tensor, grid: GridConfig) -> Tensor:
 class ViewTransform(nn.Module):
     """The depth net, and the pooling of lifted features into the grid.
 
-    The plan of the pooling is kept until a matrix changes, as it does when the vehicle moves between the exposures of
-    its cameras.
+    The plan of the pooling is kept and used again until a camera's matrices change. They change at every step while the
+    vehicle moves, as its cameras expose one after the other.
     """
 
     def __init__(self, head: BEVDetHeadConfig, in_channels: int) -> None:

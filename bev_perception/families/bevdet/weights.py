@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -32,11 +33,31 @@ def facts(state: Mapping[str, Tensor]) -> dict[str, str]:
     tasks = {key.split(".")[2] for key in state if key.startswith("pts_bbox_head.task_heads.")}
     if tasks:
         found["head"] = f"boxes of {len(tasks)} task{'s' if len(tasks) > 1 else ''}"
+        found["classes"] = str(sum(_channels(state, f"pts_bbox_head.task_heads.{t}.heatmap.1", 0) or 0 for t in tasks))
     elif "predicter.2.weight" in state:
-        found["head"] = "occupancy"
-    if any(key.startswith("img_backbone.") for key in state):
-        found["backbone"] = "swin" if "img_backbone.patch_embed.projection.weight" in state else "resnet"
-    return found
+        final, outputs = state.get("final_conv.conv.weight"), state["predicter.2.weight"].shape[0]
+        columns = final is not None and final.ndim == 4
+        found["head"] = "occupancy of columns" if columns else "occupancy of voxels"
+        found["classes of a column" if columns else "classes"] = str(outputs)
+    return found | _backbone_facts(state)
+
+
+def _backbone_facts(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the kind of the backbone, and the width, windows and positions of a Swin transformer."""
+    net = "img_backbone."
+    if not any(key.startswith(net) for key in state):
+        return {}
+    width = _channels(state, f"{net}patch_embed.projection", 0)
+    if width is None:
+        return {"backbone": "resnet"}
+    tables = (f"{net}stages.{k}.blocks.0.attn.w_msa.relative_position_bias_table" for k in range(4))
+    sides = [(math.isqrt(state[name].shape[0]) + 1) // 2 for name in tables if name in state]  # of (2 * side - 1)^2
+    return {
+        "backbone": "swin",
+        "backbone's width": str(width),
+        "windows": "/".join(map(str, sides)),
+        "position embedding": "there" if f"{net}absolute_pos_embed" in state else "none",
+    }
 
 
 def _channels(state: Mapping[str, Tensor], name: str, dim: int) -> int | None:

@@ -27,6 +27,8 @@ MLP_RATIO = 4
 PRETRAINED_GRID = 56
 #: what is added to attention between regions that only the shift has made neighbours
 BLOCKED = -100.0
+#: least ratio of two neighbouring distances in a resized bias table
+LEAST_GROWTH = 1.01
 
 
 def relative_index(window: int) -> Tensor:
@@ -41,13 +43,17 @@ def resize_bias_table(table: Tensor, side: int) -> Tensor:
 
     As in BEiT (Bao et al., 2021): the old offsets are spread over the new ones so that their distances grow
     geometrically from the middle outwards, and a cubic spline is laid through them. So near tokens, whose biases
-    matter most, keep theirs.
+    matter most, keep theirs, in smaller windows too: the distances never shrink.
     """
     old = round(len(table) ** 0.5)
     if old == side:
         return table
     reach, wanted = old // 2, side // 2
-    ratio = brentq(lambda q: (q ** np.arange(reach)).sum() - wanted, 1e-3, 10.0)
+
+    def excess(q: float) -> float:
+        return float((q ** np.arange(reach)).sum() - wanted)
+
+    ratio = LEAST_GROWTH if excess(LEAST_GROWTH) >= 0 else brentq(excess, LEAST_GROWTH, 10.0)
     outwards = np.cumsum(ratio ** np.arange(reach))
     places = np.concatenate([-outwards[::-1], [0.0], outwards])
     offsets = np.arange(-wanted, wanted + 1)

@@ -12,7 +12,7 @@ from bev_perception.families.bevdet.view_transform import cell_index
 from bev_perception.families.catalog import build_model
 from bev_perception.families.variants import load_variant
 from bev_perception.geometry import make_transform, rotation_from_yaw
-from bev_perception.models.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from bev_perception.models.checkpoints import CheckpointError, load_checkpoint, load_fitting, save_checkpoint
 from bev_perception.models.memory import device_bytes
 from bev_perception.models.protocol import NotFiniteError
 from bev_perception.strict import ConfigError
@@ -58,6 +58,22 @@ def test_before_the_first_frame_there_are_copies_of_it(depth_net, head):
     first = frame_at(0)
     wanted = queue(model, [first] * (1 + model.config.frames.past))
     assert distance(stream(model, [first])[0].outputs, wanted) < SAME
+
+
+@pytest.mark.parametrize("depth_net, same", [("plain", True), ("stereo", False)])
+def test_in_the_second_frame_the_missing_map_is_the_current_one(depth_net, same):
+    """A stereo stream differs here from the reference, which matches a copy of the current images with itself."""
+    model = small_model(depth_net, past=2)
+    frames = [frame_at(0), frame_at(1)]
+    first, second = stream(model, frames)
+    current2older = np.linalg.inv(first.entry.ego2global) @ second.entry.ego2global
+    older = warp(first.entry.bev, current2older[None], model.head.grid)
+    with torch.inference_mode():
+        wanted = model.see([second.entry.bev, older, second.entry.bev], second.outputs.depth)
+    assert distance(second.outputs, wanted) == 0
+    copies = [frames[1]] * (model.config.frames.past - 1)
+    apart = distance(second.outputs, queue(model, [frames[1], frames[0], *copies], alignment="after_view"))
+    assert apart < SAME if same else apart > OTHER
 
 
 def test_the_two_alignments_differ_only_with_motion():
@@ -241,6 +257,52 @@ def test_a_checkpoint_of_another_variant_is_explained(tmp_path):
         load_checkpoint(build_model(dataclasses.replace(config, head=deeper)), path)
 
 
+@pytest.mark.parametrize(
+    "ours, theirs, sentence",
+    [
+        (
+            "bevdet-stbase-4d-stereo-512x1408-cbgs",
+            "bevdet-swinb-4d-stereo-512x1408-cbgs-geomim",
+            "windows 16/16/16/8 instead of 12/12/12/12, position embedding there instead of none.",
+        ),
+        (
+            "bevdet-occ-swinb-4d-stereo-512x1408-24e-geomim",
+            "bevdet-occ-swinl-4d-stereo-512x1408-24e-geomim",
+            "backbone's width 192 instead of 128.",
+        ),
+        ("flashocc-r50", "bevdet-occ-r50-4d-stereo-24e", "head occupancy of voxels instead of occupancy of columns"),
+    ],
+)
+def test_what_differs_between_published_variants(ours, theirs, sentence):
+    with torch.device("meta"):
+        model, other = (build_model(load_variant(name)) for name in (ours, theirs))
+    (found,) = model.explain_weights(other.state_dict())
+    assert sentence in found
+
+
+def test_other_classes_are_explained():
+    config = small_config("plain", "voxels")
+    fewer = dataclasses.replace(config, class_names=(*config.class_names[:5], "free"))
+    (found,) = build_model(fewer).explain_weights(build_model(config).state_dict())
+    assert found == "The file is of another variant: classes 18 instead of 6."
+
+
+def test_occupancy_starts_from_a_detector(tmp_path, caplog):
+    path = tmp_path / "detector.pth"
+    detector, model = small_model("stereo", seed=1), small_model("stereo", "voxels", seed=2)
+    torch.save({"state_dict": detector.state_dict()}, path)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    skipped = load_fitting(model, path)
+    assert "final_conv.conv.weight" in skipped and "img_bev_encoder_backbone.layers.0.0.conv1.conv.weight" in skipped
+    assert not any(name.startswith(("img_backbone.", "img_neck.")) for name in skipped)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name] if name in skipped else detector.state_dict()[name]), name
+    assert "others start afresh" in caplog.text and "final_conv.conv.weight" in caplog.text
+    torch.save({"state_dict": {"other": torch.ones(2)}}, path)
+    with pytest.raises(CheckpointError, match="no weight whose name and shape fit"):
+        load_fitting(model, path)
+
+
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_official_files_may_be_wrapped(tmp_path, wrapped):
     """Averaged weights (EMA) come without a description of the training."""
@@ -256,6 +318,7 @@ def test_official_files_may_be_wrapped(tmp_path, wrapped):
     [
         ({"frames": {"past": 1, "future": 1}}, "past frames alone"),
         ({"backbone": {"first_level": 1}}, "first_level"),
+        ({"image": {"pad": 8}}, "image.pad (8) must be a multiple of 16"),
         ({"backbone": {"with_first": True}}, "with_first"),
         ({"neck": {"num_outs": 2}}, "num_outs"),
         ({"reference_frame": {"sensor": "lidar"}}, "base_link"),

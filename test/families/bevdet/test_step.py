@@ -101,12 +101,18 @@ def test_past_frames_are_left_out_in_the_first_epochs(records):
     batch, step = batch_of(variant, records), step_of(variant)
     calls = []
     step.model.img_neck.register_forward_hook(lambda *_: calls.append(None))
-    found = {}
+    found, prepared, prepare = {}, [], step.prepare_images
+
+    def noting(images, *others):
+        prepared.append(images.shape[1])
+        return prepare(images, *others)
+
+    step.prepare_images = noting
     for epoch in range(3):
         torch.manual_seed(0)  # of dropout
         step.epoch = epoch
         found[epoch] = step(batch, None)[0]
-    assert len(calls) == 1 + 1 + 2
+    assert len(calls) == 1 + 1 + 2 and prepared == [1, 1, 2]
     assert found[0]["task0.loss_heatmap"] == found[1]["task0.loss_heatmap"] != found[2]["task0.loss_heatmap"]
 
 
