@@ -128,6 +128,7 @@ def _score_files(args: argparse.Namespace) -> Scores:
     from bev_perception.evaluation.occupancy_files import score_occupancy_files
     from bev_perception.evaluation.submissions import task_of
     from bev_perception.evaluation.tracking import score_tracks
+    from bev_perception.families.catalog import family_of
     from bev_perception.families.variants import load_variant
 
     version, split = _data_split(args)
@@ -140,8 +141,11 @@ def _score_files(args: argparse.Namespace) -> Scores:
         raise UserError("--max-range is about boxes; leave it out for occupancy")
     records = open_split(args.data, version, split)
     records = records.of_scenes(args.scenes) if args.scenes else records
-    classes = load_variant(args.variant).class_names if args.variant else OCC3D_CLASSES
-    return score_occupancy_files(args.occupancy_results, records, args.out, classes, args.labels)
+    if not args.variant:
+        return score_occupancy_files(args.occupancy_results, records, args.out, OCC3D_CLASSES, args.labels)
+    config = load_variant(args.variant)
+    rule = family_of(config).only_predicted
+    return score_occupancy_files(args.occupancy_results, records, args.out, config.class_names, args.labels, rule)
 
 
 def _score_variant(args: argparse.Namespace) -> Scores | None:
@@ -184,7 +188,9 @@ def _eval_bags(args: argparse.Namespace) -> int:
     from bev_perception.data.records import open_records
     from bev_perception.evaluation.replay import Replay
     from bev_perception.evaluation.tracking import BoxScores, check_tracking_devkit
+    from bev_perception.families.catalog import family_of
     from bev_perception.families.family import OCCUPANCY
+    from bev_perception.families.variants import load_variant
     from bev_perception.pipeline.loading import load_pipeline
     from bev_perception.pipeline.offline import run_frames
     from bev_perception.pipeline.pipeline import PipelineSettings
@@ -213,7 +219,8 @@ def _eval_bags(args: argparse.Namespace) -> int:
     if args.data and replay.frames:
         scores: Scores
         if occupancy:
-            scores = replay.score_occupancy(version, args.out)
+            rule = family_of(load_variant(args.variant)).only_predicted
+            scores = replay.score_occupancy(version, args.out, rule)
         else:
             scores = detection = replay.score(version, args.out, args.max_range)
             if args.tracking:

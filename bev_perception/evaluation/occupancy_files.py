@@ -7,6 +7,7 @@ A result is <sample token>.npz with the array `pred` [200, 200, 16] uint8 and, f
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -117,6 +118,7 @@ def score_occupancy_files(
     out: Path,
     class_names: Sequence[str],
     labels: str | Path = LABELS_FOLDER,
+    only_predicted: float = math.nan,
 ) -> OccupancyScores:
     """Score a directory of results, on all cores.
 
@@ -125,6 +127,7 @@ def score_occupancy_files(
     out: directory for occupancy_metrics.json
     class_names: of results and labels; the last is free
     labels: folder of the labels, see labels_path
+    only_predicted: see Family.only_predicted
 
     Raises EvaluationError for results or labels that are missing (before anything is scored) and for damaged results,
     NuScenesError for damaged labels.
@@ -148,6 +151,6 @@ def score_occupancy_files(
     # unpacking, ray casting and numpy let other threads run; PyTorch shall not start more of its own in each
     with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         counts = tqdm(pool.map(count, range(len(found))), total=len(found), desc="scoring", unit="sample")
-        scores = OccupancyScores.of(reduce(add, counts), class_names)
+        scores = OccupancyScores.of(reduce(add, counts), class_names, only_predicted)
     scores.write(out / SCORES_FILE)
     return scores

@@ -9,6 +9,7 @@ in which an object at 10 m/s moves about 0.4 m. Voxels are moved to the pose of 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -155,10 +156,12 @@ class Replay:
         tokens = {records.tokens[i] for i in self._held}
         return records.root, version, None, path.parent, sorted(scenes), tokens
 
-    def score_occupancy(self, version: str, out: Path) -> OccupancyScores:
+    def score_occupancy(self, version: str, out: Path, only_predicted: float = math.nan) -> OccupancyScores:
         """Score occupancy on the same key frames as `score`, and write out/occupancy_metrics.json.
 
         A key frame without a result counts as one in which everything is free.
+
+        only_predicted: see Family.only_predicted
 
         Raises EvaluationError if there is no such key frame, or no result at all.
         """
@@ -168,7 +171,7 @@ class Replay:
         for row in self._held - self._counts.keys():
             self._counts[row] = count_row(self._nothing, self._of_nuscenes, row, self._labels)
         first, *others = self._counts.values()
-        scores = OccupancyScores.of(sum(others, start=first), self._nothing.class_names)
+        scores = OccupancyScores.of(sum(others, start=first), self._nothing.class_names, only_predicted)
         scores.write(out / SCORES_FILE)
         return scores
 
