@@ -28,6 +28,7 @@ OURS = {
     "results/occupancy_codec.py": 2,
     "sensing/preprocess.py": 1,
     "synth/solids.py": 1,
+    "tracking/tracker.py": 1,
     "visualization/pictures.py": 1,
 }
 #: modules that import rclpy or what is generated from messages

@@ -72,7 +72,7 @@ def variant_of(case):
         name=case.info["variant"].split()[0],
         family="bevdet",
         image=ImageConfig(*c["input_size"], channel_order="bgr"),
-        frames=FramesConfig(c["frames_in_input"] - 1),
+        frames=FramesConfig(c["frames_in_input"] - 1, missing="current"),
         head=head,
         backbone=image_backbone_of(c["img_backbone"], head.stereo),
         neck=NeckConfig(neck, c["img_neck"]["out_channels"], 1),
