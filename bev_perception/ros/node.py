@@ -119,7 +119,7 @@ class PerceptionNode(LifecycleNode):
     def close(self) -> None:
         """Stop the worker and free the model; allowed in every state."""
         self._stop_worker()
-        if self._outputs is not None:
+        if self._outputs is not None and self.context.ok():  # if it was shut down from outside, nothing can be sent
             self._outputs.bid_farewell()
         self._free()
 

@@ -119,7 +119,6 @@ class BagPlayer(Node):
         self._answers: list[int] = []  # header stamps (ns) of the answers since the set in flight began
         self._slowest_answer: float | None = None  # s
         self._stopping = False
-        self._damaged = 0  # images too short to have a header
         self.create_service(SetBool, "~/pause", self._on_pause)
         if self._settings.lockstep:
             self.create_subscription(self._answer_class(), self._settings.lockstep_topic, self._on_answer, 10)
@@ -139,8 +138,6 @@ class BagPlayer(Node):
             self._play_once()
             if not self._settings.loop:
                 break
-        if self._damaged:
-            self.get_logger().warning(f"passed over: {self._damaged} images that are too short to have a header")
         if not self._stopping:
             deadline = time.monotonic() + DRAIN
             for publisher in self._publishers_by_topic.values():
@@ -168,11 +165,7 @@ class BagPlayer(Node):
             if self._settings.lockstep and topic in self._images:
                 if not sent:
                     self._answers.clear()
-                try:
-                    sent[topic] = _header_stamp(message.data)
-                except (struct.error, IndexError):
-                    self._damaged += 1
-                    continue
+                sent[topic] = _header_stamp(message.data)
             self._publishers_by_topic[topic].publish(message.data)
         if sent:
             self._await_answer(sent.values())
