@@ -104,12 +104,12 @@ def test_bench_says_something_of_everything(tmp_path, capsys):
     )
     text = bench.run_bench(tmp_path, counts)
     figures = json.loads((tmp_path / "bench.json").read_text())
-    assert figures["stages"]["sparsebev_tiny"]["ms"]["model"][0] > 1
+    assert figures["stages"]["sparsebev_tiny"]["ms"]["network"][0] > 1
     for transport in ("raw", "compressed"):
         latency, stream = figures[f"latency, {transport}"], figures[f"12 Hz, {transport}"]
         assert latency["end to end ms"][0] > latency["preprocess + model + decode p50 ms"] * 0.5
         assert stream["sets"] == stream["detected"] + stream["given up, model busy"] + stream["lost on the way"]
-    assert figures["stages"]["sparseocc_tiny"]["ms"]["model"][0] > 1
+    assert figures["stages"]["sparseocc_tiny"]["ms"]["network"][0] > 1
     assert figures["RayIoU, 8 origins, prediction and truth"]["samples/s on one core"] > 0.1
     assert figures["occupancy messages, made-up street"]["occupancy bytes"] < 100_000
     assert figures["growth"]["sets"] == 10 and len(figures["growth"]["resident MB"]) == 10
