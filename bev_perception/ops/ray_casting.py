@@ -12,7 +12,6 @@ only add and compare, so their results are equal bit for bit.
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,10 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bev_perception.ops.compiled import compile_loop
 from bev_perception.strict import UserError
 from bev_perception.types import VoxelGrid
-
-LOG = logging.getLogger(__name__)
 
 #: maximum number of voxels that a ray is followed through, including those before it enters the grid
 MAX_STEPS = 1001
@@ -243,13 +241,4 @@ def _trace_rays(
 @functools.cache
 def _compiled_kernel() -> Callable[..., None] | None:
     """Return _trace_rays compiled by numba; without numba, warn once and return None."""
-    try:
-        import numba
-    except ImportError as error:
-        LOG.warning("rays are cast by PyTorch, many times slower: numba cannot be imported (%s); install it", error)
-        return None
-    try:
-        return numba.njit(_SIGNATURE, nogil=True, cache=True)(_trace_rays)
-    except (RuntimeError, OSError) as error:  # there is no writable cache for the compiled code
-        LOG.info("the ray caster is compiled anew at every start: %s", error)
-        return numba.njit(_SIGNATURE, nogil=True)(_trace_rays)
+    return compile_loop(_trace_rays, _SIGNATURE, "rays are cast")

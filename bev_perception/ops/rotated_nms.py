@@ -12,7 +12,6 @@ matrix of all overlaps; it is used on a GPU and without numba, and the tests com
 from __future__ import annotations
 
 import functools
-import logging
 import math
 from collections.abc import Callable
 
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LOG = logging.getLogger(__name__)
+from bev_perception.ops.compiled import compile_loop
 
 #: signature of _suppress for numba
 _SIGNATURE = "int64(float64[:, ::1], float64, int64, int64[::1])"
@@ -191,13 +190,4 @@ def _suppress(boxes: np.ndarray, threshold: float, most: int, kept: np.ndarray) 
 @functools.cache
 def _compiled_kernel() -> Callable[..., int] | None:
     """Return _suppress compiled by numba; without numba, warn once and return None."""
-    try:
-        import numba
-    except ImportError as error:
-        LOG.warning("boxes are suppressed by PyTorch, many times slower: numba cannot be imported (%s)", error)
-        return None
-    try:
-        return numba.njit(_SIGNATURE, nogil=True, cache=True)(_suppress)
-    except (RuntimeError, OSError) as error:  # there is no writable cache for the compiled code
-        LOG.info("the suppression of boxes is compiled anew at every start: %s", error)
-        return numba.njit(_SIGNATURE, nogil=True)(_suppress)
+    return compile_loop(_suppress, _SIGNATURE, "boxes are suppressed")

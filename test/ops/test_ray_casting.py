@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bev_perception.ops import ray_casting
+from bev_perception.ops import compiled, ray_casting
 from bev_perception.ops.ray_casting import MAX_STEPS, cast_rays, observed_voxels, trace_reference
 from bev_perception.types import OCC3D_GRID, VoxelGrid
 
@@ -234,7 +234,7 @@ def test_without_numba_the_reference_is_used_and_said_once(monkeypatch, caplog):
         with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
             patch.setattr(builtins, "__import__", no_numba)
             found = [cast_rays(occupied, origins, directions) for _ in range(2)]
-        said = [record.message for record in caplog.records if record.name == ray_casting.__name__]
+        said = [record.message for record in caplog.records if record.name == compiled.__name__]
         assert len(said) == 1 and "numba cannot be imported (No module named 'numba'); install it" in said[0]
         assert all(torch.equal(f.voxels, wanted.voxels) and torch.equal(f.depths, wanted.depths) for f in found)
     finally:
@@ -246,7 +246,8 @@ def test_the_kernel_runs_where_nothing_can_be_written(tmp_path):
     source = Path(ray_casting.__file__)
     ops = tmp_path / "bev_perception" / "ops"
     ops.mkdir(parents=True)
-    for file in (source, source.with_name("__init__.py"), source.parents[1] / "types.py"):
+    beside = (source.with_name("compiled.py"), source.with_name("__init__.py"), source.parents[1] / "types.py")
+    for file in (source, *beside):
         shutil.copy(file, tmp_path / "bev_perception" / file.relative_to(source.parents[1]))
     (ops / "__pycache__").write_text("no directory can be made here")
     script = (
