@@ -27,7 +27,8 @@ RUN = (OFFLINE, IN_PYTHON, READ_RESULTS, SUBSCRIBER, OWN_VARIANT)
 NOT_RUN = {
     "make demo": "makes the virtual environment; test/ros/tools/test_demo.py runs the demo",
     "cd ~/ws/src": "needs a ROS 2 distribution with rosdep and colcon",
-    "bag_player --ros-args": "needs rclpy and goes on for ever; test/ros/test_bag_player.py runs the player",
+    "bev_perception node": "needs rclpy and goes on for ever; test/ros runs the node",
+    "bev_perception play": "needs rclpy and goes on for ever; test/ros/test_bag_player.py runs the player",
     "bev_perception synth": "compiles for minutes; test/synth",
     "bev_perception eval-demo": "makes drives for minutes; test/evaluation/test_regression.py",
     "bev_perception train": "needs nuScenes, and days",
