@@ -1,5 +1,6 @@
 import dataclasses
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -139,6 +140,19 @@ def test_the_plan_of_the_pooling_is_kept_until_a_matrix_changes():
     assert view.plan(batched(rig()), *arguments) is plan
     moved = cameras.sensor2ego + np.eye(4)[3] * 0.5  # every translation
     assert view.plan(cameras, moved, *arguments[1:]) is not plan
+
+
+def test_a_drive_keeps_the_plan_while_all_cameras_look_at_once():
+    """Only motion between the exposures of a frame moves its points; cameras one after the other make new plans."""
+    model = small_model("camera")
+    plans = []
+    model.img_view_transformer.register_forward_hook(lambda module, args, out: plans.append(args[1]))
+    frames = [frame_at(step) for step in range(8)]
+    stream(model, frames)
+    assert len(set(map(id, plans))) == 1
+    late = [dataclasses.replace(f, reference2global=before.reference2global) for before, f in pairwise(frames)]
+    stream(model, late)
+    assert len(set(map(id, plans[8:]))) > 1
 
 
 def test_a_plan_of_inference_serves_training():

@@ -150,7 +150,7 @@ def test_low_precision_changes_losses_little(records):
 def test_activations_can_be_computed_twice(records):
     variant = config()
     batch = batch_of(variant, records)
-    gradients = []
+    gradients, statistics = [], []
     for twice in (False, True):
         step = step_of(variant)
         if twice:
@@ -158,7 +158,9 @@ def test_activations_can_be_computed_twice(records):
         torch.manual_seed(0)
         sum(step(batch, None)[0].values()).backward()
         gradients.append([p.grad for p in step.model.parameters()])
+        statistics.append(list(step.model.buffers()))
     torch.testing.assert_close(*gradients)
+    assert all(torch.equal(a, b) for a, b in zip(*statistics, strict=True))  # of norms, taken up once
 
 
 def test_training_of_balanced_classes(records, tmp_path):
