@@ -95,9 +95,9 @@ def cell_index(points: Tensor, grid: GridConfig) -> Tensor:
 class ViewTransform(nn.Module):
     """The depth net, and the pooling of lifted features into the grid.
 
-    The plan of the pooling is kept and used again until a camera's matrices change. While the vehicle moves, they change
-    at every step if its cameras expose one after the other: then each has its own pose in the frame of the grid. They
-    stay if all cameras expose at the stamp of the frame.
+    The plan of the pooling is kept and used again until a camera's matrices change. While the vehicle moves, those of
+    cameras that expose one after the other change at every step: each has its own pose in the frame of the grid. They
+    stay where all cameras expose at the stamp of the frame.
     """
 
     def __init__(self, head: BEVDetHeadConfig, in_channels: int) -> None:
