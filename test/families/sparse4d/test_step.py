@@ -133,7 +133,7 @@ def test_denoising_needs_instances_that_go_on():
 def test_past_frames_show_the_world_where_the_current_one_does(synthetic_nuscenes):
     """A point that stands still is in the same pixel by way of each past frame's own reference frame."""
     config = maps_config()
-    batch = next(b for b in batches(config, synthetic_nuscenes, 5) if usable_frames(b.time_differences) > 1)
+    batch = next(b for b in batches(config, synthetic_nuscenes, 5) if usable_frames(b.time_differences)[:, 1].all())
     shape = batch.reference2image.shape
     levels = [[torch.zeros(shape[0], shape[2], 2, 2, 8)]] * shape[1]
     current, past, *_ = views_of(batch, EncodedViews(levels, batch.reference2image, (64, 160)))
@@ -146,13 +146,21 @@ def test_past_frames_show_the_world_where_the_current_one_does(synthetic_nuscene
     np.testing.assert_allclose(seen[..., 0], wanted, rtol=1e-4, atol=1e-2)
 
 
-def test_frames_that_are_no_history():
-    assert usable_frames(torch.tensor([[0.0, 0.5, 1.0, 1.5]])) == 4
-    assert usable_frames(torch.tensor([[0.0, 0.5, 0.5, 0.5]])) == 2  # the oldest one repeated
-    assert usable_frames(torch.tensor([[0.0, 0.0, 0.0, 0.0]])) == 1  # the current one repeated
-    assert usable_frames(torch.tensor([[0.0, 0.5, torch.inf]])) == 2
-    assert usable_frames(torch.tensor([[0.0, 4.0, 8.0]])) == 2
-    assert usable_frames(torch.tensor([[0.0, 0.5, 1.0], [0.0, 0.5, 0.5]])) == 2  # as many as all samples have
+@pytest.mark.parametrize(
+    ("ages", "usable"),
+    [
+        ([0.0, 0.5, 1.0, 1.5], 4),
+        ([0.0, 0.5, 0.5, 0.5], 2),  # the oldest one repeated
+        ([0.0], 1),  # versions 2 and 3 read no others
+        ([0.0, 0.0, 0.0, 0.0], 1),  # the current one repeated
+        ([0.0, 0.5, torch.inf], 2),
+        ([0.0, 4.0, 8.0], 2),
+    ],
+)
+def test_frames_that_are_no_history(ages, usable):
+    """Each sample has its own, whatever the others of its batch have."""
+    found = usable_frames(torch.tensor([ages, [0.5 * k for k in range(len(ages))]]))
+    assert found.tolist() == [[k < usable for k in range(len(ages))], [True] * len(ages)]
 
 
 def test_focal_lengths_follow_the_resize_alone(synthetic_nuscenes):
