@@ -13,6 +13,7 @@ from bev_perception.cli.options import (
     Commands,
     add_bag_options,
     add_checkpoint,
+    add_nms,
     add_precision,
     add_variant,
     add_version,
@@ -89,6 +90,7 @@ def _add_run(commands: Commands) -> None:
         default="greedy",
         help="where track ids come from if the variant gives none (default: %(default)s)",
     )
+    add_nms(run)
     add_precision(run)
     run.set_defaults(command=_run)
 
@@ -103,7 +105,9 @@ def _run(args: argparse.Namespace) -> int:
 
     bag, settings = open_bag(args, args.bag)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    how = PipelineSettings(score_threshold=args.score_threshold, tracker=args.tracker, precision=args.precision)
+    how = PipelineSettings(
+        score_threshold=args.score_threshold, tracker=args.tracker, nms=args.nms, precision=args.precision
+    )
     pipeline = load_pipeline(args.variant, args.checkpoint, args.device, how)
     if OCCUPANCY in pipeline.gives and args.save_occupancy is None:
         raise UserError(f"{pipeline.name} predicts occupancy; name a directory for it with --save-occupancy")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bev_perception.config import NMS
 from bev_perception.types import BASE_FRAME, FIXED_FRAME
 
 if TYPE_CHECKING:
@@ -111,6 +112,16 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
         choices=("fp32", "tf32", "bf16", "fp16"),
         default="fp32",
         help="of backbone and neck; the rest computes in fp32 (default: %(default)s)",
+    )
+
+
+def add_nms(parser: argparse.ArgumentParser) -> None:
+    """Add --nms."""
+    parser.add_argument(
+        "--nms",
+        choices=("auto", *NMS),
+        default="auto",
+        help="how further boxes of one object are dropped; auto: as the variant's file says (default: %(default)s)",
     )
 
 

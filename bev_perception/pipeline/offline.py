@@ -108,6 +108,7 @@ def results_header(
         "max_detections": count,
         "memory_interval": how.memory_interval,
         "tracker": how.tracker,
+        "nms": {variant.config.name: how.nms_of(variant.config) for variant in pipeline.variants},
         "precision": how.precision,
         "bag": bag.path.resolve().name,
         "occupancy": None if occupancy is None else occupancy.resolve().name,

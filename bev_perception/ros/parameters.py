@@ -90,6 +90,11 @@ PARAMETERS = (
         "Where track ids come from if the variant gives none: greedy (nearest centres), or none.",
     ),
     ParameterSpec(
+        "nms",
+        _PIPELINE.nms,
+        "How further boxes of one object are dropped: auto (as the variant says), distance, rotated_iou, or none.",
+    ),
+    ParameterSpec(
         "costmap_min_height",
         _COSTMAP.min_height,
         "m above base_frame; what is lower is no obstacle in the costmap.",
@@ -200,6 +205,7 @@ def pipeline_settings(node: Node) -> PipelineSettings:
         max_detections=get("max_detections"),
         memory_interval=get("memory_interval"),
         tracker=get("tracker"),
+        nms=get("nms"),
         precision=get("precision"),
     )
 
