@@ -219,7 +219,11 @@ def _eval_bags(args: argparse.Namespace) -> int:
             replay.add(frame, result)
         pipeline.reset(f"{path} has ended")
     pipeline.close()
-    print(replay.summary(pipeline.health.snapshot()) + ("" if pipeline.trained else "\nthe weights are UNTRAINED"))
+    snapshot = pipeline.health.snapshot()
+    for line in pipeline.health.drain_news():
+        if line.startswith(tuple(snapshot.notices)):
+            print(line)
+    print(replay.summary(snapshot) + ("" if pipeline.trained else "\nthe weights are UNTRAINED"))
     if args.data and replay.frames:
         scores: Scores
         if occupancy:

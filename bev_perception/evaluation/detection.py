@@ -82,10 +82,13 @@ class DetectionScores:
         if len(self.known) == len(self.class_aps):
             lines += [f"{name:5}{value:.4f}" for name, value in official.items()]
         else:
-            total = len(self.class_aps)
-            lines.append(f"means over the {len(self.known)} of {total} classes that have objects here; nuscenes-devkit's")
-            lines.append(f"own, in which the other {total - len(self.known)} count as never found, in brackets")
-            lines += [f"{name:5}{_cell(value, 6, 4)} ({official[name]:.4f})" for name, value in self.known_means.items()]
+            known, total = len(self.known), len(self.class_aps)
+            lines.append(
+                f"means over the {known} of {total} classes that have objects here; in brackets nuscenes-devkit's"
+            )
+            lines.append(f"own, in which the other {total - known} count as never found")
+            for name, value in self.known_means.items():
+                lines.append(f"{name:5}{_cell(value, 6, 4)} ({official[name]:.4f})")
         if not math.isnan(self.duplicates):
             lines.append(
                 f"found objects with a further box (score {DUPLICATE_SCORE:g} or more): {100 * self.duplicates:.1f} %"

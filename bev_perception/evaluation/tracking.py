@@ -73,7 +73,7 @@ class TrackingScores:
         known = sum(not math.isnan(scores["amota"]) for scores in self.classes.values())
         if known < len(self.classes):
             lines.append(
-                f"all: over the {known} of {len(self.classes)} classes that have objects here, as nuscenes-devkit has it"
+                f"all: over the {known} of {len(self.classes)} classes with objects here, as nuscenes-devkit has it"
             )
         lines.append(f"{'class':22}" + "".join(f"{head:>7}" for head in SCORES.values()))
         for name, scores in [*self.classes.items(), ("all", self.overall)]:

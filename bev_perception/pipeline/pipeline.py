@@ -26,7 +26,6 @@ from bev_perception.strict import ConfigError
 from bev_perception.tracking.tracker import TRACKERS, Tracks, follow
 from bev_perception.types import Boxes3D, Frame, FrameError, Limits, ModelInput, Occupancy, Result
 
-
 #: the values of the setting `nms`
 NMS_SETTINGS = ("auto", *NMS)
 
@@ -226,6 +225,8 @@ class Pipeline:
         for image, preprocess in self._preprocess.items():
             inputs[image], unusable = preprocess(frame)
             missing.update(unusable)
+            for camera, warning in preprocess.warnings(frame).items():
+                self.health.notice("picture cut off", warning, camera)
         for camera, reason in missing.items():
             self.health.drop("missing view", f"{camera}: {reason}", camera)
         return inputs, missing
