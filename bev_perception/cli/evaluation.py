@@ -13,6 +13,7 @@ from bev_perception.cli.options import (
     Commands,
     add_bag_options,
     add_checkpoint,
+    add_nms,
     add_precision,
     add_variant,
     add_version,
@@ -100,6 +101,7 @@ def _add_eval(commands: Commands) -> None:
         "--out", type=Path, default=Path("output/eval"), help="directory for results (default: %(default)s)"
     )
     evaluate.add_argument("--device", default="auto", help=DEVICE_HELP)
+    add_nms(evaluate)
     add_precision(evaluate)
     evaluate.set_defaults(command=_eval)
 
@@ -163,6 +165,7 @@ def _score_variant(args: argparse.Namespace) -> Scores | None:
         out=args.out,
         device=args.device,
         precision=args.precision,
+        nms=args.nms,
         scenes=tuple(args.scenes),
         max_range=args.max_range,
         memory=not args.no_memory,
@@ -203,7 +206,8 @@ def _eval_bags(args: argparse.Namespace) -> int:
             raise UserError("--tracking scores tracks; name --data, the nuScenes dataroot that the bags are scenes of")
         check_tracking_devkit()
     replay = Replay(open_records(args.data, version) if args.data else None, args.labels, args.tracking)
-    pipeline = load_pipeline(args.variant, args.checkpoint, args.device, PipelineSettings(precision=args.precision))
+    how = PipelineSettings(nms=args.nms, precision=args.precision)
+    pipeline = load_pipeline(args.variant, args.checkpoint, args.device, how)
     occupancy = OCCUPANCY in pipeline.gives
     for option, given in (("--max-range", args.max_range is not None), ("--tracking", args.tracking)):
         if occupancy and given:
@@ -215,7 +219,11 @@ def _eval_bags(args: argparse.Namespace) -> int:
             replay.add(frame, result)
         pipeline.reset(f"{path} has ended")
     pipeline.close()
-    print(replay.summary(pipeline.health.snapshot()) + ("" if pipeline.trained else "\nthe weights are UNTRAINED"))
+    snapshot = pipeline.health.snapshot()
+    for line in pipeline.health.drain_news():
+        if line.startswith(tuple(snapshot.notices)):
+            print(line)
+    print(replay.summary(snapshot) + ("" if pipeline.trained else "\nthe weights are UNTRAINED"))
     if args.data and replay.frames:
         scores: Scores
         if occupancy:

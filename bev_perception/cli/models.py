@@ -13,6 +13,7 @@ from bev_perception.cli.options import (
     Commands,
     add_bag_options,
     add_checkpoint,
+    add_nms,
     add_precision,
     add_variant,
     add_version,
@@ -70,7 +71,13 @@ def _init_weights(args: argparse.Namespace) -> int:
 
 def _add_run(commands: Commands) -> None:
     run = commands.add_parser("run", help="run a variant on a bag, without ROS, and write the results")
-    run.add_argument("--bag", type=Path, required=True, help="directory of a rosbag2 bag")
+    run.add_argument(
+        "--bag",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="a rosbag2 bag: directory, or mcap file; several are the parts of one recording that was split",
+    )
     add_variant(run)
     add_checkpoint(run)
     run.add_argument("--out", type=Path, required=True, metavar="RESULTS.jsonl")
@@ -89,6 +96,7 @@ def _add_run(commands: Commands) -> None:
         default="greedy",
         help="where track ids come from if the variant gives none (default: %(default)s)",
     )
+    add_nms(run)
     add_precision(run)
     run.set_defaults(command=_run)
 
@@ -101,9 +109,11 @@ def _run(args: argparse.Namespace) -> int:
     from bev_perception.pipeline.offline import results_header, run_events, unfinished_results, write_results
     from bev_perception.pipeline.pipeline import PipelineSettings
 
-    bag, settings = open_bag(args, args.bag)
+    bag, settings = open_bag(args, *args.bag)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    how = PipelineSettings(score_threshold=args.score_threshold, tracker=args.tracker, precision=args.precision)
+    how = PipelineSettings(
+        score_threshold=args.score_threshold, tracker=args.tracker, nms=args.nms, precision=args.precision
+    )
     pipeline = load_pipeline(args.variant, args.checkpoint, args.device, how)
     if OCCUPANCY in pipeline.gives and args.save_occupancy is None:
         raise UserError(f"{pipeline.name} predicts occupancy; name a directory for it with --save-occupancy")
@@ -124,7 +134,7 @@ def _run(args: argparse.Namespace) -> int:
         print("dropped: " + ", ".join(f"{cause} {n}" for cause, n in snapshot.drops.items()))
         print(f"the last: {snapshot.last_drop}")
     for line in pipeline.health.drain_news():
-        if line.startswith("tf "):
+        if line.startswith(("tf ", *snapshot.notices)):
             print(line)
     if not count and not snapshot.drops:
         print("no frame: the image topics of the bag gave no messages; is it damaged, or was it cut?")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bev_perception.config import NMS
 from bev_perception.types import BASE_FRAME, FIXED_FRAME
 
 if TYPE_CHECKING:
@@ -114,6 +115,16 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_nms(parser: argparse.ArgumentParser) -> None:
+    """Add --nms."""
+    parser.add_argument(
+        "--nms",
+        choices=("auto", *NMS),
+        default="auto",
+        help="how further boxes of one object are dropped; auto: as the variant's file says (default: %(default)s)",
+    )
+
+
 def add_bag_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that open_bag reads."""
     parser.add_argument(
@@ -139,32 +150,55 @@ def add_bag_options(parser: argparse.ArgumentParser) -> None:
     ):
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, type=float, metavar="S", help=f"{text} (default: the node's)")
+    parser.add_argument(
+        "--camera-frames",
+        nargs="+",
+        default=[],
+        metavar="CAMERA:=FRAME",
+        help="tf frames that the cameras' images are of, where their headers name another one",
+    )
+    parser.add_argument(
+        "--rectified",
+        nargs="*",
+        metavar="CAMERA",
+        help="the images of these cameras (without names: of all) are rectified: R and P of camera_info count, not K "
+        "and D",
+    )
     parser.add_argument("--base-frame", default=BASE_FRAME, help="tf frame of the vehicle (default: %(default)s)")
     parser.add_argument("--fixed-frame", default=FIXED_FRAME, help="tf frame of the world (default: %(default)s)")
 
 
-def open_bag(args: argparse.Namespace, path: Path) -> tuple[BagReader, SynchronizerSettings]:
-    """Open a bag, and return it with the settings for grouping its images, from the options of add_bag_options."""
+def open_bag(args: argparse.Namespace, *paths: Path) -> tuple[BagReader, SynchronizerSettings]:
+    """Open a bag, and return it with the settings for grouping its images, from the options of add_bag_options.
+
+    paths: of the bag, or of several that are parts of one recording
+    """
     from bev_perception.data.bag_topics import read_rules
     from bev_perception.data.drive import CAMERAS
     from bev_perception.data.rosbag import INPUT_PREFIX, BagReader
-    from bev_perception.sensing.synchronizer import SynchronizerSettings
+    from bev_perception.sensing.synchronizer import SynchronizerSettings, camera_frames
 
     prefix = args.prefix or INPUT_PREFIX
     rules = [*args.remap, *([] if args.remap_file is None else _lines(args.remap_file))]
-    bag = BagReader(path, tuple(args.cameras or CAMERAS), prefix)
+    bag = BagReader(paths[0], tuple(args.cameras or CAMERAS), prefix, others=paths[1:])
     bag = replace(bag, remap=read_rules(rules, bag.topics))
     if not rules and not bag.has_images():
         bag = _find_topics(bag, args.cameras)
     for hint in bag.hints():
-        print(f"bev_perception: {path}: {hint}", file=sys.stderr)
+        print(f"bev_perception: {bag.path}: {hint}", file=sys.stderr)
     given = {
         name: value
         for name in ("max_stamp_difference", "camera_timeout", "tf_timeout")
         if (value := getattr(args, name)) is not None
     }
     return bag, SynchronizerSettings(
-        bag.cameras, args.anchor, base_frame=args.base_frame, fixed_frame=args.fixed_frame, **given
+        bag.cameras,
+        args.anchor,
+        base_frame=args.base_frame,
+        fixed_frame=args.fixed_frame,
+        camera_frames=camera_frames(args.camera_frames),
+        rectified=() if args.rectified is None else tuple(args.rectified) or ("*",),
+        **given,
     )
 
 

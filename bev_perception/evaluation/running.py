@@ -32,6 +32,7 @@ from bev_perception.models.protocol import Encoded, Model
 from bev_perception.pipeline.loading import load_weights
 from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
 from bev_perception.results.boxes import to_ego
+from bev_perception.results.duplicates import without_duplicates
 from bev_perception.sensing.preprocess import NoUsableViewError, Preprocessor
 from bev_perception.tracking.tracker import Tracks, follow
 from bev_perception.types import Limits, ModelInput, Result
@@ -108,6 +109,7 @@ def run_rows(
     precision: str = PipelineSettings.precision,
     memory: bool = True,
     recompute: bool = False,
+    nms: str = PipelineSettings.nms,
 ) -> Iterator[tuple[int, Result]]:
     """Load a variant, run it on key frames, and yield the row of each key frame with its result.
 
@@ -122,9 +124,12 @@ def run_rows(
     precision: of backbone and neck, as in PipelineSettings
     memory: False wipes the memory before each frame
     recompute: whether all frames of a key frame's queue are computed anew, see Model.recompute
+    nms: how further boxes of one object are dropped, as in PipelineSettings
 
     Raises EvaluationError for a variant with future frames if `memory` is False, and for one that cannot recompute.
     """
+    settings = PipelineSettings(precision=precision, nms=nms)
+    config = replace(config, nms=settings.nms_of(config))
     loaded = load_weights(config, checkpoint, device)
     if recompute:
         yield from recompute_rows(config, loaded.model, device, records, rows)
@@ -138,7 +143,7 @@ def run_rows(
         yield from run_in_queues(config, loaded.model, device, records, rows, precision)
         return
     loaded.model.for_benchmark = True
-    pipeline = Pipeline([loaded], device, PipelineSettings(precision=precision))
+    pipeline = Pipeline([loaded], device, settings)
     try:
         yield from run_in_order(pipeline, records, rows, memory)
     finally:
@@ -212,7 +217,8 @@ def run_in_queues(
                 others = [model.remember(encoded[s], (), inputs[s]) for s in queue[1:]]
                 prediction = model.predict(encoded[queue[0]], others, current, None)
             seen = model.decode(prediction.outputs, limits or Limits())
-            stamp, history, found = records.stamps[i] * 1000, len(others), seen.boxes
+            found = None if seen.boxes is None else without_duplicates(seen.boxes, config.nms)
+            stamp, history = records.stamps[i] * 1000, len(others)
             if found is not None and found.track_ids is None:
                 if records.scenes[i] != scene:
                     scene, tracks = records.scenes[i], tracks.cleared()
@@ -249,7 +255,8 @@ def recompute_rows(
             stamp, ego2global = records.stamps[i] * 1000, records.ego2global(i)
             if seen.boxes is not None:
                 exported2global = _at_exposure(inputs[queue[0]], model, 1).reference2global
-                boxes = to_ego(seen.boxes, invert_transform(ego2global) @ exported2global)
+                found = without_duplicates(seen.boxes, config.nms)
+                boxes = to_ego(found, invert_transform(ego2global) @ exported2global)
                 if records.scenes[i] != scene:
                     scene, tracks = records.scenes[i], tracks.cleared()
                 tracks, ids = follow(tracks, boxes, ego2global, stamp)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from bev_perception.config import ImageConfig, VariantConfig
+from bev_perception.config import NMS, ImageConfig, VariantConfig
 from bev_perception.families.catalog import gives
 from bev_perception.families.family import INSTANCES
 from bev_perception.health import Health, Stopwatch
@@ -20,10 +20,14 @@ from bev_perception.models.protocol import NotFiniteError, Perception, Predictio
 from bev_perception.pipeline.continuity import Continuity
 from bev_perception.pipeline.encoders import Encoder, LoadedVariant, Stream, empty_input, group_by_encoder
 from bev_perception.results.boxes import to_ego
+from bev_perception.results.duplicates import without_duplicates
 from bev_perception.sensing.preprocess import Preprocessor, reference2base
 from bev_perception.strict import ConfigError
 from bev_perception.tracking.tracker import TRACKERS, Tracks, follow
 from bev_perception.types import Boxes3D, Frame, FrameError, Limits, ModelInput, Occupancy, Result
+
+#: the values of the setting `nms`
+NMS_SETTINGS = ("auto", *NMS)
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class PipelineSettings:
     memory_interval: s between remembered frames; capped at the variant's own interval; a shorter one reproduces the
         spacing of the training more closely and takes more memory
     tracker: where track ids come from if a variant gives none: "greedy" (see tracking/tracker.py), or "none"
+    nms: how further boxes of one object are dropped: "auto", as the variant's file says; "distance", "rotated_iou" or
+        "none", see results/duplicates.py
     precision: of backbone and neck: "fp32", "tf32", "bf16" or "fp16" (see models/precision.py); cannot be changed once
         the pipeline runs; everything else computes in float32
     max_speed: m/s; faster ego motion is a pose jump, which wipes the memory
@@ -45,6 +51,7 @@ class PipelineSettings:
     max_detections: int | None = None
     memory_interval: float = 0.25
     tracker: str = "greedy"
+    nms: str = "auto"
     precision: str = "fp32"
     max_speed: float = 80.0
     max_turn_rate: float = 4.0
@@ -59,11 +66,17 @@ class PipelineSettings:
             raise ConfigError(f"memory_interval is {self.memory_interval} s; it must be positive")
         if self.tracker not in TRACKERS:
             raise ConfigError(f"tracker is {self.tracker!r}; it must be one of {', '.join(TRACKERS)}")
+        if self.nms not in NMS_SETTINGS:
+            raise ConfigError(f"nms is {self.nms!r}; it must be one of {', '.join(NMS_SETTINGS)}")
 
     @property
     def limits(self) -> Limits:
         """The limits on the boxes of a result."""
         return Limits(self.score_threshold, self.max_detections)
+
+    def nms_of(self, config: VariantConfig) -> str:
+        """Return how further boxes of one object of a variant are dropped, one of NMS."""
+        return config.nms if self.nms == "auto" else self.nms
 
 
 @dataclass(frozen=True)
@@ -212,6 +225,8 @@ class Pipeline:
         for image, preprocess in self._preprocess.items():
             inputs[image], unusable = preprocess(frame)
             missing.update(unusable)
+            for camera, warning in preprocess.warnings(frame).items():
+                self.health.notice("picture cut off", warning, camera)
         for camera, reason in missing.items():
             self.health.drop("missing view", f"{camera}: {reason}", camera)
         return inputs, missing
@@ -236,8 +251,8 @@ class Pipeline:
             except NotFiniteError as error:
                 raise NotFiniteError(f"{stream.config.name}: {error}") from error
             if seen.boxes is not None:
-                reference_boxes = seen.boxes
-                boxes = to_ego(seen.boxes, reference2base(stream.config, frame))
+                reference_boxes = without_duplicates(seen.boxes, self.settings.nms_of(stream.config))
+                boxes = to_ego(reference_boxes, reference2base(stream.config, frame))
             occupancy = occupancy if seen.occupancy is None else seen.occupancy
         return Perception(boxes, occupancy), reference_boxes
 

@@ -317,8 +317,9 @@ class PerceptionNode(LifecycleNode):
 
     def _on_camera_info(self, camera: str, message: CameraInfo) -> None:
         assert self._synchronizer is not None
+        topic = self.resolve_topic_name(f"~/input/{camera}/{IMAGE_TYPES[self._get('image_transport')][2]}")
         try:
-            self._synchronizer.set_calibration(camera, calibration(message))
+            self._synchronizer.set_calibration(camera, calibration(message), topic)
         except ValueError as error:
             self._synchronizer.set_calibration(camera, str(error))
         self._pass_on()

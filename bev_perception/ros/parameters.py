@@ -17,7 +17,7 @@ from bev_perception.config import ConfigError
 from bev_perception.data.drive import CAMERAS
 from bev_perception.pipeline.pipeline import PipelineSettings
 from bev_perception.results.costmap import OUTPUT_LIFETIME, CostmapSettings
-from bev_perception.sensing.synchronizer import SynchronizerSettings
+from bev_perception.sensing.synchronizer import SynchronizerSettings, camera_frames
 
 
 class ParameterSpec(NamedTuple):
@@ -63,6 +63,16 @@ PARAMETERS = (
     ParameterSpec("anchor_camera", "", "Camera whose stamp a set takes; empty is the first of cameras."),
     ParameterSpec("image_transport", "raw", "raw (sensor_msgs/Image) or compressed (sensor_msgs/CompressedImage)."),
     ParameterSpec("base_frame", _SYNC.base_frame, "tf frame of the vehicle; results are published in it."),
+    ParameterSpec(
+        "camera_frames",
+        [""],
+        "CAMERA:=FRAME for each camera whose images name another tf frame than their optical frame.",
+    ),
+    ParameterSpec(
+        "rectified",
+        [""],
+        "Cameras whose images are rectified, or * for all: R and P of camera_info count, not K and D.",
+    ),
     ParameterSpec("fixed_frame", _SYNC.fixed_frame, "tf frame that does not move with the vehicle (odometry)."),
     ParameterSpec(
         "max_stamp_difference",
@@ -88,6 +98,11 @@ PARAMETERS = (
         "tracker",
         _PIPELINE.tracker,
         "Where track ids come from if the variant gives none: greedy (nearest centres), or none.",
+    ),
+    ParameterSpec(
+        "nms",
+        _PIPELINE.nms,
+        "How further boxes of one object are dropped: auto (as the variant says), distance, rotated_iou, or none.",
     ),
     ParameterSpec(
         "costmap_min_height",
@@ -189,6 +204,8 @@ def synchronizer_settings(node: Node) -> SynchronizerSettings:
         tf_timeout=get("tf_timeout"),
         base_frame=get("base_frame"),
         fixed_frame=get("fixed_frame"),
+        camera_frames=camera_frames(filter(None, get("camera_frames"))),
+        rectified=tuple(filter(None, get("rectified"))),
     )
 
 
@@ -200,6 +217,7 @@ def pipeline_settings(node: Node) -> PipelineSettings:
         max_detections=get("max_detections"),
         memory_interval=get("memory_interval"),
         tracker=get("tracker"),
+        nms=get("nms"),
         precision=get("precision"),
     )
 
