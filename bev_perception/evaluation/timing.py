@@ -30,6 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from bev_perception.allocation import keep_memory_together
 from bev_perception.data.drive import CAMERAS, DriveImage
 from bev_perception.data.synthetic import World, synthetic_drive
 from bev_perception.evaluation.errors import EvaluationError
@@ -185,6 +186,7 @@ def percentiles(seconds: list[float]) -> tuple[float, float]:
 
 
 def _time_here(settings: TimingSettings) -> Timing:
+    keep_memory_together()  # as the commands and the node do
     torch.backends.cudnn.benchmark = True  # as in the protocol; a global setting, but this process does nothing else
     pipeline = _load(settings)
     (variant,) = pipeline.variants
