@@ -1,7 +1,7 @@
 """How the process gets its memory from the system: large buffers stay in one heap, on huge pages.
 
-PyTorch's CPU tensors come from the C library's malloc. By default it gives every large buffer back to the system as soon
-as it is free, so that the next one like it, a moment later, is mapped and zeroed page by page again.
+PyTorch's CPU tensors come from the malloc of the C library. By default, that gives every large buffer back to the
+system as soon as it is free, so that the next one like it, a moment later, is mapped and zeroed page by page again.
 """
 
 from __future__ import annotations

@@ -31,9 +31,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from bev_perception.allocation import keep_memory_together
+from bev_perception.config import VariantConfig
 from bev_perception.data.drive import CAMERAS, DriveImage
 from bev_perception.data.synthetic import World, synthetic_drive
 from bev_perception.evaluation.errors import EvaluationError
+from bev_perception.families.catalog import build_model
 from bev_perception.families.variants import Variant, load_variant, shipped_weights
 from bev_perception.health import Stopwatch
 from bev_perception.models.precision import PRECISIONS, encoder_precision
@@ -215,7 +217,7 @@ def _time_here(settings: TimingSettings) -> Timing:
         warm_up=warm_up,
         fps={name: settings.frames / sum(seconds[name]) for name in ("total", "with loading")},
         ms={name: percentiles(values) for name, values in seconds.items()},
-        parameters=_by_stage(variant.model),
+        parameters=_by_stage(_as_trained(variant.config)),
         flops=flops,
         flops_all_frames=flops_all,
         peak_mb=peak / 1e6,
@@ -287,6 +289,12 @@ def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _as_trained(config: VariantConfig) -> Model:
+    """Return the model with its batch norms, without memory for the weights."""
+    with torch.device("meta"):
+        return build_model(config)
 
 
 def _by_stage(model: Model) -> dict[str, int]:
