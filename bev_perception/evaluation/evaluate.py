@@ -59,6 +59,7 @@ class EvalSettings:
         that predicts occupancy
     device: "auto", "cpu", "cuda" or "cuda:N"; under torchrun "auto" and "cuda" give each process a GPU of its own
     precision: of backbone and neck, as in PipelineSettings
+    engine: that computes them, as in PipelineSettings; not with `recompute`
     scenes: names of the only scenes of the split to run and score; empty: all
     max_range: m, distance from the car up to which boxes count, as in score_results; None: by class
     memory: False wipes the memory before each frame
@@ -77,6 +78,7 @@ class EvalSettings:
     out: Path = Path("output/eval")
     device: str = "auto"
     precision: str = PipelineSettings.precision
+    engine: str = PipelineSettings.engine
     scenes: tuple[str, ...] = ()
     max_range: float | None = None
     memory: bool = True
@@ -104,7 +106,7 @@ def evaluate(settings: EvalSettings) -> Scores | None:
         check_images(records, config)
         evaluation = _evaluation(settings, config, records, device)
         rows = processes.share(records)
-        how = (settings.precision, settings.memory, settings.recompute)
+        how = (settings.precision, settings.memory, settings.recompute, settings.engine)
         results = run_rows(config, settings.checkpoint, device, records, rows, *how)
         for i, result in tqdm(results, total=len(rows), desc=config.name, unit="frame", disable=processes.rank > 0):
             evaluation.add(i, result)

@@ -29,6 +29,7 @@ from bev_perception.geometry import invert_transform
 from bev_perception.models.device import choose_device
 from bev_perception.models.precision import check_precision, encoder_precision, strict_float32
 from bev_perception.models.protocol import Encoded, Model
+from bev_perception.pipeline.engines import use_engine
 from bev_perception.pipeline.loading import load_weights
 from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
 from bev_perception.results.boxes import to_ego
@@ -108,6 +109,7 @@ def run_rows(
     precision: str = PipelineSettings.precision,
     memory: bool = True,
     recompute: bool = False,
+    engine: str = PipelineSettings.engine,
 ) -> Iterator[tuple[int, Result]]:
     """Load a variant, run it on key frames, and yield the row of each key frame with its result.
 
@@ -122,6 +124,7 @@ def run_rows(
     precision: of backbone and neck, as in PipelineSettings
     memory: False wipes the memory before each frame
     recompute: whether all frames of a key frame's queue are computed anew, see Model.recompute
+    engine: that computes backbone and neck, as in PipelineSettings; not with `recompute`
 
     Raises EvaluationError for a variant with future frames if `memory` is False, and for one that cannot recompute.
     """
@@ -135,10 +138,11 @@ def run_rows(
                 f"{config.name} looks ahead: its frames are read, not remembered, and cannot be forgotten; choose a "
                 "variant with frames.future = 0"
             )
+        use_engine(loaded.model, config, engine, precision, device)
         yield from run_in_queues(config, loaded.model, device, records, rows, precision)
         return
     loaded.model.for_benchmark = True
-    pipeline = Pipeline([loaded], device, PipelineSettings(precision=precision))
+    pipeline = Pipeline([loaded], device, PipelineSettings(precision=precision, engine=engine))
     try:
         yield from run_in_order(pipeline, records, rows, memory)
     finally:

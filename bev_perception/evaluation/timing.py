@@ -59,6 +59,7 @@ class TimingSettings:
         shipped
     device: "auto", "cpu", "cuda" or "cuda:N"
     precision: of backbone and neck, as in PipelineSettings
+    engine: that computes them, as in PipelineSettings
     frames: number of frames that are timed
     warm_up: number of frames before them that are not timed; raised to the number that fills the memory
     """
@@ -67,6 +68,7 @@ class TimingSettings:
     checkpoint: Path | None = None
     device: str = "auto"
     precision: str = PipelineSettings.precision
+    engine: str = PipelineSettings.engine
     frames: int = 50
     warm_up: int = 10
 
@@ -84,6 +86,7 @@ class Timing:
     trained: False if the weights are untrained
     device: that the variant ran on
     precision: of backbone and neck, as in PipelineSettings
+    engine: that computed them
     image: the network's input, width x height in pixels
     cameras: number of cameras
     history: number of past frames used
@@ -105,6 +108,7 @@ class Timing:
     trained: bool
     device: str
     precision: str
+    engine: str
     image: str
     cameras: int
     history: int
@@ -123,7 +127,7 @@ class Timing:
         """Return the results as a readable table."""
         weights = "" if self.trained else ", UNTRAINED weights"
         lines = [
-            f"{self.variant}, {self.precision} on {self.device}{weights}",
+            f"{self.variant}, {self.precision} on {self.device}, engine {self.engine}{weights}",
             f"batch 1, {self.cameras} cameras, {self.image}, {self.history} past frames remembered; "
             f"{self.frames} frames after {self.warm_up} of warm-up",
             *(f"{name}: {value}" for name, value in self.machine.items()),
@@ -147,7 +151,8 @@ class Timing:
     def write(self, directory: Path) -> Path:
         """Write the results as JSON to the directory; return the path of the file."""
         directory.mkdir(parents=True, exist_ok=True)
-        path = directory / f"{self.variant}_{self.precision}.json"
+        engine = "" if self.engine == PipelineSettings.engine else f"_{self.engine}"
+        path = directory / f"{self.variant}_{self.precision}{engine}.json"
         path.write_text(json.dumps(dataclasses.asdict(self), indent=1))
         return path
 
@@ -210,6 +215,7 @@ def _time_here(settings: TimingSettings) -> Timing:
         trained=pipeline.trained,
         device=str(pipeline.device),
         precision=settings.precision,
+        engine=settings.engine,
         image=f"{variant.config.image.width}x{variant.config.image.height}",
         cameras=len(CAMERAS),
         history=min(result.history, variant.config.frames.past),
@@ -227,7 +233,7 @@ def _time_here(settings: TimingSettings) -> Timing:
 
 
 def _load(settings: TimingSettings) -> Pipeline:
-    run = PipelineSettings(precision=settings.precision)
+    run = PipelineSettings(precision=settings.precision, engine=settings.engine)
     if settings.checkpoint is not None or shipped_weights(load_variant(settings.variant).name) is not None:
         return load_pipeline(settings.variant, settings.checkpoint, settings.device, run)
     with tempfile.TemporaryDirectory() as directory:

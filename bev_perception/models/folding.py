@@ -1,4 +1,4 @@
-"""Fold batch norms into the convolutions before them: the same function, in inference, with a pass less over each map."""
+"""Fold batch norms into the convolutions before them: the same function in inference, a pass less over each map."""
 
 from __future__ import annotations
 

@@ -109,6 +109,7 @@ def results_header(
         "memory_interval": how.memory_interval,
         "tracker": how.tracker,
         "precision": how.precision,
+        "engine": how.engine,
         "bag": bag.path.resolve().name,
         "occupancy": None if occupancy is None else occupancy.resolve().name,
         "cameras": list(settings.cameras),
