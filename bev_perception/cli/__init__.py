@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from bev_perception.allocation import keep_memory_together
 from bev_perception.cli import data, evaluation, models, show
 from bev_perception.cli.options import apply_changes
 from bev_perception.strict import UserError
@@ -25,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Any other exception is a bug in this package; it is not caught, so that its traceback is shown.
     """
+    keep_memory_together()
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     args = make_parser().parse_args(argv)
     try:

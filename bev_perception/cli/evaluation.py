@@ -13,6 +13,7 @@ from bev_perception.cli.options import (
     Commands,
     add_bag_options,
     add_checkpoint,
+    add_engine,
     add_nms,
     add_precision,
     add_variant,
@@ -103,6 +104,7 @@ def _add_eval(commands: Commands) -> None:
     evaluate.add_argument("--device", default="auto", help=DEVICE_HELP)
     add_nms(evaluate)
     add_precision(evaluate)
+    add_engine(evaluate)
     evaluate.set_defaults(command=_eval)
 
 
@@ -111,6 +113,8 @@ def _eval(args: argparse.Namespace) -> int:
         raise UserError("--no-memory is for a variant that runs over a split; leave it out")
     if args.alignment and (args.bag or args.results or args.occupancy_results or args.no_memory):
         raise UserError("--alignment is for a variant that runs over a split with its past frames; leave it out")
+    if args.alignment and args.engine != "eager":
+        raise UserError("--alignment computes all frames as published, eagerly; leave --engine out")
     if args.bag is not None:
         return _eval_bags(args)
     if args.data is None:
@@ -166,6 +170,7 @@ def _score_variant(args: argparse.Namespace) -> Scores | None:
         device=args.device,
         precision=args.precision,
         nms=args.nms,
+        engine=args.engine,
         scenes=tuple(args.scenes),
         max_range=args.max_range,
         memory=not args.no_memory,
@@ -206,7 +211,7 @@ def _eval_bags(args: argparse.Namespace) -> int:
             raise UserError("--tracking scores tracks; name --data, the nuScenes dataroot that the bags are scenes of")
         check_tracking_devkit()
     replay = Replay(open_records(args.data, version) if args.data else None, args.labels, args.tracking)
-    how = PipelineSettings(nms=args.nms, precision=args.precision)
+    how = PipelineSettings(nms=args.nms, precision=args.precision, engine=args.engine)
     pipeline = load_pipeline(args.variant, args.checkpoint, args.device, how)
     occupancy = OCCUPANCY in pipeline.gives
     for option, given in (("--max-range", args.max_range is not None), ("--tracking", args.tracking)):

@@ -13,6 +13,7 @@ from bev_perception.cli.options import (
     Commands,
     add_bag_options,
     add_checkpoint,
+    add_engine,
     add_nms,
     add_precision,
     add_variant,
@@ -98,6 +99,7 @@ def _add_run(commands: Commands) -> None:
     )
     add_nms(run)
     add_precision(run)
+    add_engine(run)
     run.set_defaults(command=_run)
 
 
@@ -112,7 +114,11 @@ def _run(args: argparse.Namespace) -> int:
     bag, settings = open_bag(args, *args.bag)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     how = PipelineSettings(
-        score_threshold=args.score_threshold, tracker=args.tracker, nms=args.nms, precision=args.precision
+        score_threshold=args.score_threshold,
+        tracker=args.tracker,
+        nms=args.nms,
+        precision=args.precision,
+        engine=args.engine,
     )
     pipeline = load_pipeline(args.variant, args.checkpoint, args.device, how)
     if OCCUPANCY in pipeline.gives and args.save_occupancy is None:
@@ -256,6 +262,7 @@ def _add_bench(commands: Commands) -> None:
     bench.add_argument("--frames", type=int, default=50, help="number of timed frames (default: %(default)s)")
     bench.add_argument("--device", default="auto", help=DEVICE_HELP)
     add_precision(bench)
+    add_engine(bench)
     bench.set_defaults(command=_bench)
 
 
@@ -268,7 +275,7 @@ def _bench(args: argparse.Namespace) -> int:
     from bev_perception.evaluation.timing import TimingSettings, time_variant
 
     timing = time_variant(
-        TimingSettings(args.variant, args.checkpoint, args.device, precision=args.precision, frames=args.frames)
+        TimingSettings(args.variant, args.checkpoint, args.device, args.precision, args.engine, args.frames)
     )
     print(timing.table())
     print(f"wrote {timing.write(args.out)}")
@@ -294,6 +301,7 @@ def _add_demo(commands: Commands) -> None:
         type=Path,
         help=f"weights; the variant then runs alone (default: those shipped, with {TINY_OCCUPANCY}, or untrained ones)",
     )
+    add_engine(demo)
     demo.set_defaults(command=_demo)
 
 
@@ -308,6 +316,7 @@ def _demo(args: argparse.Namespace) -> int:
         seconds=args.seconds,
         variant=args.variant,
         checkpoint=args.checkpoint,
+        engine=args.engine,
     )
     print(run_demo(settings))
     return 0

@@ -125,6 +125,16 @@ def add_nms(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add --engine."""
+    parser.add_argument(
+        "--engine",
+        choices=("eager", "compile", "onnxruntime", "openvino", "tensorrt"),
+        default="eager",
+        help="what computes backbone and neck; all but eager are built once and kept (default: %(default)s)",
+    )
+
+
 def add_bag_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that open_bag reads."""
     parser.add_argument(

@@ -60,6 +60,7 @@ class EvalSettings:
     device: "auto", "cpu", "cuda" or "cuda:N"; under torchrun "auto" and "cuda" give each process a GPU of its own
     precision: of backbone and neck, as in PipelineSettings
     nms: how further boxes of one object are dropped, as in PipelineSettings
+    engine: that computes them, as in PipelineSettings; not with `recompute`
     scenes: names of the only scenes of the split to run and score; empty: all
     max_range: m, distance from the car up to which boxes count, as in score_results; None: by class
     memory: False wipes the memory before each frame
@@ -79,6 +80,7 @@ class EvalSettings:
     device: str = "auto"
     precision: str = PipelineSettings.precision
     nms: str = PipelineSettings.nms
+    engine: str = PipelineSettings.engine
     scenes: tuple[str, ...] = ()
     max_range: float | None = None
     memory: bool = True
@@ -106,8 +108,8 @@ def evaluate(settings: EvalSettings) -> Scores | None:
         check_images(records, config)
         evaluation = _evaluation(settings, config, records, device)
         rows = processes.share(records)
-        how = (settings.precision, settings.memory, settings.recompute, settings.nms)
-        results = run_rows(config, settings.checkpoint, device, records, rows, *how)
+        how = PipelineSettings(precision=settings.precision, nms=settings.nms, engine=settings.engine)
+        results = run_rows(config, settings.checkpoint, device, records, rows, how, settings.memory, settings.recompute)
         for i, result in tqdm(results, total=len(rows), desc=config.name, unit="frame", disable=processes.rank > 0):
             evaluation.add(i, result)
         parts = processes.gather(evaluation.part)

@@ -29,6 +29,7 @@ from bev_perception.geometry import invert_transform
 from bev_perception.models.device import choose_device
 from bev_perception.models.precision import check_precision, encoder_precision, strict_float32
 from bev_perception.models.protocol import Encoded, Model
+from bev_perception.pipeline.engines import use_engine
 from bev_perception.pipeline.loading import load_weights
 from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
 from bev_perception.results.boxes import to_ego
@@ -106,10 +107,9 @@ def run_rows(
     device: torch.device,
     records: Records,
     rows: Iterable[int],
-    precision: str = PipelineSettings.precision,
+    how: PipelineSettings | None = None,
     memory: bool = True,
     recompute: bool = False,
-    nms: str = PipelineSettings.nms,
 ) -> Iterator[tuple[int, Result]]:
     """Load a variant, run it on key frames, and yield the row of each key frame with its result.
 
@@ -121,15 +121,14 @@ def run_rows(
     device: to run on
     records: the key frames
     rows: indices into `records`, ascending
-    precision: of backbone and neck, as in PipelineSettings
+    how: precision, engine, nms; the engine is not used with `recompute`
     memory: False wipes the memory before each frame
     recompute: whether all frames of a key frame's queue are computed anew, see Model.recompute
-    nms: how further boxes of one object are dropped, as in PipelineSettings
 
     Raises EvaluationError for a variant with future frames if `memory` is False, and for one that cannot recompute.
     """
-    settings = PipelineSettings(precision=precision, nms=nms)
-    config = replace(config, nms=settings.nms_of(config))
+    how = how or PipelineSettings()
+    config = replace(config, nms=how.nms_of(config))
     loaded = load_weights(config, checkpoint, device)
     if recompute:
         yield from recompute_rows(config, loaded.model, device, records, rows)
@@ -140,10 +139,11 @@ def run_rows(
                 f"{config.name} looks ahead: its frames are read, not remembered, and cannot be forgotten; choose a "
                 "variant with frames.future = 0"
             )
-        yield from run_in_queues(config, loaded.model, device, records, rows, precision)
+        use_engine(loaded.model, config, how.engine, how.precision, device)
+        yield from run_in_queues(config, loaded.model, device, records, rows, how.precision)
         return
     loaded.model.for_benchmark = True
-    pipeline = Pipeline([loaded], device, settings)
+    pipeline = Pipeline([loaded], device, how)
     try:
         yield from run_in_order(pipeline, records, rows, memory)
     finally:

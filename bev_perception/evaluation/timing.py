@@ -30,9 +30,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from bev_perception.allocation import keep_memory_together
+from bev_perception.config import VariantConfig
 from bev_perception.data.drive import CAMERAS, DriveImage
 from bev_perception.data.synthetic import World, synthetic_drive
 from bev_perception.evaluation.errors import EvaluationError
+from bev_perception.families.catalog import build_model
 from bev_perception.families.variants import Variant, load_variant, shipped_weights
 from bev_perception.health import Stopwatch
 from bev_perception.models.precision import PRECISIONS, encoder_precision
@@ -56,6 +59,7 @@ class TimingSettings:
         shipped
     device: "auto", "cpu", "cuda" or "cuda:N"
     precision: of backbone and neck, as in PipelineSettings
+    engine: that computes them, as in PipelineSettings
     frames: number of frames that are timed
     warm_up: number of frames before them that are not timed; raised to the number that fills the memory
     """
@@ -64,6 +68,7 @@ class TimingSettings:
     checkpoint: Path | None = None
     device: str = "auto"
     precision: str = PipelineSettings.precision
+    engine: str = PipelineSettings.engine
     frames: int = 50
     warm_up: int = 10
 
@@ -81,6 +86,7 @@ class Timing:
     trained: False if the weights are untrained
     device: that the variant ran on
     precision: of backbone and neck, as in PipelineSettings
+    engine: that computed them
     image: the network's input, width x height in pixels
     cameras: number of cameras
     history: number of past frames used
@@ -102,6 +108,7 @@ class Timing:
     trained: bool
     device: str
     precision: str
+    engine: str
     image: str
     cameras: int
     history: int
@@ -120,7 +127,7 @@ class Timing:
         """Return the results as a readable table."""
         weights = "" if self.trained else ", UNTRAINED weights"
         lines = [
-            f"{self.variant}, {self.precision} on {self.device}{weights}",
+            f"{self.variant}, {self.precision} on {self.device}, engine {self.engine}{weights}",
             f"batch 1, {self.cameras} cameras, {self.image}, {self.history} past frames remembered; "
             f"{self.frames} frames after {self.warm_up} of warm-up",
             *(f"{name}: {value}" for name, value in self.machine.items()),
@@ -144,7 +151,8 @@ class Timing:
     def write(self, directory: Path) -> Path:
         """Write the results as JSON to the directory; return the path of the file."""
         directory.mkdir(parents=True, exist_ok=True)
-        path = directory / f"{self.variant}_{self.precision}.json"
+        engine = "" if self.engine == PipelineSettings.engine else f"_{self.engine}"
+        path = directory / f"{self.variant}_{self.precision}{engine}.json"
         path.write_text(json.dumps(dataclasses.asdict(self), indent=1))
         return path
 
@@ -185,6 +193,7 @@ def percentiles(seconds: list[float]) -> tuple[float, float]:
 
 
 def _time_here(settings: TimingSettings) -> Timing:
+    keep_memory_together()  # as the commands and the node do
     torch.backends.cudnn.benchmark = True  # as in the protocol; a global setting, but this process does nothing else
     pipeline = _load(settings)
     (variant,) = pipeline.variants
@@ -206,6 +215,7 @@ def _time_here(settings: TimingSettings) -> Timing:
         trained=pipeline.trained,
         device=str(pipeline.device),
         precision=settings.precision,
+        engine=settings.engine,
         image=f"{variant.config.image.width}x{variant.config.image.height}",
         cameras=len(CAMERAS),
         history=min(result.history, variant.config.frames.past),
@@ -213,7 +223,7 @@ def _time_here(settings: TimingSettings) -> Timing:
         warm_up=warm_up,
         fps={name: settings.frames / sum(seconds[name]) for name in ("total", "with loading")},
         ms={name: percentiles(values) for name, values in seconds.items()},
-        parameters=_by_stage(variant.model),
+        parameters=_by_stage(_as_trained(variant.config)),
         flops=flops,
         flops_all_frames=flops_all,
         peak_mb=peak / 1e6,
@@ -223,7 +233,7 @@ def _time_here(settings: TimingSettings) -> Timing:
 
 
 def _load(settings: TimingSettings) -> Pipeline:
-    run = PipelineSettings(precision=settings.precision)
+    run = PipelineSettings(precision=settings.precision, engine=settings.engine)
     if settings.checkpoint is not None or shipped_weights(load_variant(settings.variant).name) is not None:
         return load_pipeline(settings.variant, settings.checkpoint, settings.device, run)
     with tempfile.TemporaryDirectory() as directory:
@@ -285,6 +295,12 @@ def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _as_trained(config: VariantConfig) -> Model:
+    """Return the model with its batch norms, without memory for the weights."""
+    with torch.device("meta"):
+        return build_model(config)
 
 
 def _by_stage(model: Model) -> dict[str, int]:

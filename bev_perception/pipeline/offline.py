@@ -110,6 +110,7 @@ def results_header(
         "tracker": how.tracker,
         "nms": {variant.config.name: how.nms_of(variant.config) for variant in pipeline.variants},
         "precision": how.precision,
+        "engine": how.engine,
         "bag": " ".join(path.resolve().name for path in bag.parts),
         "occupancy": None if occupancy is None else occupancy.resolve().name,
         "cameras": list(settings.cameras),

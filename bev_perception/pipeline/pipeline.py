@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,8 @@ from bev_perception.models.precision import check_precision, strict_float32
 from bev_perception.models.protocol import NotFiniteError, Perception, Prediction
 from bev_perception.pipeline.continuity import Continuity
 from bev_perception.pipeline.encoders import Encoder, LoadedVariant, Stream, empty_input, group_by_encoder
+from bev_perception.pipeline.engines import check_engine
+from bev_perception.pipeline.engines.part import input_size
 from bev_perception.results.boxes import to_ego
 from bev_perception.results.duplicates import without_duplicates
 from bev_perception.sensing.preprocess import Preprocessor, reference2base
@@ -43,6 +44,7 @@ class PipelineSettings:
         "none", see results/duplicates.py
     precision: of backbone and neck: "fp32", "tf32", "bf16" or "fp16" (see models/precision.py); cannot be changed once
         the pipeline runs; everything else computes in float32
+    engine: what computes backbone and neck, see pipeline/engines; cannot be changed once the pipeline runs
     max_speed: m/s; faster ego motion is a pose jump, which wipes the memory
     max_turn_rate: rad/s; faster turning is a pose jump, which wipes the memory
     """
@@ -53,6 +55,7 @@ class PipelineSettings:
     tracker: str = "greedy"
     nms: str = "auto"
     precision: str = "fp32"
+    engine: str = "eager"
     max_speed: float = 80.0
     max_turn_rate: float = 4.0
 
@@ -114,14 +117,17 @@ class Pipeline:
         settings: None takes the defaults of PipelineSettings
         health: counts frames and drops; None creates a new one
 
-        Raises ConfigError for variants that cannot run live or not together, and for a precision that the device does
-        not support.
+        An engine is built here, unless it is in the cache, which takes minutes.
+
+        Raises ConfigError for variants that cannot run live or not together, for a precision that the device does not
+        support, and for an engine that cannot be had; EngineError for one whose results are not those of eager mode.
         """
         _check_variants([variant.config for variant in variants])
         self.variants = tuple(variants)
         self.device = device
         self.settings = settings or PipelineSettings()
         check_precision(self.settings.precision, device)
+        check_engine(self.settings.engine, self.settings.precision, device)
         self.health = health or Health()
         self._preprocess: dict[ImageConfig, Preprocessor] = {}
         for variant in variants:
@@ -131,6 +137,8 @@ class Pipeline:
         self._encoders = [
             Encoder(group, self._interval, self.settings.precision) for group in group_by_encoder(variants)
         ]
+        for encoder in self._encoders:
+            encoder.use_engine(self.settings.engine, device)
         self._streams = [stream for encoder in self._encoders for stream in encoder.streams]
         self._tracks = Tracks()
         self._continuity = Continuity(min(variant.config.frames.max_gap for variant in variants))
@@ -210,8 +218,7 @@ class Pipeline:
     def warm_up(self, cameras: int) -> None:
         """Run the models once on black images of `cameras` cameras, so that the first real frame is not slow."""
         for encoder in self._encoders:
-            image = encoder.image
-            height, width = (math.ceil(size / image.pad) * image.pad for size in (image.height, image.width))
+            height, width = input_size(encoder.image)
             with torch.inference_mode(), strict_float32(self.device):
                 encoder.warm_up(empty_input(cameras, height, width, self.device))
                 self._synchronize()

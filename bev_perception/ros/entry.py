@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -13,11 +12,10 @@ import threading
 import time
 from typing import Any
 
+from bev_perception.allocation import keep_memory_together
+
 #: s from SIGINT or SIGTERM to the end of the process at the latest; with the wait for results to be withdrawn below 2 s
 END_LIMIT = 1.7
-
-# from glibc's malloc.h
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 
 
 def prepare_process() -> None:
@@ -29,7 +27,7 @@ def prepare_process() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)
     end_in_time()
-    _keep_memory_together()
+    keep_memory_together()
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     from bev_perception.ros.interfaces import ensure_interfaces
     from bev_perception.ros.rosidl_build import InterfaceBuildError
@@ -39,20 +37,6 @@ def prepare_process() -> None:
     except InterfaceBuildError as error:
         logging.getLogger("bev_perception").error("%s", error)
         raise SystemExit(1) from error
-
-
-def _keep_memory_together() -> None:
-    """Make glibc's malloc serve all threads from one heap, large buffers included.
-
-    By default, each thread has its own heap. Large buffers that live for seconds (the remembered features) between
-    others that live for milliseconds fragment these heaps, so that the process grows for thousands of frames. Using
-    mmap for each large buffer would prevent that as well, but makes every frame clearly slower.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has it
-    if mallopt is not None:
-        mallopt(M_ARENA_MAX, 1)
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)
-        mallopt(M_TRIM_THRESHOLD, 256 << 20)
 
 
 def _end(*_: Any) -> None:

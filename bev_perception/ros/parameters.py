@@ -58,6 +58,11 @@ PARAMETERS = (
         _PIPELINE.precision,
         "Of backbone and neck: fp32, bf16 or fp16, on NVIDIA GPUs from Ampere on also tf32.",
     ),
+    ParameterSpec(
+        "engine",
+        _PIPELINE.engine,
+        "Computes backbone and neck: eager, compile, onnxruntime, openvino or tensorrt; built when first configured.",
+    ),
     ParameterSpec("autostart", True, "Configure and activate at once; false leaves it to a lifecycle manager."),
     ParameterSpec("cameras", list(CAMERAS), "Camera names; each has ~/input/<camera>/image and camera_info."),
     ParameterSpec("anchor_camera", "", "Camera whose stamp a set takes; empty is the first of cameras."),
@@ -219,6 +224,7 @@ def pipeline_settings(node: Node) -> PipelineSettings:
         tracker=get("tracker"),
         nms=get("nms"),
         precision=get("precision"),
+        engine=get("engine"),
     )
 
 

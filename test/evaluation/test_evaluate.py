@@ -29,7 +29,7 @@ from bev_perception.families.variants import load_variant, variants_directory
 from bev_perception.geometry import transform_points
 from bev_perception.models.checkpoints import load_checkpoint
 from bev_perception.pipeline.encoders import LoadedVariant
-from bev_perception.pipeline.pipeline import Pipeline
+from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
 from bev_perception.results.boxes import to_ego
 from bev_perception.sensing.preprocess import Preprocessor
 from bev_perception.types import Boxes3D, Limits, Result
@@ -139,7 +139,7 @@ def test_without_memory_each_frame_is_as_the_first(records, untrained):
 
 def test_precision_of_the_encoder(records, untrained):
     with pytest.raises(ConfigError, match="'tf32' is a format of NVIDIA's GPUs"):
-        next(run_rows(CONFIG, untrained, CPU, records, [0], "tf32"))
+        next(run_rows(CONFIG, untrained, CPU, records, [0], PipelineSettings(precision="tf32")))
     config = dataclasses.replace(CONFIG, frames=FramesConfig(past=1, future=1))
     torch.manual_seed(0)
     model = build_model(config).eval()
