@@ -1,3 +1,4 @@
+import importlib
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import bev_perception
 from bev_perception import cli
 from bev_perception.data import rosbag
 from bev_perception.families.variants import list_variants
@@ -253,6 +255,29 @@ def test_a_fault_of_ours_shows_its_traceback():
 def test_an_error_that_the_user_can_mend_is_one_sentence():
     done = main_with("raise UserError('the disk is full; make room')")
     assert done.returncode == 1 and done.stderr == "bev_perception: the disk is full; make room\n"
+
+
+@pytest.mark.parametrize(
+    ("package", "extra"), [("rosbags", "bag"), ("rclpy.node", "ros"), ("matplotlib.figure", "train"), ("no_such", None)]
+)
+def test_a_missing_optional_package_names_its_extra(package, extra, monkeypatch, capsys):
+    """Any other missing package is a fault of ours."""
+    for name in (package, package.partition(".")[0]):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(cli.models, "_variants", lambda args: importlib.import_module(package))
+    if extra is None:
+        with pytest.raises(ImportError):
+            cli.main(["variants"])
+    else:
+        assert cli.main(["variants"]) == 1
+        assert "cannot be imported" in (error := capsys.readouterr().err)
+        assert error.endswith(f"; pip install bev_perception[{extra}]\n")
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out == f"bev_perception {bev_perception.__version__}\n"
 
 
 def test_interrupt_has_status_130(monkeypatch, capsys):
