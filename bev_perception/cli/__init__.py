@@ -14,7 +14,7 @@ from types import FrameType
 
 from bev_perception import __version__
 from bev_perception.cli import data, evaluation, models, show
-from bev_perception.cli.options import apply_changes
+from bev_perception.cli.options import apply_changes, name_values
 from bev_perception.extras import missing_extra
 from bev_perception.strict import UserError
 
@@ -87,4 +87,5 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (models, data, evaluation, show):
         module.add_commands(commands)
+    name_values(parser)
     return parser
