@@ -3,12 +3,17 @@
 import configparser
 import os
 import re
+import subprocess
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from safetensors import safe_open
 
 import bev_perception
+from bev_perception.extras import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,7 +26,7 @@ def setup_cfg() -> configparser.ConfigParser:
 
 
 def requirements(text: str) -> set[str]:
-    return {line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")}
+    return {line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")}
 
 
 def test_package_xml_and_python_agree_on_name_and_version(setup_cfg):
@@ -61,3 +66,38 @@ def test_executables_of_ros_are_those_of_pip(setup_cfg):
 
 def test_no_folder_hides_the_generated_messages():
     assert not (ROOT / "bev_perception" / "msg").exists()
+
+
+def test_every_requirement_has_an_upper_bound_that_admits_what_the_tests_use(setup_cfg):
+    lock = dict(line.split("==") for line in requirements((ROOT / "requirements" / "bare.txt").read_text()))
+    lock = {canonicalize_name(name): version for name, version in lock.items()}
+    extras = setup_cfg["options.extras_require"]
+    texts = [setup_cfg["options"]["install_requires"], *(extras[name] for name in extras if name != "all")]
+    for line in set().union(*map(requirements, texts)):
+        requirement = Requirement(line)
+        assert any(bound.operator in ("<", "==") for bound in requirement.specifier), f"{line} has no upper bound"
+        if version := lock.get(canonicalize_name(requirement.name)):
+            assert requirement.specifier.contains(version), f"the tests run with {requirement.name} {version}: {line}"
+
+
+def test_every_optional_package_names_an_extra_that_exists(setup_cfg):
+    extras = setup_cfg["options.extras_require"]
+    assert set(EXTRAS.values()) <= set(extras)
+    (all_of,) = requirements(extras["all"])
+    assert set(EXTRAS.values()) - {"ros"} == Requirement(all_of).extras
+
+
+def test_shipped_weights_name_their_licence():
+    for path in (ROOT / "config" / "weights").glob("*.safetensors"):
+        with safe_open(path, "np") as file:
+            assert file.metadata().get("licence"), f"{path.name}: see CONTRIBUTING.md"
+
+
+def test_make_help_names_every_target():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == targets and len(targets) > 8
+
+
+def test_citation_names_the_version():
+    assert f"\nversion: {bev_perception.__version__}\n" in (ROOT / "CITATION.cff").read_text()

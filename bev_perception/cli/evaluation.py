@@ -13,6 +13,7 @@ from bev_perception.cli.options import (
     Commands,
     add_bag_options,
     add_checkpoint,
+    add_command,
     add_engine,
     add_nms,
     add_precision,
@@ -32,12 +33,18 @@ if TYPE_CHECKING:
 def add_commands(commands: Commands) -> None:
     """Add `eval` and `eval-demo`."""
     _add_eval(commands)
-    demo = commands.add_parser(
+    demo = add_command(
+        commands,
         "eval-demo",
-        help="score the shipped weights on synthetic drives outside of their training data; compare with the record",
+        "score the shipped weights on synthetic drives outside of their training data; compare with the record",
+        "Fails if a score is lower than in config/weights/scores.yaml by more than its tolerance.",
     )
     demo.add_argument(
-        "--out", type=Path, default=Path("output/eval-demo"), help="directory for results (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("output/eval-demo"),
+        metavar="DIR",
+        help="directory for results (default: %(default)s)",
     )
     demo.add_argument(
         "--record", action="store_true", help="record the scores next to the weights instead of comparing them"
@@ -46,8 +53,12 @@ def add_commands(commands: Commands) -> None:
 
 
 def _add_eval(commands: Commands) -> None:
-    evaluate = commands.add_parser(
-        "eval", help="run a variant on a nuScenes split or on bags and score it; or score files of results"
+    evaluate = add_command(
+        commands,
+        "eval",
+        "run a variant on a nuScenes split or on bags and score it; or score files of results",
+        "Frames run one after the other with the memory, as in live use. Prints the scores, and writes them, with the "
+        "results, to --out.",
     )
     add_variant(evaluate, required=False)
     add_checkpoint(evaluate)
@@ -59,13 +70,11 @@ def _add_eval(commands: Commands) -> None:
     evaluate.add_argument(
         "--results",
         type=Path,
-        metavar="results_nusc.json",
-        help="score this file of detection or tracking results instead of running a variant",
+        help="score this file results_nusc.json of detection or tracking results instead of running a variant",
     )
     evaluate.add_argument(
         "--occupancy-results",
         type=Path,
-        metavar="DIR",
         help="score the files DIR/<sample token>.npz instead of running a variant",
     )
     evaluate.add_argument(
@@ -75,12 +84,12 @@ def _add_eval(commands: Commands) -> None:
         help="run on these bags instead of a split; scored if they are scenes of ROOT, otherwise only summarized",
     )
     add_bag_options(evaluate)
-    evaluate.add_argument("--data", type=Path, metavar="ROOT", help="a nuScenes dataroot")
+    evaluate.add_argument("--data", type=Path, help="a nuScenes dataroot")
     add_version(evaluate)
-    evaluate.add_argument("--split", help="default: the validation split of the version")
+    evaluate.add_argument("--split", help="split to run on (default: the validation split of the version)")
     evaluate.add_argument("--scenes", nargs="+", default=[], metavar="NAME", help="only these scenes of the split")
     evaluate.add_argument(
-        "--max-range", type=float, metavar="M", help="m; boxes farther away are ignored (default: by class, 30 to 50)"
+        "--max-range", type=float, help="m; boxes farther away are ignored (default: by class, 30 to 50)"
     )
     evaluate.add_argument(
         "--no-memory",
@@ -95,11 +104,13 @@ def _add_eval(commands: Commands) -> None:
         "are remembered as in live use",
     )
     evaluate.add_argument("--labels", default=LABELS_FOLDER, help=LABELS_HELP)
+    evaluate.add_argument("--save-occupancy", type=Path, help="write the occupancy of each sample to DIR")
     evaluate.add_argument(
-        "--save-occupancy", type=Path, metavar="DIR", help="write the occupancy of each sample to DIR"
-    )
-    evaluate.add_argument(
-        "--out", type=Path, default=Path("output/eval"), help="directory for results (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("output/eval"),
+        metavar="DIR",
+        help="directory for results (default: %(default)s)",
     )
     evaluate.add_argument("--device", default="auto", help=DEVICE_HELP)
     add_nms(evaluate)
@@ -123,7 +134,7 @@ def _eval(args: argparse.Namespace) -> int:
         raise UserError("--tracking is for a variant that runs; a file of results says itself what it holds")
     scores = _score_files(args) if args.results or args.occupancy_results else _score_variant(args)
     if scores is not None:
-        print(scores.table())
+        print(f"{scores.table()}\nwrote {args.out}")
     return 0
 
 
@@ -238,7 +249,7 @@ def _eval_bags(args: argparse.Namespace) -> int:
             scores = detection = replay.score(version, args.out, args.max_range)
             if args.tracking:
                 scores = BoxScores(detection, replay.score_tracking(version, args.out, args.max_range))
-        print(f"{replay.coverage()}\n{scores.table()}")
+        print(f"{replay.coverage()}\n{scores.table()}\nwrote {args.out}")
     return 0 if replay.frames else 1
 
 

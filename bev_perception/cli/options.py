@@ -20,6 +20,47 @@ if TYPE_CHECKING:
 Commands = argparse._SubParsersAction
 DEVICE_HELP = "auto, cpu, cuda or cuda:N; auto is a GPU if there is one, else the CPU (default: %(default)s)"
 LABELS_HELP = "folder of occupancy labels, relative to ROOT or absolute (default: %(default)s)"
+#: what stands for the value of an option in help texts, the same in every command
+_METAVARS = {
+    "--anchor": "CAMERA",
+    "--bag": "BAG",
+    "--base-frame": "FRAME",
+    "--camera-rate": "HZ",
+    "--cameras": "CAMERA",
+    "--data": "ROOT",
+    "--device": "DEVICE",
+    "--fixed-frame": "FRAME",
+    "--image-width": "PIXELS",
+    "--labels": "DIR",
+    "--max-distance": "METERS",
+    "--max-range": "METERS",
+    "--nuscenes": "ROOT",
+    "--occupancy-results": "DIR",
+    "--prefix": "TOPIC",
+    "--sample": "TOKEN",
+    "--save-occupancy": "DIR",
+    "--seconds": "SECONDS",
+    "--synthetic": "SECONDS",
+    "--variant": "VARIANT",
+}
+#: the same for options that are not listed, by type
+_METAVARS_OF_TYPES = {Path: "FILE", int: "N", float: "NUMBER", None: "NAME"}
+
+
+def add_command(commands: Commands, name: str, summary: str, details: str = "") -> argparse.ArgumentParser:
+    """Add a command; its help begins with `summary`, which the list of commands shows, and goes on with `details`."""
+    return commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {details}".strip())
+
+
+def name_values(parser: argparse.ArgumentParser) -> None:
+    """Name the values of all options of a parser and its commands alike, but those that have a metavar of their own."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                name_values(command)
+        elif action.nargs != 0 and action.metavar is None and action.choices is None and action.option_strings:
+            of_type = _METAVARS_OF_TYPES.get(action.type, "N")  # types of our own are numbers
+            action.metavar = _METAVARS.get(action.option_strings[0], of_type)
 
 
 def whole_number(lowest: int) -> Callable[[str], int]:
@@ -87,7 +128,7 @@ def apply_changes(args: argparse.Namespace) -> None:
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Add --data and --version; see data_version."""
-    parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="a nuScenes dataroot")
+    parser.add_argument("--data", type=Path, required=True, help="a nuScenes dataroot")
     add_version(parser)
 
 
@@ -137,9 +178,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 
 def add_bag_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that open_bag reads."""
-    parser.add_argument(
-        "--cameras", nargs="+", metavar="NAME", help="cameras in the bag (default: the six of nuScenes)"
-    )
+    parser.add_argument("--cameras", nargs="+", help="cameras in the bag (default: the six of nuScenes)")
     parser.add_argument("--prefix", help="prefix of the cameras' topics (default: /bev_perception/input)")
     parser.add_argument(
         "--remap",
@@ -159,7 +198,7 @@ def add_bag_options(parser: argparse.ArgumentParser) -> None:
         ("tf_timeout", "s of header time that a set waits for its tf and camera_info"),
     ):
         option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, type=float, metavar="S", help=f"{text} (default: the node's)")
+        parser.add_argument(option, type=float, metavar="SECONDS", help=f"{text} (default: the node's)")
     parser.add_argument(
         "--camera-frames",
         nargs="+",

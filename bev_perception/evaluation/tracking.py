@@ -107,9 +107,7 @@ def check_tracking_devkit() -> None:
     """Raise EvaluationError if a package is missing that the devkit needs for tracking but does not require."""
     missing = [name for name in ("motmetrics", "pandas") if find_spec(name) is None]
     if missing:
-        raise EvaluationError(
-            f"scores of tracks need {' and '.join(missing)}; pip install 'motmetrics==1.4.0' 'pandas<3'"
-        )
+        raise EvaluationError(f"scores of tracks need {' and '.join(missing)}; pip install bev_perception[nuscenes]")
 
 
 def score_tracks(
