@@ -159,6 +159,8 @@ def test_run_counts_what_it_drops(bag, untrained, tmp_path, capsys):
         ),
         (["init-weights", "--variant", "nonsense", "o"], "unknown variant"),
         (["bench", "--variant", "nonsense"], "unknown variant"),
+        (["bench", "--variant", "sparsebev_tiny", "--against", "sparse4d_tiny", "nonsense"], "unknown variant"),
+        (["bench", "--against", "sparse4d_tiny"], "name one with --variant"),
         (
             ["run", "--bag", "{bag}", "--variant", "r50_in1k_704x256", "--out", "{tmp}/o"],
             "no weights are shipped for r50_in",

@@ -257,7 +257,14 @@ def _add_bench(commands: Commands) -> None:
     bench.add_argument(
         "--checkpoint",
         type=Path,
-        help="weights (default: those shipped with the variant, else untrained ones, which take as long)",
+        help="weights of --variant (default: those shipped with it, else untrained ones, which take as long)",
+    )
+    bench.add_argument(
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="VARIANT",
+        help="further variants to time after it, in the same run, to compare with",
     )
     bench.add_argument("--frames", type=int, default=50, help="number of timed frames (default: %(default)s)")
     bench.add_argument("--device", default="auto", help=DEVICE_HELP)
@@ -268,17 +275,23 @@ def _add_bench(commands: Commands) -> None:
 
 def _bench(args: argparse.Namespace) -> int:
     if args.variant is None:
+        if args.against:
+            raise UserError("--against compares with a variant; name one with --variant")
         from bev_perception.ros.tools.bench import COUNTS, run_bench
 
         print(run_bench(args.out, COUNTS))
         return 0
     from bev_perception.evaluation.timing import TimingSettings, time_variant
+    from bev_perception.families.variants import load_variant
 
-    timing = time_variant(
-        TimingSettings(args.variant, args.checkpoint, args.device, args.precision, args.engine, args.frames)
-    )
-    print(timing.table())
-    print(f"wrote {timing.write(args.out)}")
+    variants = [load_variant(variant) for variant in (args.variant, *args.against)]  # all names, before minutes pass
+    for index, variant in enumerate(variants):
+        checkpoint = None if index else args.checkpoint
+        timing = time_variant(
+            TimingSettings(variant, checkpoint, args.device, args.precision, args.engine, args.frames)
+        )
+        print(timing.table())
+        print(f"wrote {timing.write(args.out)}\n")
     return 0
 
 

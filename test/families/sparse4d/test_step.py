@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from training.kit import settings
 
 from bev_perception.cli import main
@@ -15,6 +16,7 @@ from bev_perception.families.catalog import build_model
 from bev_perception.families.sparse4d.carried import Carried
 from bev_perception.families.sparse4d.order import order_of
 from bev_perception.families.sparse4d.step import InstanceStep, focal_lengths, usable_frames, views_of
+from bev_perception.models.checkpoints import save_checkpoint
 from bev_perception.models.query_layers import EncodedViews
 from bev_perception.strict import UserError
 from bev_perception.training.loading import load_batches
@@ -91,6 +93,22 @@ def test_resume_is_exact(synthetic_nuscenes, tmp_path):
     memories = [end["memories"][0] for end in ends]
     assert torch.equal(memories[0]["anchors"], memories[1]["anchors"])
     assert torch.equal(memories[0]["denoising"]["features"], memories[1]["denoising"]["features"])
+
+
+def test_the_decoder_alone_learns_on_features_that_are_made_once(synthetic_nuscenes, tmp_path):
+    """Also what it remembers; backbone and neck stay as they were."""
+    config = small_config()
+    start, out = tmp_path / "start.safetensors", tmp_path / "out"
+    save_checkpoint(build_model(config), start, {})
+    data = data_of(config, synthetic_nuscenes)
+    assert train(config, data, settings(out, part="decoder", init=start)).finished
+    state = torch.load(out / STATE, weights_only=True)
+    before, after = load_file(start), state["weights"]
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    parts = {name.split(".")[0] for name in moved}
+    assert parts == {"head", "depth_branch"} and "head.instance_bank.anchor" in moved
+    assert state["memories"][0]["features"].abs().max() > 0
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) in ([], ["tensorboard"])
 
 
 def test_without_known_boxes(synthetic_nuscenes):
