@@ -1,6 +1,7 @@
 """What reaches a decoder: one still picture and nothing beside it; what does not is refused in a sentence."""
 
 import io
+import itertools
 import zlib
 
 import cv2
@@ -118,7 +119,7 @@ def test_pixels_that_unpack_to_far_more_than_the_size_takes_are_refused(parts):
     """OpenCV's decoder would unpack all of them before it gives the picture."""
     bomb = zlib.compress(bytes(1 << 24), 9)
     cuts = np.linspace(0, len(bomb), parts + 1).astype(int)
-    pieces = [(b"IDAT", bomb[a:b]) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    pieces = [(b"IDAT", bomb[a:b]) for a, b in itertools.pairwise(cuts)]
     chunks = png_chunks()
     with pytest.raises(CompressedError, match="unpack to more than the 5680 bytes that 32x24 may take"):
         still_picture(png([chunks[0], *pieces, chunks[-1]]))
