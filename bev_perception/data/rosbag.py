@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from bev_perception.data import messages
 from bev_perception.data.bag_limits import UnpackError, check_metadata
-from bev_perception.data.bag_opening import foreign, foreign_topics_allowed, ros1_bag, serialization
+from bev_perception.data.bag_opening import foreign, foreign_topics_allowed, repair, ros1_bag, serialization
 from bev_perception.data.drive import CAMERAS, CameraRig, Drive, DriveImage, DrivePose
 from bev_perception.data.folders import whole_folder
 from bev_perception.geometry import quaternion_from_rotation
@@ -477,7 +477,4 @@ def _damaged(path: Path, error: Exception) -> str:
             f"{path} has topics that are not of ROS 2 ({reason}); give the mcap file in it instead of the directory, "
             "or leave these topics out with `ros2 bag convert`"
         )
-    return (
-        f"{path} cannot be read as a bag ({reason}); if the recording was cut off, repair it with "
-        "`mcap recover <file>` and `ros2 bag reindex <directory>`"
-    )
+    return f"{path} cannot be read as a bag ({reason}); {repair(path)}"

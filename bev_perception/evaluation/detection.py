@@ -83,10 +83,8 @@ class DetectionScores:
             lines += [f"{name:5}{value:.4f}" for name, value in official.items()]
         else:
             known, total = len(self.known), len(self.class_aps)
-            lines.append(
-                f"means over the {known} of {total} classes that have objects here; in brackets nuscenes-devkit's"
-            )
-            lines.append(f"own, in which the other {total - known} count as never found")
+            lines.append(f"means over the {known} of {total} classes that have objects here; in brackets those of")
+            lines.append("nuscenes-devkit, where all others count as never found")
             for name, value in self.known_means.items():
                 lines.append(f"{name:5}{_cell(value, 6, 4)} ({official[name]:.4f})")
         if not math.isnan(self.duplicates):

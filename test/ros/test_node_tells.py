@@ -49,12 +49,12 @@ class Planted:
 class Bench:
     """The node and a peer in one process, both spun by hand."""
 
-    def __init__(self, monkeypatch, **parameters):
+    def __init__(self, monkeypatch, _cli=(), **parameters):
         monkeypatch.setattr(ros_node, "load_pipeline", lambda *args, **kwargs: Planted())
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=new_domain())
         overrides = [Parameter(name, value=value) for name, value in parameters.items()]
-        self.node = ros_node.PerceptionNode(context=self.context, parameter_overrides=overrides)
+        self.node = ros_node.PerceptionNode(context=self.context, parameter_overrides=overrides, cli_args=list(_cli))
         self.peer = rclpy.create_node("peer", context=self.context)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
@@ -126,6 +126,32 @@ def test_what_is_there_in_place_of_the_images_is_said(bench, monkeypatch):
     bench.node._health._finished.clear()
     bench.node._health._started -= 60
     assert "image_transport:=compressed" in bench.statuses()["perception"].message
+
+
+def test_rectified_images_with_the_raw_cameras_info_are_told_by_their_topic(monkeypatch):
+    """As offline, but by the name that the topic is remapped to."""
+    bench = Bench(
+        monkeypatch,
+        _cli=["--ros-args", "-r", "~/input/cam_front/image:=/sensing/image_rect_color"],
+        cameras=["cam_front"],
+        rectified=[""],
+    )
+    raw = CameraInfo(header=header(1, "cam_front"), width=800, height=450, distortion_model="plumb_bob")
+    raw.d, raw.k = [-0.3, 0.1, 0.0, 0.0, 0.0], [500.0, 0.0, 400.0, 0.0, 500.0, 225.0, 0.0, 0.0, 1.0]
+    raw.p = [400.0, 0.0, 400.0, 0.0, 0.0, 400.0, 225.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+    try:
+        bench.node.trigger_configure()
+        bench.node._on_camera_info("cam_front", raw)
+        (line,) = [line for line in bench.node._health.drain_news() if line.startswith("rectified images")]
+        assert "/sensing/image_rect_color is rectified by its name" in line and "(--rectified)" in line
+        bench.node.trigger_cleanup()
+        bench.node.set_parameters([Parameter("rectified", value=["*"])])
+        bench.node.trigger_configure()
+        bench.node._on_camera_info("cam_front", raw)
+        taken = bench.node._synchronizer._calibrations["cam_front"]
+        assert taken.intrinsics[0, 0] == 400.0 and taken.distortion == () and taken.rectified
+    finally:
+        bench.close()
 
 
 def test_a_qos_that_does_not_fit_is_said(bench, monkeypatch):
