@@ -4,7 +4,7 @@ BIN := .venv/bin
 NUSCENES ?=
 ARGS ?=
 
-.PHONY: demo eval-demo test test-slow fuzz check bench clean
+.PHONY: demo eval-demo test test-slow fuzz soak check bench clean
 
 demo: .venv/.installed  ## a short drive through the real node, with a picture at the end
 	$(BIN)/bev_perception demo $(if $(NUSCENES),--nuscenes $(NUSCENES)) $(ARGS)
@@ -24,6 +24,9 @@ test-slow: .venv/.installed  ## the synthetic world, which is compiled first, th
 
 fuzz: .venv/.installed  ## damaged input of every kind, 2,000 of each, in processes of their own; prints the counts
 	$(BIN)/python test/fuzz/fuzz.py $(ARGS)
+
+soak: .venv/.installed  ## memory, threads and open files of the node over 5,000 results, about an hour
+	$(BIN)/bev_perception soak $(ARGS)
 
 check: .venv/.installed  ## style, types, layers
 	$(BIN)/ruff check .
