@@ -4,7 +4,7 @@ BIN := .venv/bin
 NUSCENES ?=
 ARGS ?=
 
-.PHONY: demo eval-demo test test-slow fuzz soak check bench clean
+.PHONY: demo eval-demo test test-slow fuzz soak reliability check bench clean
 
 demo: .venv/.installed  ## a short drive through the real node, with a picture at the end
 	$(BIN)/bev_perception demo $(if $(NUSCENES),--nuscenes $(NUSCENES)) $(ARGS)
@@ -27,6 +27,9 @@ fuzz: .venv/.installed  ## damaged input of every kind, 2,000 of each, in proces
 
 soak: .venv/.installed  ## memory, threads and open files of the node over 5,000 results, about an hour
 	$(BIN)/bev_perception soak $(ARGS)
+
+reliability: .venv/.installed  ## tries every kind of fault and writes what held into docs/reliability.md
+	$(BIN)/python test/fuzz/reliability.py $(ARGS)
 
 check: .venv/.installed  ## style, types, layers
 	$(BIN)/ruff check .
