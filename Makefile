@@ -4,7 +4,7 @@ BIN := .venv/bin
 NUSCENES ?=
 ARGS ?=
 
-.PHONY: help demo eval-demo test test-slow fuzz check bench clean distclean
+.PHONY: help demo eval-demo test test-slow fuzz soak reliability check bench clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## *\(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -27,6 +27,12 @@ test-slow: .venv/.installed  ## the synthetic world, which is compiled first, th
 
 fuzz: .venv/.installed  ## damaged input of every kind, 2,000 of each, in processes of their own; prints the counts
 	$(BIN)/python test/fuzz/fuzz.py $(ARGS)
+
+soak: .venv/.installed  ## memory, threads and open files of the node over 5,000 results, about an hour
+	$(BIN)/bev_perception soak $(ARGS)
+
+reliability: .venv/.installed  ## tries every kind of fault and writes what held into docs/reliability.md
+	$(BIN)/python test/fuzz/reliability.py $(ARGS)
 
 check: .venv/.installed  ## style, types, layers
 	$(BIN)/ruff check .

@@ -47,6 +47,7 @@ def add_commands(commands: Commands) -> None:
     _add_run(commands)
     _add_train(commands)
     _add_bench(commands)
+    _add_soak(commands)
     _add_demo(commands)
 
 
@@ -293,6 +294,24 @@ def _bench(args: argparse.Namespace) -> int:
         print(timing.table())
         print(f"wrote {timing.write(args.out)}\n")
     return 0
+
+
+def _add_soak(commands: Commands) -> None:
+    soak = commands.add_parser(
+        "soak", help="watch memory, threads and open files of the real node over thousands of results, in lockstep"
+    )
+    soak.add_argument("--out", type=Path, default=Path("output/soak"), help="directory (default: %(default)s)")
+    soak.add_argument("--results", type=int, default=5000, help="number of results to watch (default: %(default)s)")
+    soak.add_argument("--warm-up", type=int, default=500, help="results before them (default: %(default)s)")
+    soak.set_defaults(command=_soak)
+
+
+def _soak(args: argparse.Namespace) -> int:
+    from bev_perception.ros.tools.soak import run_soak
+
+    soak = run_soak(args.out, args.results, args.warm_up)
+    print(soak.text())
+    return 1 if soak.faults else 0
 
 
 def _add_demo(commands: Commands) -> None:

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import signal
 import socket
-import sys
 import threading
 import time
-from typing import Any
 
 from bev_perception.allocation import keep_memory_together
+from bev_perception.ros.endings import end_by, leave, leave_on_signal, raise_exit
 
-#: s from SIGINT or SIGTERM to the end of the process at the latest; with the wait for results to be withdrawn below 2 s
-END_LIMIT = 1.7
+#: s from SIGINT or SIGTERM to the end of the process at the latest; on a loaded machine, the system takes some of 2 s
+END_LIMIT = 1.2
 
 
 def prepare_process() -> None:
     """Handle SIGINT and SIGTERM, set up memory allocation and logging, and make the ROS messages importable.
 
-    Either signal ends the process with status 0 by SystemExit. KeyboardInterrupt would not do: if it passes through an
-    exec() of a string, as in torch's imports, Python kills itself with SIGINT at exit even though it was caught.
+    Either signal ends the process with status 0: by SystemExit while messages are compiled, so that nothing half made
+    is left, and at once after that, while the caller imports what takes seconds.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _end)
+    end_by(raise_exit)
     end_in_time()
     keep_memory_together()
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
@@ -37,10 +33,7 @@ def prepare_process() -> None:
     except InterfaceBuildError as error:
         logging.getLogger("bev_perception").error("%s", error)
         raise SystemExit(1) from error
-
-
-def _end(*_: Any) -> None:
-    raise SystemExit(0)
+    end_by(leave_on_signal)
 
 
 def end_in_time(limit: float = END_LIMIT) -> None:
@@ -59,7 +52,4 @@ def _wait_for_end(reading: socket.socket, writing: socket.socket, limit: float) 
     while not {signal.SIGINT, signal.SIGTERM} & set(reading.recv(64)):
         continue
     time.sleep(limit)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
-    os._exit(0)
+    leave()

@@ -116,12 +116,15 @@ class PerceptionNode(LifecycleNode):
         self._health.drop("callback error", f"{type(error).__name__}: {error}")
         self._faults.record(error)
 
-    def close(self) -> None:
-        """Stop the worker and free the model; allowed in every state."""
-        self._stop_worker()
+    def close(self, patience: float | None = None) -> None:
+        """Withdraw the results, stop the worker and free the model; allowed in every state.
+
+        patience: s to wait for the frame in progress, without which nothing is freed; None: until it is done.
+        """
         if self._outputs is not None and self.context.ok():  # if it was shut down from outside, nothing can be sent
             self._outputs.bid_farewell()
-        self._free()
+        if self._stop_worker(patience):
+            self._free()
 
     def autostart(self) -> None:
         """Configure and, if that works, activate."""
@@ -280,13 +283,12 @@ class PerceptionNode(LifecycleNode):
                 subscribe_beside(self, CameraInfo, topic, callback, LATCHED_QOS),
             ]
 
-    def _stop_worker(self) -> None:
+    def _stop_worker(self, patience: float | None = None) -> bool:
         while self._image_subscriptions:
             self.destroy_subscription(self._image_subscriptions.pop())
         worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.stop()
         self._missing, self._lookout = {}, None
+        return worker is None or worker.stop(patience)
 
     def _free(self) -> None:
         for subscriptions in (self._tf_subscriptions, self._info_subscriptions):

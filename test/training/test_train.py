@@ -192,7 +192,7 @@ def test_a_training_that_fails_leaves_no_features_behind(tmp_path, monkeypatch):
         made.append((tmp_path / "out" / FEATURES).exists())
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr("bev_perception.training.train.load_batches", fail)
+    monkeypatch.setattr("bev_perception.training.train.LoadedBatches", fail)
     with pytest.raises(OSError, match="the disk is gone"):
         train(config, data, settings(tmp_path / "out", **only("decoder", tmp_path / "out")))
     assert made == [True] and not (tmp_path / "out" / FEATURES).exists()

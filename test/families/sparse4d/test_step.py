@@ -19,7 +19,7 @@ from bev_perception.families.sparse4d.step import InstanceStep, focal_lengths, u
 from bev_perception.models.checkpoints import save_checkpoint
 from bev_perception.models.query_layers import EncodedViews
 from bev_perception.strict import UserError
-from bev_perception.training.loading import load_batches
+from bev_perception.training.loading import LoadedBatches
 from bev_perception.training.state import STATE
 from bev_perception.training.train import find_part, train
 
@@ -42,7 +42,7 @@ def step_of(config):
 def batches(config, root, count, seed=0):
     data = data_of(config, root)
     rows = order_of(config, data, config.training.batch, seed).epoch(0)[:count]
-    return list(load_batches(data, rows, workers=0, pin_memory=False))
+    return list(LoadedBatches(data, rows, workers=0, pin_memory=False))
 
 
 def test_steps_with_memory(synthetic_nuscenes):
