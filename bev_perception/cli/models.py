@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: Commands) -> None:
-    """Add `variants`, `init-weights`, `run`, `train`, `bench` and `demo`."""
+    """Add `variants`, `init-weights`, `export`, `run`, `train`, `bench` and `demo`."""
     variants = commands.add_parser("variants", help="list the variants")
     variants.set_defaults(command=_variants)
 
@@ -43,6 +43,13 @@ def add_commands(commands: Commands) -> None:
     init.add_argument("--seed", type=whole_number(0), default=0, help="of the random weights (default: %(default)s)")
     init.add_argument("out", type=Path, metavar="OUT.safetensors")
     init.set_defaults(command=_init_weights)
+
+    export = commands.add_parser("export", help="write a variant's image encoder for other runtimes, with a README")
+    add_variant(export)
+    add_checkpoint(export)
+    export.add_argument("--format", choices=("onnx", "openvino", "torch"), required=True, help="of the file")
+    export.add_argument("out", type=Path, metavar="OUT", help="directory")
+    export.set_defaults(command=_export)
 
     _add_run(commands)
     _add_train(commands)
@@ -67,6 +74,13 @@ def _init_weights(args: argparse.Namespace) -> int:
 
     write_initial_weights(args.variant, args.out, args.seed)
     print(f"wrote {args.out} (UNTRAINED, seed {args.seed})")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from bev_perception.pipeline.export import export_encoder
+
+    print(f"wrote {export_encoder(args.variant, args.checkpoint, args.format, args.out)}, and README.md beside it")
     return 0
 
 

@@ -13,7 +13,7 @@ from bev_perception.config import ConfigError
 from bev_perception.pipeline.engines.part import EncoderPart, Run
 
 FILE = "encoder.onnx"
-#: name of the input; outputs are map0, map1, ...
+#: name of the input
 IMAGES = "images"
 
 
@@ -54,12 +54,17 @@ def write_onnx(part: EncoderPart, path: Path) -> None:
     """Write the part as an ONNX file, with the number of images left open; large weights lie beside it."""
     with torch.no_grad():
         outputs = len(part(part.example(1)))
-        names = [f"map{k}" for k in range(outputs)]
+        names = [map_name(k) for k in range(outputs)]
         program = torch.onnx.export(
             part.exported(), dynamo=True, verbose=False, input_names=[IMAGES], output_names=names
         )
     assert program is not None  # it is, without a path
     program.save(str(path))
+
+
+def map_name(k: int) -> str:
+    """Return the name of output k."""
+    return f"map{k}"
 
 
 def load(directory: Path, precision: str, device: torch.device) -> Run:
