@@ -113,11 +113,12 @@ def _compare(run: Run, part: EncoderPart, path: Path) -> tuple[Sequence[Tensor],
         if [level.shape for level in maps] != [level.shape for level in eager]:
             raise EngineError(f"{path} gives maps of other sizes than the model; do not use it, and report it")
         for level, expected in zip(maps, eager, strict=True):
-            worst = max(worst, ((level - expected).abs().max() / expected.abs().max()).item())
-            if not worst <= TOLERANCE:  # NaN, too
+            off = ((level - expected).abs().max() / expected.abs().max()).item()
+            if not off <= TOLERANCE:  # NaN, too
                 raise EngineError(
-                    f"{path} differs from the model by {worst:.2g} of a map's largest number; do not use it"
+                    f"{path} differs from the model by {off:.2g} of a map's largest number; do not use it"
                 )
+            worst = max(worst, off)
         shown = shown or maps
     assert shown is not None
     return shown, worst
