@@ -221,6 +221,7 @@ def _time_here(settings: TimingSettings) -> Timing:
     # read now, before counting the operations allocates more memory
     peak, memory = _peak_bytes(pipeline.device), pipeline.memory_bytes
     limits = measure_limits(pipeline.device, settings.precision)  # right after, as clocks and neighbours change
+    variant.model.engine = None  # operations are counted as eager mode dispatches them
     last = next(frames)
     flops = count_operations(variant.model, lambda: pipeline.step(last))
     flops_all = _all_frames(pipeline, variant, settings, seconds)
@@ -268,9 +269,12 @@ def _note(timings: dict[str, float], seconds: dict[str, list[float]]) -> None:
 def _all_frames(
     pipeline: Pipeline, variant: LoadedVariant, settings: TimingSettings, seconds: dict[str, list[float]]
 ) -> int | None:
-    """Time the network on whole queues of frames, and return its operations; None for models that only remember."""
+    """Time the network on whole queues of frames, and return its operations; None for models that only remember.
+
+    None, too, where an engine or a precision of the encoder's stage is timed, which the whole queue does without.
+    """
     model, count = variant.model, 1 + variant.config.frames.past
-    if PRECISIONS.get(settings.precision) is not None:
+    if PRECISIONS.get(settings.precision) is not None or settings.engine != PipelineSettings.engine:
         return None
     prepare = Preprocessor(variant.config, pipeline.device)
     queue = [prepare(frame)[0] for frame in made_up_key_frames(count)][::-1]
