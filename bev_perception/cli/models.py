@@ -277,10 +277,22 @@ def _add_bench(commands: Commands) -> None:
     bench.add_argument("--device", default="auto", help=DEVICE_HELP)
     add_precision(bench)
     add_engine(bench)
+    bench.add_argument(
+        "--compare",
+        type=Path,
+        nargs=2,
+        metavar=("A.json", "B.json"),
+        help="measure nothing: show the times in two files of earlier runs side by side",
+    )
     bench.set_defaults(command=_bench)
 
 
 def _bench(args: argparse.Namespace) -> int:
+    if args.compare is not None:
+        from bev_perception.evaluation.comparison import compare_benchmarks
+
+        print(compare_benchmarks(*args.compare))
+        return 0
     if args.variant is None:
         from bev_perception.ros.tools.bench import COUNTS, run_bench
 
