@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: Commands) -> None:
-    """Add `variants`, `init-weights`, `run`, `train`, `bench` and `demo`."""
+    """Add `variants`, `init-weights`, `export`, `run`, `train`, `bench` and `demo`."""
     variants = commands.add_parser("variants", help="list the variants")
     variants.set_defaults(command=_variants)
 
@@ -43,6 +43,13 @@ def add_commands(commands: Commands) -> None:
     init.add_argument("--seed", type=whole_number(0), default=0, help="of the random weights (default: %(default)s)")
     init.add_argument("out", type=Path, metavar="OUT.safetensors")
     init.set_defaults(command=_init_weights)
+
+    export = commands.add_parser("export", help="write a variant's image encoder for other runtimes, with a README")
+    add_variant(export)
+    add_checkpoint(export)
+    export.add_argument("--format", choices=("onnx", "openvino", "torch"), required=True, help="of the file")
+    export.add_argument("out", type=Path, metavar="OUT", help="directory")
+    export.set_defaults(command=_export)
 
     _add_run(commands)
     _add_train(commands)
@@ -68,6 +75,13 @@ def _init_weights(args: argparse.Namespace) -> int:
 
     write_initial_weights(args.variant, args.out, args.seed)
     print(f"wrote {args.out} (UNTRAINED, seed {args.seed})")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from bev_perception.pipeline.export import export_encoder
+
+    print(f"wrote {export_encoder(args.variant, args.checkpoint, args.format, args.out)}, and README.md beside it")
     return 0
 
 
@@ -271,10 +285,22 @@ def _add_bench(commands: Commands) -> None:
     bench.add_argument("--device", default="auto", help=DEVICE_HELP)
     add_precision(bench)
     add_engine(bench)
+    bench.add_argument(
+        "--compare",
+        type=Path,
+        nargs=2,
+        metavar=("A.json", "B.json"),
+        help="measure nothing: show the times in two files of earlier runs side by side",
+    )
     bench.set_defaults(command=_bench)
 
 
 def _bench(args: argparse.Namespace) -> int:
+    if args.compare is not None:
+        from bev_perception.evaluation.comparison import compare_benchmarks
+
+        print(compare_benchmarks(*args.compare))
+        return 0
     if args.variant is None:
         if args.against:
             raise UserError("--against compares with a variant; name one with --variant")

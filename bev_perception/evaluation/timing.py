@@ -35,6 +35,7 @@ from bev_perception.config import VariantConfig
 from bev_perception.data.drive import CAMERAS, DriveImage
 from bev_perception.data.synthetic import World, synthetic_drive
 from bev_perception.evaluation.errors import EvaluationError
+from bev_perception.evaluation.limits import MachineLimits, measure_limits
 from bev_perception.families.catalog import build_model
 from bev_perception.families.variants import Variant, load_variant, shipped_weights
 from bev_perception.health import Stopwatch
@@ -101,6 +102,7 @@ class Timing:
     flops_all_frames: operations if all frames are computed anew; None where that is not timed
     peak_mb: MB, peak memory: on a GPU what PyTorch has allocated, on the CPU the resident memory of the process
     memory_mb: MB, the part of it that the features of past frames take
+    limits: what the machine reached in this run, in the precision of the encoder
     machine: CPU, GPU and versions, see machine()
     """
 
@@ -121,13 +123,15 @@ class Timing:
     flops_all_frames: int | None
     peak_mb: float
     memory_mb: float
+    limits: MachineLimits
     machine: dict[str, str]
 
     def table(self) -> str:
         """Return the results as a readable table."""
         weights = "" if self.trained else ", UNTRAINED weights"
+        engine = "" if self.engine == PipelineSettings.engine else f", engine {self.engine}"
         lines = [
-            f"{self.variant}, {self.precision} on {self.device}, engine {self.engine}{weights}",
+            f"{self.variant}, {self.precision} on {self.device}{engine}{weights}",
             f"batch 1, {self.cameras} cameras, {self.image}, {self.history} past frames remembered; "
             f"{self.frames} frames after {self.warm_up} of warm-up",
             *(f"{name}: {value}" for name, value in self.machine.items()),
@@ -144,6 +148,16 @@ class Timing:
             lines.append(f"{name:20}{count / 1e6:14.2f}{_work(flops)}")
         if self.flops_all_frames is not None:
             lines.append(f"{'all, all frames':20}{'':14}{_work(self.flops_all_frames)}")
+        network = self.ms["network"][0] / 1e3
+        share = sum(self.flops.values()) / 1e9 / network / self.limits.gflops
+        touched = sum(self.parameters.values()) * 4 / 1e9 + self.memory_mb / 1e3  # GB
+        lines += [
+            "",
+            f"the machine's limits in this run: {self.limits.gflops:.0f} GFLOP/s in a matrix product, "
+            f"{self.limits.gb_per_s:.1f} GB/s in a copy",
+            f"the network computes at {share:.0%} of the matrix product's; to read weights and remembered features "
+            f"once would take {touched / self.limits.gb_per_s / network:.1%} of its time",
+        ]
         of = "resident, of the process" if self.device == "cpu" else "allocated on the GPU"
         lines += ["", f"peak memory {self.peak_mb:.0f} MB {of}; features remembered {self.memory_mb:.0f} MB"]
         return "\n".join(lines)
@@ -206,6 +220,8 @@ def _time_here(settings: TimingSettings) -> Timing:
             _note(result.timings, seconds)
     # read now, before counting the operations allocates more memory
     peak, memory = _peak_bytes(pipeline.device), pipeline.memory_bytes
+    limits = measure_limits(pipeline.device, settings.precision)  # right after, as clocks and neighbours change
+    variant.model.engine = None  # operations are counted as eager mode dispatches them
     last = next(frames)
     flops = count_operations(variant.model, lambda: pipeline.step(last))
     flops_all = _all_frames(pipeline, variant, settings, seconds)
@@ -228,6 +244,7 @@ def _time_here(settings: TimingSettings) -> Timing:
         flops_all_frames=flops_all,
         peak_mb=peak / 1e6,
         memory_mb=memory / 1e6,
+        limits=limits,
         machine=machine(),
     )
 
@@ -252,9 +269,12 @@ def _note(timings: dict[str, float], seconds: dict[str, list[float]]) -> None:
 def _all_frames(
     pipeline: Pipeline, variant: LoadedVariant, settings: TimingSettings, seconds: dict[str, list[float]]
 ) -> int | None:
-    """Time the network on whole queues of frames, and return its operations; None for models that only remember."""
+    """Time the network on whole queues of frames, and return its operations; None for models that only remember.
+
+    None, too, where an engine or a precision of the encoder's stage is timed, which the whole queue does without.
+    """
     model, count = variant.model, 1 + variant.config.frames.past
-    if PRECISIONS.get(settings.precision) is not None:
+    if PRECISIONS.get(settings.precision) is not None or settings.engine != PipelineSettings.engine:
         return None
     prepare = Preprocessor(variant.config, pipeline.device)
     queue = [prepare(frame)[0] for frame in made_up_key_frames(count)][::-1]

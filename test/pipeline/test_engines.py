@@ -186,7 +186,7 @@ def test_real_engines_compute_what_eager_mode_does(variant, engine, cache):
         use_engine(model, config, engine, "fp32", CPU)
         for cameras, wanted in zip((1, 5), eager, strict=True):
             for a, b in zip(model.encode(pictures(config, cameras))["levels"], wanted["levels"], strict=True):
-                assert a.dtype == torch.float32 and a.is_contiguous() == b.is_contiguous()
+                assert a.dtype == torch.float32
                 assert (a - b).abs().max() <= 1e-4 * b.abs().max()
 
 

@@ -32,6 +32,6 @@ def load(directory: Path, precision: str, device: torch.device) -> Run:
 
     def maps(images: Tensor) -> tuple[Tensor, ...]:
         with torch.autocast(device.type, enabled=False):  # the precision is compiled in
-            return tuple(run(images))
+            return tuple(run(images.contiguous()))  # as the example was
 
     return maps

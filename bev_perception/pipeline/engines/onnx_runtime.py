@@ -13,35 +13,35 @@ from bev_perception.config import ConfigError
 from bev_perception.pipeline.engines.part import EncoderPart, Run
 
 FILE = "encoder.onnx"
-#: name of the input; outputs are map0, map1, ...
+#: name of the input
 IMAGES = "images"
 
 
 def check(precision: str, device: torch.device) -> None:
     """Raise ConfigError, which says what to install, where ONNX Runtime cannot be had."""
-    package = "onnxruntime" if device.type == "cpu" else "onnxruntime-gpu"
-    require("onnxruntime", ("onnx", "onnxscript", "onnxruntime"), ("onnx", "onnxscript", package))
-    _require_provider("onnxruntime", _provider(device), package)
+    remedy = "bev_perception[onnxruntime]" if device.type == "cpu" else "onnx onnxscript onnxruntime-gpu"
+    require("onnxruntime", ("onnx", "onnxscript", "onnxruntime"), remedy)
+    _require_provider("onnxruntime", _provider(device), remedy)
     _only_fp32("onnxruntime", precision)
 
 
 def check_tensorrt(precision: str, device: torch.device) -> None:
     """Raise ConfigError, which says what to install, where TensorRT cannot be had."""
-    packages = ("onnx", "onnxscript", "onnxruntime-gpu", "tensorrt")
     if device.type != "cuda":
         raise ConfigError(f"engine 'tensorrt' is for NVIDIA's GPUs; on {device} choose 'openvino' or 'compile'")
-    require("tensorrt", ("onnx", "onnxscript", "onnxruntime", "tensorrt"), packages)
-    _require_provider("tensorrt", "TensorrtExecutionProvider", " ".join(packages))
+    remedy = "onnx onnxscript onnxruntime-gpu tensorrt"
+    require("tensorrt", ("onnx", "onnxscript", "onnxruntime", "tensorrt"), remedy)
+    _require_provider("tensorrt", "TensorrtExecutionProvider", remedy)
     _only_fp32("tensorrt", precision)
 
 
-def require(engine: str, modules: tuple[str, ...], packages: tuple[str, ...]) -> None:
-    """Raise ConfigError, which names `packages`, if one of the modules cannot be imported."""
+def require(engine: str, modules: tuple[str, ...], remedy: str) -> None:
+    """Raise ConfigError, which says to `pip install` the remedy, if one of the modules cannot be imported."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"engine {engine!r} needs what is not installed: {', '.join(missing)}; "
-            f"`pip install {' '.join(packages)}`, or choose engine 'eager'"
+            f"engine {engine!r} needs what is not installed: {', '.join(missing)}; `pip install {remedy}`, or choose "
+            "engine 'eager'"
         )
 
 
@@ -54,12 +54,17 @@ def write_onnx(part: EncoderPart, path: Path) -> None:
     """Write the part as an ONNX file, with the number of images left open; large weights lie beside it."""
     with torch.no_grad():
         outputs = len(part(part.example(1)))
-        names = [f"map{k}" for k in range(outputs)]
+        names = [map_name(k) for k in range(outputs)]
         program = torch.onnx.export(
             part.exported(), dynamo=True, verbose=False, input_names=[IMAGES], output_names=names
         )
     assert program is not None  # it is, without a path
     program.save(str(path))
+
+
+def map_name(k: int) -> str:
+    """Return the name of output k."""
+    return f"map{k}"
 
 
 def load(directory: Path, precision: str, device: torch.device) -> Run:
@@ -92,12 +97,12 @@ def _provider(device: torch.device) -> str:
     return "CPUExecutionProvider" if device.type == "cpu" else "CUDAExecutionProvider"
 
 
-def _require_provider(engine: str, provider: str, packages: str) -> None:
+def _require_provider(engine: str, provider: str, remedy: str) -> None:
     import onnxruntime
 
     if provider not in onnxruntime.get_available_providers():
         raise ConfigError(
-            f"engine {engine!r} needs {provider}, which this ONNX Runtime lacks; `pip install {packages}`, or choose "
+            f"engine {engine!r} needs {provider}, which this ONNX Runtime lacks; `pip install {remedy}`, or choose "
             "engine 'eager'"
         )
 

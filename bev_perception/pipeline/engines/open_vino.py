@@ -24,7 +24,7 @@ def check(precision: str, device: torch.device) -> None:
         raise ConfigError(
             f"engine 'openvino' runs on the CPU, not on {device}; set device to 'cpu', or choose 'compile'"
         )
-    require("openvino", ("openvino",), ("openvino",))
+    require("openvino", ("openvino",), "bev_perception[openvino]")
     import openvino
 
     can = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -48,11 +49,13 @@ class EncoderPart(nn.Module):
         for name in model.encoder_parts:
             self.add_module(name, getattr(model, name))
         self.size, self.precision, self.device = size, precision, device
-        self._image_maps, self._dtype = model.image_maps, None
+        self._image_maps = model.image_maps
+        self._dtype: torch.dtype | None = None
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the image maps, in float32."""
-        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
+        # no autocast at all in float32: a graph would hold a region of its own for it, which not every runtime takes
+        with nullcontext() if self._dtype is None else torch.autocast(self.device.type, self._dtype):
             maps = self._image_maps(images)
         return tuple(level.float() for level in maps)
 
