@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from bev_perception.cli import data, evaluation, models, show
+from bev_perception.cli import check, data, evaluation, models, show
 from bev_perception.cli.options import apply_changes
 from bev_perception.strict import UserError
 
@@ -77,6 +77,6 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; each stores the function to call as `command`."""
     parser = argparse.ArgumentParser(prog="bev_perception", description="3D boxes and occupancy from surround cameras.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (models, data, evaluation, show):
+    for module in (models, check, data, evaluation, show):
         module.add_commands(commands)
     return parser

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bev_perception.geometry import transform_from_quaternion
+from bev_perception.rig.description import CameraInfo
 from bev_perception.strict import UserError
 from bev_perception.types import Calibration, CameraImage
 
@@ -22,8 +23,6 @@ PNG_MAGIC = b"\x89PNG"
 #: how a colour filter's encodings are called, such as bayer_rggb8; OpenCV makes 8 bits of 16
 _MOSAIC = re.compile(r"(bayer_(?:rggb|bggr|gbrg|grbg))(?:8|16)")
 _COMPRESSION = re.compile(r"\bm?(jpe?g|png)\b")
-#: a word in the names of topics of rectified images, such as image_rect_color
-_RECTIFIED = re.compile(r"(?:^|[/_])rect(?:ified)?(?:[/_]|$)")
 #: encodings of sensor_msgs whose pixels a compressed image holds as colours or as grey
 _PLAIN = re.compile(
     r"(?:bgr|rgb|bgra|rgba|mono)(?:8|16)|8uc[134]|16uc[134]|yuv422(?:_yuy2)?|uyvy|yuyv|nv(?:12|21|24)|i420"
@@ -103,18 +102,18 @@ def calibration(msg: Any) -> Calibration:
     )
 
 
-def rectified_warning(topic: str, calibration: Calibration) -> str:
-    """Return a warning if images are rectified by their topic's name but their calibration has a distortion, or "".
-
-    topic: of the images, as their publisher names it
-    calibration: from the CameraInfo that belongs to it
-    """
-    if not calibration.distortion or not _RECTIFIED.search(topic):
-        return ""
-    return (
-        f"{topic} is rectified by its name, but D of its CameraInfo is of a {calibration.distortion_model} lens: "
-        "is it the raw camera's? Rectified images need a CameraInfo with D = 0 and the left of P as K; otherwise they "
-        "are undistorted twice"
+def camera_info(msg: Any) -> CameraInfo | None:
+    """Return the fields of a sensor_msgs/CameraInfo as they were published; None if a matrix has not its length."""
+    k, r, p = (np.array(values, np.float64) for values in (msg.k, msg.r, msg.p))
+    if (k.size, r.size, p.size) != (9, 9, 12):
+        return None
+    return CameraInfo(
+        (int(msg.width), int(msg.height)),
+        k.reshape(3, 3),
+        r.reshape(3, 3),
+        p.reshape(3, 4),
+        (int(msg.binning_x), int(msg.binning_y)),
+        (int(msg.roi.x_offset), int(msg.roi.y_offset), int(msg.roi.width), int(msg.roi.height)),
     )
 
 

@@ -10,6 +10,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from bev_perception.data import messages
 from bev_perception.geometry import quaternion_from_rotation
+from bev_perception.rig.calibration import rectified_warning
 
 TYPES = get_typestore(Stores.ROS2_JAZZY).types
 
@@ -194,7 +195,7 @@ def test_calibrations_that_are_refused(fields):
     ],
 )
 def test_rectified_images_with_the_raw_cameras_info_are_warned_of(topic, d, warned):
-    warning = messages.rectified_warning(topic, messages.calibration(camera_info(d=(d, 0.0, 0.0, 0.0, 0.0))))
+    warning = rectified_warning(topic, messages.calibration(camera_info(d=(d, 0.0, 0.0, 0.0, 0.0))))
     assert warned == ("undistorted twice" in warning and topic in warning)
 
 
