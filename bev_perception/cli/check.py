@@ -17,7 +17,9 @@ def add_commands(commands: Commands) -> None:
         help="is the rig in a bag plausible, and how far is it from the training? Calibrations, mounting, neighbours, "
         "motion, times",
     )
-    check.add_argument("--bag", type=Path, required=True, help="directory of a rosbag2 bag; a minute is enough")
+    check.add_argument(
+        "--bag", type=Path, required=True, help="directory of a rosbag2 bag; its first two minutes are read"
+    )
     add_variant(check, required=False, default=TINY_DETECTOR)
     add_bag_options(check)
     check.add_argument(

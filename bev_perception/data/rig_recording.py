@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from bev_perception.data.drive import CameraRig
-from bev_perception.data.rosbag import BagReader, CalibrationEvent, ImageEvent, InvalidEvent, TransformEvent
+from bev_perception.data.rosbag import BagEvent, BagReader, CalibrationEvent, ImageEvent, InvalidEvent, TransformEvent
 from bev_perception.rig.description import CameraInfo, Rig, RigCamera
 from bev_perception.rig.recording import Picture, PoseTrack, Recording, Times
 from bev_perception.sensing.images import ImageError, decode_image
@@ -18,6 +18,8 @@ from bev_perception.sensing.transform_tree import TransformTree
 from bev_perception.strict import UserError
 from bev_perception.types import Calibration
 
+#: ns of a recording that are read, from its beginning
+READ = 120_000_000_000
 #: sets of pictures that neighbours are compared in, and pairs of pictures of each camera that tell its motion
 MOMENTS, PAIRS = 6, 16
 #: ns between two pictures of a pair, at the least
@@ -39,7 +41,7 @@ class _Messages:
 def read_recording(
     bag: BagReader, base_frame: str, fixed_frame: str, base_height: float = 0.0, pictures: bool = True
 ) -> Recording:
-    """Read a bag twice: what is said about the cameras, then the pictures to compare.
+    """Read the first READ of a bag twice: what is said about the cameras, then the pictures to compare.
 
     bag: with its cameras and remaps
     base_frame: tf frame of the vehicle
@@ -70,7 +72,7 @@ def rig_of(cameras: Iterable[CameraRig], base_height: float = 0.0) -> Rig:
 
 def _read_messages(bag: BagReader) -> _Messages:
     said = _Messages()
-    for logged, event in bag.logged_events():
+    for logged, event in _beginning(bag):
         if isinstance(event, ImageEvent):
             said.frames.setdefault(event.image.camera, event.image.frame_id)
             said.images[event.image.camera].append((event.image.stamp, logged))
@@ -83,6 +85,16 @@ def _read_messages(bag: BagReader) -> _Messages:
     return said
 
 
+def _beginning(bag: BagReader) -> Iterator[tuple[int, BagEvent]]:
+    """Yield log time and event from the beginning of a bag."""
+    first = None
+    for logged, event in bag.logged_events():
+        first = logged if first is None else first
+        if logged > first + READ:
+            return
+        yield logged, event
+
+
 def _times(rows: list[tuple[int, int]]) -> Times:
     stamps, logged = np.array(rows, np.int64).T
     return Times(stamps, logged)
@@ -93,10 +105,7 @@ def _rig(bag: BagReader, said: _Messages, base_frame: str, base_height: float) -
     names = set()
     for _, event in said.transforms:
         names.update((event.parent, event.child))
-        try:
-            static.set_static(event.parent, event.child, event.child2parent)  # moving parts as they were last
-        except UserError:
-            continue
+        _add(static, replace(event, static=True))  # moving parts as they were last
     poses = {name: pose for name in names if (pose := _lookup(static, name, base_frame)) is not None}
     topics = bag.image_topics()
     cameras = []
@@ -105,6 +114,17 @@ def _rig(bag: BagReader, said: _Messages, base_frame: str, base_height: float) -
         frame = said.frames.get(name, "")
         cameras.append(RigCamera(name, frame, topics.get(name, ""), info, calibration, error, poses.get(frame)))
     return Rig(tuple(cameras), base_height, base_frame, poses)
+
+
+def _add(tree: TransformTree, event: TransformEvent) -> None:
+    """Add a transform; one without a name, or of a frame to itself, is passed over."""
+    try:
+        if event.static:
+            tree.set_static(event.parent, event.child, event.child2parent)
+        else:
+            tree.add(event.parent, event.child, event.stamp, event.child2parent)
+    except UserError:
+        return
 
 
 def _lookup(tree: TransformTree, frame: str, base_frame: str) -> np.ndarray | None:
@@ -161,17 +181,13 @@ class _History:
         self._next = 0
         for _, event in transforms:
             if event.static:
-                self._tree.set_static(event.parent, event.child, event.child2parent)
+                _add(self._tree, event)
 
     def at(self, base_frame: str, fixed_frame: str, stamp: int) -> np.ndarray | None:
         ahead = 1_000_000_000  # ns; a slower link needs its next pose to be interpolated
         while self._next < len(self._moving) and self._moving[self._next].stamp <= stamp + ahead:
-            event = self._moving[self._next]
+            _add(self._tree, self._moving[self._next])
             self._next += 1
-            try:
-                self._tree.add(event.parent, event.child, event.stamp, event.child2parent)
-            except UserError:
-                continue
         try:
             return self._tree.lookup(base_frame, fixed_frame, stamp)
         except LookupError:
@@ -188,7 +204,7 @@ def _with_pictures(bag: BagReader, recording: Recording) -> Recording:
     wanted |= {(camera, stamp) for camera, chosen in pairs.items() for pair in chosen for stamp in pair}
     found: dict[tuple[str, int], Picture] = {}
     sizes: dict[str, tuple[int, int]] = {}
-    for event in bag.events():
+    for _, event in _beginning(bag):
         if not isinstance(event, ImageEvent) or (event.image.camera, event.image.stamp) not in wanted:
             continue
         image = event.image

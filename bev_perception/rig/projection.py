@@ -20,8 +20,12 @@ _BORDER_STEP = 16
 
 def rays_of(calibration: Calibration, pixels: np.ndarray) -> np.ndarray:
     """Return the unit rays [n, 3] in the camera's frame of pixels [n, 2] of its distorted picture."""
+    with np.errstate(all="ignore"):  # coefficients that no lens has give NaN, which is no ray
+        return _rays_of(calibration, np.asarray(pixels, np.float64).reshape(-1, 2))
+
+
+def _rays_of(calibration: Calibration, pixels: np.ndarray) -> np.ndarray:
     k = calibration.intrinsics
-    pixels = np.asarray(pixels, np.float64).reshape(-1, 2)
     if calibration.distortion_model == "equidistant" and calibration.distortion:
         x, y = (pixels[:, 0] - k[0, 2]) / k[0, 0], (pixels[:, 1] - k[1, 2]) / k[1, 1]
         distorted = np.hypot(x, y)
@@ -60,10 +64,10 @@ def project_rays(calibration: Calibration, points: np.ndarray) -> tuple[np.ndarr
     theta = np.arctan2(off_axis, points[:, 2])
     seen = theta < _widest_angle(calibration)
     pixels = np.full((len(points), 2), np.nan)
-    if seen.any():
-        pixels[seen] = _distort(calibration, points[seen], theta[seen], off_axis[seen])
     width, height = calibration.width, calibration.height
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
+        if seen.any():
+            pixels[seen] = _distort(calibration, points[seen], theta[seen], off_axis[seen])
         seen &= (pixels > -0.5).all(1) & (pixels[:, 0] < width - 0.5) & (pixels[:, 1] < height - 0.5)
     return pixels, seen
 
@@ -89,10 +93,10 @@ def _widest_angle(calibration: Calibration) -> float:
 def _widest(k: tuple[float, ...], width: int, height: int, model: str, distortion: tuple[float, ...]) -> float:
     calibration = Calibration(np.array(k).reshape(3, 3), width, height, model, distortion)
     rays = rays_of(calibration, border(calibration))
-    with np.errstate(invalid="ignore"):
-        angles = np.arctan2(np.hypot(rays[:, 0], rays[:, 1]), rays[:, 2])
+    angles = np.arctan2(np.hypot(rays[:, 0], rays[:, 1]), rays[:, 2])
+    widest = float(angles[np.isfinite(angles)].max(initial=0.0))
     limit = np.pi if model == "equidistant" and distortion else np.radians(89.0)
-    return min(float(np.nanmax(angles)) + 1e-3, limit)
+    return min(widest + 1e-3, limit)
 
 
 def border(calibration: Calibration) -> np.ndarray:
