@@ -27,7 +27,7 @@ from bev_perception.families.variants import TINY_DETECTOR, TINY_OCCUPANCY
 from bev_perception.strict import UserError
 
 if TYPE_CHECKING:
-    from bev_perception.evaluation.evaluate import Scores
+    from bev_perception.evaluation.evaluate import EvalSettings, Scores
 
 
 def add_commands(commands: Commands) -> None:
@@ -97,6 +97,19 @@ def _add_eval(commands: Commands) -> None:
         help="wipe the memory before each frame, to measure what past frames contribute",
     )
     evaluate.add_argument(
+        "--without",
+        type=lambda text: tuple(name for name in text.split(",") if name),
+        default=(),
+        metavar="CAMERA,...",
+        help="leave the images of these cameras out, such as cam_back,cam_front_left",
+    )
+    evaluate.add_argument(
+        "--lost-camera-study",
+        action="store_true",
+        help="evaluate with each camera lost and with 2 to 5 lost at random (fixed seeds); writes lost_cameras.json, "
+        "a table and a picture; resumed where it was interrupted",
+    )
+    evaluate.add_argument(
         "--alignment",
         choices=("in_view", "after_view"),
         help="compute all frames of each sample anew, as published for variants with a map, and bring past frames into "
@@ -126,12 +139,16 @@ def _eval(args: argparse.Namespace) -> int:
         raise UserError("--alignment is for a variant that runs over a split with its past frames; leave it out")
     if args.alignment and args.engine != "eager":
         raise UserError("--alignment computes all frames as published, eagerly; leave --engine out")
+    if (args.without or args.lost_camera_study) and (args.bag or args.results or args.occupancy_results):
+        raise UserError("--without and --lost-camera-study are for a variant that runs over a split; leave them out")
     if args.bag is not None:
         return _eval_bags(args)
     if args.data is None:
         raise UserError("name --data, the nuScenes dataroot; only --bag works without it")
     if args.tracking and (args.results or args.occupancy_results):
         raise UserError("--tracking is for a variant that runs; a file of results says itself what it holds")
+    if args.lost_camera_study:
+        return _study_lost_cameras(args)
     scores = _score_files(args) if args.results or args.occupancy_results else _score_variant(args)
     if scores is not None:
         print(f"{scores.table()}\nwrote {args.out}")
@@ -166,12 +183,34 @@ def _score_files(args: argparse.Namespace) -> Scores:
 
 
 def _score_variant(args: argparse.Namespace) -> Scores | None:
-    from bev_perception.evaluation.evaluate import EvalSettings, evaluate
+    from bev_perception.evaluation.evaluate import evaluate
+
+    return evaluate(_eval_settings(args))
+
+
+def _study_lost_cameras(args: argparse.Namespace) -> int:
+    from bev_perception.evaluation.lost_cameras import study_lost_cameras, study_table
+    from bev_perception.families.variants import load_variant
+    from bev_perception.visualization.lost_cameras import draw_lost_cameras
+
+    if args.without or args.tracking:
+        raise UserError("--lost-camera-study chooses the cameras and scores no tracks; leave --without and --tracking")
+    settings = _eval_settings(args)
+    studied = study_lost_cameras(settings)
+    table = study_table(studied)
+    (args.out / "lost_cameras.md").write_text(table + "\n")
+    draw_lost_cameras(studied, args.out / "lost_cameras.png", load_variant(args.variant).name)
+    print(f"{table}\nwrote {args.out}/lost_cameras.json, .md and .png")
+    return 0
+
+
+def _eval_settings(args: argparse.Namespace) -> EvalSettings:
+    from bev_perception.evaluation.evaluate import EvalSettings
 
     if not args.variant:
         raise UserError("name --variant to run, or --results or --occupancy-results to score")
     version, split = _data_split(args)
-    settings = EvalSettings(
+    return EvalSettings(
         variant=args.variant,
         checkpoint=args.checkpoint,
         data=args.data,
@@ -189,8 +228,8 @@ def _score_variant(args: argparse.Namespace) -> Scores | None:
         tracking=args.tracking,
         labels=args.labels,
         save_occupancy=args.save_occupancy,
+        without=args.without,
     )
-    return evaluate(settings)
 
 
 def _data_split(args: argparse.Namespace) -> tuple[str, str]:

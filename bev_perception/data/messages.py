@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bev_perception.geometry import transform_from_quaternion
+from bev_perception.rig.description import CameraInfo
 from bev_perception.strict import UserError
 from bev_perception.types import Calibration, CameraImage
 
@@ -111,6 +112,21 @@ def calibration(msg: Any) -> Calibration:
 def _left_of(p: Any) -> np.ndarray:
     """Return the left [3, 3] of P [12], which is empty where nothing is known of rectified images."""
     return np.array(p, np.float64).reshape(3, 4)[:, :3].copy()
+
+
+def camera_info(msg: Any) -> CameraInfo | None:
+    """Return the fields of a sensor_msgs/CameraInfo as they were published; None if a matrix has not its length."""
+    k, r, p = (np.array(values, np.float64) for values in (msg.k, msg.r, msg.p))
+    if (k.size, r.size, p.size) != (9, 9, 12):
+        return None
+    return CameraInfo(
+        (int(msg.width), int(msg.height)),
+        k.reshape(3, 3),
+        r.reshape(3, 3),
+        p.reshape(3, 4),
+        (int(msg.binning_x), int(msg.binning_y)),
+        (int(msg.roi.x_offset), int(msg.roi.y_offset), int(msg.roi.width), int(msg.roi.height)),
+    )
 
 
 def transform(msg: Any) -> tuple[str, str, int, np.ndarray]:

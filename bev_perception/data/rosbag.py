@@ -21,6 +21,7 @@ from bev_perception.data.bag_opening import foreign, foreign_topics_allowed, rep
 from bev_perception.data.drive import CAMERAS, CameraRig, Drive, DriveImage, DrivePose
 from bev_perception.data.folders import whole_folder
 from bev_perception.geometry import quaternion_from_rotation
+from bev_perception.rig.description import CameraInfo
 from bev_perception.strict import UserError
 from bev_perception.types import BASE_FRAME, FIXED_FRAME, Calibration, CameraImage
 
@@ -198,12 +199,14 @@ class CalibrationEvent:
     calibration: None if it is unusable
     error: why it is unusable
     image_topic: topic in the bag of the images that it belongs to
+    info: its fields as they were published; None if they have not the right length
     """
 
     camera: str
     calibration: Calibration | None
     error: str = ""
     image_topic: str = ""
+    info: CameraInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -344,6 +347,10 @@ class BagReader:
 
         Raises BagError if no camera has images; the iterator raises it at the first damaged place.
         """
+        return (event for _, event in self.logged_events())
+
+    def logged_events(self) -> Iterator[tuple[int, BagEvent]]:
+        """Return log time (ns) and event of all `events`."""
         return self._decode(self._topics_of_cameras())
 
     def has_images(self) -> bool:
@@ -353,18 +360,24 @@ class BagReader:
         except BagError:
             return False
 
-    def _decode(self, cameras: dict[str, str]) -> Iterator[BagEvent]:
+    def image_topics(self) -> dict[str, str]:
+        """Return camera -> topic of its images in the bag; raises BagError if no camera has images."""
+        kinds = {topic.name: topic.type_name for topic in self.topics}
+        return {c: name for name, c in self._topics_of_cameras().items() if kinds[name] != CAMERA_INFO}
+
+    def _decode(self, cameras: dict[str, str]) -> Iterator[tuple[int, BagEvent]]:
         images = {cameras[t.name]: t.name for t in self.topics if t.name in cameras and t.type_name != CAMERA_INFO}
         tf = {t.name for t in self.topics if self._name(t) in ("/tf", "/tf_static") and t.type_name == TF_MESSAGE}
         for connection, stamp, data in self._messages({*cameras, *tf}):
             try:
                 message = _TYPES.deserialize_cdr(data, connection.msgtype)
             except Exception as error:  # whatever the decoder meets in damaged bytes
-                yield InvalidEvent(connection.topic, f"the message logged at {stamp} ns is damaged: {error}")
+                yield stamp, InvalidEvent(connection.topic, f"the message logged at {stamp} ns is damaged: {error}")
                 continue
             for event in _events(connection, cameras.get(connection.topic, ""), message, self.remap):
-                named = isinstance(event, CalibrationEvent)
-                yield replace(event, image_topic=images.get(event.camera, "")) if named else event
+                if isinstance(event, CalibrationEvent):
+                    event = replace(event, image_topic=images.get(event.camera, ""))
+                yield stamp, event
 
     def _name(self, topic: BagTopic) -> str:
         return self.remap.get(topic.name, topic.name)
@@ -416,10 +429,11 @@ def _messages_of(path: Path, topics: set[str]) -> Iterator[tuple[Connection, int
 
 def _events(connection: Connection, camera: str, message: Any, remap: Mapping[str, str]) -> Iterator[BagEvent]:
     if connection.msgtype == CAMERA_INFO:
+        info = messages.camera_info(message)
         try:
-            yield CalibrationEvent(camera, messages.calibration(message))
+            yield CalibrationEvent(camera, messages.calibration(message), info=info)
         except ValueError as error:
-            yield CalibrationEvent(camera, None, str(error))
+            yield CalibrationEvent(camera, None, str(error), info=info)
         return
     if connection.msgtype in (IMAGE, COMPRESSED_IMAGE):
         try:

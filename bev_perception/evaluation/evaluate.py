@@ -66,6 +66,7 @@ class EvalSettings:
     memory: False wipes the memory before each frame
     recompute: whether the past frames of each sample are computed anew, as the publications of some families do, and
         not remembered
+    without: names of cameras whose images are left out
     tracking: whether tracks are written and scored, too; a variant without ids of its own gets those of the tracker
     labels: folder of occupancy labels, relative to `data` or absolute
     save_occupancy: directory for the occupancy of each sample; None: not written
@@ -85,6 +86,7 @@ class EvalSettings:
     max_range: float | None = None
     memory: bool = True
     recompute: bool = False
+    without: tuple[str, ...] = ()
     tracking: bool = False
     labels: str | Path = LABELS_FOLDER
     save_occupancy: Path | None = None
@@ -109,7 +111,8 @@ def evaluate(settings: EvalSettings) -> Scores | None:
         evaluation = _evaluation(settings, config, records, device)
         rows = processes.share(records)
         how = PipelineSettings(precision=settings.precision, nms=settings.nms, engine=settings.engine)
-        results = run_rows(config, settings.checkpoint, device, records, rows, how, settings.memory, settings.recompute)
+        memory, recompute, without = settings.memory, settings.recompute, settings.without
+        results = run_rows(config, settings.checkpoint, device, records, rows, how, memory, recompute, without)
         for i, result in tqdm(results, total=len(rows), desc=config.name, unit="frame", disable=processes.rank > 0):
             evaluation.add(i, result)
         parts = processes.gather(evaluation.part)

@@ -69,3 +69,14 @@ def doubles(node: Node) -> int:
     """Return how many other nodes have the full name of this one."""
     mine = (node.get_name(), node.get_namespace())
     return max(0, sum(found == mine for found in node.get_node_names_and_namespaces()) - 1)
+
+
+def notice_doubles(node: Node, health: Health) -> None:
+    """Notice other nodes that have the full name of this one."""
+    others = doubles(node)
+    if others:
+        health.notice(
+            "two nodes of one name",
+            f"{others} more of {node.get_fully_qualified_name()}: parameters and services reach one of them by "
+            "chance, and both publish; start one with another name or namespace",
+        )

@@ -32,7 +32,7 @@ from bev_perception.ros import messages
 from bev_perception.ros.diagnostics import camera_statuses, figures
 from bev_perception.ros.fault_log import FaultLog
 from bev_perception.ros.graph_advice import COMPRESSED_IMAGE, IMAGE
-from bev_perception.ros.lookout import PATIENCE, Lookout, doubles
+from bev_perception.ros.lookout import PATIENCE, Lookout, notice_doubles
 from bev_perception.ros.outputs import Outputs
 from bev_perception.ros.parameters import (
     LIVE_PARAMETERS,
@@ -47,6 +47,7 @@ from bev_perception.ros.parameters import (
     variants,
 )
 from bev_perception.ros.qos import IMAGE_QOS, LATCHED_QOS, TF_QOS, TF_STATIC_QOS, subscribe, subscribe_beside
+from bev_perception.ros.rig_watch import RigWatch
 from bev_perception.ros.worker import Worker
 from bev_perception.sensing.synchronizer import Synchronizer
 from bev_perception.sensing.transforms import open_transforms
@@ -93,6 +94,7 @@ class PerceptionNode(LifecycleNode):
         self._looked = time.monotonic()
         self._losses = 0  # drops and resets up to the last report
         self._outputs: Outputs | None = None
+        self._rig_watch = RigWatch(self._health, "")
         self._missing: dict[str, str] = {}
         self._failure = ""
         self._lifecycle = "unconfigured"
@@ -256,6 +258,7 @@ class PerceptionNode(LifecycleNode):
         self._timer.timer_period_ns = round(self._get("diagnostics_period") * 1e9)
         self._transforms = open_transforms()
         self._synchronizer = Synchronizer(settings, self._transforms, self._health)
+        self._rig_watch = RigWatch(self._health, settings.base_frame)
         self._outputs = Outputs(
             self,
             [v.config for v in self._pipeline.variants],
@@ -424,6 +427,7 @@ class PerceptionNode(LifecycleNode):
         if not self.context.ok():
             return  # the context was shut down while the model worked on this frame
         self._missing = result.missing
+        self._rig_watch.look(frame)
         for camera in frame.cameras:
             unused = camera in result.missing and camera not in frame.missing
             self._health.judge(camera, "model", *((REFUSED, result.missing[camera]) if unused else (OK,)))
@@ -443,6 +447,7 @@ class PerceptionNode(LifecycleNode):
         values = figures(
             self._lifecycle, self._get("variant"), self._health, self._pipeline, self._synchronizer, self._missing
         )
+        values |= self._rig_watch.figures()
         statuses = [messages.diagnostic_status(level, f"{name}: perception", message, values)]
         if self._synchronizer is not None:
             advice = {} if self._lookout is None else self._lookout.advice
@@ -473,6 +478,8 @@ class PerceptionNode(LifecycleNode):
             return DiagnosticStatus.WARN, f"no results: {waiting or self._advice()}"
         if self._missing:
             return DiagnosticStatus.WARN, f"degraded: without {', '.join(sorted(self._missing))}"
+        if self._rig_watch.warning:
+            return DiagnosticStatus.WARN, self._rig_watch.warning
         if news:
             return DiagnosticStatus.WARN, "running, with losses"
         return DiagnosticStatus.OK, "running"
@@ -486,13 +493,7 @@ class PerceptionNode(LifecycleNode):
         self._looked = time.monotonic()
         if self._lookout is not None:
             self._lookout.look()
-        others = doubles(self)
-        if others:
-            self._health.notice(
-                "two nodes of one name",
-                f"{others} more of {self.get_fully_qualified_name()}: parameters and services reach one of them by "
-                "chance, and both publish; start one with another name or namespace",
-            )
+        notice_doubles(self, self._health)
 
     def _age(self) -> None:
         if self._outputs is not None:

@@ -355,3 +355,20 @@ def test_two_processes_of_torchrun_give_the_results_of_one(settings, tmp_path):
 
 def test_tables_of_the_made_up_root_are_complete(synthetic_nuscenes):
     assert {path.stem for path in (synthetic_nuscenes / SPLIT[0]).glob("*.json")} >= set(TABLES)
+
+
+def test_cameras_are_left_out_as_if_they_had_sent_nothing(records, variant, untrained):
+    """Lost cameras are no damaged files; what is left gives other boxes."""
+    config, rows = load_variant(variant), range(2)
+    whole = [result for _, result in run_rows(config, untrained, CPU, records, rows)]
+    part = [result for _, result in run_rows(config, untrained, CPU, records, rows, without=("cam_front",))]
+    assert all(result.missing == {"cam_front": "left out"} for result in part)
+    assert not np.array_equal(whole[0].reference_boxes.scores, part[0].reference_boxes.scores)
+    with pytest.raises(EvaluationError, match="cam_top: there is no such camera"):
+        next(run_rows(config, untrained, CPU, records, rows, without=("cam_top",)))
+    with pytest.raises(EvaluationError, match="no camera would be left"):
+        next(
+            run_rows(
+                config, untrained, CPU, records, rows, without=[v.image.camera for v in read_frame(records, 0).views]
+            )
+        )
