@@ -1,10 +1,13 @@
-# Everything runs in .venv, which is made on first use from pinned requirements; later runs start in seconds.
+# `make help` lists the targets. Everything runs in .venv, which is made on first use from pinned requirements; later runs start in seconds.
 PYTHON ?= python3
 BIN := .venv/bin
 NUSCENES ?=
 ARGS ?=
 
-.PHONY: demo eval-demo test test-slow fuzz check bench clean
+.PHONY: help demo eval-demo test test-slow fuzz soak reliability check bench clean distclean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## *\(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
 demo: .venv/.installed  ## a short drive through the real node, with a picture at the end
 	$(BIN)/bev_perception demo $(if $(NUSCENES),--nuscenes $(NUSCENES)) $(ARGS)
@@ -25,6 +28,12 @@ test-slow: .venv/.installed  ## the synthetic world, which is compiled first, th
 fuzz: .venv/.installed  ## damaged input of every kind, 2,000 of each, in processes of their own; prints the counts
 	$(BIN)/python test/fuzz/fuzz.py $(ARGS)
 
+soak: .venv/.installed  ## memory, threads and open files of the node over 5,000 results, about an hour
+	$(BIN)/bev_perception soak $(ARGS)
+
+reliability: .venv/.installed  ## tries every kind of fault and writes what held into docs/reliability.md
+	$(BIN)/python test/fuzz/reliability.py $(ARGS)
+
 check: .venv/.installed  ## style, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,10 +43,13 @@ check: .venv/.installed  ## style, types, layers
 bench: .venv/.installed  ## times and memory on this machine; no pass or fail
 	$(BIN)/bev_perception bench $(ARGS)
 
-clean:  ## everything that was made, the venvs too
-	rm -rf .venv .venv-client output build *.egg-info .coverage .coverage.* htmlcov
+clean:  ## deletes outputs and caches; the venvs stay
+	rm -rf output build dist .coverage .coverage.* htmlcov
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name '.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## deletes everything that was made, the venvs too
+	rm -rf .venv .venv-client *.egg-info
 
 .venv/.installed: requirements/bare.txt setup.py setup.cfg
 	$(PYTHON) -m venv .venv

@@ -9,6 +9,9 @@ from typing import Any
 
 from bev_perception.strict import ConfigError, check_positive
 
+#: how further boxes of one object are told: not at all, by the distance of centres, or by the overlap of rotated boxes
+NMS = ("none", "distance", "rotated_iou")
+
 
 @dataclass(frozen=True)
 class ImageConfig:
@@ -421,6 +424,7 @@ class VariantConfig:
     neck: what makes a pyramid of the backbone's maps
     reference_frame: the frame that the model works in
     class_names: the classes that it tells apart; unless given, those of the family
+    nms: how further boxes of one object are dropped behind its own decoding, one of NMS; as its publication has it
     training: how it is trained; a variant without it cannot be
     provenance: where it comes from
     """
@@ -434,6 +438,7 @@ class VariantConfig:
     neck: NeckConfig = field(default_factory=NeckConfig)
     reference_frame: ReferenceFrameConfig = field(default_factory=ReferenceFrameConfig)
     class_names: tuple[str, ...] = ()
+    nms: str = "none"
     training: TrainingConfig | None = None
     provenance: Provenance = field(default_factory=Provenance)
 
@@ -441,15 +446,17 @@ class VariantConfig:
         """Check the values that a type cannot."""
         if len(set(self.class_names)) < len(self.class_names):
             raise ConfigError(f"class_names must name each class once; got {list(self.class_names)}")
+        if self.nms not in NMS:
+            raise ConfigError(f"nms is {self.nms!r}; it must be one of {', '.join(NMS)}")
 
 
 def digest(config: VariantConfig) -> str:
-    """Return what tells a variant from one with other settings, its recipe included.
+    """Return what tells a variant from one with other settings, its recipe included; nms changes no network.
 
     Settings at their defaults do not count: a new one with a default ends neither trainings nor results that are to be
     resumed.
     """
-    settings = _other_than_default(replace(config, provenance=Provenance()))
+    settings = _other_than_default(replace(config, provenance=Provenance(), nms="none"))
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -25,7 +25,7 @@ OK, LATE, SILENT, NO_CALIBRATION, REFUSED, CLOCK_OFF = (
 SILENCE = 2.0
 #: s that a condition must stay away to be over
 OVER = 5.0
-#: s after which a lasting condition is logged again, with its count
+#: s after which a lasting condition, or one that comes back, is logged again with its count
 REMINDER = 60.0
 
 
@@ -199,7 +199,7 @@ class Health:
         with self._lock:
             for (cause, about), condition in list(self._conditions.items()):
                 news += condition.news(cause, about, now)
-                if now - condition.last >= OVER:
+                if condition.is_past(now):
                     del self._conditions[cause, about]
         return news
 
@@ -226,29 +226,48 @@ class Health:
 
 
 class _Condition:
-    """Something that happens again and again, from its first time until it has stayed away for OVER seconds."""
+    """Something that happens again and again, from its first time until it has stayed away for OVER seconds.
+
+    If it comes back within REMINDER seconds of its last line, it wavers: it is the same condition and has a line every
+    REMINDER seconds at most, also for its end.
+    """
 
     def __init__(self, now: float) -> None:
         self.began = self.last = now
         self.message = ""
         self.count = 0
         self._logged: tuple[float, int] | None = None  # when, and the count then
+        self._over = self._wavers = self._reminded = False
 
     def news(self, cause: str, about: str, now: float) -> list[str]:
         """Return what is to be logged of it now: nothing, or a line."""
+        quiet = now - self.last >= OVER
         if self._logged is None:
             line = f"{cause}: {self.message}" + (f" ({self.count} times)" if self.count > 1 else "")
-        elif self.count == self._logged[1]:
+            self._logged = (now, self.count)
+            return [line]
+        when, count = self._logged
+        if self._over:
+            self._over, self._wavers = self.count == count, self.count > count
+        if self._over or (self._wavers and now - when < REMINDER):
             return []
-        elif now - self.last >= OVER:
+        if quiet:
+            self._over = True
+            if self.count == count and not self._reminded:
+                return []  # its one line has told all
             whose = f" ({about})" if about else ""
             line = f"{cause}{whose}: over after {self.last - self.began:.1f} s, {self.count} times"
-        elif now - self._logged[0] >= REMINDER:
+        elif self.count > count and now - when >= REMINDER:
+            self._reminded = True
             line = f"{cause}: {self.message} ({self.count} times in {now - self.began:.0f} s)"
         else:
             return []
         self._logged = (now, self.count)
         return [line]
+
+    def is_past(self, now: float) -> bool:
+        """Return whether it is over for so long that it would have a new line if it came back."""
+        return self._over and self._logged is not None and now - self._logged[0] >= REMINDER
 
 
 class Stopwatch:

@@ -66,6 +66,9 @@ class Calibration:
     distortion_model: a key of DISTORTION_MODELS, or "" for an ideal lens
     distortion: coefficients in the order of sensor_msgs/CameraInfo, with zeros behind them or not; empty, or all zero
         in a polynomial model, means an ideal lens
+    projection: [3, 3] float64, the left of P of CameraInfo: intrinsics of the rectified image; None if it is not known
+    rectification: [3, 3] float64, R of CameraInfo, which turns the optical frame into that of the rectified image
+    rectified: whether the values are those of the rectified image
 
     Raises UserError, naming cause and remedy, for values that no camera can have.
     """
@@ -75,6 +78,21 @@ class Calibration:
     height: int
     distortion_model: str = ""
     distortion: tuple[float, ...] = ()
+    projection: np.ndarray | None = None
+    rectification: np.ndarray | None = None
+    rectified: bool = False
+
+    def of_rectified(self) -> Calibration:
+        """Return the calibration of the rectified image: the left of P in the place of K, and no distortion.
+
+        Raises UserError where CameraInfo has no P or no R.
+        """
+        turn = np.eye(3) if self.rectification is None or not self.rectification.any() else self.rectification
+        if self.projection is None or not (self.projection[0, 0] > 0 and self.projection[1, 1] > 0):
+            raise UserError("the images are said to be rectified, but P of CameraInfo is empty; calibrate the camera")
+        if not np.allclose(turn @ turn.T, np.eye(3), atol=1e-3):
+            raise UserError(f"R of CameraInfo is no rotation: {turn.ravel().tolist()}; calibrate the camera")
+        return Calibration(self.projection, self.width, self.height, rectification=turn, rectified=True)
 
     def __post_init__(self) -> None:
         """Check the values; an ideal lens gets an empty distortion, any other loses the zeros that fill up D."""

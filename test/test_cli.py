@@ -1,5 +1,8 @@
+import argparse
+import importlib
 import os
 import signal
+import string
 import subprocess
 import sys
 import time
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import bev_perception
 from bev_perception import cli
 from bev_perception.data import rosbag
 from bev_perception.families.variants import list_variants
@@ -155,6 +159,8 @@ def test_run_counts_what_it_drops(bag, untrained, tmp_path, capsys):
         ),
         (["init-weights", "--variant", "nonsense", "o"], "unknown variant"),
         (["bench", "--variant", "nonsense"], "unknown variant"),
+        (["bench", "--variant", "sparsebev_tiny", "--against", "sparse4d_tiny", "nonsense"], "unknown variant"),
+        (["bench", "--against", "sparse4d_tiny"], "name one with --variant"),
         (
             ["run", "--bag", "{bag}", "--variant", "r50_in1k_704x256", "--out", "{tmp}/o"],
             "no weights are shipped for r50_in",
@@ -253,6 +259,56 @@ def test_a_fault_of_ours_shows_its_traceback():
 def test_an_error_that_the_user_can_mend_is_one_sentence():
     done = main_with("raise UserError('the disk is full; make room')")
     assert done.returncode == 1 and done.stderr == "bev_perception: the disk is full; make room\n"
+
+
+@pytest.mark.parametrize(
+    ("package", "extra"), [("rosbags", "bag"), ("rclpy.node", "ros"), ("matplotlib.figure", "train"), ("no_such", None)]
+)
+def test_a_missing_optional_package_names_its_extra(package, extra, monkeypatch, capsys):
+    """Any other missing package is a fault of ours."""
+    for name in (package, package.partition(".")[0]):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(cli.models, "_variants", lambda args: importlib.import_module(package))
+    if extra is None:
+        with pytest.raises(ImportError):
+            cli.main(["variants"])
+    else:
+        assert cli.main(["variants"]) == 1
+        assert "cannot be imported" in (error := capsys.readouterr().err)
+        assert error.endswith(f"; pip install bev_perception[{extra}]\n")
+
+
+def commands_of(parser, name=()):
+    """Yield the words of every command with its parser, the program's own among them."""
+    yield name, parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for word, command in action.choices.items():
+                yield from commands_of(command, (*name, word))
+
+
+def test_every_command_and_option_is_described():
+    """With its default, and one name for the value of an option in all commands (but --out, a directory or a file)."""
+    metavars = {}
+    for words, parser in commands_of(cli.make_parser()):
+        assert parser.description and parser.description[0] in string.ascii_uppercase + string.digits, words
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                continue
+            name = action.option_strings[-1] if action.option_strings else action.dest
+            assert action.help, (words, name)
+            shows_default = action.nargs == 0 or action.default in (None, "") or action.default == []
+            assert shows_default or "%(default)s" in action.help or str(action.default) in action.help, (words, name)
+            takes_a_value = action.option_strings and action.nargs != 0 and not action.choices
+            if takes_a_value and name not in ("--out", "--scenes"):  # a directory or a file; names or their number
+                assert metavars.setdefault(name, action.metavar) == action.metavar, (words, name)
+    assert metavars["--data"] == "ROOT" and metavars["--bag"] == "BAG" and metavars["--epochs"] == "N"
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out == f"bev_perception {bev_perception.__version__}\n"
 
 
 def test_interrupt_has_status_130(monkeypatch, capsys):

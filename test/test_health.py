@@ -1,4 +1,7 @@
+import itertools
 import threading
+
+import pytest
 
 from bev_perception.health import OVER, Health, Stopwatch
 
@@ -106,6 +109,36 @@ def test_a_condition_is_one_line_when_it_begins_and_one_when_it_is_over(monkeypa
         lines += health.drain_news()
         now[0] += 1
     assert lines[1:] == ["memory wiped: gap: 3 s", "memory wiped: gap: 3 s (61 times in 60 s)"]
+
+
+def lines_of(monkeypatch, seconds, happens):
+    """The lines, with their seconds, of a condition that happens in the seconds that `happens` tells."""
+    now = [0.0]
+    monkeypatch.setattr("bev_perception.health.time.monotonic", lambda: now[0])
+    health, lines = Health(), []
+    for second in range(seconds):
+        now[0] = second
+        if happens(second):
+            health.drop("late image", "cam_back: too late", "cam_back")
+        lines += [(second, line) for line in health.drain_news()]
+    return lines
+
+
+@pytest.mark.parametrize("gap", [1, 4, 6, 20, 59])
+def test_what_never_ends_is_a_line_a_minute(monkeypatch, gap):
+    """Also if it stays away for so long each time that it seems to be over."""
+    lines = lines_of(monkeypatch, 3600, lambda second: second % gap == 0)
+    assert 30 <= len(lines) <= 61
+    assert all(second - before >= 59 for (before, _), (second, _) in itertools.pairwise(lines[1:]))
+    assert lines[-1][1].endswith(" s)") and " times in " in lines[-1][1]
+
+
+@pytest.mark.parametrize("lasts", [20, 61, 200])
+def test_the_end_is_told_however_long_it_lasted(monkeypatch, lasts):
+    lines = lines_of(monkeypatch, 400, lambda second: second < lasts)
+    assert lines[0] == (0, "late image: cam_back: too late")
+    end = f"late image (cam_back): over after {lasts - 1:.1f} s, {lasts} times"
+    assert lines[-1] == (lasts - 1 + OVER, end) and len(lines) == 2 + (lasts - 1) // 60
 
 
 def test_notices_are_no_drops():

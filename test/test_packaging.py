@@ -4,13 +4,18 @@ import ast
 import configparser
 import os
 import re
+import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from safetensors import safe_open
 
 import bev_perception
+from bev_perception.extras import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,7 +28,7 @@ def setup_cfg() -> configparser.ConfigParser:
 
 
 def requirements(text: str) -> set[str]:
-    return {line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")}
+    return {line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")}
 
 
 def test_package_xml_and_python_agree_on_name_and_version(setup_cfg):
@@ -79,6 +84,8 @@ DISTRIBUTIONS = {
 }  # fmt: skip
 #: not in package.xml: rosdep has no key (the README says how to install it), or numpy 1 is wanted by it
 BY_HAND = {"safetensors", "nuscenes"}
+#: extras for which rosdep has no keys either, and which the bare machine does without
+ENGINES = {"onnx", "onnxruntime", "onnxscript", "openvino", "tensorrt"}
 #: what others bring: rosbags the first, nuscenes-devkit the last
 BROUGHT = {"lz4", "backports", "compression", "sklearn"}
 #: only where there is no ROS 2 distribution, whose wheels bring them
@@ -114,7 +121,7 @@ def used() -> set[str]:
 def test_package_xml_declares_what_is_imported_and_nothing_else(used):
     package = ElementTree.parse(ROOT / "package.xml").getroot()
     declared = {tag.text for kind in ("depend", "exec_depend") for tag in package.findall(kind)}
-    wanted = {ROSDEP.get(name, name) for name in used - BY_HAND - BARE - (BROUGHT - {"sklearn"})}
+    wanted = {ROSDEP.get(name, name) for name in used - BY_HAND - ENGINES - BARE - (BROUGHT - {"sklearn"})}
     assert declared == wanted | {"rosidl_default_runtime"}
 
 
@@ -122,9 +129,9 @@ def test_setup_cfg_declares_what_is_imported(setup_cfg, used):
     extras = [text for name, text in setup_cfg["options.extras_require"].items() if name not in ("test", "dev")]
     lines = set().union(*map(requirements, [setup_cfg["options"]["install_requires"], *extras]))
     declared = {re.split(r"[<>=;\[ ]", line)[0] for line in lines}
-    python = used & {*ROSDEP, *BY_HAND} - BROUGHT
+    python = used & {*ROSDEP, *BY_HAND, *ENGINES} - BROUGHT - {"tensorrt"}  # NVIDIA's own installer brings it
     assert {DISTRIBUTIONS.get(name, name) for name in python} <= declared
-    ros = used - {*ROSDEP, *BY_HAND} - BROUGHT - BARE - DISTRIBUTION - GENERATED - OF_RCLPY
+    ros = used - {*ROSDEP, *BY_HAND} - ENGINES - BROUGHT - BARE - DISTRIBUTION - GENERATED - OF_RCLPY
     assert {f"ros-jazzy-{name.replace('_', '-')}" for name in ros} <= declared
     needed = {re.split(r"[<>=;\[ ]", line)[0] for line in requirements(setup_cfg["options"]["install_requires"])}
     assert needed <= {DISTRIBUTIONS.get(name, name) for name in used}
@@ -132,7 +139,7 @@ def test_setup_cfg_declares_what_is_imported(setup_cfg, used):
 
 def test_the_lock_holds_what_is_imported(used):
     lock = {line.split("==")[0].lower() for line in requirements((ROOT / "requirements" / "bare.txt").read_text())}
-    for name in used - DISTRIBUTION - GENERATED:
+    for name in used - DISTRIBUTION - GENERATED - ENGINES:
         distribution = DISTRIBUTIONS.get(name, name)
         assert {distribution, f"ros-{distribution.replace('_', '-')}"} & lock, name
 
@@ -144,3 +151,38 @@ def test_what_is_installed_by_hand_is_in_the_readme():
 
 def test_no_folder_hides_the_generated_messages():
     assert not (ROOT / "bev_perception" / "msg").exists()
+
+
+def test_every_requirement_has_an_upper_bound_that_admits_what_the_tests_use(setup_cfg):
+    lock = dict(line.split("==") for line in requirements((ROOT / "requirements" / "bare.txt").read_text()))
+    lock = {canonicalize_name(name): version for name, version in lock.items()}
+    extras = setup_cfg["options.extras_require"]
+    texts = [setup_cfg["options"]["install_requires"], *(extras[name] for name in extras if name != "all")]
+    for line in set().union(*map(requirements, texts)):
+        requirement = Requirement(line)
+        assert any(bound.operator in ("<", "==") for bound in requirement.specifier), f"{line} has no upper bound"
+        if version := lock.get(canonicalize_name(requirement.name)):
+            assert requirement.specifier.contains(version), f"the tests run with {requirement.name} {version}: {line}"
+
+
+def test_every_optional_package_names_an_extra_that_exists(setup_cfg):
+    extras = setup_cfg["options.extras_require"]
+    assert set(EXTRAS.values()) <= set(extras)
+    (all_of,) = requirements(extras["all"])
+    assert set(EXTRAS.values()) - {"ros"} == Requirement(all_of).extras
+
+
+def test_shipped_weights_name_their_licence():
+    for path in (ROOT / "config" / "weights").glob("*.safetensors"):
+        with safe_open(path, "np") as file:
+            assert file.metadata().get("licence"), f"{path.name}: see CONTRIBUTING.md"
+
+
+def test_make_help_names_every_target():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == targets and len(targets) > 8
+
+
+def test_citation_names_the_version():
+    assert f"\nversion: {bev_perception.__version__}\n" in (ROOT / "CITATION.cff").read_text()

@@ -12,8 +12,11 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from bev_perception.cli import data, evaluation, models, ros, show
-from bev_perception.cli.options import apply_changes
+from bev_perception import __version__
+from bev_perception.allocation import keep_memory_together
+from bev_perception.cli import check, data, evaluation, models, ros, show
+from bev_perception.cli.options import apply_changes, name_values
+from bev_perception.extras import missing_extra
 from bev_perception.strict import UserError
 
 #: errors that the user can fix; printed as one sentence, without a traceback
@@ -25,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Any other exception is a bug in this package; it is not caught, so that its traceback is shown.
     """
+    keep_memory_together()
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     args = make_parser().parse_args(argv)
     try:
@@ -36,6 +40,11 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except _EXPECTED as error:
         print(f"bev_perception: {error}", file=sys.stderr)
+        return 1
+    except ImportError as error:
+        if (remedy := missing_extra(error)) is None:
+            raise
+        print(f"bev_perception: {remedy}", file=sys.stderr)
         return 1
     except _TerminatedError:
         print("bev_perception: ended by SIGTERM", file=sys.stderr)
@@ -76,7 +85,9 @@ def _ended_by_sigterm() -> Iterator[None]:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; each stores the function to call as `command`."""
     parser = argparse.ArgumentParser(prog="bev_perception", description="3D boxes and occupancy from surround cameras.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}", help="print the version")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (models, data, evaluation, show, ros):
+    for module in (models, check, data, evaluation, show, ros):
         module.add_commands(commands)
+    name_values(parser)
     return parser

@@ -9,6 +9,7 @@ from pathlib import Path
 from bev_perception.cli.options import (
     LABELS_HELP,
     Commands,
+    add_command,
     add_data,
     add_version,
     data_version,
@@ -28,15 +29,20 @@ def add_commands(commands: Commands) -> None:
 
 
 def _add_bag(commands: Commands) -> None:
-    bag = commands.add_parser("bag", help="make bags").add_subparsers(required=True, metavar="COMMAND")
-    create = bag.add_parser("create", help="write a drive as a rosbag2 (mcap) bag with the node's topics")
+    bag = add_command(commands, "bag", "make bags").add_subparsers(required=True, metavar="COMMAND")
+    create = add_command(
+        bag,
+        "create",
+        "write a drive as a rosbag2 (mcap) bag with the node's topics",
+        "The drive is a scene of nuScenes, or a short made-up one for trials.",
+    )
     source = create.add_mutually_exclusive_group(required=True)
-    source.add_argument("--nuscenes", type=Path, metavar="ROOT", help="a nuScenes dataroot")
-    source.add_argument("--synthetic", type=duration, metavar="SECONDS", help="a synthetic drive of this length")
+    source.add_argument("--nuscenes", type=Path, help="a nuScenes dataroot")
+    source.add_argument("--synthetic", type=duration, help="a synthetic drive of this length")
     add_version(create)
     create.add_argument("--scene", help="name of the nuScenes scene, e.g. scene-0103")
     create.add_argument("--seed", type=whole_number(0), default=0, help="of the synthetic drive (default: %(default)s)")
-    create.add_argument("out", type=Path, help="directory to create")
+    create.add_argument("out", type=Path, metavar="BAG", help="directory to create")
     create.set_defaults(command=_bag_create)
 
 
@@ -57,19 +63,23 @@ def _bag_create(args: argparse.Namespace) -> int:
 
 
 def _add_synth(commands: Commands) -> None:
-    synth = commands.add_parser(
-        "synth", help="generate a synthetic data set (streets, traffic and labels) as a nuScenes dataroot"
+    synth = add_command(
+        commands,
+        "synth",
+        "generate a synthetic data set (streets, traffic and labels) as a nuScenes dataroot",
+        "train, eval and show take it as they take nuScenes. The first call compiles for a minute or more.",
     )
-    synth.add_argument("out", type=Path, help="dataroot to create; complete scenes already in it are kept")
+    synth.add_argument(
+        "out", type=Path, metavar="ROOT", help="dataroot to create; complete scenes already in it are kept"
+    )
     synth.add_argument("--scenes", type=int, default=10, help="number of scenes (default: %(default)s)")
-    synth.add_argument("--seconds", type=float, default=20.0, help="length of a scene (default: %(default)s)")
+    synth.add_argument("--seconds", type=float, default=20.0, help="s; length of a scene (default: %(default)s)")
     synth.add_argument("--seed", type=int, default=0, help="of the scenes (default: %(default)s)")
     synth.add_argument("--camera-rate", type=int, default=12, help="Hz; 2 gives key frames only (default: %(default)s)")
     synth.add_argument(
         "--image-width",
         type=int,
         default=NUSCENES_IMAGE_SIZE[0],
-        metavar="PIXELS",
         help="width of the images; the height is 9/16 of it (default: %(default)s)",
     )
     synth.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes (default: %(default)s)")
@@ -89,33 +99,45 @@ def _synth(args: argparse.Namespace) -> int:
 
 
 def _add_prepare(commands: Commands) -> None:
-    prepare = commands.add_parser("prepare", help="prepare labels and anchors for training").add_subparsers(
+    prepare = add_command(commands, "prepare", "prepare labels and anchors for training").add_subparsers(
         required=True, metavar="COMMAND"
     )
-    panoptic = prepare.add_parser(
-        "panoptic-occ", help="add object instances from the boxes of nuScenes to the labels of Occ3D"
+    panoptic = add_command(
+        prepare,
+        "panoptic-occ",
+        "add object instances from the boxes of nuScenes to the labels of Occ3D",
+        "Panoptic variants learn from them. A second call goes on where the first has stopped.",
     )
     add_data(panoptic)
-    panoptic.add_argument("--split", help="default: all key frames of the version")
+    panoptic.add_argument("--split", help="split to prepare (default: all key frames of the version)")
     panoptic.add_argument("--labels", default=LABELS_FOLDER, help=LABELS_HELP)
     panoptic.add_argument(
-        "--out", type=Path, required=True, help="directory for the new labels; labels already in it are kept"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="directory for the new labels; labels already in it are kept",
     )
     panoptic.add_argument(
-        "--threads", type=whole_number(1), default=os.cpu_count(), help="number of threads (default: one per core)"
+        "--threads",
+        type=whole_number(1),
+        default=os.cpu_count(),
+        help="number of threads (default: one per core, %(default)s)",
     )
     panoptic.set_defaults(command=_prepare_panoptic)
-    anchors = prepare.add_parser(
-        "anchors", help="cluster where the boxes of nuScenes are, for instances of a detector to start from"
+    anchors = add_command(
+        prepare,
+        "anchors",
+        "cluster where the boxes of nuScenes are, for instances of a detector to start from",
+        "Train with --set training.family.anchors=FILE.",
     )
     add_data(anchors)
-    anchors.add_argument("--split", default="train", help="default: %(default)s")
+    anchors.add_argument("--split", default="train", help="split whose boxes are clustered (default: %(default)s)")
     anchors.add_argument("--count", type=whole_number(1), default=900, help="number of anchors (default: %(default)s)")
     anchors.add_argument(
         "--max-distance",
         type=float,
         default=55.0,
-        metavar="METERS",
         help="boxes farther from the lidar are left out (default: %(default)s)",
     )
     anchors.add_argument("--seed", type=whole_number(0), default=0, help="of the clustering (default: %(default)s)")

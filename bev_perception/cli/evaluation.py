@@ -13,6 +13,9 @@ from bev_perception.cli.options import (
     Commands,
     add_bag_options,
     add_checkpoint,
+    add_command,
+    add_engine,
+    add_nms,
     add_precision,
     add_variant,
     add_version,
@@ -24,18 +27,24 @@ from bev_perception.families.variants import TINY_DETECTOR, TINY_OCCUPANCY
 from bev_perception.strict import UserError
 
 if TYPE_CHECKING:
-    from bev_perception.evaluation.evaluate import Scores
+    from bev_perception.evaluation.evaluate import EvalSettings, Scores
 
 
 def add_commands(commands: Commands) -> None:
     """Add `eval` and `eval-demo`."""
     _add_eval(commands)
-    demo = commands.add_parser(
+    demo = add_command(
+        commands,
         "eval-demo",
-        help="score the shipped weights on synthetic drives outside of their training data; compare with the record",
+        "score the shipped weights on synthetic drives outside of their training data; compare with the record",
+        "Fails if a score is lower than in config/weights/scores.yaml by more than its tolerance.",
     )
     demo.add_argument(
-        "--out", type=Path, default=Path("output/eval-demo"), help="directory for results (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("output/eval-demo"),
+        metavar="DIR",
+        help="directory for results (default: %(default)s)",
     )
     demo.add_argument(
         "--record", action="store_true", help="record the scores next to the weights instead of comparing them"
@@ -44,8 +53,12 @@ def add_commands(commands: Commands) -> None:
 
 
 def _add_eval(commands: Commands) -> None:
-    evaluate = commands.add_parser(
-        "eval", help="run a variant on a nuScenes split or on bags and score it; or score files of results"
+    evaluate = add_command(
+        commands,
+        "eval",
+        "run a variant on a nuScenes split or on bags and score it; or score files of results",
+        "Frames run one after the other with the memory, as in live use. Prints the scores, and writes them, with the "
+        "results, to --out.",
     )
     add_variant(evaluate, required=False)
     add_checkpoint(evaluate)
@@ -57,13 +70,11 @@ def _add_eval(commands: Commands) -> None:
     evaluate.add_argument(
         "--results",
         type=Path,
-        metavar="results_nusc.json",
-        help="score this file of detection or tracking results instead of running a variant",
+        help="score this file results_nusc.json of detection or tracking results instead of running a variant",
     )
     evaluate.add_argument(
         "--occupancy-results",
         type=Path,
-        metavar="DIR",
         help="score the files DIR/<sample token>.npz instead of running a variant",
     )
     evaluate.add_argument(
@@ -73,17 +84,30 @@ def _add_eval(commands: Commands) -> None:
         help="run on these bags instead of a split; scored if they are scenes of ROOT, otherwise only summarized",
     )
     add_bag_options(evaluate)
-    evaluate.add_argument("--data", type=Path, metavar="ROOT", help="a nuScenes dataroot")
+    evaluate.add_argument("--data", type=Path, help="a nuScenes dataroot")
     add_version(evaluate)
-    evaluate.add_argument("--split", help="default: the validation split of the version")
+    evaluate.add_argument("--split", help="split to run on (default: the validation split of the version)")
     evaluate.add_argument("--scenes", nargs="+", default=[], metavar="NAME", help="only these scenes of the split")
     evaluate.add_argument(
-        "--max-range", type=float, metavar="M", help="m; boxes farther away are ignored (default: by class, 30 to 50)"
+        "--max-range", type=float, help="m; boxes farther away are ignored (default: by class, 30 to 50)"
     )
     evaluate.add_argument(
         "--no-memory",
         action="store_true",
         help="wipe the memory before each frame, to measure what past frames contribute",
+    )
+    evaluate.add_argument(
+        "--without",
+        type=lambda text: tuple(name for name in text.split(",") if name),
+        default=(),
+        metavar="CAMERA,...",
+        help="leave the images of these cameras out, such as cam_back,cam_front_left",
+    )
+    evaluate.add_argument(
+        "--lost-camera-study",
+        action="store_true",
+        help="evaluate with each camera lost and with 2 to 5 lost at random (fixed seeds); writes lost_cameras.json, "
+        "a table and a picture; resumed where it was interrupted",
     )
     evaluate.add_argument(
         "--alignment",
@@ -93,14 +117,18 @@ def _add_eval(commands: Commands) -> None:
         "are remembered as in live use",
     )
     evaluate.add_argument("--labels", default=LABELS_FOLDER, help=LABELS_HELP)
+    evaluate.add_argument("--save-occupancy", type=Path, help="write the occupancy of each sample to DIR")
     evaluate.add_argument(
-        "--save-occupancy", type=Path, metavar="DIR", help="write the occupancy of each sample to DIR"
-    )
-    evaluate.add_argument(
-        "--out", type=Path, default=Path("output/eval"), help="directory for results (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("output/eval"),
+        metavar="DIR",
+        help="directory for results (default: %(default)s)",
     )
     evaluate.add_argument("--device", default="auto", help=DEVICE_HELP)
+    add_nms(evaluate)
     add_precision(evaluate)
+    add_engine(evaluate)
     evaluate.set_defaults(command=_eval)
 
 
@@ -109,15 +137,21 @@ def _eval(args: argparse.Namespace) -> int:
         raise UserError("--no-memory is for a variant that runs over a split; leave it out")
     if args.alignment and (args.bag or args.results or args.occupancy_results or args.no_memory):
         raise UserError("--alignment is for a variant that runs over a split with its past frames; leave it out")
+    if args.alignment and args.engine != "eager":
+        raise UserError("--alignment computes all frames as published, eagerly; leave --engine out")
+    if (args.without or args.lost_camera_study) and (args.bag or args.results or args.occupancy_results):
+        raise UserError("--without and --lost-camera-study are for a variant that runs over a split; leave them out")
     if args.bag is not None:
         return _eval_bags(args)
     if args.data is None:
         raise UserError("name --data, the nuScenes dataroot; only --bag works without it")
     if args.tracking and (args.results or args.occupancy_results):
         raise UserError("--tracking is for a variant that runs; a file of results says itself what it holds")
+    if args.lost_camera_study:
+        return _study_lost_cameras(args)
     scores = _score_files(args) if args.results or args.occupancy_results else _score_variant(args)
     if scores is not None:
-        print(scores.table())
+        print(f"{scores.table()}\nwrote {args.out}")
     return 0
 
 
@@ -149,12 +183,34 @@ def _score_files(args: argparse.Namespace) -> Scores:
 
 
 def _score_variant(args: argparse.Namespace) -> Scores | None:
-    from bev_perception.evaluation.evaluate import EvalSettings, evaluate
+    from bev_perception.evaluation.evaluate import evaluate
+
+    return evaluate(_eval_settings(args))
+
+
+def _study_lost_cameras(args: argparse.Namespace) -> int:
+    from bev_perception.evaluation.lost_cameras import study_lost_cameras, study_table
+    from bev_perception.families.variants import load_variant
+    from bev_perception.visualization.lost_cameras import draw_lost_cameras
+
+    if args.without or args.tracking:
+        raise UserError("--lost-camera-study chooses the cameras and scores no tracks; leave --without and --tracking")
+    settings = _eval_settings(args)
+    studied = study_lost_cameras(settings)
+    table = study_table(studied)
+    (args.out / "lost_cameras.md").write_text(table + "\n")
+    draw_lost_cameras(studied, args.out / "lost_cameras.png", load_variant(args.variant).name)
+    print(f"{table}\nwrote {args.out}/lost_cameras.json, .md and .png")
+    return 0
+
+
+def _eval_settings(args: argparse.Namespace) -> EvalSettings:
+    from bev_perception.evaluation.evaluate import EvalSettings
 
     if not args.variant:
         raise UserError("name --variant to run, or --results or --occupancy-results to score")
     version, split = _data_split(args)
-    settings = EvalSettings(
+    return EvalSettings(
         variant=args.variant,
         checkpoint=args.checkpoint,
         data=args.data,
@@ -163,6 +219,8 @@ def _score_variant(args: argparse.Namespace) -> Scores | None:
         out=args.out,
         device=args.device,
         precision=args.precision,
+        nms=args.nms,
+        engine=args.engine,
         scenes=tuple(args.scenes),
         max_range=args.max_range,
         memory=not args.no_memory,
@@ -170,8 +228,8 @@ def _score_variant(args: argparse.Namespace) -> Scores | None:
         tracking=args.tracking,
         labels=args.labels,
         save_occupancy=args.save_occupancy,
+        without=args.without,
     )
-    return evaluate(settings)
 
 
 def _data_split(args: argparse.Namespace) -> tuple[str, str]:
@@ -203,7 +261,8 @@ def _eval_bags(args: argparse.Namespace) -> int:
             raise UserError("--tracking scores tracks; name --data, the nuScenes dataroot that the bags are scenes of")
         check_tracking_devkit()
     replay = Replay(open_records(args.data, version) if args.data else None, args.labels, args.tracking)
-    pipeline = load_pipeline(args.variant, args.checkpoint, args.device, PipelineSettings(precision=args.precision))
+    how = PipelineSettings(nms=args.nms, precision=args.precision, engine=args.engine)
+    pipeline = load_pipeline(args.variant, args.checkpoint, args.device, how)
     occupancy = OCCUPANCY in pipeline.gives
     for option, given in (("--max-range", args.max_range is not None), ("--tracking", args.tracking)):
         if occupancy and given:
@@ -215,7 +274,11 @@ def _eval_bags(args: argparse.Namespace) -> int:
             replay.add(frame, result)
         pipeline.reset(f"{path} has ended")
     pipeline.close()
-    print(replay.summary(pipeline.health.snapshot()) + ("" if pipeline.trained else "\nthe weights are UNTRAINED"))
+    snapshot = pipeline.health.snapshot()
+    for line in pipeline.health.drain_news():
+        if line.startswith(tuple(snapshot.notices)):
+            print(line)
+    print(replay.summary(snapshot) + ("" if pipeline.trained else "\nthe weights are UNTRAINED"))
     if args.data and replay.frames:
         scores: Scores
         if occupancy:
@@ -225,7 +288,7 @@ def _eval_bags(args: argparse.Namespace) -> int:
             scores = detection = replay.score(version, args.out, args.max_range)
             if args.tracking:
                 scores = BoxScores(detection, replay.score_tracking(version, args.out, args.max_range))
-        print(f"{replay.coverage()}\n{scores.table()}")
+        print(f"{replay.coverage()}\n{scores.table()}\nwrote {args.out}")
     return 0 if replay.frames else 1
 
 

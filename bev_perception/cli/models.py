@@ -13,6 +13,8 @@ from bev_perception.cli.options import (
     Commands,
     add_bag_options,
     add_checkpoint,
+    add_engine,
+    add_nms,
     add_precision,
     add_variant,
     add_version,
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: Commands) -> None:
-    """Add `variants`, `init-weights`, `run`, `train`, `bench` and `demo`."""
+    """Add `variants`, `init-weights`, `export`, `run`, `train`, `bench` and `demo`."""
     variants = commands.add_parser("variants", help="list the variants")
     variants.set_defaults(command=_variants)
 
@@ -42,9 +44,17 @@ def add_commands(commands: Commands) -> None:
     init.add_argument("out", type=Path, metavar="OUT.safetensors")
     init.set_defaults(command=_init_weights)
 
+    export = commands.add_parser("export", help="write a variant's image encoder for other runtimes, with a README")
+    add_variant(export)
+    add_checkpoint(export)
+    export.add_argument("--format", choices=("onnx", "openvino", "torch"), required=True, help="of the file")
+    export.add_argument("out", type=Path, metavar="OUT", help="directory")
+    export.set_defaults(command=_export)
+
     _add_run(commands)
     _add_train(commands)
     _add_bench(commands)
+    _add_soak(commands)
     _add_demo(commands)
 
 
@@ -68,9 +78,22 @@ def _init_weights(args: argparse.Namespace) -> int:
     return 0
 
 
+def _export(args: argparse.Namespace) -> int:
+    from bev_perception.pipeline.export import export_encoder
+
+    print(f"wrote {export_encoder(args.variant, args.checkpoint, args.format, args.out)}, and README.md beside it")
+    return 0
+
+
 def _add_run(commands: Commands) -> None:
     run = commands.add_parser("run", help="run a variant on a bag, without ROS, and write the results")
-    run.add_argument("--bag", type=Path, required=True, help="directory of a rosbag2 bag")
+    run.add_argument(
+        "--bag",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="a rosbag2 bag: directory, or mcap file; several are the parts of one recording that was split",
+    )
     add_variant(run)
     add_checkpoint(run)
     run.add_argument("--out", type=Path, required=True, metavar="RESULTS.jsonl")
@@ -89,7 +112,9 @@ def _add_run(commands: Commands) -> None:
         default="greedy",
         help="where track ids come from if the variant gives none (default: %(default)s)",
     )
+    add_nms(run)
     add_precision(run)
+    add_engine(run)
     run.set_defaults(command=_run)
 
 
@@ -101,9 +126,15 @@ def _run(args: argparse.Namespace) -> int:
     from bev_perception.pipeline.offline import results_header, run_events, unfinished_results, write_results
     from bev_perception.pipeline.pipeline import PipelineSettings
 
-    bag, settings = open_bag(args, args.bag)
+    bag, settings = open_bag(args, *args.bag)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    how = PipelineSettings(score_threshold=args.score_threshold, tracker=args.tracker, precision=args.precision)
+    how = PipelineSettings(
+        score_threshold=args.score_threshold,
+        tracker=args.tracker,
+        nms=args.nms,
+        precision=args.precision,
+        engine=args.engine,
+    )
     pipeline = load_pipeline(args.variant, args.checkpoint, args.device, how)
     if OCCUPANCY in pipeline.gives and args.save_occupancy is None:
         raise UserError(f"{pipeline.name} predicts occupancy; name a directory for it with --save-occupancy")
@@ -124,7 +155,7 @@ def _run(args: argparse.Namespace) -> int:
         print("dropped: " + ", ".join(f"{cause} {n}" for cause, n in snapshot.drops.items()))
         print(f"the last: {snapshot.last_drop}")
     for line in pipeline.health.drain_news():
-        if line.startswith("tf "):
+        if line.startswith(("tf ", *snapshot.notices)):
             print(line)
     if not count and not snapshot.drops:
         print("no frame: the image topics of the bag gave no messages; is it damaged, or was it cut?")
@@ -241,28 +272,72 @@ def _add_bench(commands: Commands) -> None:
     bench.add_argument(
         "--checkpoint",
         type=Path,
-        help="weights (default: those shipped with the variant, else untrained ones, which take as long)",
+        help="weights of --variant (default: those shipped with it, else untrained ones, which take as long)",
+    )
+    bench.add_argument(
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="VARIANT",
+        help="further variants to time after it, in the same run, to compare with",
     )
     bench.add_argument("--frames", type=int, default=50, help="number of timed frames (default: %(default)s)")
     bench.add_argument("--device", default="auto", help=DEVICE_HELP)
     add_precision(bench)
+    add_engine(bench)
+    bench.add_argument(
+        "--compare",
+        type=Path,
+        nargs=2,
+        metavar=("A.json", "B.json"),
+        help="measure nothing: show the times in two files of earlier runs side by side",
+    )
     bench.set_defaults(command=_bench)
 
 
 def _bench(args: argparse.Namespace) -> int:
+    if args.compare is not None:
+        from bev_perception.evaluation.comparison import compare_benchmarks
+
+        print(compare_benchmarks(*args.compare))
+        return 0
     if args.variant is None:
+        if args.against:
+            raise UserError("--against compares with a variant; name one with --variant")
         from bev_perception.ros.tools.bench import COUNTS, run_bench
 
         print(run_bench(args.out, COUNTS))
         return 0
     from bev_perception.evaluation.timing import TimingSettings, time_variant
+    from bev_perception.families.variants import load_variant
 
-    timing = time_variant(
-        TimingSettings(args.variant, args.checkpoint, args.device, precision=args.precision, frames=args.frames)
-    )
-    print(timing.table())
-    print(f"wrote {timing.write(args.out)}")
+    variants = [load_variant(variant) for variant in (args.variant, *args.against)]  # all names, before minutes pass
+    for index, variant in enumerate(variants):
+        checkpoint = None if index else args.checkpoint
+        timing = time_variant(
+            TimingSettings(variant, checkpoint, args.device, args.precision, args.engine, args.frames)
+        )
+        print(timing.table())
+        print(f"wrote {timing.write(args.out)}\n")
     return 0
+
+
+def _add_soak(commands: Commands) -> None:
+    soak = commands.add_parser(
+        "soak", help="watch memory, threads and open files of the real node over thousands of results, in lockstep"
+    )
+    soak.add_argument("--out", type=Path, default=Path("output/soak"), help="directory (default: %(default)s)")
+    soak.add_argument("--results", type=int, default=5000, help="number of results to watch (default: %(default)s)")
+    soak.add_argument("--warm-up", type=int, default=500, help="results before them (default: %(default)s)")
+    soak.set_defaults(command=_soak)
+
+
+def _soak(args: argparse.Namespace) -> int:
+    from bev_perception.ros.tools.soak import run_soak
+
+    soak = run_soak(args.out, args.results, args.warm_up)
+    print(soak.text())
+    return 1 if soak.faults else 0
 
 
 def _add_demo(commands: Commands) -> None:
@@ -284,6 +359,7 @@ def _add_demo(commands: Commands) -> None:
         type=Path,
         help=f"weights; the variant then runs alone (default: those shipped, with {TINY_OCCUPANCY}, or untrained ones)",
     )
+    add_engine(demo)
     demo.set_defaults(command=_demo)
 
 
@@ -298,6 +374,7 @@ def _demo(args: argparse.Namespace) -> int:
         seconds=args.seconds,
         variant=args.variant,
         checkpoint=args.checkpoint,
+        engine=args.engine,
     )
     print(run_demo(settings))
     return 0

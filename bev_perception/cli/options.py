@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bev_perception.config import NMS
 from bev_perception.types import BASE_FRAME, FIXED_FRAME
 
 if TYPE_CHECKING:
@@ -19,6 +20,47 @@ if TYPE_CHECKING:
 Commands = argparse._SubParsersAction
 DEVICE_HELP = "auto, cpu, cuda or cuda:N; auto is a GPU if there is one, else the CPU (default: %(default)s)"
 LABELS_HELP = "folder of occupancy labels, relative to ROOT or absolute (default: %(default)s)"
+#: what stands for the value of an option in help texts, the same in every command
+_METAVARS = {
+    "--anchor": "CAMERA",
+    "--bag": "BAG",
+    "--base-frame": "FRAME",
+    "--camera-rate": "HZ",
+    "--cameras": "CAMERA",
+    "--data": "ROOT",
+    "--device": "DEVICE",
+    "--fixed-frame": "FRAME",
+    "--image-width": "PIXELS",
+    "--labels": "DIR",
+    "--max-distance": "METERS",
+    "--max-range": "METERS",
+    "--nuscenes": "ROOT",
+    "--occupancy-results": "DIR",
+    "--prefix": "TOPIC",
+    "--sample": "TOKEN",
+    "--save-occupancy": "DIR",
+    "--seconds": "SECONDS",
+    "--synthetic": "SECONDS",
+    "--variant": "VARIANT",
+}
+#: the same for options that are not listed, by type
+_METAVARS_OF_TYPES = {Path: "FILE", int: "N", float: "NUMBER", None: "NAME"}
+
+
+def add_command(commands: Commands, name: str, summary: str, details: str = "") -> argparse.ArgumentParser:
+    """Add a command; its help begins with `summary`, which the list of commands shows, and goes on with `details`."""
+    return commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {details}".strip())
+
+
+def name_values(parser: argparse.ArgumentParser) -> None:
+    """Name the values of all options of a parser and its commands alike, but those that have a metavar of their own."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                name_values(command)
+        elif action.nargs != 0 and action.metavar is None and action.choices is None and action.option_strings:
+            of_type = _METAVARS_OF_TYPES.get(action.type, "N")  # types of our own are numbers
+            action.metavar = _METAVARS.get(action.option_strings[0], of_type)
 
 
 def whole_number(lowest: int) -> Callable[[str], int]:
@@ -86,7 +128,7 @@ def apply_changes(args: argparse.Namespace) -> None:
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Add --data and --version; see data_version."""
-    parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="a nuScenes dataroot")
+    parser.add_argument("--data", type=Path, required=True, help="a nuScenes dataroot")
     add_version(parser)
 
 
@@ -114,11 +156,29 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_nms(parser: argparse.ArgumentParser) -> None:
+    """Add --nms."""
+    parser.add_argument(
+        "--nms",
+        choices=("auto", *NMS),
+        default="auto",
+        help="how further boxes of one object are dropped; auto: as the variant's file says (default: %(default)s)",
+    )
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add --engine."""
+    parser.add_argument(
+        "--engine",
+        choices=("eager", "compile", "onnxruntime", "openvino", "tensorrt"),
+        default="eager",
+        help="what computes backbone and neck; all but eager are built once and kept (default: %(default)s)",
+    )
+
+
 def add_bag_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that open_bag reads."""
-    parser.add_argument(
-        "--cameras", nargs="+", metavar="NAME", help="cameras in the bag (default: the six of nuScenes)"
-    )
+    parser.add_argument("--cameras", nargs="+", help="cameras in the bag (default: the six of nuScenes)")
     parser.add_argument("--prefix", help="prefix of the cameras' topics (default: /bev_perception/input)")
     parser.add_argument(
         "--remap",
@@ -138,33 +198,56 @@ def add_bag_options(parser: argparse.ArgumentParser) -> None:
         ("tf_timeout", "s of header time that a set waits for its tf and camera_info"),
     ):
         option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, type=float, metavar="S", help=f"{text} (default: the node's)")
+        parser.add_argument(option, type=float, metavar="SECONDS", help=f"{text} (default: the node's)")
+    parser.add_argument(
+        "--camera-frames",
+        nargs="+",
+        default=[],
+        metavar="CAMERA:=FRAME",
+        help="tf frames that the cameras' images are of, where their headers name another one",
+    )
+    parser.add_argument(
+        "--rectified",
+        nargs="*",
+        metavar="CAMERA",
+        help="the images of these cameras (without names: of all) are rectified: R and P of camera_info count, not K "
+        "and D",
+    )
     parser.add_argument("--base-frame", default=BASE_FRAME, help="tf frame of the vehicle (default: %(default)s)")
     parser.add_argument("--fixed-frame", default=FIXED_FRAME, help="tf frame of the world (default: %(default)s)")
 
 
-def open_bag(args: argparse.Namespace, path: Path) -> tuple[BagReader, SynchronizerSettings]:
-    """Open a bag, and return it with the settings for grouping its images, from the options of add_bag_options."""
+def open_bag(args: argparse.Namespace, *paths: Path) -> tuple[BagReader, SynchronizerSettings]:
+    """Open a bag, and return it with the settings for grouping its images, from the options of add_bag_options.
+
+    paths: of the bag, or of several that are parts of one recording
+    """
     from bev_perception.data.bag_topics import read_rules
     from bev_perception.data.drive import CAMERAS
     from bev_perception.data.rosbag import INPUT_PREFIX, BagReader
-    from bev_perception.sensing.synchronizer import SynchronizerSettings
+    from bev_perception.sensing.synchronizer import SynchronizerSettings, camera_frames
 
     prefix = args.prefix or INPUT_PREFIX
     rules = [*args.remap, *([] if args.remap_file is None else _lines(args.remap_file))]
-    bag = BagReader(path, tuple(args.cameras or CAMERAS), prefix)
+    bag = BagReader(paths[0], tuple(args.cameras or CAMERAS), prefix, others=paths[1:])
     bag = replace(bag, remap=read_rules(rules, bag.topics))
     if not rules and not bag.has_images():
         bag = _find_topics(bag, args.cameras)
     for hint in bag.hints():
-        print(f"bev_perception: {path}: {hint}", file=sys.stderr)
+        print(f"bev_perception: {bag.path}: {hint}", file=sys.stderr)
     given = {
         name: value
         for name in ("max_stamp_difference", "camera_timeout", "tf_timeout")
         if (value := getattr(args, name)) is not None
     }
     return bag, SynchronizerSettings(
-        bag.cameras, args.anchor, base_frame=args.base_frame, fixed_frame=args.fixed_frame, **given
+        bag.cameras,
+        args.anchor,
+        base_frame=args.base_frame,
+        fixed_frame=args.fixed_frame,
+        camera_frames=camera_frames(args.camera_frames),
+        rectified=() if args.rectified is None else tuple(args.rectified) or ("*",),
+        **given,
     )
 
 

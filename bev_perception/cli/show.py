@@ -11,6 +11,7 @@ from bev_perception.cli.options import (
     Commands,
     add_bag_options,
     add_checkpoint,
+    add_command,
     add_variant,
     add_version,
     data_version,
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
 def add_commands(commands: Commands) -> None:
     """Add `show boxes`, `show points`, `show occupancy` and `show curves`."""
-    show = commands.add_parser("show", help="draw pictures or a video").add_subparsers(required=True, metavar="COMMAND")
-    boxes = show.add_parser(
-        "boxes", help="a variant's boxes in the images and from above, next to the ground truth of nuScenes"
+    show = add_command(commands, "show", "draw pictures or a video").add_subparsers(required=True, metavar="COMMAND")
+    boxes = add_command(
+        show, "boxes", "draw a variant's boxes in the images and from above, next to the ground truth of nuScenes"
     )
     boxes.add_argument(
         "--score-threshold", type=float, default=0.3, help="lowest score of a box (default: %(default)s)"
@@ -34,10 +35,8 @@ def add_commands(commands: Commands) -> None:
     boxes.add_argument("--max-boxes", type=int, help="draw only the best ones (default: the variant's limit)")
     boxes.set_defaults(command=_show_boxes)
 
-    points = show.add_parser("points", help="where the queries of a detector sample the images, stage by stage")
-    points.add_argument(
-        "--query", type=int, nargs="+", metavar="N", help="indices of the queries (default: the --top best)"
-    )
+    points = add_command(show, "points", "draw where the queries of a detector sample the images, stage by stage")
+    points.add_argument("--query", type=int, nargs="+", help="indices of the queries (default: the --top best)")
     points.add_argument(
         "--top", type=int, default=3, help="number of queries with the best scores (default: %(default)s)"
     )
@@ -49,23 +48,25 @@ def add_commands(commands: Commands) -> None:
     )
     points.set_defaults(command=_show_points)
 
-    occupancy = show.add_parser("occupancy", help="a variant's occupancy, or a file of labels, in 3D and from above")
+    occupancy = add_command(show, "occupancy", "draw a variant's occupancy, or a file of labels, in 3D and from above")
+    occupancy.add_argument("--file", type=Path, help="draw this labels.npz to --out instead of running a variant")
     occupancy.add_argument(
-        "--file", type=Path, metavar="labels.npz", help="draw this file to --out instead of running a variant"
-    )
-    occupancy.add_argument(
-        "--labels", type=Path, metavar="DIR", help="folder of labels to draw next to it, relative to ROOT or absolute"
+        "--labels", type=Path, help="folder of labels to draw next to it, relative to ROOT or absolute"
     )
     occupancy.add_argument(
         "--semantic", action="store_true", help="colour objects by class instead of one colour per object"
     )
     occupancy.set_defaults(command=_show_occupancy)
 
-    curves = show.add_parser("curves", help="the losses of a training run, as a table and a picture")
+    curves = add_command(show, "curves", "draw the losses of a training run, as a table and a picture")
     curves.add_argument(
-        "--log", type=Path, nargs="+", required=True, metavar="log.jsonl", help="several files are joined into one run"
+        "--log",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="log.jsonl of a training; several files are joined into one run",
     )
-    curves.add_argument("--out", type=Path, required=True, metavar="NAME", help="writes NAME.csv and NAME.png")
+    curves.add_argument("--out", type=Path, required=True, help="writes FILE.csv and FILE.png")
     curves.set_defaults(command=_show_curves)
 
     for parser in (boxes, points, occupancy):
@@ -73,15 +74,19 @@ def add_commands(commands: Commands) -> None:
         add_variant(parser, required=needed)
         add_checkpoint(parser)
         source = parser.add_mutually_exclusive_group(required=needed)
-        source.add_argument("--data", type=Path, metavar="ROOT", help="a nuScenes dataroot")
+        source.add_argument("--data", type=Path, help="a nuScenes dataroot")
         source.add_argument("--bag", type=Path, help="directory of a rosbag2 bag")
         add_version(parser)
         which = parser.add_mutually_exclusive_group()
         which.add_argument("--scene", help="name of a nuScenes scene, e.g. scene-0103")
-        which.add_argument("--sample", metavar="TOKEN", help="token of a single key frame of nuScenes to show")
+        which.add_argument("--sample", help="token of a single key frame of nuScenes to show")
         add_bag_options(parser)
         parser.add_argument(
-            "--out", type=Path, required=True, help="directory for the pictures; with --file, the picture"
+            "--out",
+            type=Path,
+            required=True,
+            metavar="DIR",
+            help="directory for the pictures; with --file, the picture",
         )
         parser.add_argument("--video", action="store_true", help="write one mp4 instead of a picture per frame")
         parser.add_argument("--device", default="auto", help=DEVICE_HELP)

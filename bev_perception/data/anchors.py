@@ -29,7 +29,7 @@ def cluster_anchors(boxes: np.ndarray, count: int, max_distance: float, seed: in
     try:
         from sklearn.cluster import KMeans
     except ImportError as error:
-        raise UserError(f"clustering needs scikit-learn ({error}); pip install scikit-learn") from error
+        raise UserError(f"clustering needs scikit-learn ({error}); pip install bev_perception[nuscenes]") from error
     near = boxes[np.linalg.norm(boxes[:, :3], axis=1) <= max_distance]
     if len(near) < count:
         raise UserError(

@@ -12,6 +12,9 @@ from rosbags.interfaces import MessageDefinition, MessageDefinitionFormat
 from rosbags.rosbag2 import storage_mcap
 
 ROS1_MAGIC = b"#ROSBAG V"
+MCAP_MAGIC = b"\x89MCAP0\r\n"
+SQLITE_MAGIC = b"SQLite format 3\0"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 #: how ROS 2 messages are serialized; everything else in a file is foreign
 CDR = "cdr"
 
@@ -38,6 +41,30 @@ def ros1_bag(path: Path) -> str:
                     f"`rosbags-convert --src {file} --dst {file.with_suffix('')}`"
                 )
     return ""
+
+
+def repair(path: Path) -> str:
+    """Return what to do about a bag that cannot be read, by what its files begin with."""
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and p.suffix != ".yaml")
+    for file in files:
+        with file.open("rb") as opened:
+            start = opened.read(len(SQLITE_MAGIC))
+        if start.startswith(MCAP_MAGIC):
+            continue
+        if start.startswith(SQLITE_MAGIC):
+            return (
+                f"if the recording was cut off, save what is left (`sqlite3 {file.name} .recover | sqlite3 new.db3`) "
+                "and write the metadata anew with `ros2 bag reindex <directory> sqlite3`"
+            )
+        if start.startswith(ZSTD_MAGIC):
+            return f"{file.name} is compressed; copy it again, or see with `zstd -t {file.name}` whether it is whole"
+        kind = "is empty" if not start else "is neither mcap nor sqlite3 by its first bytes"
+        return f"{file.name} {kind}; copy the recording again"
+    return (
+        "if the recording was cut off, repair it with `mcap recover <file>` and `ros2 bag reindex <directory>`"
+        if files
+        else "the directory holds no recording; copy it again"
+    )
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bev_perception.geometry import transform_from_quaternion
+from bev_perception.rig.description import CameraInfo
 from bev_perception.strict import UserError
 from bev_perception.types import Calibration, CameraImage
 
@@ -22,8 +23,6 @@ PNG_MAGIC = b"\x89PNG"
 #: how a colour filter's encodings are called, such as bayer_rggb8; OpenCV makes 8 bits of 16
 _MOSAIC = re.compile(r"(bayer_(?:rggb|bggr|gbrg|grbg))(?:8|16)")
 _COMPRESSION = re.compile(r"\bm?(jpe?g|png)\b")
-#: a word in the names of topics of rectified images, such as image_rect_color
-_RECTIFIED = re.compile(r"(?:^|[/_])rect(?:ified)?(?:[/_]|$)")
 #: encodings of sensor_msgs whose pixels a compressed image holds as colours or as grey
 _PLAIN = re.compile(
     r"(?:bgr|rgb|bgra|rgba|mono)(?:8|16)|8uc[134]|16uc[134]|yuv422(?:_yuy2)?|uyvy|yuyv|nv(?:12|21|24)|i420"
@@ -90,31 +89,43 @@ def _compression(text: str, image_format: str, data: np.ndarray) -> str:
 def calibration(msg: Any) -> Calibration:
     """Return a sensor_msgs/CameraInfo as the Calibration of its images.
 
-    K and D describe the full sensor; the intrinsics returned include binning and the region of interest.
+    K, D and P describe the full sensor; the intrinsics returned include binning and the region of interest.
     """
-    intrinsics = np.array(msg.k, np.float64).reshape(3, 3)
+    intrinsics, projection = np.array(msg.k, np.float64).reshape(3, 3), _left_of(msg.p)
     width, height = int(msg.roi.width or msg.width), int(msg.roi.height or msg.height)
     binning_x, binning_y = max(1, int(msg.binning_x)), max(1, int(msg.binning_y))
-    intrinsics[:2, 2] -= (msg.roi.x_offset, msg.roi.y_offset)
-    intrinsics[0] /= binning_x
-    intrinsics[1] /= binning_y
+    for matrix in (intrinsics, projection):
+        matrix[:2, 2] -= (msg.roi.x_offset, msg.roi.y_offset)
+        matrix[0] /= binning_x
+        matrix[1] /= binning_y
     return Calibration(
-        intrinsics, width // binning_x, height // binning_y, msg.distortion_model, tuple(float(d) for d in msg.d)
+        intrinsics,
+        width // binning_x,
+        height // binning_y,
+        msg.distortion_model,
+        tuple(float(d) for d in msg.d),
+        projection,
+        np.array(msg.r, np.float64).reshape(3, 3),
     )
 
 
-def rectified_warning(topic: str, calibration: Calibration) -> str:
-    """Return a warning if images are rectified by their topic's name but their calibration has a distortion, or "".
+def _left_of(p: Any) -> np.ndarray:
+    """Return the left [3, 3] of P [12], which is empty where nothing is known of rectified images."""
+    return np.array(p, np.float64).reshape(3, 4)[:, :3].copy()
 
-    topic: of the images, as their publisher names it
-    calibration: from the CameraInfo that belongs to it
-    """
-    if not calibration.distortion or not _RECTIFIED.search(topic):
-        return ""
-    return (
-        f"{topic} is rectified by its name, but D of its CameraInfo is of a {calibration.distortion_model} lens: "
-        "is it the raw camera's? Rectified images need a CameraInfo with D = 0 and the left of P as K; otherwise they "
-        "are undistorted twice"
+
+def camera_info(msg: Any) -> CameraInfo | None:
+    """Return the fields of a sensor_msgs/CameraInfo as they were published; None if a matrix has not its length."""
+    k, r, p = (np.array(values, np.float64) for values in (msg.k, msg.r, msg.p))
+    if (k.size, r.size, p.size) != (9, 9, 12):
+        return None
+    return CameraInfo(
+        (int(msg.width), int(msg.height)),
+        k.reshape(3, 3),
+        r.reshape(3, 3),
+        p.reshape(3, 4),
+        (int(msg.binning_x), int(msg.binning_y)),
+        (int(msg.roi.x_offset), int(msg.roi.y_offset), int(msg.roi.width), int(msg.roi.height)),
     )
 
 

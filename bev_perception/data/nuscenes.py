@@ -94,7 +94,9 @@ def open_devkit(root: Path, version: str) -> Any:
     try:
         from nuscenes.nuscenes import NuScenes
     except ImportError as error:
-        raise NuScenesError(f"nuscenes-devkit cannot be imported ({error}); pip install nuscenes-devkit") from error
+        raise NuScenesError(
+            f"nuscenes-devkit cannot be imported ({error}); pip install bev_perception[nuscenes]"
+        ) from error
     try:
         return NuScenes(version=version, dataroot=str(root), verbose=False)
     except Exception as error:  # whatever the devkit meets in damaged tables
@@ -108,7 +110,9 @@ def official_splits() -> dict[str, list[str]]:
     try:
         from nuscenes.utils.splits import create_splits_scenes
     except ImportError as error:
-        raise NuScenesError(f"nuscenes-devkit cannot be imported ({error}); pip install nuscenes-devkit") from error
+        raise NuScenesError(
+            f"nuscenes-devkit cannot be imported ({error}); pip install bev_perception[nuscenes]"
+        ) from error
     splits: dict[str, list[str]] = create_splits_scenes()
     return {**splits, "trainval": splits["train"] + splits["val"]}
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
+import heapq
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,13 @@ from tqdm import tqdm
 
 from bev_perception.data import messages
 from bev_perception.data.bag_limits import UnpackError, check_metadata
-from bev_perception.data.bag_opening import foreign, foreign_topics_allowed, ros1_bag, serialization
+from bev_perception.data.bag_opening import foreign, foreign_topics_allowed, repair, ros1_bag, serialization
 from bev_perception.data.drive import CAMERAS, CameraRig, Drive, DriveImage, DrivePose
 from bev_perception.data.folders import whole_folder
 from bev_perception.geometry import quaternion_from_rotation
+from bev_perception.rig.description import CameraInfo
 from bev_perception.strict import UserError
 from bev_perception.types import BASE_FRAME, FIXED_FRAME, Calibration, CameraImage
-
-LOG = logging.getLogger(__name__)
 
 INPUT_PREFIX = "/bev_perception/input"
 IMAGE = "sensor_msgs/msg/Image"
@@ -199,11 +198,15 @@ class CalibrationEvent:
     camera: name
     calibration: None if it is unusable
     error: why it is unusable
+    image_topic: topic in the bag of the images that it belongs to
+    info: its fields as they were published; None if they have not the right length
     """
 
     camera: str
     calibration: Calibration | None
     error: str = ""
+    image_topic: str = ""
+    info: CameraInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -277,6 +280,7 @@ class BagReader:
     cameras: names, as in the node's parameter of this name
     prefix: of the topics of the cameras
     remap: topic of the bag -> topic of the node, where they differ, as with `ros2 bag play --remap`
+    others: directories or files of further parts of the same recording
     topics: topics of the bag, by the names in the bag
     foreign: topics that are not of ROS 2, with their kind, such as "/map [json]"; they are left out
 
@@ -287,23 +291,32 @@ class BagReader:
     cameras: tuple[str, ...] = CAMERAS
     prefix: str = INPUT_PREFIX
     remap: Mapping[str, str] = field(default_factory=dict)
+    others: tuple[Path, ...] = ()
     topics: tuple[BagTopic, ...] = field(init=False)
     foreign: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         """Read the topics."""
         object.__setattr__(self, "path", Path(self.path))
-        with closing(_open(self.path)) as reader:
-            object.__setattr__(self, "topics", _topics(c for c in reader.connections if not foreign(c)))
-            others = {f"{c.topic} [{serialization(c)}]" for c in reader.connections if foreign(c)}
-            object.__setattr__(self, "foreign", tuple(sorted(others)))
-        if others and not self.topics:
+        connections: list[Connection] = []
+        for path in self.parts:
+            with closing(_open(path)) as reader:
+                connections += reader.connections
+        object.__setattr__(self, "topics", _topics(c for c in connections if not foreign(c)))
+        strangers = {f"{c.topic} [{serialization(c)}]" for c in connections if foreign(c)}
+        object.__setattr__(self, "foreign", tuple(sorted(strangers)))
+        if strangers and not self.topics:
             raise BagError(
                 f"{self.path} holds no topics of ROS 2, but {', '.join(self.foreign)}; convert them to ROS 2 messages "
                 "first"
             )
         if not any(topic.count for topic in self.topics):
             raise BagError(f"{self.path} holds no messages; was anything published while it was recorded?")
+
+    @property
+    def parts(self) -> tuple[Path, ...]:
+        """The directories or files that the recording consists of."""
+        return (self.path, *map(Path, self.others))
 
     def hints(self) -> list[str]:
         """Return sentences about what is odd in the bag, though it can be read."""
@@ -313,7 +326,8 @@ class BagReader:
         if not any(self._name(topic) == "/tf_static" and topic.count for topic in self.topics):
             hints.append(
                 "this bag has no /tf_static: give the first file as well, if this is a later one of a split recording "
-                "(both in one directory, with `ros2 bag reindex`); /tf_static is sent only once, at the beginning"
+                "(`run --bag FIRST SECOND`, or both in one directory with `ros2 bag reindex`); /tf_static is sent only "
+                "once, at the beginning"
             )
         return hints
 
@@ -333,6 +347,10 @@ class BagReader:
 
         Raises BagError if no camera has images; the iterator raises it at the first damaged place.
         """
+        return (event for _, event in self.logged_events())
+
+    def logged_events(self) -> Iterator[tuple[int, BagEvent]]:
+        """Return log time (ns) and event of all `events`."""
         return self._decode(self._topics_of_cameras())
 
     def has_images(self) -> bool:
@@ -342,23 +360,24 @@ class BagReader:
         except BagError:
             return False
 
-    def _decode(self, cameras: dict[str, str]) -> Iterator[BagEvent]:
+    def image_topics(self) -> dict[str, str]:
+        """Return camera -> topic of its images in the bag; raises BagError if no camera has images."""
+        kinds = {topic.name: topic.type_name for topic in self.topics}
+        return {c: name for name, c in self._topics_of_cameras().items() if kinds[name] != CAMERA_INFO}
+
+    def _decode(self, cameras: dict[str, str]) -> Iterator[tuple[int, BagEvent]]:
         images = {cameras[t.name]: t.name for t in self.topics if t.name in cameras and t.type_name != CAMERA_INFO}
-        warned = set()
         tf = {t.name for t in self.topics if self._name(t) in ("/tf", "/tf_static") and t.type_name == TF_MESSAGE}
         for connection, stamp, data in self._messages({*cameras, *tf}):
             try:
                 message = _TYPES.deserialize_cdr(data, connection.msgtype)
             except Exception as error:  # whatever the decoder meets in damaged bytes
-                yield InvalidEvent(connection.topic, f"the message logged at {stamp} ns is damaged: {error}")
+                yield stamp, InvalidEvent(connection.topic, f"the message logged at {stamp} ns is damaged: {error}")
                 continue
             for event in _events(connection, cameras.get(connection.topic, ""), message, self.remap):
-                if isinstance(event, CalibrationEvent) and event.calibration is not None and event.camera in images:
-                    warning = messages.rectified_warning(images[event.camera], event.calibration)
-                    if warning and event.camera not in warned:
-                        warned.add(event.camera)
-                        LOG.warning("%s", warning)
-                yield event
+                if isinstance(event, CalibrationEvent):
+                    event = replace(event, image_topic=images.get(event.camera, ""))
+                yield stamp, event
 
     def _name(self, topic: BagTopic) -> str:
         return self.remap.get(topic.name, topic.name)
@@ -390,24 +409,31 @@ class BagReader:
         )
 
     def _messages(self, topics: set[str]) -> Iterator[tuple[Connection, int, bytes]]:
-        with closing(_open(self.path)) as reader:
-            stream = iter(reader.messages([c for c in reader.connections if c.topic in topics and not foreign(c)]))
-            while True:
-                try:
-                    item = next(stream)
-                except StopIteration:
-                    return
-                except Exception as error:  # whatever the storage's parser meets in a damaged file
-                    raise BagError(_damaged(self.path, error)) from error
-                yield item
+        parts = [_messages_of(path, topics) for path in self.parts]
+        return heapq.merge(*parts, key=lambda message: message[1]) if len(parts) > 1 else parts[0]
+
+
+def _messages_of(path: Path, topics: set[str]) -> Iterator[tuple[Connection, int, bytes]]:
+    """Yield connection, log time (ns) and bytes of the messages in a bag, or in a part of one."""
+    with closing(_open(path)) as reader:
+        stream = iter(reader.messages([c for c in reader.connections if c.topic in topics and not foreign(c)]))
+        while True:
+            try:
+                item = next(stream)
+            except StopIteration:
+                return
+            except Exception as error:  # whatever the storage's parser meets in a damaged file
+                raise BagError(_damaged(path, error)) from error
+            yield item
 
 
 def _events(connection: Connection, camera: str, message: Any, remap: Mapping[str, str]) -> Iterator[BagEvent]:
     if connection.msgtype == CAMERA_INFO:
+        info = messages.camera_info(message)
         try:
-            yield CalibrationEvent(camera, messages.calibration(message))
+            yield CalibrationEvent(camera, messages.calibration(message), info=info)
         except ValueError as error:
-            yield CalibrationEvent(camera, None, str(error))
+            yield CalibrationEvent(camera, None, str(error), info=info)
         return
     if connection.msgtype in (IMAGE, COMPRESSED_IMAGE):
         try:
@@ -465,7 +491,4 @@ def _damaged(path: Path, error: Exception) -> str:
             f"{path} has topics that are not of ROS 2 ({reason}); give the mcap file in it instead of the directory, "
             "or leave these topics out with `ros2 bag convert`"
         )
-    return (
-        f"{path} cannot be read as a bag ({reason}); if the recording was cut off, repair it with "
-        "`mcap recover <file>` and `ros2 bag reindex <directory>`"
-    )
+    return f"{path} cannot be read as a bag ({reason}); {repair(path)}"

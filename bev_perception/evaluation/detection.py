@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from bev_perception.data.nuscenes import open_devkit
 from bev_perception.evaluation.errors import EvaluationError
@@ -21,19 +25,25 @@ from bev_perception.evaluation.submissions import (
     tokens_by_scene,
 )
 
+#: boxes below this score are no duplicates, since the node does not publish them by default
+DUPLICATE_SCORE = 0.3
+#: m between the centres of a box and its object, as for nuScenes' true positives
+DUPLICATE_DISTANCE = 2.0
 #: errors of true positives: name in the devkit -> name in publications
 ERRORS = {"trans_err": "mATE", "scale_err": "mASE", "orient_err": "mAOE", "vel_err": "mAVE", "attr_err": "mAAE"}
 
 
 @dataclass(frozen=True)
 class DetectionScores:
-    """The scores of a result file by nuscenes-devkit.
+    """The scores of a result file by nuscenes-devkit, whose means take a class without objects as one never found.
 
     mean_ap: mAP, 0..1
     nds: nuScenes detection score, 0..1
     errors: mATE (m), mASE (1 - IOU), mAOE (rad), mAVE (m/s), mAAE (1 - accuracy)
     class_aps: class -> AP
     class_errors: class -> the five errors, NaN where an error is not defined for the class
+    objects: class -> number of its objects in the truth, each counted in every sample
+    duplicates: share of the found objects that have a further box, see count_duplicates; NaN where none is found
     max_range: m, distance from the car up to which boxes count; None: the range of each class only
     """
 
@@ -42,18 +52,60 @@ class DetectionScores:
     errors: dict[str, float]
     class_aps: dict[str, float]
     class_errors: dict[str, dict[str, float]]
+    objects: dict[str, int]
+    duplicates: float = math.nan
     max_range: float | None = None
 
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The classes that have objects in the truth."""
+        return tuple(name for name in self.class_aps if self.objects[name])
+
+    @property
+    def known_means(self) -> dict[str, float]:
+        """MAP, the five errors and NDS by name, over the classes that have objects; NaN without any."""
+        known = self.known
+        mean_ap = _mean([self.class_aps[name] for name in known])
+        errors = {error: _mean([self.class_errors[name][error] for name in known]) for error in ERRORS.values()}
+        # an error that none of the classes has, as the speed of cones and barriers, earns nothing: so does the devkit
+        parts = [0.0 if math.isnan(error) else 1 - min(1.0, error) for error in errors.values()]
+        return {"mAP": mean_ap, **errors, "NDS": (5 * mean_ap + sum(parts)) / 10}
+
     def table(self) -> str:
-        """Return the scores as a readable table: first over all classes, then a line for each class."""
+        """Return the scores as a readable table: first over all classes, then a line for each class.
+
+        A class without objects in the truth has no scores; means leave it out, and the devkit's stand beside them.
+        """
         heads = [name[1:] for name in ERRORS.values()]
         lines = [] if self.max_range is None else [f"within {self.max_range:g} m of the car"]
-        lines += [f"mAP  {self.mean_ap:.4f}", *(f"{name} {value:.4f}" for name, value in self.errors.items())]
-        lines += [f"NDS  {self.nds:.4f}", "", f"{'class':22}{'AP':>7}" + "".join(f"{head:>7}" for head in heads)]
+        official = {"mAP": self.mean_ap, **self.errors, "NDS": self.nds}
+        if len(self.known) == len(self.class_aps):
+            lines += [f"{name:5}{value:.4f}" for name, value in official.items()]
+        else:
+            known, total = len(self.known), len(self.class_aps)
+            lines.append(f"means over the {known} of {total} classes that have objects here; in brackets those of")
+            lines.append("nuscenes-devkit, where all others count as never found")
+            for name, value in self.known_means.items():
+                lines.append(f"{name:5}{_cell(value, 6, 4)} ({official[name]:.4f})")
+        if not math.isnan(self.duplicates):
+            lines.append(
+                f"found objects with a further box (score {DUPLICATE_SCORE:g} or more): {100 * self.duplicates:.1f} %"
+            )
+        lines += ["", f"{'class':22}{'AP':>7}" + "".join(f"{head:>7}" for head in heads)]
         for name, ap in self.class_aps.items():
-            errors = self.class_errors[name].values()
-            lines.append(f"{name:22}{ap:7.3f}" + "".join("      -" if math.isnan(e) else f"{e:7.3f}" for e in errors))
+            values = [ap, *self.class_errors[name].values()]
+            lines.append(f"{name:22}" + "".join(_cell(v if self.objects[name] else math.nan) for v in values))
         return "\n".join(lines)
+
+
+def _mean(values: list[float]) -> float:
+    """Return the mean of the values that are not NaN; NaN without any."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _cell(value: float, width: int = 7, digits: int = 3) -> str:
+    return f"{'-':>{width}}" if math.isnan(value) else f"{value:{width}.{digits}f}"
 
 
 def score_results(
@@ -111,8 +163,8 @@ def score_results(
     )
     summary = metrics.serialize()
     summary["meta"] = evaluation.meta
-    (out / "metrics_summary.json").write_text(json.dumps(summary, indent=1))
-    return DetectionScores(
+    objects = Counter(box.detection_name for box in evaluation.gt_boxes.all)
+    scores = DetectionScores(
         mean_ap=summary["mean_ap"],
         nds=summary["nd_score"],
         errors={name: summary["tp_errors"][key] for key, name in ERRORS.items()},
@@ -120,5 +172,34 @@ def score_results(
         class_errors={
             name: {ERRORS[key]: errors[key] for key in ERRORS} for name, errors in summary["label_tp_errors"].items()
         },
+        objects={name: objects[name] for name in config.class_names},
+        duplicates=count_duplicates(evaluation.gt_boxes, evaluation.pred_boxes),
         max_range=max_range,
     )
+    means = {name: None if math.isnan(value) else value for name, value in scores.known_means.items()}
+    summary["classes_with_objects"] = {"names": scores.known, "means": means}
+    (out / "metrics_summary.json").write_text(json.dumps(summary, indent=1))
+    return scores
+
+
+def count_duplicates(truth: Any, found: Any) -> float:
+    """Return the number of further boxes on objects that have one, by the number of objects that have a box.
+
+    A box of DUPLICATE_SCORE or more is on the nearest object of its class, within DUPLICATE_DISTANCE; NaN where no
+    object has a box.
+
+    truth: the devkit's EvalBoxes of the objects
+    found: those of the results
+    """
+    objects, boxes = 0, 0
+    for token in truth.sample_tokens:
+        for name in {box.detection_name for box in truth[token]}:
+            there = np.array([box.translation[:2] for box in truth[token] if box.detection_name == name])
+            sure = [b for b in found[token] if b.detection_name == name and b.detection_score >= DUPLICATE_SCORE]
+            if not sure:
+                continue
+            apart = np.linalg.norm(np.array([box.translation[:2] for box in sure])[:, None] - there, axis=2)
+            on = apart.argmin(axis=1)[apart.min(axis=1) <= DUPLICATE_DISTANCE]
+            objects += len(np.unique(on))
+            boxes += len(on)
+    return (boxes - objects) / objects if objects else math.nan

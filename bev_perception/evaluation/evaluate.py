@@ -59,11 +59,14 @@ class EvalSettings:
         that predicts occupancy
     device: "auto", "cpu", "cuda" or "cuda:N"; under torchrun "auto" and "cuda" give each process a GPU of its own
     precision: of backbone and neck, as in PipelineSettings
+    nms: how further boxes of one object are dropped, as in PipelineSettings
+    engine: that computes them, as in PipelineSettings; not with `recompute`
     scenes: names of the only scenes of the split to run and score; empty: all
     max_range: m, distance from the car up to which boxes count, as in score_results; None: by class
     memory: False wipes the memory before each frame
     recompute: whether the past frames of each sample are computed anew, as the publications of some families do, and
         not remembered
+    without: names of cameras whose images are left out
     tracking: whether tracks are written and scored, too; a variant without ids of its own gets those of the tracker
     labels: folder of occupancy labels, relative to `data` or absolute
     save_occupancy: directory for the occupancy of each sample; None: not written
@@ -77,10 +80,13 @@ class EvalSettings:
     out: Path = Path("output/eval")
     device: str = "auto"
     precision: str = PipelineSettings.precision
+    nms: str = PipelineSettings.nms
+    engine: str = PipelineSettings.engine
     scenes: tuple[str, ...] = ()
     max_range: float | None = None
     memory: bool = True
     recompute: bool = False
+    without: tuple[str, ...] = ()
     tracking: bool = False
     labels: str | Path = LABELS_FOLDER
     save_occupancy: Path | None = None
@@ -104,8 +110,9 @@ def evaluate(settings: EvalSettings) -> Scores | None:
         check_images(records, config)
         evaluation = _evaluation(settings, config, records, device)
         rows = processes.share(records)
-        how = (settings.precision, settings.memory, settings.recompute)
-        results = run_rows(config, settings.checkpoint, device, records, rows, *how)
+        how = PipelineSettings(precision=settings.precision, nms=settings.nms, engine=settings.engine)
+        memory, recompute, without = settings.memory, settings.recompute, settings.without
+        results = run_rows(config, settings.checkpoint, device, records, rows, how, memory, recompute, without)
         for i, result in tqdm(results, total=len(rows), desc=config.name, unit="frame", disable=processes.rank > 0):
             evaluation.add(i, result)
         parts = processes.gather(evaluation.part)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +35,8 @@ THRESHOLDS = (1, 2, 4)
 IGNORED = UNKNOWN_LABEL
 #: fewest rays and voxels of an unmatched segment that counts
 SMALLEST_OF_RAYS, SMALLEST_OF_VOXELS = 10, 20
+#: elements of segments -> the score that they give
+SEGMENTS = {"rays": "RayPQ", "voxels": "PQ"}
 #: m, distance below which a surface counts as found
 SURFACE_DISTANCE = 0.6
 
@@ -320,6 +322,7 @@ class OccupancyScores:
     occupied_ious: mask -> IoU of occupied space over all classes
     surfaces: mask -> accuracy, completeness, F-score
     qualities: "rays" -> [T, C] RayPQ, "voxels" -> [1, C]; empty for a variant without instances
+    present: score -> [C-1] bool, the classes that the truth has: by "RayIoU", "RayPQ", "PQ", and by mask
     """
 
     samples: int
@@ -329,6 +332,7 @@ class OccupancyScores:
     occupied_ious: dict[str, float]
     surfaces: dict[str, tuple[float, float, float]]
     qualities: dict[str, np.ndarray]
+    present: dict[str, np.ndarray]
 
     @staticmethod
     def of(counts: OccupancyCounts, class_names: Sequence[str], only_predicted: float = math.nan) -> OccupancyScores:
@@ -344,11 +348,26 @@ class OccupancyScores:
             {mask: float(voxels.occupied_ious[0]) for mask, voxels in counts.voxels.items()},
             {mask: sums.means for mask, sums in counts.surfaces.items()},
             {of: segments.quality for of, segments in counts.segments.items()},
+            {"RayIoU": counts.rays.truth[:-1] > 0}
+            | {SEGMENTS[of]: segments.present[:-1] for of, segments in counts.segments.items()}
+            | {mask: voxels.confusion[:-1].sum(axis=1)[:-1] > 0 for mask, voxels in counts.voxels.items()},
+        )
+
+    def of_present(self) -> OccupancyScores:
+        """Return the same scores, undefined for classes that the truth does not have, predicted or not."""
+        return replace(
+            self,
+            ray_ious=_only(self.ray_ious, self.present["RayIoU"]),
+            voxel_ious={mask: _only(ious, self.present[mask]) for mask, ious in self.voxel_ious.items()},
+            qualities={
+                of: _only(quality, np.append(self.present[SEGMENTS[of]], True))
+                for of, quality in self.qualities.items()
+            },
         )
 
     @property
     def summary(self) -> dict[str, float]:
-        """The scores over all classes, by name."""
+        """The scores over all classes, by name; a class that is only predicted counts as the publications have it."""
         found = _by_threshold("RayIoU", self.ray_ious)
         if "rays" in self.qualities:
             found |= _by_threshold("RayPQ", self.qualities["rays"])
@@ -363,22 +382,31 @@ class OccupancyScores:
 
     @property
     def by_class(self) -> dict[str, dict[str, float]]:
-        """Class -> its scores, by name."""
-        columns = {f"RayIoU@{t}": ious for t, ious in zip(THRESHOLDS, self.ray_ious, strict=True)}
-        if "rays" in self.qualities:
-            columns |= {f"RayPQ@{t}": q for t, q in zip(THRESHOLDS, self.qualities["rays"], strict=True)}
-        columns |= {f"IoU, {_over(mask)}": ious for mask, ious in self.voxel_ious.items()}
-        if "voxels" in self.qualities:
-            columns["PQ, camera mask"] = self.qualities["voxels"][0]
+        """Class -> its scores, by name; NaN for a class that the truth does not have."""
+        known = self.of_present()
+        columns = {f"RayIoU@{t}": ious for t, ious in zip(THRESHOLDS, known.ray_ious, strict=True)}
+        if "rays" in known.qualities:
+            columns |= {f"RayPQ@{t}": q for t, q in zip(THRESHOLDS, known.qualities["rays"], strict=True)}
+        columns |= {f"IoU, {_over(mask)}": ious for mask, ious in known.voxel_ious.items()}
+        if "voxels" in known.qualities:
+            columns["PQ, camera mask"] = known.qualities["voxels"][0]
         return {
             name: {column: float(values[label]) for column, values in columns.items()}
             for label, name in enumerate(self.class_names[:-1])
         }
 
     def table(self) -> str:
-        """Return the scores in percent as a readable table: first over all classes, then a line for each class."""
+        """Return the scores in percent as a readable table: first over all classes, then a line for each class.
+
+        Means are over the classes that the truth has; where the publications' mean differs, it stands beside.
+        """
         lines = [f"{self.samples} samples; all in percent", ""]
-        lines += [f"{name:28}{_percent(value):>7}" for name, value in self.summary.items()]
+        published = self.summary
+        for name, value in self.of_present().summary.items():
+            beside = self._classes_of(name)
+            if beside and _percent(value) != _percent(published[name]):
+                beside += f"; {_percent(published[name])} with those that are predicted only, as published"
+            lines.append(f"{name:28}{_percent(value):>7}{beside}")
         rows = self.by_class
         heads = [
             head.replace(" mask", "").replace(" voxels", "").replace(",", "") for head in next(iter(rows.values()))
@@ -388,11 +416,21 @@ class OccupancyScores:
             lines.append(f"{name:22}" + "".join(f"{_percent(value):>12}" for value in values.values()))
         return "\n".join(lines)
 
+    def _classes_of(self, score: str) -> str:
+        """Return over how many classes a mean is, as text; "" if over all, or if it is no mean over classes."""
+        names = {"RayIoU": "RayIoU", "RayPQ": "RayPQ", "voxel PQ": "PQ"}
+        names |= {f"mIoU, {_over(mask)}": mask for mask in self.voxel_ious}
+        which = names.get(score) or names.get(score.split(",")[0].split("@")[0])
+        if which is None or self.present[which].all():
+            return ""
+        return f"  over {self.present[which].sum()} of {len(self.present[which])} classes"
+
     def write(self, path: Path) -> None:
         """Write the scores as JSON, in 0..1; null where they are not defined."""
         document: dict[str, Any] = {
             "samples": self.samples,
             "scores": _without_nan(self.summary),
+            "scores_of_present_classes": _without_nan(self.of_present().summary),
             "classes": {name: _without_nan(values) for name, values in self.by_class.items()},
         }
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -408,6 +446,11 @@ def _mean(values: np.ndarray) -> float:
     """Return the mean of the values that are not NaN."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else math.nan
+
+
+def _only(values: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Return values [..., C] with NaN for classes that are not present [C]."""
+    return np.where(present, values, np.nan)
 
 
 def _over(mask: str) -> str:

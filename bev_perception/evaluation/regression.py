@@ -52,11 +52,12 @@ def measure(variants: Sequence[str], data: Path, version: str, split: str, out: 
         found = evaluate(settings)
         if found is None:
             raise EvaluationError(f"there is no truth of the split {split!r}; measure on another one")
-        measured[variant] = _headline(found)
+        measured[variant] = headline(found)
     return measured
 
 
-def _headline(scores: Scores) -> dict[str, float]:
+def headline(scores: Scores) -> dict[str, float]:
+    """Return the scores that stand for a run, by name, in percent: mAP and NDS, or RayIoU."""
     if isinstance(scores, DetectionScores):
         found = {"mAP": scores.mean_ap, "NDS": scores.nds}
     else:

@@ -8,7 +8,7 @@ Each process gets whole scenes, because the frames of a scene depend on the memo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -29,12 +29,14 @@ from bev_perception.geometry import invert_transform
 from bev_perception.models.device import choose_device
 from bev_perception.models.precision import check_precision, encoder_precision, strict_float32
 from bev_perception.models.protocol import Encoded, Model
+from bev_perception.pipeline.engines import use_engine
 from bev_perception.pipeline.loading import load_weights
 from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
 from bev_perception.results.boxes import to_ego
+from bev_perception.results.duplicates import without_duplicates
 from bev_perception.sensing.preprocess import NoUsableViewError, Preprocessor
 from bev_perception.tracking.tracker import Tracks, follow
-from bev_perception.types import Limits, ModelInput, Result
+from bev_perception.types import Frame, Limits, ModelInput, Result
 
 #: time that a process waits for the slowest one before it gives up
 PATIENCE = timedelta(hours=12)
@@ -105,9 +107,10 @@ def run_rows(
     device: torch.device,
     records: Records,
     rows: Iterable[int],
-    precision: str = PipelineSettings.precision,
+    how: PipelineSettings | None = None,
     memory: bool = True,
     recompute: bool = False,
+    without: Collection[str] = (),
 ) -> Iterator[tuple[int, Result]]:
     """Load a variant, run it on key frames, and yield the row of each key frame with its result.
 
@@ -119,15 +122,23 @@ def run_rows(
     device: to run on
     records: the key frames
     rows: indices into `records`, ascending
-    precision: of backbone and neck, as in PipelineSettings
+    how: precision, engine, nms; the engine is not used with `recompute`
     memory: False wipes the memory before each frame
     recompute: whether all frames of a key frame's queue are computed anew, see Model.recompute
+    without: cameras whose images are left out of every frame
 
-    Raises EvaluationError for a variant with future frames if `memory` is False, and for one that cannot recompute.
+    Raises EvaluationError for cameras that there are not, for a variant with future frames if `memory` is False, and
+    for one that cannot recompute.
     """
+    if unknown := sorted(set(without) - set(CAMERAS)):
+        raise EvaluationError(f"{', '.join(unknown)}: there is no such camera; there are {', '.join(CAMERAS)}")
+    if set(without) == set(CAMERAS):
+        raise EvaluationError("no camera would be left; leave fewer out")
+    how = how or PipelineSettings()
+    config = replace(config, nms=how.nms_of(config))
     loaded = load_weights(config, checkpoint, device)
     if recompute:
-        yield from recompute_rows(config, loaded.model, device, records, rows)
+        yield from recompute_rows(config, loaded.model, device, records, rows, without)
         return
     if config.frames.future:
         if not memory:
@@ -135,22 +146,24 @@ def run_rows(
                 f"{config.name} looks ahead: its frames are read, not remembered, and cannot be forgotten; choose a "
                 "variant with frames.future = 0"
             )
-        yield from run_in_queues(config, loaded.model, device, records, rows, precision)
+        use_engine(loaded.model, config, how.engine, how.precision, device)
+        yield from run_in_queues(config, loaded.model, device, records, rows, how.precision, without=without)
         return
     loaded.model.for_benchmark = True
-    pipeline = Pipeline([loaded], device, PipelineSettings(precision=precision))
+    pipeline = Pipeline([loaded], device, how)
     try:
-        yield from run_in_order(pipeline, records, rows, memory)
+        yield from run_in_order(pipeline, records, rows, memory, without)
     finally:
         pipeline.close()
 
 
 def run_in_order(
-    pipeline: Pipeline, records: Records, rows: Iterable[int], memory: bool = True
+    pipeline: Pipeline, records: Records, rows: Iterable[int], memory: bool = True, without: Collection[str] = ()
 ) -> Iterator[tuple[int, Result]]:
     """Run key frames through a pipeline one by one, and yield the row of each with its result.
 
-    The memory is wiped at the start of each scene, or before each frame if `memory` is False.
+    The memory is wiped at the start of each scene, or before each frame if `memory` is False. The cameras in `without`
+    are left out.
 
     Raises EvaluationError for images that cannot be used.
     """
@@ -159,12 +172,12 @@ def run_in_order(
         if records.scenes[i] != scene or not memory:
             scene = records.scenes[i]
             pipeline.reset(f"{scene} starts" if memory else "there shall be no memory")
-        frame = read_frame(records, i)
+        frame = leave_out(read_frame(records, i), without)
         try:
             result = pipeline.step(frame)
         except NoUsableViewError as error:
             raise EvaluationError(f"sample {records.tokens[i]}: {error}") from error
-        _check_views(records, i, records.cameras(i), result.missing)
+        _check_views(records, i, records.cameras(i), result.missing, without)
         yield i, result
 
 
@@ -176,6 +189,7 @@ def run_in_queues(
     rows: Iterable[int],
     precision: str = PipelineSettings.precision,
     limits: Limits | None = None,
+    without: Collection[str] = (),
 ) -> Iterator[tuple[int, Result]]:
     """Run a model on the whole queue of past and future frames of each row, and yield the row with its result.
 
@@ -189,6 +203,7 @@ def run_in_queues(
     rows: indices into `records`, ascending
     precision: of backbone and neck, as in PipelineSettings
     limits: score threshold and number of the boxes; None takes the variant's own
+    without: cameras whose images are left out
 
     Raises EvaluationError for images that cannot be used.
     """
@@ -201,7 +216,7 @@ def run_in_queues(
         for i in rows:
             queue = [tuple(image_set.tolist()) for image_set in evaluation_queue(records, i, config.frames)]
             distinct = dict.fromkeys(queue)  # at the ends of the recording, frames repeat
-            inputs = {s: inputs.get(s) or _load(preprocess, records, i, np.array(s)) for s in distinct}
+            inputs = {s: inputs.get(s) or _load(preprocess, records, i, np.array(s), without) for s in distinct}
             # all frames use the current frame's reference; as a neighbour, it may have been loaded with another one
             reference2ego = records.lidar2ego(i) if config.reference_frame.is_lidar else np.eye(4)
             reference2global = records.ego2global(i) @ reference2ego
@@ -212,7 +227,8 @@ def run_in_queues(
                 others = [model.remember(encoded[s], (), inputs[s]) for s in queue[1:]]
                 prediction = model.predict(encoded[queue[0]], others, current, None)
             seen = model.decode(prediction.outputs, limits or Limits())
-            stamp, history, found = records.stamps[i] * 1000, len(others), seen.boxes
+            found = None if seen.boxes is None else without_duplicates(seen.boxes, config.nms)
+            stamp, history = records.stamps[i] * 1000, len(others)
             if found is not None and found.track_ids is None:
                 if records.scenes[i] != scene:
                     scene, tracks = records.scenes[i], tracks.cleared()
@@ -225,7 +241,12 @@ def run_in_queues(
 
 
 def recompute_rows(
-    config: VariantConfig, model: Model, device: torch.device, records: Records, rows: Iterable[int]
+    config: VariantConfig,
+    model: Model,
+    device: torch.device,
+    records: Records,
+    rows: Iterable[int],
+    without: Collection[str] = (),
 ) -> Iterator[tuple[int, Result]]:
     """Run a model on each row and its past key frames, all computed anew in float32; yield the row with its result.
 
@@ -241,7 +262,8 @@ def recompute_rows(
     try:
         for i in rows:
             queue = [tuple(image_set.tolist()) for image_set in key_frame_queue(records, i, config.frames, 1)]
-            inputs = {s: inputs.get(s) or _load(preprocess, records, i, np.array(s)) for s in dict.fromkeys(queue)}
+            distinct = dict.fromkeys(queue)
+            inputs = {s: inputs.get(s) or _load(preprocess, records, i, np.array(s), without) for s in distinct}
             frames = [_at_exposure(inputs[s], model, 0) for s in queue]
             with torch.inference_mode(), strict_float32(device):
                 outputs = model.recompute(frames)
@@ -249,7 +271,8 @@ def recompute_rows(
             stamp, ego2global = records.stamps[i] * 1000, records.ego2global(i)
             if seen.boxes is not None:
                 exported2global = _at_exposure(inputs[queue[0]], model, 1).reference2global
-                boxes = to_ego(seen.boxes, invert_transform(ego2global) @ exported2global)
+                found = without_duplicates(seen.boxes, config.nms)
+                boxes = to_ego(found, invert_transform(ego2global) @ exported2global)
                 if records.scenes[i] != scene:
                     scene, tracks = records.scenes[i], tracks.cleared()
                 tracks, ids = follow(tracks, boxes, ego2global, stamp)
@@ -266,21 +289,35 @@ def _at_exposure(inputs: ModelInput, model: Model, which: int) -> ModelInput:
     return inputs.seen_from(inputs.cameras.ego2global[CAMERAS.index(model.exposures[which])])
 
 
-def _load(preprocess: Preprocessor, records: Records, i: int, image_set: np.ndarray) -> ModelInput:
+def leave_out(frame: Frame, cameras: Collection[str]) -> Frame:
+    """Return a frame without the views of some cameras, as if these had sent nothing."""
+    if not cameras:
+        return frame
+    views = tuple(None if c in cameras else view for c, view in zip(frame.cameras, frame.views, strict=True))
+    return replace(frame, views=views, missing=frame.missing | dict.fromkeys(cameras, "left out"))
+
+
+def _load(
+    preprocess: Preprocessor, records: Records, i: int, image_set: np.ndarray, without: Collection[str]
+) -> ModelInput:
     try:
-        inputs, missing = preprocess(read_frame(records, i, image_set))
+        inputs, missing = preprocess(leave_out(read_frame(records, i, image_set), without))
     except NoUsableViewError as error:
         raise EvaluationError(f"sample {records.tokens[i]}: {error}") from error
-    _check_views(records, i, image_set, missing)
+    _check_views(records, i, image_set, missing, without)
     return inputs
 
 
-def _check_views(records: Records, i: int, image_set: np.ndarray, missing: dict[str, str]) -> None:
-    """Raise EvaluationError if images could not be used: a score must not hide damaged files."""
-    if missing:
-        damaged = [
-            f"{image.path}: {missing[image.camera]}" for image in records.images(image_set) if image.camera in missing
-        ]
+def _check_views(
+    records: Records, i: int, image_set: np.ndarray, missing: dict[str, str], without: Collection[str]
+) -> None:
+    """Raise EvaluationError if images could not be used that were not to be left out: a score must not hide them."""
+    damaged = [
+        f"{image.path}: {missing[image.camera]}"
+        for image in records.images(image_set)
+        if image.camera in missing and image.camera not in without
+    ]
+    if damaged:
         raise EvaluationError(f"sample {records.tokens[i]} has damaged files; copy them again: {'; '.join(damaged)}")
 
 

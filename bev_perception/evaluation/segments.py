@@ -38,6 +38,11 @@ class SegmentCounts:
         )
 
     @property
+    def present(self) -> np.ndarray:
+        """[C] bool, the classes that have a segment in the truth."""
+        return (self.matched + self.missed).any(axis=0)
+
+    @property
     def quality(self) -> np.ndarray:
         """[T, C] panoptic quality, NaN for classes without segments."""
         matched, wrong = self.matched, self.false / 2 + self.missed / 2

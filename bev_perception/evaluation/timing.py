@@ -30,9 +30,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from bev_perception.allocation import keep_memory_together
+from bev_perception.config import VariantConfig
 from bev_perception.data.drive import CAMERAS, DriveImage
 from bev_perception.data.synthetic import World, synthetic_drive
 from bev_perception.evaluation.errors import EvaluationError
+from bev_perception.evaluation.limits import MachineLimits, measure_limits
+from bev_perception.families.catalog import build_model
 from bev_perception.families.variants import Variant, load_variant, shipped_weights
 from bev_perception.health import Stopwatch
 from bev_perception.models.precision import PRECISIONS, encoder_precision
@@ -56,6 +60,7 @@ class TimingSettings:
         shipped
     device: "auto", "cpu", "cuda" or "cuda:N"
     precision: of backbone and neck, as in PipelineSettings
+    engine: that computes them, as in PipelineSettings
     frames: number of frames that are timed
     warm_up: number of frames before them that are not timed; raised to the number that fills the memory
     """
@@ -64,6 +69,7 @@ class TimingSettings:
     checkpoint: Path | None = None
     device: str = "auto"
     precision: str = PipelineSettings.precision
+    engine: str = PipelineSettings.engine
     frames: int = 50
     warm_up: int = 10
 
@@ -81,6 +87,7 @@ class Timing:
     trained: False if the weights are untrained
     device: that the variant ran on
     precision: of backbone and neck, as in PipelineSettings
+    engine: that computed them
     image: the network's input, width x height in pixels
     cameras: number of cameras
     history: number of past frames used
@@ -95,6 +102,7 @@ class Timing:
     flops_all_frames: operations if all frames are computed anew; None where that is not timed
     peak_mb: MB, peak memory: on a GPU what PyTorch has allocated, on the CPU the resident memory of the process
     memory_mb: MB, the part of it that the features of past frames take
+    limits: what the machine reached in this run, in the precision of the encoder
     machine: CPU, GPU and versions, see machine()
     """
 
@@ -102,6 +110,7 @@ class Timing:
     trained: bool
     device: str
     precision: str
+    engine: str
     image: str
     cameras: int
     history: int
@@ -114,13 +123,15 @@ class Timing:
     flops_all_frames: int | None
     peak_mb: float
     memory_mb: float
+    limits: MachineLimits
     machine: dict[str, str]
 
     def table(self) -> str:
         """Return the results as a readable table."""
         weights = "" if self.trained else ", UNTRAINED weights"
+        engine = "" if self.engine == PipelineSettings.engine else f", engine {self.engine}"
         lines = [
-            f"{self.variant}, {self.precision} on {self.device}{weights}",
+            f"{self.variant}, {self.precision} on {self.device}{engine}{weights}",
             f"batch 1, {self.cameras} cameras, {self.image}, {self.history} past frames remembered; "
             f"{self.frames} frames after {self.warm_up} of warm-up",
             *(f"{name}: {value}" for name, value in self.machine.items()),
@@ -137,6 +148,16 @@ class Timing:
             lines.append(f"{name:20}{count / 1e6:14.2f}{_work(flops)}")
         if self.flops_all_frames is not None:
             lines.append(f"{'all, all frames':20}{'':14}{_work(self.flops_all_frames)}")
+        network = self.ms["network"][0] / 1e3
+        share = sum(self.flops.values()) / 1e9 / network / self.limits.gflops
+        touched = sum(self.parameters.values()) * 4 / 1e9 + self.memory_mb / 1e3  # GB
+        lines += [
+            "",
+            f"the machine's limits in this run: {self.limits.gflops:.0f} GFLOP/s in a matrix product, "
+            f"{self.limits.gb_per_s:.1f} GB/s in a copy",
+            f"the network computes at {share:.0%} of the matrix product's; to read weights and remembered features "
+            f"once would take {touched / self.limits.gb_per_s / network:.1%} of its time",
+        ]
         of = "resident, of the process" if self.device == "cpu" else "allocated on the GPU"
         lines += ["", f"peak memory {self.peak_mb:.0f} MB {of}; features remembered {self.memory_mb:.0f} MB"]
         return "\n".join(lines)
@@ -144,7 +165,8 @@ class Timing:
     def write(self, directory: Path) -> Path:
         """Write the results as JSON to the directory; return the path of the file."""
         directory.mkdir(parents=True, exist_ok=True)
-        path = directory / f"{self.variant}_{self.precision}.json"
+        engine = "" if self.engine == PipelineSettings.engine else f"_{self.engine}"
+        path = directory / f"{self.variant}_{self.precision}{engine}.json"
         path.write_text(json.dumps(dataclasses.asdict(self), indent=1))
         return path
 
@@ -185,6 +207,7 @@ def percentiles(seconds: list[float]) -> tuple[float, float]:
 
 
 def _time_here(settings: TimingSettings) -> Timing:
+    keep_memory_together()  # as the commands and the node do
     torch.backends.cudnn.benchmark = True  # as in the protocol; a global setting, but this process does nothing else
     pipeline = _load(settings)
     (variant,) = pipeline.variants
@@ -197,6 +220,8 @@ def _time_here(settings: TimingSettings) -> Timing:
             _note(result.timings, seconds)
     # read now, before counting the operations allocates more memory
     peak, memory = _peak_bytes(pipeline.device), pipeline.memory_bytes
+    limits = measure_limits(pipeline.device, settings.precision)  # right after, as clocks and neighbours change
+    variant.model.engine = None  # operations are counted as eager mode dispatches them
     last = next(frames)
     flops = count_operations(variant.model, lambda: pipeline.step(last))
     flops_all = _all_frames(pipeline, variant, settings, seconds)
@@ -206,6 +231,7 @@ def _time_here(settings: TimingSettings) -> Timing:
         trained=pipeline.trained,
         device=str(pipeline.device),
         precision=settings.precision,
+        engine=settings.engine,
         image=f"{variant.config.image.width}x{variant.config.image.height}",
         cameras=len(CAMERAS),
         history=min(result.history, variant.config.frames.past),
@@ -213,17 +239,18 @@ def _time_here(settings: TimingSettings) -> Timing:
         warm_up=warm_up,
         fps={name: settings.frames / sum(seconds[name]) for name in ("total", "with loading")},
         ms={name: percentiles(values) for name, values in seconds.items()},
-        parameters=_by_stage(variant.model),
+        parameters=_by_stage(_as_trained(variant.config)),
         flops=flops,
         flops_all_frames=flops_all,
         peak_mb=peak / 1e6,
         memory_mb=memory / 1e6,
+        limits=limits,
         machine=machine(),
     )
 
 
 def _load(settings: TimingSettings) -> Pipeline:
-    run = PipelineSettings(precision=settings.precision)
+    run = PipelineSettings(precision=settings.precision, engine=settings.engine)
     if settings.checkpoint is not None or shipped_weights(load_variant(settings.variant).name) is not None:
         return load_pipeline(settings.variant, settings.checkpoint, settings.device, run)
     with tempfile.TemporaryDirectory() as directory:
@@ -242,9 +269,12 @@ def _note(timings: dict[str, float], seconds: dict[str, list[float]]) -> None:
 def _all_frames(
     pipeline: Pipeline, variant: LoadedVariant, settings: TimingSettings, seconds: dict[str, list[float]]
 ) -> int | None:
-    """Time the network on whole queues of frames, and return its operations; None for models that only remember."""
+    """Time the network on whole queues of frames, and return its operations; None for models that only remember.
+
+    None, too, where an engine or a precision of the encoder's stage is timed, which the whole queue does without.
+    """
     model, count = variant.model, 1 + variant.config.frames.past
-    if PRECISIONS.get(settings.precision) is not None:
+    if PRECISIONS.get(settings.precision) is not None or settings.engine != PipelineSettings.engine:
         return None
     prepare = Preprocessor(variant.config, pipeline.device)
     queue = [prepare(frame)[0] for frame in made_up_key_frames(count)][::-1]
@@ -285,6 +315,12 @@ def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _as_trained(config: VariantConfig) -> Model:
+    """Return the model with its batch norms, without memory for the weights."""
+    with torch.device("meta"):
+        return build_model(config)
 
 
 def _by_stage(model: Model) -> dict[str, int]:

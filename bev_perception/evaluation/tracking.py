@@ -70,6 +70,11 @@ class TrackingScores:
     def table(self) -> str:
         """Return the scores as a readable table: a line for each class, and one over all classes."""
         lines = [] if self.max_range is None else [f"within {self.max_range:g} m of the car"]
+        known = sum(not math.isnan(scores["amota"]) for scores in self.classes.values())
+        if known < len(self.classes):
+            lines.append(
+                f"all: over the {known} of {len(self.classes)} classes with objects here, as nuscenes-devkit has it"
+            )
         lines.append(f"{'class':22}" + "".join(f"{head:>7}" for head in SCORES.values()))
         for name, scores in [*self.classes.items(), ("all", self.overall)]:
             lines.append(f"{name:22}" + "".join(_cell(key, scores[key]) for key in SCORES))
@@ -102,9 +107,7 @@ def check_tracking_devkit() -> None:
     """Raise EvaluationError if a package is missing that the devkit needs for tracking but does not require."""
     missing = [name for name in ("motmetrics", "pandas") if find_spec(name) is None]
     if missing:
-        raise EvaluationError(
-            f"scores of tracks need {' and '.join(missing)}; pip install 'motmetrics==1.4.0' 'pandas<3'"
-        )
+        raise EvaluationError(f"scores of tracks need {' and '.join(missing)}; pip install bev_perception[nuscenes]")
 
 
 def score_tracks(

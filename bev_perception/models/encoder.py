@@ -57,10 +57,14 @@ class CameraModel(Model, Generic[Output]):
         maps = self.img_neck(self.img_backbone(images.contiguous(memory_format=torch.channels_last)))
         return tuple(level.permute(0, 2, 3, 1).contiguous() for level in maps)
 
+    def image_maps(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the pyramid."""
+        return self.pyramid(images)
+
     def encode(self, inputs: ModelInput) -> Encoded:
         """Return "levels", the pyramid in float32 with zeros for missing cameras, and "finite"; see Encoded."""
         # sampling computes in float32, whatever type autocast has used in the encoder
-        levels = tuple(level.float() for level in self.pyramid(inputs.images))
+        levels = tuple(level.float() for level in self.run_image_maps(inputs.images))
         if not inputs.present.all():
             # even an empty image gives features (from the biases), but a missing camera must contribute nothing
             present = torch.from_numpy(inputs.present).to(inputs.images.device)[:, None, None, None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -63,6 +63,7 @@ class Model(nn.Module):
     for_benchmark: whether it gets key frames only, each of which continues from the one before, and gives track ids by
         the published rule; set before the first frame
     stages: the parts that benchmarks tell apart: a name, and the paths of its submodules; the rest is the "head"
+    engine: what computes `image_maps` in place of PyTorch, with the same results (pipeline/engines); None: nothing does
     exposures: for `recompute` as published: the cameras at whose exposure, in place of the lidar's, the reference frame
         stands for the network and for the boxes that come out; None: at the lidar's
     """
@@ -72,7 +73,19 @@ class Model(nn.Module):
     training_only: Sequence[str] = ()
     for_benchmark: bool = False
     stages: Mapping[str, Sequence[str]] = {}
+    engine: Callable[[Tensor], tuple[Tensor, ...]] | None = None
     exposures: tuple[str, str] | None = None
+
+    @abstractmethod
+    def image_maps(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return all that the encoder makes of images [N, 3, H, W], in its own precision.
+
+        The part of a model that an engine can compute: plain operations of `encoder_parts` on any number of images.
+        """
+
+    def run_image_maps(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return `image_maps` from the engine, if there is one."""
+        return self.image_maps(images) if self.engine is None else self.engine(images)
 
     @abstractmethod
     def encode(self, inputs: ModelInput) -> Encoded:

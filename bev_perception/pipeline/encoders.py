@@ -15,6 +15,7 @@ from bev_perception.models.checkpoints import CheckpointInfo
 from bev_perception.models.memory import Memory
 from bev_perception.models.precision import encoder_precision
 from bev_perception.models.protocol import Encoded, Model, Prediction
+from bev_perception.pipeline.engines import use_engine
 from bev_perception.sensing.preprocess import reference2global
 from bev_perception.types import Cameras, Frame, ModelInput
 
@@ -59,6 +60,10 @@ class Encoder:
         self.image = variants[0].config.image
         self.streams = tuple(Stream(variant, memory_interval) for variant in variants)
         self._model, self._precision = variants[0].model, precision
+
+    def use_engine(self, engine: str, device: torch.device) -> None:
+        """Let an engine encode the images from now on, see engines.use_engine."""
+        use_engine(self._model, self.streams[0].config, engine, self._precision, device)
 
     def encode(self, inputs: ModelInput) -> Encoded:
         """Return the encoded images, which all streams use."""

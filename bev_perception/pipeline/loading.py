@@ -13,6 +13,7 @@ from bev_perception.families.variants import Variant, load_variant, shipped_weig
 from bev_perception.health import Health
 from bev_perception.models.checkpoints import load_checkpoint, save_checkpoint
 from bev_perception.models.device import choose_device
+from bev_perception.models.folding import fold_batch_norms
 from bev_perception.pipeline.encoders import LoadedVariant
 from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
 from bev_perception.strict import ConfigError
@@ -25,7 +26,7 @@ def give_back_device_memory() -> None:
 
 
 def load_weights(config: VariantConfig, checkpoint: str | Path | None, device: torch.device) -> LoadedVariant:
-    """Build a variant on `device` and load its weights strictly.
+    """Build a variant on `device` for inference, and load its weights strictly; its batch norms are then folded.
 
     config: the variant
     checkpoint: path of its weights; None: the shipped ones
@@ -41,7 +42,8 @@ def load_weights(config: VariantConfig, checkpoint: str | Path | None, device: t
         )
     model = build_model(config)
     info = load_checkpoint(model, path)
-    model.eval().to(device)
+    fold_batch_norms(model.eval())
+    model.to(device)
     return LoadedVariant(config, model, info)
 
 

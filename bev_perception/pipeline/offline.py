@@ -51,7 +51,7 @@ def collect_frames(events: Iterable[BagEvent], settings: SynchronizerSettings, h
         if isinstance(event, ImageEvent):
             synchronizer.add(event.image)
         elif isinstance(event, CalibrationEvent):
-            synchronizer.set_calibration(event.camera, event.calibration or event.error)
+            synchronizer.set_calibration(event.camera, event.calibration or event.error, event.image_topic)
         elif isinstance(event, TransformEvent):
             _add_transform(event, transforms, health)
         else:
@@ -109,13 +109,17 @@ def results_header(
         "max_detections": count,
         "memory_interval": how.memory_interval,
         "tracker": how.tracker,
+        "nms": {variant.config.name: how.nms_of(variant.config) for variant in pipeline.variants},
         "precision": how.precision,
-        "bag": bag.path.resolve().name,
+        "engine": how.engine,
+        "bag": " ".join(path.resolve().name for path in bag.parts),
         "occupancy": None if occupancy is None else occupancy.resolve().name,
         "cameras": list(settings.cameras),
         "anchor": settings.anchor or settings.cameras[0],
         "prefix": bag.prefix,
         "remap": dict(bag.remap),
+        "camera_frames": dict(settings.camera_frames),
+        "rectified": list(settings.rectified),
         "frame_id": settings.base_frame,
         "fixed_frame": settings.fixed_frame,
         "units": {"stamp": "ns", "center": "m", "size": "m", "yaw": "rad", "velocity": "m/s", "memory_interval": "s"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from bev_perception.config import ImageConfig, VariantConfig
+from bev_perception.config import NMS, ImageConfig, VariantConfig
 from bev_perception.families.catalog import gives
 from bev_perception.families.family import INSTANCES
 from bev_perception.health import Health, Stopwatch
@@ -19,11 +18,17 @@ from bev_perception.models.precision import check_precision, strict_float32
 from bev_perception.models.protocol import NotFiniteError, Perception, Prediction
 from bev_perception.pipeline.continuity import Continuity
 from bev_perception.pipeline.encoders import Encoder, LoadedVariant, Stream, empty_input, group_by_encoder
+from bev_perception.pipeline.engines import check_engine
+from bev_perception.pipeline.engines.part import input_size
 from bev_perception.results.boxes import to_ego
+from bev_perception.results.duplicates import without_duplicates
 from bev_perception.sensing.preprocess import Preprocessor, reference2base
 from bev_perception.strict import ConfigError
 from bev_perception.tracking.tracker import TRACKERS, Tracks, follow
 from bev_perception.types import Boxes3D, Frame, FrameError, Limits, ModelInput, Occupancy, Result
+
+#: the values of the setting `nms`
+NMS_SETTINGS = ("auto", *NMS)
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,11 @@ class PipelineSettings:
     memory_interval: s between remembered frames; capped at the variant's own interval; a shorter one reproduces the
         spacing of the training more closely and takes more memory
     tracker: where track ids come from if a variant gives none: "greedy" (see tracking/tracker.py), or "none"
+    nms: how further boxes of one object are dropped: "auto", as the variant's file says; "distance", "rotated_iou" or
+        "none", see results/duplicates.py
     precision: of backbone and neck: "fp32", "tf32", "bf16" or "fp16" (see models/precision.py); cannot be changed once
         the pipeline runs; everything else computes in float32
+    engine: what computes backbone and neck, see pipeline/engines; cannot be changed once the pipeline runs
     max_speed: m/s; faster ego motion is a pose jump, which wipes the memory
     max_turn_rate: rad/s; faster turning is a pose jump, which wipes the memory
     """
@@ -45,7 +53,9 @@ class PipelineSettings:
     max_detections: int | None = None
     memory_interval: float = 0.25
     tracker: str = "greedy"
+    nms: str = "auto"
     precision: str = "fp32"
+    engine: str = "eager"
     max_speed: float = 80.0
     max_turn_rate: float = 4.0
 
@@ -59,11 +69,17 @@ class PipelineSettings:
             raise ConfigError(f"memory_interval is {self.memory_interval} s; it must be positive")
         if self.tracker not in TRACKERS:
             raise ConfigError(f"tracker is {self.tracker!r}; it must be one of {', '.join(TRACKERS)}")
+        if self.nms not in NMS_SETTINGS:
+            raise ConfigError(f"nms is {self.nms!r}; it must be one of {', '.join(NMS_SETTINGS)}")
 
     @property
     def limits(self) -> Limits:
         """The limits on the boxes of a result."""
         return Limits(self.score_threshold, self.max_detections)
+
+    def nms_of(self, config: VariantConfig) -> str:
+        """Return how further boxes of one object of a variant are dropped, one of NMS."""
+        return config.nms if self.nms == "auto" else self.nms
 
 
 @dataclass(frozen=True)
@@ -101,14 +117,17 @@ class Pipeline:
         settings: None takes the defaults of PipelineSettings
         health: counts frames and drops; None creates a new one
 
-        Raises ConfigError for variants that cannot run live or not together, and for a precision that the device does
-        not support.
+        An engine is built here, unless it is in the cache, which takes minutes.
+
+        Raises ConfigError for variants that cannot run live or not together, for a precision that the device does not
+        support, and for an engine that cannot be had; EngineError for one whose results are not those of eager mode.
         """
         _check_variants([variant.config for variant in variants])
         self.variants = tuple(variants)
         self.device = device
         self.settings = settings or PipelineSettings()
         check_precision(self.settings.precision, device)
+        check_engine(self.settings.engine, self.settings.precision, device)
         self.health = health or Health()
         self._preprocess: dict[ImageConfig, Preprocessor] = {}
         for variant in variants:
@@ -118,6 +137,8 @@ class Pipeline:
         self._encoders = [
             Encoder(group, self._interval, self.settings.precision) for group in group_by_encoder(variants)
         ]
+        for encoder in self._encoders:
+            encoder.use_engine(self.settings.engine, device)
         self._streams = [stream for encoder in self._encoders for stream in encoder.streams]
         self._tracks = Tracks()
         self._continuity = Continuity(min(variant.config.frames.max_gap for variant in variants))
@@ -197,8 +218,7 @@ class Pipeline:
     def warm_up(self, cameras: int) -> None:
         """Run the models once on black images of `cameras` cameras, so that the first real frame is not slow."""
         for encoder in self._encoders:
-            image = encoder.image
-            height, width = (math.ceil(size / image.pad) * image.pad for size in (image.height, image.width))
+            height, width = input_size(encoder.image)
             with torch.inference_mode(), strict_float32(self.device):
                 encoder.warm_up(empty_input(cameras, height, width, self.device))
                 self._synchronize()
@@ -212,6 +232,8 @@ class Pipeline:
         for image, preprocess in self._preprocess.items():
             inputs[image], unusable = preprocess(frame)
             missing.update(unusable)
+            for camera, warning in preprocess.warnings(frame).items():
+                self.health.notice("picture cut off", warning, camera)
         for camera, reason in missing.items():
             self.health.drop("missing view", f"{camera}: {reason}", camera)
         return inputs, missing
@@ -236,8 +258,8 @@ class Pipeline:
             except NotFiniteError as error:
                 raise NotFiniteError(f"{stream.config.name}: {error}") from error
             if seen.boxes is not None:
-                reference_boxes = seen.boxes
-                boxes = to_ego(seen.boxes, reference2base(stream.config, frame))
+                reference_boxes = without_duplicates(seen.boxes, self.settings.nms_of(stream.config))
+                boxes = to_ego(reference_boxes, reference2base(stream.config, frame))
             occupancy = occupancy if seen.occupancy is None else seen.occupancy
         return Perception(boxes, occupancy), reference_boxes
 

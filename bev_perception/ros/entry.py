@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
-import os
 import signal
 import socket
-import sys
 import threading
 import time
-from typing import Any
 
-#: s from SIGINT or SIGTERM to the end of the process at the latest; with the wait for results to be withdrawn below 2 s
-END_LIMIT = 1.7
+from bev_perception.allocation import keep_memory_together
+from bev_perception.ros.endings import end_by, leave, leave_on_signal, raise_exit
 
-# from glibc's malloc.h
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+#: s from SIGINT or SIGTERM to the end of the process at the latest; on a loaded machine, the system takes some of 2 s
+END_LIMIT = 1.2
 
 
 def prepare_process() -> None:
     """Handle SIGINT and SIGTERM, set up memory allocation and logging, and make the ROS messages importable.
 
-    Either signal ends the process with status 0 by SystemExit. KeyboardInterrupt would not do: if it passes through an
-    exec() of a string, as in torch's imports, Python kills itself with SIGINT at exit even though it was caught.
+    Either signal ends the process with status 0: by SystemExit while messages are compiled, so that nothing half made
+    is left, and at once after that, while the caller imports what takes seconds.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _end)
+    end_by(raise_exit)
     end_in_time()
-    _keep_memory_together()
+    keep_memory_together()
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     from bev_perception.ros.interfaces import ensure_interfaces
     from bev_perception.ros.rosidl_build import InterfaceBuildError
@@ -39,24 +33,7 @@ def prepare_process() -> None:
     except InterfaceBuildError as error:
         logging.getLogger("bev_perception").error("%s", error)
         raise SystemExit(1) from error
-
-
-def _keep_memory_together() -> None:
-    """Make glibc's malloc serve all threads from one heap, large buffers included.
-
-    By default, each thread has its own heap. Large buffers that live for seconds (the remembered features) between
-    others that live for milliseconds fragment these heaps, so that the process grows for thousands of frames. Using
-    mmap for each large buffer would prevent that as well, but makes every frame clearly slower.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has it
-    if mallopt is not None:
-        mallopt(M_ARENA_MAX, 1)
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)
-        mallopt(M_TRIM_THRESHOLD, 256 << 20)
-
-
-def _end(*_: Any) -> None:
-    raise SystemExit(0)
+    end_by(leave_on_signal)
 
 
 def end_in_time(limit: float = END_LIMIT) -> None:
@@ -75,7 +52,4 @@ def _wait_for_end(reading: socket.socket, writing: socket.socket, limit: float) 
     while not {signal.SIGINT, signal.SIGTERM} & set(reading.recv(64)):
         continue
     time.sleep(limit)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
-    os._exit(0)
+    leave()

@@ -1,4 +1,4 @@
-"""Logging of unexpected errors at a bounded rate."""
+"""Tracebacks of unexpected errors, each kind once."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import time
 import traceback
 from collections.abc import Callable
 
-#: s between two log lines about the same kind of error
-REPEAT_PERIOD = 10.0
+#: s that a kind of error must stay away to be logged again
+QUIET = 60.0
 
 
 class FaultLog:
     """Logs unexpected errors without flooding the log; safe to use from several threads.
 
-    The first error of a kind is logged with its traceback. Later ones are counted, and logged as one line every
-    REPEAT_PERIOD seconds at most. A kind is the error's type and the line that raised it.
+    The first error of a kind is logged with its traceback. Those that follow are not: whoever records them counts them
+    in Health, too, which says how often they come and when they are over. A kind is the error's type and the line that
+    raised it.
     """
 
     def __init__(self, log: Callable[[str], None]) -> None:
@@ -26,20 +27,15 @@ class FaultLog:
         """
         self._log = log
         self._lock = threading.Lock()
-        self._kinds: dict[tuple[type, str, int], tuple[float, int]] = {}  # kind -> (last logged at, count since then)
+        self._last: dict[tuple[type, str, int], float] = {}  # kind -> when it came last
 
     def record(self, error: Exception) -> None:
-        """Log or count one error."""
+        """Log an error unless its kind has come within QUIET seconds."""
         kind, now = _kind(error), time.monotonic()
         with self._lock:
-            first = kind not in self._kinds
-            logged, count = self._kinds.get(kind, (-math.inf, 0))
-            due = now - logged >= REPEAT_PERIOD
-            self._kinds[kind] = (now, 0) if due else (logged, count + 1)
-        if first:
+            before, self._last[kind] = self._last.get(kind, -math.inf), now
+        if now - before >= QUIET:
             self._log("".join(traceback.format_exception(error)))
-        elif due:
-            self._log(f"{type(error).__name__}: {error} ({count + 1} times since it was last logged)")
 
 
 def _kind(error: Exception) -> tuple[type, str, int]:

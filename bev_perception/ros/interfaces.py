@@ -91,8 +91,8 @@ def _cache_key(packages: Sequence[str]) -> str:
     except metadata.PackageNotFoundError as error:
         raise InterfaceBuildError(
             f"the messages of {', '.join(packages)} cannot be imported, and without the ROS wheels they cannot be "
-            f"generated ({error}); either build this package with colcon and source install/setup.bash, or install "
-            "it with its extra `ros` into a venv: pip install '.[ros]' in its source tree"
+            f"generated ({error}); either build this package with colcon and source install/setup.bash, or, in a venv "
+            "without a ROS 2 distribution, pip install bev_perception[ros]"
         ) from error
     digest = hashlib.sha256(repr(versions).encode())
     digest.update(Path(rosidl_build.__file__).read_bytes())

@@ -65,13 +65,18 @@ class Lookout:
         return "; ".join(reasons) + remedy if reasons else ""
 
 
-def doubles(node: Node) -> str:
-    """Return a sentence about other nodes that have the full name of this one; empty if there are none."""
+def doubles(node: Node) -> int:
+    """Return how many other nodes have the full name of this one."""
     mine = (node.get_name(), node.get_namespace())
-    others = sum(found == mine for found in node.get_node_names_and_namespaces()) - 1
-    if others < 1:
-        return ""
-    return (
-        f"{others} more of {node.get_fully_qualified_name()}: parameters and services reach one of them by chance, "
-        "and both publish; start one with another name or namespace"
-    )
+    return max(0, sum(found == mine for found in node.get_node_names_and_namespaces()) - 1)
+
+
+def notice_doubles(node: Node, health: Health) -> None:
+    """Notice other nodes that have the full name of this one."""
+    others = doubles(node)
+    if others:
+        health.notice(
+            "two nodes of one name",
+            f"{others} more of {node.get_fully_qualified_name()}: parameters and services reach one of them by "
+            "chance, and both publish; start one with another name or namespace",
+        )

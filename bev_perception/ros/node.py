@@ -9,7 +9,6 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -34,7 +33,7 @@ from bev_perception.ros.diagnostics import camera_statuses, figures
 from bev_perception.ros.fault_log import FaultLog
 from bev_perception.ros.graph_advice import COMPRESSED_IMAGE, IMAGE
 from bev_perception.ros.lifecycle import answer_while, impossible
-from bev_perception.ros.lookout import PATIENCE, Lookout, doubles
+from bev_perception.ros.lookout import PATIENCE, Lookout, notice_doubles
 from bev_perception.ros.outputs import Outputs
 from bev_perception.ros.parameters import (
     as_declared,
@@ -47,6 +46,7 @@ from bev_perception.ros.parameters import (
     variants,
 )
 from bev_perception.ros.qos import IMAGE_QOS, LATCHED_QOS, TF_QOS, TF_STATIC_QOS, subscribe, subscribe_beside
+from bev_perception.ros.rig_watch import RigWatch
 from bev_perception.ros.worker import Worker
 from bev_perception.sensing.synchronizer import Synchronizer
 from bev_perception.sensing.transforms import open_transforms
@@ -93,6 +93,7 @@ class PerceptionNode(LifecycleNode):
         self._looked = time.monotonic()
         self._losses = 0  # drops and resets up to the last report
         self._outputs: Outputs | None = None
+        self._rig_watch = RigWatch(self._health, "")
         self._missing: dict[str, str] = {}
         self._failure = ""
         self._lifecycle = "unconfigured"
@@ -116,12 +117,15 @@ class PerceptionNode(LifecycleNode):
         self._health.drop("callback error", f"{type(error).__name__}: {error}")
         self._faults.record(error)
 
-    def close(self) -> None:
-        """Stop the worker and free the model; allowed in every state."""
-        self._stop_worker()
+    def close(self, patience: float | None = None) -> None:
+        """Withdraw the results, stop the worker and free the model; allowed in every state.
+
+        patience: s to wait for the frame in progress, without which nothing is freed; None: until it is done.
+        """
         if self._outputs is not None and self.context.ok():  # if it was shut down from outside, nothing can be sent
             self._outputs.bid_farewell()
-        self._free()
+        if self._stop_worker(patience):
+            self._free()
 
     def autostart(self) -> None:
         """Configure and, if that works, activate."""
@@ -131,10 +135,7 @@ class PerceptionNode(LifecycleNode):
     # ------------------------------------------------------------------ lifecycle
 
     def _LifecycleNodeMixin__on_change_state(self, request: Any, response: Any) -> Any:
-        """Answer the service ~/change_state, also for a transition that the state does not have.
-
-        rclpy's own callback raises an error then, so that whoever asked waits for ever.
-        """
+        """Answer ~/change_state also where the state has no such transition; rclpy would leave it unanswered."""
         if reason := impossible(self, request):
             self._health.notice("impossible transition", reason, about=self._state_machine.current_state[1])
             response.success = False
@@ -251,6 +252,7 @@ class PerceptionNode(LifecycleNode):
         self._timer.timer_period_ns = round(self._get("diagnostics_period") * 1e9)
         self._transforms = open_transforms()
         self._synchronizer = Synchronizer(settings, self._transforms, self._health)
+        self._rig_watch = RigWatch(self._health, settings.base_frame)
         self._outputs = Outputs(
             self,
             [v.config for v in self._pipeline.variants],
@@ -263,9 +265,7 @@ class PerceptionNode(LifecycleNode):
             self.get_logger().info("the variants' encoders differ, so that every image is encoded twice")
         self.get_logger().info(f"{self._pipeline.name} is ready on {self._pipeline.device}{trained}")
 
-    def _load(
-        self, run: list[tuple[str, Path | None]], device: str, settings: PipelineSettings, cameras: int
-    ) -> Pipeline:
+    def _load(self, run: list[Any], device: str, settings: PipelineSettings, cameras: int) -> Pipeline:
         """Return the pipeline, ready to run; called in another thread."""
         first, *second = run
         pipeline = load_pipeline(*first, device, settings, self._health, second=second[0] if second else None)
@@ -291,13 +291,12 @@ class PerceptionNode(LifecycleNode):
                 subscribe_beside(self, CameraInfo, topic, callback, LATCHED_QOS),
             ]
 
-    def _stop_worker(self) -> None:
+    def _stop_worker(self, patience: float | None = None) -> bool:
         while self._image_subscriptions:
             self.destroy_subscription(self._image_subscriptions.pop())
         worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.stop()
         self._missing, self._lookout = {}, None
+        return worker is None or worker.stop(patience)
 
     def _free(self) -> None:
         for subscriptions in (self._tf_subscriptions, self._info_subscriptions):
@@ -328,8 +327,9 @@ class PerceptionNode(LifecycleNode):
 
     def _on_camera_info(self, camera: str, message: CameraInfo) -> None:
         assert self._synchronizer is not None
+        topic = self.resolve_topic_name(f"~/input/{camera}/{IMAGE_TYPES[self._get('image_transport')][2]}")
         try:
-            self._synchronizer.set_calibration(camera, calibration(message))
+            self._synchronizer.set_calibration(camera, calibration(message), topic)
         except ValueError as error:
             self._synchronizer.set_calibration(camera, str(error))
         self._pass_on()
@@ -427,6 +427,7 @@ class PerceptionNode(LifecycleNode):
         if not self.context.ok():
             return  # the context was shut down while the model worked on this frame
         self._missing = result.missing
+        self._rig_watch.look(frame)
         for camera in frame.cameras:
             unused = camera in result.missing and camera not in frame.missing
             self._health.judge(camera, "model", *((REFUSED, result.missing[camera]) if unused else (OK,)))
@@ -446,6 +447,7 @@ class PerceptionNode(LifecycleNode):
         values = figures(
             self._lifecycle, self._get("variant"), self._health, self._pipeline, self._synchronizer, self._missing
         )
+        values |= self._rig_watch.figures()
         statuses = [messages.diagnostic_status(level, f"{name}: perception", message, values)]
         if self._synchronizer is not None:
             advice = {} if self._lookout is None else self._lookout.advice
@@ -476,6 +478,8 @@ class PerceptionNode(LifecycleNode):
             return DiagnosticStatus.WARN, f"no results: {waiting or self._advice()}"
         if self._missing:
             return DiagnosticStatus.WARN, f"degraded: without {', '.join(sorted(self._missing))}"
+        if self._rig_watch.warning:
+            return DiagnosticStatus.WARN, self._rig_watch.warning
         if news:
             return DiagnosticStatus.WARN, "running, with losses"
         return DiagnosticStatus.OK, "running"
@@ -489,8 +493,7 @@ class PerceptionNode(LifecycleNode):
         self._looked = time.monotonic()
         if self._lookout is not None:
             self._lookout.look()
-        if others := doubles(self):
-            self._health.notice("two nodes of one name", others)
+        notice_doubles(self, self._health)
 
     def _age(self) -> None:
         if self._outputs is not None:

@@ -82,6 +82,7 @@ class Outputs:
         """
         self._lifetime = lifetime
         self._lock = threading.Lock()  # so that nothing is withdrawn that has just been published
+        self._closed = False
         self._standing: _Standing | None = None
         given = frozenset().union(*(gives(config) for config in variants))
         occupancy = OCCUPANCY in given
@@ -114,7 +115,7 @@ class Outputs:
             self._node.destroy_lifecycle_publisher(self._publishers.popitem()[1])
 
     def publish(self, result: Result, frame: Frame, frame_id: str, fixed_frame: str) -> None:
-        """Publish a result.
+        """Publish a result, unless farewell was bidden.
 
         result: of the pipeline.
         frame: the frame that the result was made of.
@@ -122,6 +123,8 @@ class Outputs:
         fixed_frame: tf frame that does not move with the vehicle.
         """
         with self._lock:
+            if self._closed:
+                return
             grid = None if result.occupancy is None else result.occupancy.grid
             self._standing = _Standing(time.monotonic(), result.stamp, frame_id, grid)
             self._publish(result, frame, frame_id, fixed_frame)
@@ -150,7 +153,9 @@ class Outputs:
                     self._send(name, lambda: occupancy_messages.point_cloud(nothing, stamp, frame_id))
 
     def bid_farewell(self) -> None:
-        """Withdraw the last result, and see that this arrives before the publishers are destroyed."""
+        """Publish no more, withdraw the last result, and see that this arrives before the publishers are destroyed."""
+        with self._lock:
+            self._closed = True
         if self._standing is None:
             return
         self.withdraw()

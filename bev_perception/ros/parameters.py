@@ -20,7 +20,7 @@ from bev_perception.families.variants import TINY_DETECTOR
 from bev_perception.pipeline.pipeline import PipelineSettings
 from bev_perception.results.costmap import OUTPUT_LIFETIME, CostmapSettings
 from bev_perception.ros.camera_topics import check_camera_names
-from bev_perception.sensing.synchronizer import SynchronizerSettings
+from bev_perception.sensing.synchronizer import SynchronizerSettings, camera_frames
 
 
 class ParameterSpec(NamedTuple):
@@ -59,11 +59,26 @@ PARAMETERS = (
         _PIPELINE.precision,
         "Of backbone and neck: fp32, bf16 or fp16, on NVIDIA GPUs from Ampere on also tf32.",
     ),
+    ParameterSpec(
+        "engine",
+        _PIPELINE.engine,
+        "Computes backbone and neck: eager, compile, onnxruntime, openvino or tensorrt; built when first configured.",
+    ),
     ParameterSpec("autostart", True, "Configure and activate at once; false leaves it to a lifecycle manager."),
     ParameterSpec("cameras", list(CAMERAS), "Camera names; each has ~/input/<camera>/image and camera_info."),
     ParameterSpec("anchor_camera", "", "Camera whose stamp a set takes; empty is the first of cameras."),
     ParameterSpec("image_transport", "raw", "raw (sensor_msgs/Image) or compressed (sensor_msgs/CompressedImage)."),
     ParameterSpec("base_frame", _SYNC.base_frame, "tf frame of the vehicle; results are published in it."),
+    ParameterSpec(
+        "camera_frames",
+        [""],
+        "CAMERA:=FRAME for each camera whose images name another tf frame than their optical frame.",
+    ),
+    ParameterSpec(
+        "rectified",
+        [""],
+        "Cameras whose images are rectified, or * for all: R and P of camera_info count, not K and D.",
+    ),
     ParameterSpec("fixed_frame", _SYNC.fixed_frame, "tf frame that does not move with the vehicle (odometry)."),
     ParameterSpec(
         "max_stamp_difference",
@@ -89,6 +104,11 @@ PARAMETERS = (
         "tracker",
         _PIPELINE.tracker,
         "Where track ids come from if the variant gives none: greedy (nearest centres), or none.",
+    ),
+    ParameterSpec(
+        "nms",
+        _PIPELINE.nms,
+        "How further boxes of one object are dropped: auto (as the variant says), distance, rotated_iou, or none.",
     ),
     ParameterSpec(
         "costmap_min_height",
@@ -197,6 +217,8 @@ def synchronizer_settings(node: Node) -> SynchronizerSettings:
         tf_timeout=get("tf_timeout"),
         base_frame=get("base_frame"),
         fixed_frame=get("fixed_frame"),
+        camera_frames=camera_frames(filter(None, get("camera_frames"))),
+        rectified=tuple(filter(None, get("rectified"))),
     )
 
 
@@ -208,7 +230,9 @@ def pipeline_settings(node: Node) -> PipelineSettings:
         max_detections=get("max_detections"),
         memory_interval=get("memory_interval"),
         tracker=get("tracker"),
+        nms=get("nms"),
         precision=get("precision"),
+        engine=get("engine"),
     )
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from bev_perception.ros.entry import prepare_process
+from typing import NoReturn
+
+from bev_perception.ros.endings import end_by, leave, leave_on_signal
 
 
-def main(args: list[str] | None = None) -> int:
-    """Run the perception node until SIGINT or SIGTERM; return the exit status."""
+def main(args: list[str] | None = None) -> NoReturn:
+    """Run the perception node until SIGINT or SIGTERM, and end the process with its status."""
+    end_by(leave_on_signal)
+    from bev_perception.ros.entry import prepare_process
+
     prepare_process()
     from bev_perception.ros.spin import run_node
 
-    return run_node(args)
+    leave(run_node(args))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import signal
 import struct
 import threading
 import time
@@ -34,6 +33,7 @@ from std_srvs.srv import SetBool
 from bev_perception.commands import ros_command
 from bev_perception.data.messages import stamp_ns
 from bev_perception.data.rosbag import COMPRESSED_IMAGE, IMAGE, BagError, BagReader, BagTopic
+from bev_perception.ros.endings import end_by, raise_exit
 from bev_perception.strict import UserError
 
 #: ns of play time between two messages on /clock
@@ -366,6 +366,7 @@ def _qos(topic: BagTopic) -> QoSProfile:
 
 def run_player(args: list[str] | None = None) -> int:
     """Play a bag until its end, SIGINT or SIGTERM; return the exit status, 1 if the bag cannot be played."""
+    end_by(raise_exit)
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     try:
         return _play()
@@ -379,8 +380,7 @@ def _play() -> int:
     except UserError as error:
         logging.getLogger("bag_player").error("%s", error)
         return 1
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: player.stop())
+    end_by(lambda *_: player.stop())
     executor = SingleThreadedExecutor()
     executor.add_node(player)
     spinner = threading.Thread(target=_spin, args=(executor,))

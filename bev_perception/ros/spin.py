@@ -5,18 +5,21 @@ Import only after bev_perception.ros.interfaces.ensure_interfaces().
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
+from contextlib import suppress
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
+from bev_perception.ros.endings import end_by, raise_exit
 from bev_perception.ros.node import PerceptionNode
 
 #: s between two checks whether to stop
-SPIN_TIMEOUT = 0.2
+SPIN_TIMEOUT = 0.1
+#: s that the frame in progress has to be done when the process is to end
+PATIENCE = 0.3
 #: s to wait after an error in the executor's loop, so that a lasting error does not take a whole CPU core
 ERROR_PAUSE = 0.01
 
@@ -24,21 +27,25 @@ ERROR_PAUSE = 0.01
 def run_node(args: list[str] | None = None) -> int:
     """Run the perception node until SIGINT or SIGTERM; return the exit status.
 
+    The model may still be at work then, in a thread under which Python must not be taken down; see endings.leave.
+
     args: command line with ROS arguments; None takes sys.argv.
     """
+    end_by(raise_exit)
     # rclpy's own signal handlers would shut the context down before the node can stop its worker
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     node = None
     try:
-        node = PerceptionNode()
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        if node.get_parameter("autostart").value:
-            node.autostart()
-        spin(executor, node)
+        with suppress(SystemExit):  # of a signal before spin() listens, as while the model is loaded
+            node = PerceptionNode()
+            executor = SingleThreadedExecutor()
+            executor.add_node(node)
+            if node.get_parameter("autostart").value:
+                node.autostart()
+            spin(executor, node)
     finally:
         if node is not None:
-            node.close()
+            node.close(PATIENCE)
             node.destroy_node()
         rclpy.try_shutdown()
     return 0
@@ -51,8 +58,7 @@ def spin(executor: SingleThreadedExecutor, node: PerceptionNode) -> None:
     node: counts and logs the errors of callbacks.
     """
     stopping = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
+    end_by(lambda *_: stopping.set())
     while not stopping.is_set():
         if not node.context.ok():
             node.get_logger().info("the ROS context was shut down from outside; the node ends")

@@ -75,14 +75,20 @@ class Worker:
         """Why no more results are expected; empty while they are."""
         return self._breakdown
 
-    def stop(self) -> None:
-        """Finish the frame in progress and end the thread; a waiting frame is dropped and counted."""
+    def stop(self, patience: float | None = None) -> bool:
+        """Finish the frame in progress and end the thread; a waiting frame is dropped and counted.
+
+        patience: s to wait for the thread; None: until it has ended.
+
+        Return whether it has ended.
+        """
         with self._changed:
             self._stopping = True
             if self._slot is not None:
                 self._health.drop("stopped", "a set was waiting when the node was deactivated")
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(patience)
+        return not self._thread.is_alive()
 
     def _take(self) -> tuple[Frame, float] | None:
         with self._changed:

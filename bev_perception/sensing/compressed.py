@@ -37,6 +37,10 @@ _AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _PNG_ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 _PNG_GREY = (0, 4)
+#: PNG colour type -> channels
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+#: the most bytes that the pixels of a PNG unpack to, and how many of them at a time
+MAX_UNPACKED, _PIECE = 1 << 28, 1 << 20
 
 
 class CompressedError(UserError):
@@ -167,7 +171,8 @@ def _jpeg_size(frame: bytes) -> tuple[int, int]:
 def _still_png(content: bytes) -> StillPicture:
     """Keep header, palette and pixels of a PNG, whose checksums must be right (ISO/IEC 15948)."""
     kept = [PNG_START]
-    at, count, header, pixels, last = len(PNG_START), 0, b"", False, False
+    at, count, header, last = len(PNG_START), 0, b"", False
+    packed: list[bytes] = []
     while not last:
         length, name = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
         end = at + 12 + length
@@ -192,12 +197,36 @@ def _still_png(content: bytes) -> StillPicture:
             raise CompressedError(f"the PNG holds the unknown chunk {name!r}", "check the camera driver")
         if name == b"IHDR":
             header = content[at + 8 : end - 4]
-        pixels |= name == b"IDAT"
+        if name == b"IDAT":
+            packed.append(content[at + 8 : end - 4])
         last = name == b"IEND"
         at = end
-    if not pixels:
+    if not packed:
         raise CompressedError("the PNG holds no pixels", "check the camera driver")
     size = int.from_bytes(header[:4], "big"), int.from_bytes(header[4:8], "big")
     if not all(size):
         raise CompressedError(f"the PNG says {size[0]}x{size[1]} pixels", "check the camera driver")
+    _check_unpacked(size, header[8] * _PNG_CHANNELS.get(header[9], 4), packed)
     return StillPicture(size, header[9] in _PNG_GREY, b"".join(kept))
+
+
+def _check_unpacked(size: tuple[int, int], bits: int, packed: list[bytes]) -> None:
+    """Raise CompressedError for pixels that unpack to far more than a PNG's size takes: the decoder unpacks them all.
+
+    size: width and height, pixels
+    bits: of a pixel
+    packed: contents of the IDAT chunks
+    """
+    most = min(2 * size[1] * (1 + (size[0] * bits + 7) // 8) + 1024, MAX_UNPACKED)  # interlaced rows are more
+    unpacker, unpacked, rest = zlib.decompressobj(), 0, b"".join(packed)
+    try:
+        while rest and not unpacker.eof:
+            unpacked += len(unpacker.decompress(rest, _PIECE))
+            rest = unpacker.unconsumed_tail
+            if unpacked > most:
+                raise CompressedError(
+                    f"the pixels of the PNG unpack to more than the {most} bytes that {size[0]}x{size[1]} may take",
+                    "the file is damaged or hostile",
+                )
+    except zlib.error as error:
+        raise CompressedError(f"the pixels of the PNG cannot be unpacked ({error})", "check the transport") from error

@@ -17,6 +17,7 @@ from bev_perception.config import ImageConfig, VariantConfig
 from bev_perception.geometry import invert_transform, make_transform, rotation_from_yaw
 from bev_perception.sensing.images import ImageError, decode_image
 from bev_perception.sensing.lens import undistortion_map
+from bev_perception.sensing.view_checks import cut_off_warning
 from bev_perception.strict import UserError
 from bev_perception.types import Calibration, Cameras, Frame, FrameError, ModelInput, View
 
@@ -332,6 +333,19 @@ class Preprocessor:
             stamp=frame.stamp,
         )
         return inputs, missing
+
+    def warnings(self, frame: Frame) -> dict[str, str]:
+        """Return camera -> sentence for each view of which the model does not get what matters."""
+        size = self._config.image
+        found = {}
+        for view in frame.views:
+            if view is None:
+                continue
+            transform = image_transform((view.calibration.height, view.calibration.width), size)
+            warning = cut_off_warning(view, transform.source2output, (size.height, size.width))
+            if warning:
+                found[view.image.camera] = warning
+        return found
 
     def _prepare_view(self, view: View | None, pixels: np.ndarray, cameras: Cameras, i: int) -> str | None:
         """Fill in camera i's pixels [h, w, 3] and matrices; return the reason if that is impossible, or None."""

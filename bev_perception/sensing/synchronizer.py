@@ -11,14 +11,17 @@ import bisect
 import math
 import statistics
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
 
+from bev_perception.geometry import make_transform
 from bev_perception.health import CLOCK_OFF, LATE, NO_CALIBRATION, OK, REFUSED, Health
 from bev_perception.sensing.poses import PoseNotYetError
 from bev_perception.sensing.transforms import NoTransformError, Transforms
+from bev_perception.sensing.view_checks import optical_warning, rectified_warning
 from bev_perception.strict import UserError
 from bev_perception.types import BASE_FRAME, FIXED_FRAME, Calibration, CameraImage, Frame, View
 
@@ -47,6 +50,8 @@ class SynchronizerSettings:
     tf_timeout: s; how long a set waits for its camera_info and tf.
     base_frame: tf frame of the vehicle.
     fixed_frame: tf frame of the world that the vehicle moves in.
+    camera_frames: camera -> tf frame that its images are of, whatever their header says.
+    rectified: cameras whose images are rectified, so that R and P of their CameraInfo count, not K and D; "*": all.
     """
 
     cameras: tuple[str, ...]
@@ -56,6 +61,8 @@ class SynchronizerSettings:
     tf_timeout: float = 0.2
     base_frame: str = BASE_FRAME
     fixed_frame: str = FIXED_FRAME
+    camera_frames: Mapping[str, str] = field(default_factory=dict)
+    rectified: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the camera names and the times."""
@@ -63,10 +70,35 @@ class SynchronizerSettings:
             raise UserError(f"cameras must name at least one camera, each once; got {list(self.cameras)}")
         if self.anchor and self.anchor not in self.cameras:
             raise UserError(f"anchor_camera {self.anchor!r} is none of the cameras {list(self.cameras)}")
+        for name, cameras in (("camera_frames", self.camera_frames), ("rectified", self.rectified)):
+            strangers = set(cameras) - {*self.cameras, *(["*"] if name == "rectified" else [])}
+            if strangers:
+                raise UserError(
+                    f"{name} names {', '.join(sorted(strangers))}, none of the cameras {list(self.cameras)}"
+                )
         for name in ("max_stamp_difference", "camera_timeout", "tf_timeout"):
             seconds = getattr(self, name)
             if not (math.isfinite(seconds) and seconds >= 0):
                 raise UserError(f"{name} is {seconds} s; it must be finite and not negative")
+
+
+def camera_frames(rules: Iterable[str]) -> dict[str, str]:
+    """Return camera -> tf frame from rules CAMERA:=FRAME; raises UserError for what is no rule."""
+    frames = {}
+    for rule in rules:
+        camera, sign, frame = rule.partition(":=")
+        if not (camera and sign and frame):
+            raise UserError(f"camera_frames: {rule!r} names no frame; write CAMERA:=FRAME")
+        frames[camera] = frame.lstrip("/")
+    return frames
+
+
+def _rectified(calibration: Calibration) -> Calibration | str:
+    """Return the calibration of rectified images, or a sentence that says why there is none."""
+    try:
+        return calibration.of_rectified()
+    except UserError as error:
+        return str(error)
 
 
 @dataclass
@@ -146,8 +178,18 @@ class Synchronizer:
         self._without_pose: int | None = None  # stamp of a set that went without a pose, until that comes
         self.waiting_for = ""
 
-    def set_calibration(self, camera: str, calibration: Calibration | str) -> None:
-        """Set a camera's calibration, or say in a sentence why the one that arrived cannot be used."""
+    def set_calibration(self, camera: str, calibration: Calibration | str, image_topic: str = "") -> None:
+        """Set a camera's calibration, or say in a sentence why the one that arrived cannot be used.
+
+        image_topic: of the images that it belongs to, as their publisher names it.
+        """
+        if isinstance(calibration, Calibration):
+            if {camera, "*"}.isdisjoint(self.settings.rectified):
+                warning = rectified_warning(image_topic, calibration)
+                if warning:
+                    self.health.notice("rectified images", f"{camera}: {warning}", camera)
+            else:
+                calibration = _rectified(calibration)
         self._calibrations[camera] = calibration
 
     def add(self, image: CameraImage) -> None:
@@ -417,13 +459,20 @@ class Synchronizer:
             return _Unready("no camera_info has arrived", True, _Lack.CAMERA_INFO, NO_CALIBRATION)
         if isinstance(calibration, str):
             return _Unready(calibration, may_come=False, state=REFUSED)
-        sensor2ego = self._lookup(image.frame_id, self.settings.base_frame, image.stamp, _Lack.EXTRINSICS)
+        frame_id = self.settings.camera_frames.get(image.camera, image.frame_id)
+        sensor2ego = self._lookup(frame_id, self.settings.base_frame, image.stamp, _Lack.EXTRINSICS)
         if isinstance(sensor2ego, _Unready):
             return sensor2ego
         ego2global = self._ego_pose(image.stamp)
         if isinstance(ego2global, _Unready):
             return ego2global
-        return View(image, calibration, sensor2ego, ego2global)
+        if calibration.rectified and calibration.rectification is not None:
+            sensor2ego = sensor2ego @ make_transform(calibration.rectification.T, np.zeros(3))
+        view = View(image, calibration, sensor2ego, ego2global)
+        warning = optical_warning(view, frame_id, self.transforms.static_links)
+        if warning:
+            self.health.notice("no optical frame", warning, image.camera)
+        return view
 
     def _ego_pose(self, stamp: int) -> np.ndarray | _Unready:
         return self._lookup(self.settings.base_frame, self.settings.fixed_frame, stamp, _Lack.EGO_POSE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,6 +35,11 @@ class Tf2Transforms(Transforms):
         self._moving: dict[str, tuple[str, int]] = {}  # child -> parent and newest stamp
         self._refused: dict[str, list[tuple[str, int, np.ndarray]]] = {}  # too old for tf2, since the last newer one
         self._core = self._new_core()
+
+    @property
+    def static_links(self) -> Mapping[str, tuple[str, np.ndarray]]:
+        """As Transforms has it."""
+        return self._static
 
     def lookup(self, source: str, target: str, stamp: int) -> np.ndarray:
         """Return source2target [4, 4] at `stamp` (ns); raises as Transforms.lookup says."""

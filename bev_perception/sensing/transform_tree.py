@@ -7,7 +7,7 @@ So a stray message that makes a loop, or a second parent, disturbs the stamps ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -76,6 +76,11 @@ class TransformTree(Transforms):
         for history in self._moving.values():
             history.forget_after(stamp)
         self._count = sum(map(len, self._moving.values()))
+
+    @property
+    def static_links(self) -> Mapping[str, tuple[str, np.ndarray]]:
+        """As Transforms has it."""
+        return self._static
 
     def lookup(self, source: str, target: str, stamp: int) -> np.ndarray:
         """Return source2target [4, 4] at `stamp` (ns).

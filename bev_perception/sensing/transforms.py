@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -52,6 +53,11 @@ class Transforms(ABC):
         """Return child -> sentence about its parents, of links whose parent has changed since the last call."""
         disputed, self.disputed = self.disputed, {}
         return disputed
+
+    @property
+    @abstractmethod
+    def static_links(self) -> Mapping[str, tuple[str, np.ndarray]]:
+        """Child -> parent and child2parent [4, 4] of the links that never move."""
 
     @abstractmethod
     def lookup(self, source: str, target: str, stamp: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -133,7 +133,8 @@ class TrainingStep(nn.Module, Generic[Truth]):
     def compute_twice(self) -> None:
         """Drop activations of backbone blocks and decoder passes, and compute them again in the backward pass."""
         for module in (*self.model.img_backbone.blocks(), *self.decoder_passes()):
-            module.forward = functools.partial(checkpoint, module.forward, use_reentrant=False)
+            passes = functools.partial(_first_and_again, module)
+            module.forward = functools.partial(checkpoint, module.forward, use_reentrant=False, context_fn=passes)
 
     def encode(self, batch: Batch, generators: list[torch.Generator]) -> EncodedViews:
         """Return the features, in float32, of the batch's augmented images.
@@ -195,6 +196,22 @@ class TrainingStep(nn.Module, Generic[Truth]):
         if drawn is not None:
             kept = torch.from_numpy(grid_mask(height, width, drawn)).to(images.device)
             images[:, : self.recipe.frames_with_gradient or None] *= kept
+
+
+def _first_and_again(module: nn.Module) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+    """Return what a module's first pass runs in, and what its second pass runs in; see compute_twice."""
+    return contextlib.nullcontext(), _buffers_kept(module)
+
+
+@contextlib.contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Undo what a pass changes of a module's buffers: norms have taken up the statistics of the same maps before."""
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
 
 
 def _distort(pixels: Tensor, generator: torch.Generator) -> Tensor:

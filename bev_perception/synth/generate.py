@@ -6,6 +6,7 @@ import json
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,11 @@ def _make(root: Path, settings: SynthSettings, todo: list[int], workers: int) ->
                 if ticks.value > shown:
                     yield ticks.value - shown
                     shown = ticks.value
+        except BrokenProcessPool as error:
+            raise SynthError(
+                "a process that makes scenes was ended from outside, as the system does when memory is short; give the "
+                "same command again, which goes on with what is left, or fewer --workers"
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

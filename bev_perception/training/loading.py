@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -51,36 +51,51 @@ def _stack_images(images: Sequence[np.ndarray | tuple[np.ndarray, ...]]) -> Tens
     return torch.from_numpy(np.stack(images))
 
 
-def load_batches(
-    data: TrainingData, order: Sequence[Sequence[Draw]], workers: int, pin_memory: bool
-) -> Generator[Batch, None, None]:
-    """Yield a batch for each row of `order`.
+class LoadedBatches(Iterator[Batch]):
+    """Batches in a given order, read by worker processes that start at once.
 
-    Workers ignore SIGTERM and SIGINT, as the training process finishes its step first. They end as soon as this
-    generator is closed or its process ends, even if it is killed.
-
-    order: [steps][B] samples.
-    workers: number of worker processes; 0: this process loads the samples.
-    pin_memory: whether batches are copied to pinned memory, from which a GPU reads faster.
+    Workers ignore SIGTERM and SIGINT, as the training process finishes its step first. They end as soon as `close` is
+    called or the training process ends, even if it is killed.
     """
-    lifeline, held = multiprocessing.Pipe(duplex=False)
-    loader = DataLoader(
-        _Seeded(data),
-        batch_sampler=[list(row) for row in order],
-        num_workers=workers,
-        collate_fn=_collate_or_error,
-        pin_memory=pin_memory,
-        worker_init_fn=_EndWithTrainer(lifeline, held),
-    )
-    batches = _start(loader)  # must outlive the loop: deleting it waits for busy workers, which `finally` ends first
-    try:
-        for batch in batches:
-            if isinstance(batch, Exception):
-                raise batch
-            yield batch
-    finally:
-        held.close()  # ends the workers, even in the middle of a sample
-        lifeline.close()
+
+    def __init__(self, data: TrainingData, order: Sequence[Sequence[Draw]], workers: int, pin_memory: bool) -> None:
+        """Start the workers.
+
+        order: [steps][B] samples.
+        workers: number of worker processes; 0: this process loads the samples.
+        pin_memory: whether batches are copied to pinned memory, from which a GPU reads faster.
+        """
+        self._lifeline, self._held = multiprocessing.Pipe(duplex=False)
+        loader = DataLoader(
+            _Seeded(data),
+            batch_sampler=[list(row) for row in order],
+            num_workers=workers,
+            collate_fn=_collate_or_error,
+            pin_memory=pin_memory,
+            worker_init_fn=_EndWithTrainer(self._lifeline, self._held),
+        )
+        try:
+            with _signals_blocked():
+                self._batches = iter(loader)
+        except BaseException:
+            self.close()
+            raise
+
+    def __next__(self) -> Batch:
+        """Return the next batch; raise the error of a sample that could not be read."""
+        try:
+            batch = next(self._batches)
+        except StopIteration:
+            self.close()
+            raise
+        if isinstance(batch, Exception):
+            raise batch
+        return batch
+
+    def close(self) -> None:
+        """End the workers, even in the middle of a sample; PyTorch would wait for them until they have finished it."""
+        self._held.close()
+        self._lifeline.close()
 
 
 @contextlib.contextmanager
@@ -97,11 +112,12 @@ def explained_losses() -> Iterator[None]:
         ) from error
 
 
-def _start(loader: DataLoader) -> Iterator[Batch | Exception]:
-    """Start the workers with SIGTERM and SIGINT blocked from their first instruction on."""
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Block SIGTERM and SIGINT in this thread, and from their first instruction on in processes that it starts."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     try:
-        return iter(loader)
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -98,6 +98,8 @@ def _tensorboard(out: Path, done: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        LOG.warning("no curves for TensorBoard (%s; pip install tensorboard); the losses go to log.jsonl", error)
+        LOG.warning(
+            "no curves for TensorBoard (%s; pip install bev_perception[train]); the losses go to log.jsonl", error
+        )
         return None
     return SummaryWriter(str(out / "tensorboard"), purge_step=done + 1)

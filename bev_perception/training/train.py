@@ -29,7 +29,7 @@ from bev_perception.supervision.parts import TrainedPart
 from bev_perception.supervision.samples import Batch, EncodableData, TrainingData
 from bev_perception.supervision.step import TrainingStep, freeze
 from bev_perception.training.averaging import WeightAverage
-from bev_perception.training.loading import explained_losses, load_batches
+from bev_perception.training.loading import LoadedBatches, explained_losses
 from bev_perception.training.optimizing import parameter_groups, schedule
 from bev_perception.training.processes import Processes, join_processes
 from bev_perception.training.progress import Progress
@@ -177,7 +177,8 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
                     losses_of = wrap(processes.synchronize_norms(training_step))
                 rows = order.epoch(epoch)[done % steps_per_epoch :]
                 mine = [row[processes.rank * batch : (processes.rank + 1) * batch] for row in rows]
-                loading = load_batches(data, mine, settings.workers, pin_memory=device.type == "cuda")
+                # readers start here, where a signal interrupts nothing: PyTorch waits long for those half started
+                loading = LoadedBatches(data, mine, settings.workers, pin_memory=device.type == "cuda")
                 batches: Iterator[Batch] = stack.enter_context(contextlib.closing(loading))
                 if settings.workers and processes.count == 1:  # several processes must agree to stop, after a step
                     batches = stop.interrupting(batches)

@@ -73,6 +73,22 @@ def test_rosbags_is_left_as_it_was(tmp_path, bag):
     assert (storage_mcap.read_string, storage_mcap.get_msgdef) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "remedy"),
+    [
+        ("a.mcap", b"", "a.mcap is empty; copy the recording again"),
+        ("a.mcap", b"hello, world, this is no bag", "neither mcap nor sqlite3"),
+        ("a.db3", b"SQLite format 3\0" + bytes(50), r"sqlite3 a.db3 .recover"),
+        ("a.mcap", b"\x89MCAP0\r\n" + bytes(50), "mcap recover"),
+        ("a.mcap.zstd", b"\x28\xb5\x2f\xfd" + bytes(9), "zstd -t a.mcap.zstd"),
+    ],
+)
+def test_the_remedy_fits_what_the_file_is(tmp_path, name, content, remedy):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BagError, match=remedy):
+        BagReader(tmp_path / name)
+
+
 def test_a_bag_of_ros_1_names_the_converter(tmp_path):
     types = get_typestore(Stores.ROS1_NOETIC)
     with Ros1Writer(tmp_path / "drive.bag") as writer:

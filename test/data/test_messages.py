@@ -182,22 +182,6 @@ def test_calibrations_that_are_refused(fields):
         messages.calibration(camera_info(**fields))
 
 
-@pytest.mark.parametrize(
-    ("topic", "d", "warned"),
-    [
-        ("/sensing/cam/image_rect_color/compressed", 0.1, True),
-        ("/cam/image_rect", 0.1, True),
-        ("/cam/rectified/image", 0.1, True),
-        ("/cam/image_rect", 0.0, False),
-        ("/cam/image_raw", 0.1, False),
-        ("/direct/correct/image", 0.1, False),
-    ],
-)
-def test_rectified_images_with_the_raw_cameras_info_are_warned_of(topic, d, warned):
-    warning = messages.rectified_warning(topic, messages.calibration(camera_info(d=(d, 0.0, 0.0, 0.0, 0.0))))
-    assert warned == ("undistorted twice" in warning and topic in warning)
-
-
 unit = st.floats(-1, 1)
 
 

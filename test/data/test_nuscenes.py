@@ -136,5 +136,5 @@ def test_without_the_devkit_the_remedy_is_named(tmp_path, monkeypatch):
     for name in TABLES:
         (tmp_path / "v1.0-mini" / f"{name}.json").write_text("[]")
     monkeypatch.setitem(sys.modules, "nuscenes.nuscenes", None)
-    with pytest.raises(NuScenesError, match="pip install nuscenes-devkit"):
+    with pytest.raises(NuScenesError, match=r"pip install bev_perception\[nuscenes\]"):
         open_scene(tmp_path, "v1.0-mini", SCENE)

@@ -1,6 +1,7 @@
 """Scoring by the official devkit on the real nuScenes material; skipped where it is absent."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from bev_perception.classes import NUSCENES_CLASSES
 from bev_perception.data.nuscenes import NuScenesError, open_devkit
 from bev_perception.data.queues import training_boxes
 from bev_perception.data.records import open_split
-from bev_perception.evaluation.detection import score_results
+from bev_perception.evaluation.detection import ERRORS, DetectionScores, count_duplicates, score_results
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.submissions import to_submission, write_submission
 from bev_perception.geometry import invert_transform, rotation_from_quaternion, transform_points
@@ -63,7 +64,73 @@ def test_results_of_others_get_their_published_scores(nuscenes_root, curves, tmp
     assert (tmp_path / "plots" / "curves.png").stat().st_size > 10_000
     assert json.loads((tmp_path / "metrics_summary.json").read_text())["nd_score"] == scores.nds
     table = scores.table()
-    assert f"NDS  {scores.nds:.4f}" in table and table.count("\n") == 8 + 10
+    assert f"({scores.nds:.4f})" in table and "over the 7 of 10 classes that have objects here" in table
+    assert scores.known_means["mAP"] == pytest.approx(scores.mean_ap * 10 / 7)  # the other three have an AP of 0
+
+
+def made_up_scores(objects):
+    """Two classes with scores of their own, and the devkit's mean over both."""
+    errors = dict.fromkeys(ERRORS.values(), 0.5)
+    never = dict.fromkeys(ERRORS.values(), 1.0)
+    cone = {**errors, "mAOE": np.nan, "mAVE": np.nan, "mAAE": np.nan}
+    return DetectionScores(
+        0.4,
+        0.45,
+        {**never},
+        {"car": 0.8, "bus": 0.0, "cone": 0.4},
+        {"car": errors, "bus": never, "cone": cone},
+        objects,
+    )
+
+
+def test_a_class_without_objects_has_no_scores_and_is_left_out_of_the_means():
+    """A split of a few scenes has no bus; that it is never found says nothing of the detector."""
+    scores = made_up_scores({"car": 12, "bus": 0, "cone": 3})
+    assert scores.known == ("car", "cone")
+    assert scores.known_means == pytest.approx({"mAP": 0.6, **dict.fromkeys(ERRORS.values(), 0.5), "NDS": 0.55})
+    lines = scores.table().splitlines()
+    assert lines[0].startswith("means over the 2 of 3 classes") and lines[1].startswith("nuscenes-devkit")
+    assert "mAP  0.6000 (0.4000)" in lines and "NDS  0.5500 (0.4500)" in lines
+    rows = {line.split()[0]: line.split()[1:] for line in lines[-3:]}
+    assert rows["bus"] == ["-"] * 6 and rows["cone"] == ["0.400", "0.500", "0.500", "-", "-", "-"]
+
+
+def test_with_objects_of_every_class_there_is_one_number():
+    table = made_up_scores({"car": 12, "bus": 2, "cone": 3}).table()
+    assert table.splitlines()[0] == "mAP  0.4000" and "(" not in table
+    nothing = made_up_scores({"car": 0, "bus": 0, "cone": 0})
+    assert np.isnan(nothing.known_means["mAP"]) and "over the 0 of 3" in nothing.table()
+
+
+class EvalBoxes:
+    """As the devkit's."""
+
+    def __init__(self, **samples):
+        self.sample_tokens = list(samples)
+        self._boxes = samples
+
+    def __getitem__(self, token):
+        return [
+            SimpleNamespace(detection_name=name, translation=(x, 0.0, 0.0), detection_score=score)
+            for name, x, score in self._boxes.get(token, [])
+        ]
+
+
+def test_further_boxes_on_objects_that_have_one_are_counted():
+    truth = EvalBoxes(a=[("car", 0, -1), ("car", 4, -1), ("bus", 0, -1)], b=[("car", 50, -1)])
+    found = EvalBoxes(
+        a=[
+            ("car", 0.1, 0.9),
+            ("car", 0.5, 0.8),  # the same car again
+            ("car", 0.6, 0.2),  # too unsure to be published
+            ("car", 3.0, 0.5),
+            ("bus", 0.3, 0.9),  # of another class, and the first of it
+            ("car", 20, 0.9),  # on no object
+        ],
+        b=[("car", 53, 0.9)],
+    )
+    assert count_duplicates(truth, found) == pytest.approx(1 / 3)
+    assert np.isnan(count_duplicates(truth, EvalBoxes(a=[], b=[])))
 
 
 class Truth:

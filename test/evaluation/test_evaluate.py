@@ -29,7 +29,7 @@ from bev_perception.families.variants import load_variant, variants_directory
 from bev_perception.geometry import transform_points
 from bev_perception.models.checkpoints import load_checkpoint
 from bev_perception.pipeline.encoders import LoadedVariant
-from bev_perception.pipeline.pipeline import Pipeline
+from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
 from bev_perception.results.boxes import to_ego
 from bev_perception.sensing.preprocess import Preprocessor
 from bev_perception.types import Boxes3D, Limits, Result
@@ -139,7 +139,7 @@ def test_without_memory_each_frame_is_as_the_first(records, untrained):
 
 def test_precision_of_the_encoder(records, untrained):
     with pytest.raises(ConfigError, match="'tf32' is a format of NVIDIA's GPUs"):
-        next(run_rows(CONFIG, untrained, CPU, records, [0], "tf32"))
+        next(run_rows(CONFIG, untrained, CPU, records, [0], PipelineSettings(precision="tf32")))
     config = dataclasses.replace(CONFIG, frames=FramesConfig(past=1, future=1))
     torch.manual_seed(0)
     model = build_model(config).eval()
@@ -355,3 +355,20 @@ def test_two_processes_of_torchrun_give_the_results_of_one(settings, tmp_path):
 
 def test_tables_of_the_made_up_root_are_complete(synthetic_nuscenes):
     assert {path.stem for path in (synthetic_nuscenes / SPLIT[0]).glob("*.json")} >= set(TABLES)
+
+
+def test_cameras_are_left_out_as_if_they_had_sent_nothing(records, variant, untrained):
+    """Lost cameras are no damaged files; what is left gives other boxes."""
+    config, rows = load_variant(variant), range(2)
+    whole = [result for _, result in run_rows(config, untrained, CPU, records, rows)]
+    part = [result for _, result in run_rows(config, untrained, CPU, records, rows, without=("cam_front",))]
+    assert all(result.missing == {"cam_front": "left out"} for result in part)
+    assert not np.array_equal(whole[0].reference_boxes.scores, part[0].reference_boxes.scores)
+    with pytest.raises(EvaluationError, match="cam_top: there is no such camera"):
+        next(run_rows(config, untrained, CPU, records, rows, without=("cam_top",)))
+    with pytest.raises(EvaluationError, match="no camera would be left"):
+        next(
+            run_rows(
+                config, untrained, CPU, records, rows, without=[v.image.camera for v in read_frame(records, 0).views]
+            )
+        )

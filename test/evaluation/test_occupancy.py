@@ -214,7 +214,11 @@ def test_table_and_file(tmp_path):
     lines = scores.table().splitlines()
     assert lines[0].startswith("1 samples")
     row = next(line for line in lines if line.startswith("RayIoU "))
-    assert float(row.split()[-1]) == round(100 * scores.summary["RayIoU"], 2)
+    known = {name for name, values in scores.by_class.items() if not np.isnan(values["RayIoU@1"])}
+    mean = np.mean([[scores.by_class[name][f"RayIoU@{t}"] for name in known] for t in (1, 2, 4)])
+    assert float(row.split()[1]) == round(100 * mean, 2) and f"over {len(known)} of 17 classes" in row
+    assert f"{100 * scores.summary['RayIoU']:.2f} with those that are predicted only, as published" in row
+    assert "bus" not in known and set(scores.by_class["bus"].values()) != {0.0}
     assert len(lines) == 2 + len(scores.summary) + 2 + 17
     columns = next(line for line in lines if line.startswith("car")).split()
     assert len(columns) == 1 + len(scores.by_class["car"]) and "-" in lines[-16].split()

@@ -119,6 +119,11 @@ def test_figures_are_written_and_shown(timing, tmp_path):
     assert document == json.loads(json.dumps(dataclasses.asdict(timing)))
     table = timing.table()
     assert "sparsebev_tiny, fp32 on cpu, UNTRAINED weights" in table and timing.machine["cpu"] in table
+    share = sum(timing.flops.values()) / 1e6 / timing.ms["network"][0] / timing.limits.gflops
+    assert f"computes at {share:.0%} of the matrix product's" in table and 0 < share < 1.5
+    assert (
+        dataclasses.replace(timing, engine="compile").table().startswith("sparsebev_tiny, fp32 on cpu, engine compile")
+    )
     assert f"{timing.fps['with loading']:10.2f}" in table and f"{timing.flops['backbone'] / 1e9:10.1f}" in table
 
 

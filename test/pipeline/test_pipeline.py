@@ -194,6 +194,7 @@ def test_a_precision_that_the_device_lacks_is_refused(untrained):
         {"memory_interval": 0.0},
         {"memory_interval": np.nan},
         {"tracker": "sort"},
+        {"nms": "soft"},
     ],
 )
 def test_settings_out_of_range_are_named(values):
@@ -446,6 +447,30 @@ def test_a_frame_that_fails_leaves_the_tracks_as_they_were(pipeline, frames):
     hook.remove()
     assert pipeline._tracks is tracks
     assert 1 in pipeline.step(at(frames[0], 0.2)).boxes.track_ids
+
+
+def test_further_boxes_of_an_object_are_dropped_as_the_setting_or_the_variant_says(pipeline, frames, monkeypatch):
+    model, loaded = pipeline.variants[0].model, pipeline.variants[0]
+    decode = model.decode
+
+    def all_alike(*arguments):
+        """Cars at one place; every second of another class."""
+        seen = decode(*arguments)
+        n = len(seen.boxes)
+        same = dataclasses.replace(seen.boxes, centers=np.ones((n, 3)), labels=np.arange(n) % 2)
+        return dataclasses.replace(seen, boxes=same)
+
+    monkeypatch.setattr(model, "decode", all_alike)
+    stream = pipeline._streams[0]
+    for k, (setting, own, kept) in enumerate(
+        [("none", "distance", 20), ("auto", "none", 20), ("auto", "distance", 2), ("distance", "none", 2)]
+    ):
+        config = dataclasses.replace(loaded.config, nms=own)
+        monkeypatch.setattr(stream, "config", config)
+        pipeline.settings = dataclasses.replace(pipeline.settings, nms=setting)
+        result = pipeline.step(at(frames[0], 0.1 * k))
+        assert len(result.boxes) == len(result.reference_boxes) == len(result.boxes.track_ids) == kept
+    assert set(result.boxes.labels.tolist()) == {0, 1}
 
 
 def test_without_a_tracker_and_with_ids_of_the_model(pipeline, frames, monkeypatch):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -28,6 +31,7 @@ __all__ = [
     "NodeProcess",
     "Peer",
     "first_jpegs",
+    "load",
     "new_domain",
     "wait_until",
 ]
@@ -94,3 +98,15 @@ class Peer(RigPeer):
 
     def reset(self):
         return self.call(Trigger, "reset", Trigger.Request())
+
+
+@contextlib.contextmanager
+def load(loops=2):
+    """Keep processors busy, as much beside each other as here."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()

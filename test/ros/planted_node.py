@@ -62,15 +62,16 @@ def plant(fault: Path) -> None:
     node.load_pipeline = load_planted
 
 
-def main() -> int:
+def main():
+    from bev_perception.ros.endings import leave
     from bev_perception.ros.entry import prepare_process
 
     prepare_process()
     plant(Path(sys.argv[1]))
     from bev_perception.ros.spin import run_node
 
-    return run_node(sys.argv)
+    leave(run_node(sys.argv))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,11 +1,14 @@
 """How the ROS executables end."""
 
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from kit import load
 
 BUSY = """
 import hashlib, signal, threading, time
@@ -46,3 +49,28 @@ def test_other_signals_do_not_end_it():
     assert process.poll() is None
     process.kill()
     process.communicate()
+
+
+def catches(pid, number):
+    """Whether a process has a handler of a signal that Python has none of."""
+    caught = re.search(r"SigCgt:\s+(\w+)", Path(f"/proc/{pid}/status").read_text())[1]
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("executable", ["perception_node", "bag_player"])
+@pytest.mark.parametrize("after", [0.0, 0.4, 1.5])
+def test_sigint_while_it_is_starting(executable, after):
+    """From the first line of main() on: while modules are imported, and the node is made."""
+    with load():
+        command = [sys.executable, "-m", f"bev_perception.ros.{executable}", "--ros-args", "-p", "bag:=none"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while not catches(process.pid, signal.SIGTERM):
+            time.sleep(0.001)
+        time.sleep(after)
+        process.send_signal(signal.SIGINT)
+        begin = time.monotonic()
+        _, err = process.communicate(timeout=20)
+    assert process.returncode in ((0,) if executable == "perception_node" else (0, 1))  # 1: there is no such bag
+    assert "Traceback" not in err
+    assert time.monotonic() - begin < 2.5

@@ -1,10 +1,13 @@
 """What reaches a decoder: one still picture and nothing beside it; what does not is refused in a sentence."""
 
+import io
+import itertools
 import zlib
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from bev_perception.sensing.compressed import MAX_SCANS, CompressedError, still_picture
 
@@ -109,6 +112,24 @@ def test_no_decoder_sees_what_a_jpeg_says_beside_its_pixels(marker):
     whole = jpeg()
     extra = whole[:2] + segment(marker, b"Exif\0\0MM\0\x2a" + bytes(50)) + whole[2:]
     assert still_picture(extra) == still_picture(whole)
+
+
+@pytest.mark.parametrize("parts", [1, 50])
+def test_pixels_that_unpack_to_far_more_than_the_size_takes_are_refused(parts):
+    """OpenCV's decoder would unpack all of them before it gives the picture."""
+    bomb = zlib.compress(bytes(1 << 24), 9)
+    cuts = np.linspace(0, len(bomb), parts + 1).astype(int)
+    pieces = [(b"IDAT", bomb[a:b]) for a, b in itertools.pairwise(cuts)]
+    chunks = png_chunks()
+    with pytest.raises(CompressedError, match="unpack to more than the 5680 bytes that 32x24 may take"):
+        still_picture(png([chunks[0], *pieces, chunks[-1]]))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "I;16"])
+def test_every_kind_of_png_unpacks_to_what_its_size_takes(mode):
+    buffer = io.BytesIO()
+    Image.fromarray(PICTURE[..., 0].astype(np.uint16) if mode == "I;16" else PICTURE).convert(mode).save(buffer, "PNG")
+    assert decoded(still_picture(buffer.getvalue()).content).shape == PICTURE.shape
 
 
 def test_thumbnails_and_further_pictures_are_cut_off():

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from bev_perception.config import (
+    AveragingConfig,
     BackboneConfig,
     BevAugmentationConfig,
     FramesConfig,
@@ -18,6 +19,9 @@ from bev_perception.config import (
     NeckConfig,
     TrainingConfig,
 )
+from bev_perception.families.bevdet.config import CenterPointConfig, DepthConfig, EncoderConfig, GridConfig
+from bev_perception.families.bevdet.recipe import BEVDetRecipe
+from bev_perception.families.bevdet.truths import DetectionTruth
 from bev_perception.families.catalog import build_model
 from bev_perception.families.sparse4d.recipe import DenoisingConfig, Sparse4DRecipe
 from bev_perception.families.sparse4d.truths import InstanceTruth
@@ -97,6 +101,30 @@ def small_instances_config(**training):
         training=TrainingConfig(
             **{"epochs": 2, "resize": (1.0, 1.0), "batch": 2, "warmup_steps": 4, "family": family} | training
         ),
+    )
+
+
+def small_grid_config(**training):
+    """bevdet_tiny made smaller still, with balanced classes and averaged weights."""
+    tiny = load_variant("bevdet_tiny")
+    head = dataclasses.replace(
+        tiny.head,
+        grid=GridConfig((-48, -48, -4, 48, 48, 4), (6.0, 6.0, 8.0)),
+        depth=DepthConfig(1, 17, 2),
+        context=8,
+        aspp_channels=8,
+        encoder=EncoderConfig(pre_blocks=1, blocks=(1, 1, 1), channels=(8, 12, 16), out_channels=8),
+        boxes=CenterPointConfig(shared_channels=8),
+    )
+    given = {"epochs": 2, "resize": (1.0, 1.0), "batch": 2, "warmup_steps": 4, "encoder": "scratch"}
+    given |= {"averaging": AveragingConfig(0.5, 1.0), "family": BEVDetRecipe(depth_weight=3.0, balanced=True)}
+    return dataclasses.replace(
+        tiny,
+        image=ImageConfig(*SIZE),
+        backbone=dataclasses.replace(tiny.backbone, width=8),
+        neck=NeckConfig("fpn", 16, 1),
+        head=head,
+        training=TrainingConfig(**given | training),
     )
 
 
@@ -187,6 +215,18 @@ class MadeUpInstances(MadeUpData):
         return InstanceTruth(truth.boxes, truth.labels, torch.arange(self.boxes), depths)
 
 
+class MadeUpGrid(MadeUpData):
+    """Boxes of three classes in every sample, other ones in the next, and depths of every cell of the images."""
+
+    def classes(self, index):
+        return {index % 3, 3 + index % 3, 6 + index % 3}
+
+    def truth(self, rng):
+        truth = super().truth(rng)
+        depths = torch.from_numpy(rng.integers(8, size=(CAMERAS, SIZE[0] // 16, SIZE[1] // 16)))
+        return DetectionTruth(truth.boxes, truth.labels, depths)
+
+
 def augmented(config):
     """The variant with a recipe that changes images and world as published ones do."""
     wild = {"resize": (0.20, 0.26), "image_flip": True}
@@ -211,6 +251,8 @@ TRAININGS = FAMILIES | {
     "decoder": (encoder_config, EncodableMadeUpData),
     "sparse4d": (small_instances_config, MadeUpInstances),
 }
+#: two processes see other statistics than one with the same batch
+WITH_BATCH_NORMS = {"bevdet": (small_grid_config, MadeUpGrid)}
 
 
 class SlowData(MadeUpData):
@@ -260,7 +302,7 @@ def failing(data, reads):
 
 if __name__ == "__main__":  # OUT TRAINING [cut | resume | MARKER]: train; under torchrun without a marker
     out, name, *how = sys.argv[1:]
-    make_config, data = TRAININGS[name]
+    make_config, data = (TRAININGS | WITH_BATCH_NORMS)[name]
     if how and how[0] not in ("cut", "resume"):
         train(make_config(), SlowData(Path(how[0]), samples=12), settings(out, workers=1))
     else:

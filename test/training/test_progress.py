@@ -54,7 +54,7 @@ def test_training_goes_on_without_tensorboard_and_says_so_once(tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     report(tmp_path, done=0, steps=4)
     said = [record.getMessage() for record in caplog.records if "tensorboard" in record.getMessage()]
-    assert len(said) == 1 and "pip install tensorboard" in said[0]
+    assert len(said) == 1 and "pip install bev_perception[train]" in said[0]
     assert len(lines(tmp_path)) == 2 and not (tmp_path / "tensorboard").exists()
 
 

@@ -23,6 +23,7 @@ from bev_perception.families.catalog import build_model
 from bev_perception.families.sparseocc.targets import mask_targets
 from bev_perception.models.checkpoints import CheckpointError, load_checkpoint
 from bev_perception.supervision.samples import OccupancyTruth
+from bev_perception.training.processes import Processes
 from bev_perception.training.state import STATE, WEIGHTS, TrainingError
 from bev_perception.training.train import FEATURES, TrainResult, train
 
@@ -34,6 +35,7 @@ from .kit import (
     MadeUpData,
     MadeUpOccupancy,
     encoder_config,
+    failing,
     only,
     recipe,
     settings,
@@ -190,7 +192,7 @@ def test_a_training_that_fails_leaves_no_features_behind(tmp_path, monkeypatch):
         made.append((tmp_path / "out" / FEATURES).exists())
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr("bev_perception.training.train.load_batches", fail)
+    monkeypatch.setattr("bev_perception.training.train.LoadedBatches", fail)
     with pytest.raises(OSError, match="the disk is gone"):
         train(config, data, settings(tmp_path / "out", **only("decoder", tmp_path / "out")))
     assert made == [True] and not (tmp_path / "out" / FEATURES).exists()
@@ -276,10 +278,13 @@ def test_two_processes_train_as_one_with_the_same_batch(tmp_path, name):
             assert b["loss"] == pytest.approx(a["loss"], rel=0.1)
 
 
-def test_two_processes_go_on_exactly_with_what_they_remember(tmp_path):
+@pytest.mark.parametrize("name", ["sparse4d", "bevdet"])
+def test_two_processes_go_on_exactly(tmp_path, name):
+    """One remembers what sequences have shown, the other one balances classes and averages weights."""
+
     def run(out, *how):
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        return run_kit(*torchrun, "-m", KIT, str(tmp_path / out), "sparse4d", *how).wait(200)
+        return run_kit(*torchrun, "-m", KIT, str(tmp_path / out), name, *how).wait(200)
 
     assert run("whole") == 0
     assert run("cut", "cut") != 0
@@ -287,11 +292,34 @@ def test_two_processes_go_on_exactly_with_what_they_remember(tmp_path):
     assert run("cut", "resume") == 0
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
     states = [torch.load(tmp_path / out / STATE, weights_only=True) for out in ("whole", "cut")]
-    assert [state["step"] for state in states] == [4, 4]
-    one, other = (tree_flatten(state["memories"])[0] for state in states)
-    assert len(states[0]["memories"]) == 2 and len(one) == len(other) > 0
-    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(one, other, strict=True))
-    assert not torch.equal(one[0], tree_flatten(states[0]["memories"][1])[0][0])  # each process its own
+    assert states[0]["step"] == states[1]["step"] > 2
+    for part in ("memories", "average", "weights"):
+        one, other = (tree_flatten(state[part])[0] for state in states)
+        assert len(one) == len(other)
+        assert all(
+            a is b or torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(one, other, strict=True)
+        )
+    if name == "sparse4d":
+        first, second = (tree_flatten(memory)[0] for memory in states[0]["memories"])
+        assert first and not torch.equal(first[0], second[0])  # each process its own
+    else:
+        averaged = states[0]["average"]
+        assert any(not torch.equal(value, averaged[key]) for key, value in states[0]["weights"].items())
+
+
+def test_norms_are_synchronised_from_the_epoch_of_the_recipe(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(Processes, "synchronize_norms", lambda _, step: begun.append(step.epoch) or step)
+    config = small_config(epochs=3, sync_norms_from=1)
+    train(config, MadeUpData(2), settings(tmp_path / "whole"))
+    assert begun == [1]
+    out = tmp_path / "cut"
+    with pytest.raises(OSError, match="the disk is gone"):
+        train(config, failing(MadeUpData(2), reads=5), settings(out))  # in the third epoch
+    train(config, MadeUpData(2), settings(out, resume=True))
+    assert begun == [1, 1, 2]  # those of a model that is built anew are plain ones
+    train(small_config(epochs=3), MadeUpData(2), settings(tmp_path / "never"))
+    assert begun == [1, 1, 2]
 
 
 @pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"precision": "fp16"}, {"recompute": True}, {"workers": 2}])

@@ -141,6 +141,11 @@ class BEVDet(Model):
         (features,) = self.img_neck(maps)
         return features, first
 
+    def image_maps(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the map at 1/16 of the size of images, and that at 1/4 if the variant matches frames."""
+        features, first = self.encode_images(images)
+        return (features,) if first is None else (features, first)
+
     def lift(
         self, frame: EncodedFrame, before: StereoView | None, bda: np.ndarray, image_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
@@ -196,10 +201,10 @@ class BEVDet(Model):
 
         The maps of a missing camera are those of a black image; they are left out where features are lifted.
         """
-        features, first = self.encode_images(inputs.images)
         # lifting computes in float32, whatever type autocast has used in the encoder
-        levels, stereo = (features.float(),), () if first is None else (first.float(),)
-        return {"levels": levels, "stereo": stereo, "finite": (all_finite([*levels, *stereo]),)}
+        features, *stereo = (level.float() for level in self.run_image_maps(inputs.images))
+        levels = (features,)
+        return {"levels": levels, "stereo": tuple(stereo), "finite": (all_finite([*levels, *stereo]),)}
 
     def remember(self, encoded: Encoded, history: Sequence[BevMemory | None], inputs: ModelInput) -> BevMemory:
         """Return the memory entry of a frame: its map, and what a later frame is matched with."""

@@ -55,8 +55,12 @@ def sensor2grid(cameras: Cameras, ego2global: np.ndarray) -> np.ndarray:
     ego2global: [B, 4, 4], of the map
 
     The numbers are rounded to float32, as those of training were: a point at the border of two cells falls as there.
+    Without motion since a camera's exposure they are those of its calibration, free of what rounding would add at every
+    place on the globe: the plan of the pooling follows from them.
     """
-    transforms = np.linalg.inv(ego2global)[:, None] @ cameras.ego2global @ cameras.sensor2ego
+    moved = (cameras.ego2global != ego2global[:, None]).any(axis=(-2, -1), keepdims=True)  # [B, N, 1, 1]
+    since = np.where(moved, np.linalg.inv(ego2global)[:, None] @ cameras.ego2global, np.eye(4))
+    transforms = since @ cameras.sensor2ego
     return transforms.astype(np.float32).astype(np.float64)
 
 
@@ -91,8 +95,9 @@ def cell_index(points: Tensor, grid: GridConfig) -> Tensor:
 class ViewTransform(nn.Module):
     """The depth net, and the pooling of lifted features into the grid.
 
-    The plan of the pooling is kept and used again until a camera's matrices change. They change at every step while the
-    vehicle moves, as its cameras expose one after the other.
+    The plan of the pooling is kept and used again until a camera's matrices change. While the vehicle moves, those of
+    cameras that expose one after the other change at every step: each has its own pose in the frame of the grid. They
+    stay where all cameras expose at the stamp of the frame.
     """
 
     def __init__(self, head: BEVDetHeadConfig, in_channels: int) -> None:

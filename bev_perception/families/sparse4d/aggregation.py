@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,6 +42,14 @@ def softmax_weights(logits: Tensor) -> Tensor:
     """Return weights [B, N, P, V, L, G] of logits [B, N, V, L, P, G]; those of a group add up to 1 for an instance."""
     weights = logits.flatten(2, 4).softmax(dim=2).view(logits.shape)
     return weights.permute(0, 1, 4, 2, 3, 5)
+
+
+def _rows_where(chosen: np.ndarray, values: Tensor, others: Tensor) -> Tensor:
+    """Return values [B, ...] in the chosen [B] rows, and the others elsewhere."""
+    if chosen.all():
+        return values
+    rows = torch.from_numpy(chosen).to(values.device).view(-1, *[1] * (values.ndim - 1))
+    return torch.where(rows, values, others)
 
 
 class DeformableAggregation(nn.Module):
@@ -143,7 +152,8 @@ class TemporalAggregation(nn.Module):
         """Return features of the key points [B, N, P, C], sampled in all frames; arguments as of `forward`."""
         current, *past = frames
         points = self.kps_generator(anchors, features)
-        state = None if past or self.temp_module is None else torch.zeros_like(points[..., :1])
+        state = torch.zeros_like(points[..., :1])
+        begun = np.zeros(len(points), bool)  # [B], whether a stream has had a frame
         for views in (*reversed(past), current):
             age = torch.from_numpy(seconds_between(views.stamps, current.stamps)).to(anchors)  # [B]
             if views is current:
@@ -158,11 +168,13 @@ class TemporalAggregation(nn.Module):
             sampled = aggregate_features(views.levels, project(seen_points, views), weights, self.gate, per_point=True)
             if reweight is not None:
                 sampled = reweight(sampled, seen_anchors[:, :, None, CENTER])
-            if state is None or self.temp_module is None:
-                state = sampled
-            else:
-                state = self.temp_module(state.expand_as(sampled), sampled, age)
-        assert state is not None  # the current frame at least is sampled
+            fused = sampled  # the oldest frame is taken as it is; without any past, the current one is fused with zeros
+            last = views is current
+            if self.temp_module is not None and (last or begun.any()):
+                fused = self.temp_module(state.expand_as(sampled), sampled, age)
+                fused = _rows_where(begun | last, fused, sampled)
+            exists = np.ones_like(begun) if views.exists is None else views.exists
+            state, begun = _rows_where(exists, fused, state), begun | exists
         return state
 
     def forward(

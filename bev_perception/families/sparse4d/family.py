@@ -50,7 +50,11 @@ def _steps(config: VariantConfig) -> Mapping[str, TrainedPart]:
     from bev_perception.families.sparse4d.step import InstanceStep
     from bev_perception.supervision.parts import TrainedPart
 
-    return {"all": TrainedPart(InstanceStep, newest_only=config.head.recurrent)}
+    newest_only = config.head.recurrent
+    return {
+        "all": TrainedPart(InstanceStep, newest_only=newest_only),
+        "decoder": TrainedPart(InstanceStep, newest_only=newest_only, encoded_once=True),
+    }
 
 
 def _order(config: VariantConfig, data: TrainingData, slots: int, seed: int) -> Order:

@@ -175,14 +175,16 @@ def start_from(model: Sparse4D, path: str) -> None:
 
 
 def views_of(batch: Batch[InstanceTruth], encoded: EncodedViews) -> list[Views]:
-    """Return the current frame of a batch, then the past ones that all samples have."""
+    """Return the current frame of a batch, then the past ones that a sample at least has."""
     geometry, ages = batch.geometry, batch.time_differences  # ages: [B, T] s
+    exists = usable_frames(ages)  # [B, T]
     # the frame of a past lidar is not known, but the vehicle's motion is, between two images of the same camera
     ego = geometry.ego2global[:, :, 0]  # [B, T, 4, 4]
     reference2global = ego @ torch.linalg.inv(ego[:, :1]) @ geometry.reference2global[:, None]
     current2past = torch.linalg.inv(reference2global) @ geometry.reference2global[:, None]
     to_image = batch.reference2image.double() @ torch.linalg.inv(current2past)[:, :, None]
-    stamps = batch.stamps.cpu().numpy()[:, None] - np.rint(ages.double().cpu().numpy() * 1e9).astype(np.int64)
+    seconds = torch.where(exists, ages, 0.0).double().cpu().numpy()  # of frames that are no history anything may do
+    stamps = batch.stamps.cpu().numpy()[:, None] - np.rint(seconds * 1e9).astype(np.int64)
     return [
         Views(
             levels=levels,
@@ -191,18 +193,19 @@ def views_of(batch: Batch[InstanceTruth], encoded: EncodedViews) -> list[Views]:
             present=torch.ones(to_image.shape[:1] + to_image.shape[2:3], dtype=torch.bool, device=to_image.device),
             reference2global=reference2global[:, t].cpu().numpy(),
             stamps=stamps[:, t],
+            exists=exists[:, t].cpu().numpy(),
         )
-        for t, levels in enumerate(encoded.levels_by_frame[: usable_frames(ages)])
+        for t, levels in enumerate(encoded.levels_by_frame[: int(exists.any(dim=0).sum())])
     ]
 
 
-def usable_frames(ages: Tensor) -> int:
-    """Return how many frames, the current one included, are usable in all samples.
+def usable_frames(ages: Tensor) -> Tensor:
+    """Return which frames are usable, [B, T] bool: the current one and those that its history reaches.
 
     ages: [B, T] s, ascending. Where there is no further past, frames repeat, or are infinitely old.
     """
     usable = (ages[:, 1:] > ages[:, :-1]) & (ages[:, 1:] <= MAX_AGE)
-    return 1 + int(usable.all(dim=0).cumprod(dim=0).sum())
+    return torch.cat([torch.ones_like(ages[:, :1], dtype=torch.bool), usable.cumprod(dim=1).bool()], dim=1)
 
 
 def focal_lengths(geometry: BatchGeometry) -> Tensor:

@@ -20,6 +20,8 @@ class Views:
     present: [B, V] bool on the device, False for a missing camera
     reference2global: [B, 4, 4] float64
     stamps: [B] int64, ns
+    exists: [B] bool, False for a stream that has no such past frame; its other entries are then finite, and without
+        meaning. None: all streams have one
     """
 
     levels: Sequence[Tensor]
@@ -28,3 +30,4 @@ class Views:
     present: Tensor
     reference2global: np.ndarray
     stamps: np.ndarray
+    exists: np.ndarray | None = None

@@ -1,4 +1,4 @@
-"""Benchmark this machine: stages of the model, latency over DDS, lost images and memory. There is no pass or fail."""
+"""Benchmark this machine: stages of the model, latency over DDS and lost images. There is no pass or fail."""
 
 from __future__ import annotations
 
@@ -38,7 +38,6 @@ class Counts:
     cast_samples: samples for the speed of casting rays
     latency_sets: sets of images for the latency of each transport
     stream_sets: sets of images that are published at 12 Hz for each transport
-    growth_sets: sets of images over which the growth of the node's memory is measured
     """
 
     warm_up: int
@@ -47,7 +46,6 @@ class Counts:
     cast_samples: int
     latency_sets: int
     stream_sets: int
-    growth_sets: int
 
 
 COUNTS = Counts(
@@ -57,7 +55,6 @@ COUNTS = Counts(
     cast_samples=20,
     latency_sets=40,
     stream_sets=240,
-    growth_sets=2000,
 )
 
 
@@ -83,7 +80,6 @@ def run_bench(out: Path, counts: Counts) -> str:
     for transport in ("compressed", "raw"):
         figures[f"latency, {transport}"] = _time_latency(out, checkpoint, transport, counts.latency_sets)
         figures[f"12 Hz, {transport}"] = _count_losses(out, checkpoint, transport, counts.stream_sets)
-    figures["growth"] = _measure_growth(out, checkpoint, counts.growth_sets)
     (out / "bench.json").write_text(json.dumps(figures, indent=1))
     return _text(figures, timings)
 
@@ -176,18 +172,6 @@ def _count_losses(out: Path, checkpoint: Path, transport: str, sets: int) -> dic
         "detected": detected,
         "node's peak MB": round(peak / 1e6),
     }
-
-
-def _measure_growth(out: Path, checkpoint: Path, sets: int) -> dict[str, Any]:
-    """Track the node's memory over many sets of images; each set is sent after the result of the one before."""
-    with _node_and_rig(out, checkpoint, "compressed", (400, 225), "growth") as (node, rig):
-        resident = {}
-        for k in range(1, sets + 1):
-            rig.wait_detection(rig.send_set(), 60)
-            if k % (sets // 10) == 0:
-                resident[k] = round(node.resident_bytes()[0] / 1e6, 1)
-    marks = list(resident.values())
-    return {"sets": sets, "resident MB": resident, "growth over the second half MB": round(marks[-1] - marks[4], 1)}
 
 
 def _text(figures: dict[str, Any], timings: list[Timing]) -> str:

@@ -38,6 +38,7 @@ from bev_perception.health import Health
 from bev_perception.models.checkpoints import load_checkpoint
 from bev_perception.pipeline.loading import write_initial_weights
 from bev_perception.pipeline.offline import boxes_to_json, collect_frames
+from bev_perception.pipeline.pipeline import PipelineSettings
 from bev_perception.results.occupancy_codec import decode
 from bev_perception.ros.interfaces import ensure_interfaces
 from bev_perception.ros.tools.process import NodeProcess, new_domain
@@ -78,6 +79,7 @@ class DemoSettings:
     variant: name, path of a YAML file, or loaded configuration
     checkpoint: weights of the variant, which then runs alone; None: the shipped ones, or untrained ones if none are
         shipped
+    engine: of the node, as in PipelineSettings
     """
 
     out: Path
@@ -87,13 +89,14 @@ class DemoSettings:
     seconds: float
     variant: Variant
     checkpoint: Path | None
+    engine: str = PipelineSettings.engine
 
 
 @dataclass(frozen=True)
 class _Models:
     """What the node runs.
 
-    parameters: of the node, by name; variants, checkpoints and score threshold
+    parameters: of the node, by name; variants, checkpoints, engine and score threshold
     trained: False if the weights are untrained
     occupancy: whether a second variant predicts occupancy
     """
@@ -162,7 +165,7 @@ def _choose_models(settings: DemoSettings) -> _Models:
     trained = load_checkpoint(build_model(config), checkpoint).trained
     changed = isinstance(settings.variant, VariantConfig)
     named = write_variant(config, settings.out) if changed else settings.variant
-    parameters: dict[str, object] = {"variant": named, "checkpoint": checkpoint}
+    parameters: dict[str, object] = {"variant": named, "checkpoint": checkpoint, "engine": settings.engine}
     second = shipped_weights(TINY_OCCUPANCY)
     both = settings.checkpoint is None and settings.variant == TINY_DETECTOR and trained and second is not None
     if both:

@@ -1,5 +1,6 @@
 import dataclasses
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -139,6 +140,19 @@ def test_the_plan_of_the_pooling_is_kept_until_a_matrix_changes():
     assert view.plan(batched(rig()), *arguments) is plan
     moved = cameras.sensor2ego + np.eye(4)[3] * 0.5  # every translation
     assert view.plan(cameras, moved, *arguments[1:]) is not plan
+
+
+def test_a_drive_keeps_the_plan_while_all_cameras_look_at_once():
+    """Only motion between the exposures of a frame moves its points; cameras one after the other make new plans."""
+    model = small_model("camera")
+    plans = []
+    model.img_view_transformer.register_forward_hook(lambda module, args, out: plans.append(args[1]))
+    frames = [frame_at(step) for step in range(8)]
+    stream(model, frames)
+    assert len(set(map(id, plans))) == 1
+    late = [dataclasses.replace(f, reference2global=before.reference2global) for before, f in pairwise(frames)]
+    stream(model, late)
+    assert len(set(map(id, plans[8:]))) > 1
 
 
 def test_a_plan_of_inference_serves_training():
@@ -338,10 +352,19 @@ def test_settings_that_do_not_fit_together(change, message):
 #: GMAC of backbone, neck, depth net, pre-processing, stages, their neck and the head, as published for one new frame
 WORK = {
     "bevdet-r50": (88.1, 4.2, 0.13, 0, 7.3, 42.1, 6.2),
+    "bevdet-r50-4d-cbgs": (88.1, 4.2, 0.15, 4.7, 12.3, 45.2, 6.2),
+    "bevdet-r50-4d-depth-cbgs": (88.1, 13.3, 77.1, 4.7, 12.3, 45.2, 6.2),
     "bevdet-r50-4d-stereo-cbgs": (88.1, 4.2, 22.6, 4.7, 12.3, 45.2, 6.2),
     "bevdet-r50-4dlongterm-depth-cbgs": (88.1, 13.3, 77.1, 4.7, 18.9, 45.2, 6.2),
+    "bevdet-stbase-4d-stereo-512x1408-cbgs": (1498, 159, 333, 18.9, 49.1, 181, 99.3),
+    "bevdet-swinb-4d-256x704-cbgs": (371, 17.4, 0.15, 4.7, 12.3, 45.2, 6.2),
+    "bevdet-swinb-4d-256x704-cbgs-geomim": (371, 17.4, 0.15, 4.7, 12.3, 45.2, 6.2),
     "bevdet-swinb-4d-stereo-256x704-cbgs-geomim": (371, 39.9, 80, 4.7, 12.3, 45.2, 24.8),
+    "bevdet-swinb-4d-stereo-512x1408-cbgs-geomim": (1477, 159, 333, 18.9, 49.1, 181, 99.3),
     "bevdet-occ-r50-4d-stereo-24e": (88, 4.2, 24, 53, 159, 4.6, 19.7),
+    "bevdet-occ-r50-4dlongterm-stereo-24e_384704": (132, 6.2, 36, 53, 407, 4.6, 19.7),
+    "bevdet-occ-stbase-4d-stereo-512x1408-24e": (1498, 159, 325, 53, 159, 4.6, 19.7),
+    "bevdet-occ-swinl-4d-stereo-512x1408-24e-geomim": (3222, 219, 325, 53, 159, 4.6, 19.7),
 }
 
 

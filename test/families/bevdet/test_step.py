@@ -21,7 +21,7 @@ from bev_perception.geometry import transform_points
 from bev_perception.supervision.order import Draw
 from bev_perception.supervision.step import freeze
 from bev_perception.training.dataset import NuScenesTraining
-from bev_perception.training.loading import load_batches
+from bev_perception.training.loading import LoadedBatches
 from bev_perception.training.train import train
 from bev_perception.types import OCC3D_GRID
 
@@ -75,7 +75,7 @@ def step_of(variant, precision="fp32"):
 def batch_of(variant, records, labels="gts", indices=(1, 2)):
     data = NuScenesTraining(variant, records, labels)
     rows = [[Draw(index, (7, index)) for index in indices]]
-    return next(load_batches(data, rows, workers=0, pin_memory=False))
+    return next(LoadedBatches(data, rows, workers=0, pin_memory=False))
 
 
 KINDS = [("plain", "boxes", 0), ("camera", "boxes", 1), ("stereo", "boxes", 1), ("plain", "columns", 1)]
@@ -150,7 +150,7 @@ def test_low_precision_changes_losses_little(records):
 def test_activations_can_be_computed_twice(records):
     variant = config()
     batch = batch_of(variant, records)
-    gradients = []
+    gradients, statistics = [], []
     for twice in (False, True):
         step = step_of(variant)
         if twice:
@@ -158,7 +158,9 @@ def test_activations_can_be_computed_twice(records):
         torch.manual_seed(0)
         sum(step(batch, None)[0].values()).backward()
         gradients.append([p.grad for p in step.model.parameters()])
+        statistics.append(list(step.model.buffers()))
     torch.testing.assert_close(*gradients)
+    assert all(torch.equal(a, b) for a, b in zip(*statistics, strict=True))  # of norms, taken up once
 
 
 def test_training_of_balanced_classes(records, tmp_path):

@@ -295,15 +295,30 @@ def test_what_variants_give():
     assert gives(load_variant("sparse4dv2_r50")) == {BOXES}
 
 
-def test_a_checkpoint_of_another_version_is_named(model, maps_model, tmp_path):
-    path = tmp_path / "weights.safetensors"
-    save_checkpoint(maps_model, path, {})
-    with pytest.raises(CheckpointError, match="by its names it is a checkpoint of Sparse4D version 1 with past frames"):
-        load_checkpoint(model, path)
-    save_checkpoint(model, path, {})
-    with pytest.raises(CheckpointError, match="Sparse4D version 3"):
-        load_checkpoint(maps_model, path)
-    load_checkpoint(shaken(model.config, 1), path)
+def versions():
+    """A small configuration of each version, with the words by which its checkpoints are called."""
+    plain = {"decoupled_attention": False, "quality": False, "track_ids": False}
+    maps = maps_config()
+    alone = dataclasses.replace(maps, frames=dataclasses.replace(maps.frames, past=0))
+    return {
+        "version 1 without past frames": alone,
+        "version 1 with past frames": maps,
+        "version 2": small_config(head=plain),
+        "version 3": small_config(),
+    }
+
+
+def test_a_checkpoint_of_another_version_is_named(tmp_path):
+    models = {name: shaken(config) for name, config in versions().items()}
+    for version, other in models.items():
+        path = tmp_path / f"{version}.safetensors"
+        save_checkpoint(other, path, {})
+        for name, model in models.items():
+            if name == version:
+                load_checkpoint(model, path)
+                continue
+            with pytest.raises(CheckpointError, match=f"by its names it is a checkpoint of Sparse4D {version}"):
+                load_checkpoint(model, path)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from training.kit import settings
 
 from bev_perception.cli import main
@@ -15,9 +16,10 @@ from bev_perception.families.catalog import build_model
 from bev_perception.families.sparse4d.carried import Carried
 from bev_perception.families.sparse4d.order import order_of
 from bev_perception.families.sparse4d.step import InstanceStep, focal_lengths, usable_frames, views_of
+from bev_perception.models.checkpoints import save_checkpoint
 from bev_perception.models.query_layers import EncodedViews
 from bev_perception.strict import UserError
-from bev_perception.training.loading import load_batches
+from bev_perception.training.loading import LoadedBatches
 from bev_perception.training.state import STATE
 from bev_perception.training.train import find_part, train
 
@@ -40,7 +42,7 @@ def step_of(config):
 def batches(config, root, count, seed=0):
     data = data_of(config, root)
     rows = order_of(config, data, config.training.batch, seed).epoch(0)[:count]
-    return list(load_batches(data, rows, workers=0, pin_memory=False))
+    return list(LoadedBatches(data, rows, workers=0, pin_memory=False))
 
 
 def test_steps_with_memory(synthetic_nuscenes):
@@ -93,6 +95,22 @@ def test_resume_is_exact(synthetic_nuscenes, tmp_path):
     assert torch.equal(memories[0]["denoising"]["features"], memories[1]["denoising"]["features"])
 
 
+def test_the_decoder_alone_learns_on_features_that_are_made_once(synthetic_nuscenes, tmp_path):
+    """Also what it remembers; backbone and neck stay as they were."""
+    config = small_config()
+    start, out = tmp_path / "start.safetensors", tmp_path / "out"
+    save_checkpoint(build_model(config), start, {})
+    data = data_of(config, synthetic_nuscenes)
+    assert train(config, data, settings(out, part="decoder", init=start)).finished
+    state = torch.load(out / STATE, weights_only=True)
+    before, after = load_file(start), state["weights"]
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    parts = {name.split(".")[0] for name in moved}
+    assert parts == {"head", "depth_branch"} and "head.instance_bank.anchor" in moved
+    assert state["memories"][0]["features"].abs().max() > 0
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) in ([], ["tensorboard"])
+
+
 def test_without_known_boxes(synthetic_nuscenes):
     """A batch without boxes teaches the classes alone; nothing of its denoising is remembered."""
     config = small_config()
@@ -133,7 +151,7 @@ def test_denoising_needs_instances_that_go_on():
 def test_past_frames_show_the_world_where_the_current_one_does(synthetic_nuscenes):
     """A point that stands still is in the same pixel by way of each past frame's own reference frame."""
     config = maps_config()
-    batch = next(b for b in batches(config, synthetic_nuscenes, 5) if usable_frames(b.time_differences) > 1)
+    batch = next(b for b in batches(config, synthetic_nuscenes, 5) if usable_frames(b.time_differences)[:, 1].all())
     shape = batch.reference2image.shape
     levels = [[torch.zeros(shape[0], shape[2], 2, 2, 8)]] * shape[1]
     current, past, *_ = views_of(batch, EncodedViews(levels, batch.reference2image, (64, 160)))
@@ -146,13 +164,21 @@ def test_past_frames_show_the_world_where_the_current_one_does(synthetic_nuscene
     np.testing.assert_allclose(seen[..., 0], wanted, rtol=1e-4, atol=1e-2)
 
 
-def test_frames_that_are_no_history():
-    assert usable_frames(torch.tensor([[0.0, 0.5, 1.0, 1.5]])) == 4
-    assert usable_frames(torch.tensor([[0.0, 0.5, 0.5, 0.5]])) == 2  # the oldest one repeated
-    assert usable_frames(torch.tensor([[0.0, 0.0, 0.0, 0.0]])) == 1  # the current one repeated
-    assert usable_frames(torch.tensor([[0.0, 0.5, torch.inf]])) == 2
-    assert usable_frames(torch.tensor([[0.0, 4.0, 8.0]])) == 2
-    assert usable_frames(torch.tensor([[0.0, 0.5, 1.0], [0.0, 0.5, 0.5]])) == 2  # as many as all samples have
+@pytest.mark.parametrize(
+    ("ages", "usable"),
+    [
+        ([0.0, 0.5, 1.0, 1.5], 4),
+        ([0.0, 0.5, 0.5, 0.5], 2),  # the oldest one repeated
+        ([0.0], 1),  # versions 2 and 3 read no others
+        ([0.0, 0.0, 0.0, 0.0], 1),  # the current one repeated
+        ([0.0, 0.5, torch.inf], 2),
+        ([0.0, 4.0, 8.0], 2),
+    ],
+)
+def test_frames_that_are_no_history(ages, usable):
+    """Each sample has its own, whatever the others of its batch have."""
+    found = usable_frames(torch.tensor([ages, [0.5 * k for k in range(len(ages))]]))
+    assert found.tolist() == [[k < usable for k in range(len(ages))], [True] * len(ages)]
 
 
 def test_focal_lengths_follow_the_resize_alone(synthetic_nuscenes):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import linear_sum_assignment
+from nuscenes.eval.tracking.mot import MOTAccumulatorCustom
 
 from bev_perception.families.catalog import build_model
 from bev_perception.families.sparse4d.identities import Identities
@@ -148,29 +148,15 @@ def drive(traffic, rate, monkeypatch, wipes=(), start=1_532_402_927_647_951_000)
 
 
 def switches(traffic, frames):
-    """Changes of identity (IDS), by the devkit's rule, and how often an object was found.
-
-    An object keeps the id that it had as long as a box with it is within 2 m; the other objects and boxes are matched
-    by distance; an object with another id than the last one is a switch.
-    """
-    last, changed, found = {}, 0, 0
-    for seconds, centers, labels, ids in frames:
+    """Changes of identity (IDS) as the devkit counts them, and how often an object was found."""
+    accumulator = MOTAccumulatorCustom()
+    for index, (seconds, centers, labels, ids) in enumerate(frames):
         alive = np.flatnonzero(traffic.alive(seconds))
         away = np.linalg.norm(traffic.positions(seconds)[alive][:, None] - centers, axis=-1)  # [objects, boxes]
-        away = np.where((traffic.labels[alive][:, None] == labels) & (away <= MATCH), away, 1e6)
-        for row, thing in enumerate(alive.tolist()):
-            (column,) = np.nonzero(ids == last.get(thing, NO_TRACK))
-            if len(column) and away[row, column[0]] <= MATCH:
-                kept = away[row, column[0]]
-                away[row], away[:, column[0]] = 1e6, 1e6
-                away[row, column[0]] = kept
-        for row, column in zip(*linear_sum_assignment(away), strict=True):
-            if away[row, column] <= MATCH:
-                thing, number = int(alive[row]), int(ids[column])
-                changed += last.get(thing, number) != number
-                found += 1
-                last[thing] = number
-    return changed, found
+        away[(traffic.labels[alive][:, None] != labels) | (away >= MATCH)] = np.nan
+        accumulator.update(alive, ids, away, frameid=index)
+    counts = accumulator.events["Type"].value_counts()
+    return counts["SWITCH"], counts["MATCH"]
 
 
 @pytest.mark.parametrize("rate", [2, 12])

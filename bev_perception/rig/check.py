@@ -1,0 +1,48 @@
+"""All checks: those that a node can afford, and those of a whole recording."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bev_perception.config import VariantConfig
+from bev_perception.rig.calibration import check_calibration
+from bev_perception.rig.description import Rig
+from bev_perception.rig.findings import Finding
+from bev_perception.rig.matching import check_neighbours
+from bev_perception.rig.motion import check_motion
+from bev_perception.rig.mounting import check_mounting
+from bev_perception.rig.recording import Recording
+from bev_perception.rig.timing import check_timing
+from bev_perception.rig.training import check_training
+
+
+def check_rig(rig: Rig, trained: Rig | None = None, config: VariantConfig | None = None) -> Iterator[Finding]:
+    """Yield what calibrations and poses alone tell, in milliseconds.
+
+    rig: to be judged
+    trained: the rig of the training; None leaves the comparison out
+    config: the variant that is to run; None likewise
+    """
+    for camera in rig.cameras:
+        yield from check_calibration(camera)
+    yield from check_mounting(rig)
+    if trained is not None and config is not None and rig.complete:
+        yield from check_training(rig, trained, config)
+
+
+def check_recording(
+    recording: Recording,
+    trained: Rig | None = None,
+    config: VariantConfig | None = None,
+    max_stamp_difference: float = 0.05,
+    tf_timeout: float = 0.2,
+) -> Iterator[Finding]:
+    """Yield what a recording tells: the rig, its neighbours, its motion and its times.
+
+    max_stamp_difference, tf_timeout: s, of the synchronizer
+    trained, config: as in check_rig
+    """
+    yield from check_rig(recording.rig, trained, config)
+    yield from check_neighbours(recording)
+    yield from check_motion(recording)
+    yield from check_timing(recording, max_stamp_difference, tf_timeout)

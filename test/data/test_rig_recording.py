@@ -1,0 +1,87 @@
+"""Bags with planted faults, read for the checks and checked by the command."""
+
+import json
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from bev_perception import cli
+from bev_perception.data.drive import Drive, DriveImage, DrivePose
+from bev_perception.data.rig_recording import read_recording
+from bev_perception.data.rosbag import BagReader, write_bag
+from bev_perception.data.synthetic import synthetic_drive
+from bev_perception.geometry import make_transform
+from bev_perception.rig.check import check_recording
+from bev_perception.rig.mounting import BODY_FROM_OPTICAL
+
+
+@pytest.fixture(scope="module")
+def drive():
+    """A second of the synthetic drive in small pictures, kept in memory."""
+    made = synthetic_drive(1.0, seed=3, image_size=(400, 225), rate=6.0)
+    events = list(made)
+    return Drive(made.name, made.cameras, len(events), lambda: iter(events))
+
+
+@pytest.fixture(scope="module")
+def bag(drive, tmp_path_factory):
+    path = tmp_path_factory.mktemp("rig") / "bag"
+    write_bag(drive, path, progress=False)
+    return path
+
+
+def test_a_recording_holds_what_the_checks_need(drive, bag):
+    recording = read_recording(BagReader(bag), "base_link", "odom")
+    assert [c.name for c in recording.rig.cameras] == [c.name for c in drive.cameras]
+    for camera, truth in zip(recording.rig.cameras, drive.cameras, strict=True):
+        assert camera.picture_size == (400, 225)
+        assert camera.info.size == (400, 225)
+        np.testing.assert_allclose(camera.sensor2ego, truth.sensor2ego, atol=1e-9)
+        assert len(recording.images[camera.name].stamps) == 6
+        assert len(recording.pairs[camera.name]) == 5
+    assert list(recording.links) == ["odom -> base_link"]
+    poses = [event for event in drive if isinstance(event, DrivePose)]
+    np.testing.assert_allclose(recording.poses.at(poses[7].stamp), poses[7].ego2global, atol=1e-9)
+    assert recording.poses.at(poses[0].stamp - 1) is None
+    assert len(recording.moments) > 2
+    assert set(recording.moments[0]) == {c.name for c in drive.cameras}
+
+
+def test_what_is_right_passes_and_the_command_writes_all_of_it(drive, bag, tmp_path, capsys):
+    status = cli.main(["check", "--bag", str(bag), "--no-pictures", "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    assert status == 0, said
+    assert " 0 FAIL" in said
+    found = json.loads((tmp_path / "out" / "check.json").read_text())
+    assert found["level"] in ("OK", "WARN")
+    assert {f["check"] for f in found["findings"]} >= {"optical frame", "coverage", "tf_timeout", "focal length"}
+    for camera in drive.cameras:
+        assert cv2.imread(str(tmp_path / "out" / f"{camera.name}.jpg")).shape[1] == 1000
+
+
+def faults(drive, path, *, cameras=None, image=lambda event: event):
+    """Return what is not OK, as "about: check", in a bag of the drive with changed cameras or images."""
+    events = [image(event) if isinstance(event, DriveImage) else event for event in drive]
+    made = Drive("faulty", cameras or drive.cameras, len(events), lambda: iter(events))
+    write_bag(made, path, progress=False)
+    recording = read_recording(BagReader(path), "base_link", "odom", pictures=image is not None and cameras is None)
+    return {f"{f.about}: {f.check}" for f in check_recording(recording) if f.level == "FAIL"}
+
+
+def test_a_body_frame_in_a_bag(drive, tmp_path):
+    turned = make_transform(BODY_FROM_OPTICAL.T, np.zeros(3))
+    first, *others = drive.cameras
+    cameras = (replace(first, sensor2ego=first.sensor2ego @ turned), *others)
+    assert faults(drive, tmp_path / "bag", cameras=cameras) == {f"{first.name}: optical frame"}
+
+
+def test_pictures_of_another_size_than_camera_info_says(drive, tmp_path):
+    def halved(event):
+        if event.camera != "cam_back":
+            return event
+        picture = cv2.imdecode(np.frombuffer(event.jpeg, np.uint8), cv2.IMREAD_COLOR)
+        return replace(event, jpeg=cv2.imencode(".jpg", cv2.resize(picture, None, fx=0.5, fy=0.5))[1].tobytes())
+
+    assert "cam_back: picture size" in faults(drive, tmp_path / "bag", image=halved)
