@@ -1,5 +1,6 @@
 """The demo and the bench end to end, made short."""
 
+import itertools
 import json
 
 import cv2
@@ -9,7 +10,12 @@ from kit import new_domain
 from safetensors.torch import load_file, save_file
 
 from bev_perception import cli
+from bev_perception.classes import NUSCENES_CLASSES
+from bev_perception.evaluation.timing import made_up_key_frames
+from bev_perception.geometry import transform_points
 from bev_perception.ros.interfaces import ensure_interfaces
+from bev_perception.ros.tools import demo
+from bev_perception.types import Boxes3D
 
 ensure_interfaces()
 
@@ -75,6 +81,26 @@ def test_demo_with_shipped_weights_drives_in_the_made_up_world(tmp_path, capsys,
     assert picture.shape[0] > 1400 and np.std(picture[-700:]) > 10
     video = cv2.VideoCapture(str(out / "demo.mp4"))
     assert int(video.get(cv2.CAP_PROP_FRAME_COUNT)) == 3
+
+
+def test_ids_and_trails_are_drawn(tmp_path, monkeypatch):
+    """Of an object that the car approaches; the trail is in the global frame."""
+    frames = list(itertools.islice(made_up_key_frames(4), 3))
+    one = (np.ones((1, 3)), np.zeros(1), np.zeros((1, 2)), np.full(1, 0.9), np.zeros(1, np.int64), NUSCENES_CLASSES)
+    boxes = Boxes3D(np.array([[9.0, 2.0, 1.0]]), *one, np.array([47]))
+    shown, draw = [], demo.draw_frame
+
+    def drawn(frame, images, boxes, note, trails):
+        shown.append((boxes.track_ids.tolist(), trails))
+        return draw(frame, images, boxes, note, trails=trails)
+
+    monkeypatch.setattr(demo, "draw_frame", drawn)
+    heard = demo._Heard({frame.stamp: boxes for frame in frames}, {}, {})
+    assert demo._draw(tmp_path, frames, heard, demo._Models({}, trained=True, occupancy=False)) == 3
+    assert [ids for ids, _ in shown] == [[47]] * 3
+    way = [transform_points(frame.ego2global, boxes.centers)[0] for frame in frames]
+    np.testing.assert_allclose(shown[-1][1][47], way)
+    assert np.linalg.norm(way[2] - way[0]) > 1
 
 
 def test_the_demo_needs_boxes(tmp_path, both_shipped, capsys):
