@@ -13,6 +13,7 @@ from bev_perception.cli.options import (
     Commands,
     add_bag_options,
     add_checkpoint,
+    add_command,
     add_engine,
     add_nms,
     add_precision,
@@ -44,7 +45,12 @@ def add_commands(commands: Commands) -> None:
     init.add_argument("out", type=Path, metavar="OUT.safetensors")
     init.set_defaults(command=_init_weights)
 
-    export = commands.add_parser("export", help="write a variant's image encoder for other runtimes, with a README")
+    export = add_command(
+        commands,
+        "export",
+        "write a variant's image encoder for other runtimes, with a README",
+        "The file is run at once and compared with the model; decoder and memory are not exported.",
+    )
     add_variant(export)
     add_checkpoint(export)
     export.add_argument("--format", choices=("onnx", "openvino", "torch"), required=True, help="of the file")
