@@ -6,34 +6,29 @@ topics of a camera driver: with `camera_namespace:=/sensing image_topic:=image_r
 /sensing/cam_front/camera_info.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
-import yaml
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
+from bev_perception.ros.launching import (
+    cameras_of,
+    file_parameters,
+    full_name,
+    given_parameters,
+    input_topics,
+    truth,
+)
+from bev_perception.ros.viewers import Viewed, write_viewers
+from bev_perception.strict import UserError
+
 CONFIG = Path(__file__).parents[1] / "config"
 NODE = "bev_perception"
-OUTPUTS = ("detections", "objects", "markers", "occupancy", "occupancy_points", "costmap", "obstacles")
-#: launch arguments that set the node's parameter of the same name: texts, numbers and truths
-TEXTS = (
-    "variant",
-    "checkpoint",
-    "occupancy_variant",
-    "occupancy_checkpoint",
-    "image_transport",
-    "device",
-    "precision",
-    "base_frame",
-    "fixed_frame",
-)
-NUMBERS = ("score_threshold", "max_detections", "tf_timeout")
-TRUTHS = ("autostart", "use_sim_time")
 
 ARGUMENTS = [
     DeclareLaunchArgument("variant", default_value="", description="Name of a model variant in config/models."),
@@ -72,6 +67,11 @@ ARGUMENTS = [
     DeclareLaunchArgument("tf_static_topic", default_value="", description="In place of /tf_static."),
     DeclareLaunchArgument("device", default_value="", description="auto, cpu, or cuda:N."),
     DeclareLaunchArgument("precision", default_value="", description="fp32, tf32, bf16 or fp16."),
+    DeclareLaunchArgument(
+        "engine",
+        default_value="",
+        description="What computes backbone and neck: eager, compile, onnxruntime, openvino or tensorrt.",
+    ),
     DeclareLaunchArgument("autostart", default_value="", description="Configure and activate at once: true or false."),
     DeclareLaunchArgument("base_frame", default_value="", description="tf frame of the vehicle."),
     DeclareLaunchArgument("fixed_frame", default_value="", description="tf frame of the world."),
@@ -86,149 +86,93 @@ ARGUMENTS = [
     DeclareLaunchArgument(
         "rviz", default_value="false", description="Start RViz too: true, false, or auto (where it is installed)."
     ),
+    DeclareLaunchArgument(
+        "viewer_folder",
+        default_value="",
+        description="Where the files for RViz and Foxglove are written that fit these cameras, topics and frames; "
+        "empty: a temporary folder, if RViz is started.",
+    ),
     DeclareLaunchArgument("use_sim_time", default_value="", description="Take the time from /clock: true or false."),
 ]
 
 
-def start(context: LaunchContext) -> list[Node]:
+def start(context: LaunchContext) -> list[Any]:
     """Return the nodes to start, once the arguments are known."""
     argument = {a.name: LaunchConfiguration(a.name).perform(context) for a in ARGUMENTS}
-    given = parameters(argument)
-    settings = sections(Path(argument["params_file"]))
-    use_sim_time = {"use_sim_time": given["use_sim_time"]} if "use_sim_time" in given else {}
+    given = given_parameters(argument)
+    name = full_name(argument["namespace"], NODE)
+    settings = file_parameters(Path(argument["params_file"]), name) | given
     inputs = {}
     if argument["camera_namespace"]:
-        cameras = given.get("cameras") or cameras_of(settings, argument["params_file"])
         inputs = input_topics(
-            cameras, argument["camera_namespace"], argument["image_topic"], argument["camera_info_topic"]
+            cameras_of(settings, argument["params_file"]),
+            argument["camera_namespace"],
+            argument["image_topic"],
+            argument["camera_info_topic"],
         )
-    remappings = [(f"~/{name}", topic) for name, topic in inputs.items()]
+    remappings = [(f"~/{private}", topic) for private, topic in inputs.items()]
     for topic in ("tf", "tf_static"):
         if argument[f"{topic}_topic"]:
             remappings.append((f"/{topic}", argument[f"{topic}_topic"]))
     level = argument["log_level"]
-    nodes = [
-        Node(
-            package="bev_perception",
-            executable="perception_node",
-            name=NODE,
-            namespace=argument["namespace"],
-            parameters=[argument["params_file"], given],
-            remappings=remappings,
-            **({"ros_arguments": ["--log-level", level]} if level else {}),
-            output="screen",
+    node = Node(
+        package="bev_perception",
+        executable="perception_node",
+        name=NODE,
+        namespace=argument["namespace"],
+        parameters=[argument["params_file"], given],
+        remappings=remappings,
+        **({"ros_arguments": ["--log-level", level]} if level else {}),
+        output="screen",
+    )
+    return [node, *viewers(argument, settings, inputs, name)]
+
+
+def viewers(argument: dict[str, str], settings: dict[str, Any], inputs: dict[str, str], node: str) -> list[Any]:
+    """Write the files for RViz and Foxglove if they are wanted, and return RViz if it is."""
+    wanted, missing = wants_rviz(argument["rviz"])
+    actions: list[Any] = [LogInfo(msg=missing)] if missing else []
+    if not (wanted or argument["viewer_folder"]):
+        return actions
+    shipped = file_parameters(CONFIG / "perception.param.yaml", f"/{NODE}")
+    values = shipped | settings
+    viewed = Viewed(
+        cameras_of(values, argument["params_file"]), values["image_transport"], values["base_frame"], node, inputs
+    )
+    folder = Path(argument["viewer_folder"] or mkdtemp(prefix="bev_perception_viewers_"))
+    rviz_file, foxglove_file = write_viewers(folder, viewed, CONFIG)
+    actions.append(LogInfo(msg=f"a layout for Foxglove is in {foxglove_file}, a configuration of RViz in {rviz_file}"))
+    if wanted:
+        time = {"use_sim_time": settings["use_sim_time"]} if "use_sim_time" in settings else {}
+        remappings = [(f"/{t}", argument[f"{t}_topic"]) for t in ("tf", "tf_static") if argument[f"{t}_topic"]]
+        actions.append(
+            Node(
+                package="rviz2",
+                executable="rviz2",
+                arguments=["-d", str(rviz_file)],
+                parameters=[time],
+                remappings=remappings,
+            )
         )
-    ]
-    if wants_rviz(argument["rviz"]):
-        nodes.append(rviz(inputs, argument["namespace"], use_sim_time))
-    return nodes
+    return actions
 
 
-def parameters(argument: dict[str, str]) -> dict[str, Any]:
-    """Return the node's parameters that are given as arguments.
+def wants_rviz(text: str) -> tuple[bool, str]:
+    """Return whether to start RViz, and a sentence where `auto` does without it because it is not installed.
 
-    Raises ValueError for a text where a number, a truth or a list is meant.
+    Raises UserError if it is wanted, but is not installed.
     """
-    given: dict[str, Any] = {name: argument[name] for name in TEXTS if argument[name]}
-    for name in NUMBERS:
-        if argument[name]:
-            given[name] = yaml.safe_load(argument[name])
-            if isinstance(given[name], bool) or not isinstance(given[name], (int, float)):
-                raise ValueError(f"{name}:={argument[name]} is no number")
-    for name in TRUTHS:
-        if argument[name]:
-            given[name] = truth(name, argument[name])
-    if argument["cameras"]:
-        given["cameras"] = yaml.safe_load(argument["cameras"])
-        if not isinstance(given["cameras"], list):
-            raise ValueError(f"cameras:={argument['cameras']} is no list; write cameras:='[front, back]'")
-    return given
-
-
-def truth(name: str, text: str) -> bool:
-    """Return what a launch argument says: true, True, 1, yes and on, or the opposites."""
-    words = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
-    if text.lower() not in words:
-        raise ValueError(f"{name}:={text}; write true or false")
-    return words[text.lower()]
-
-
-def wants_rviz(text: str) -> bool:
-    """Return whether to start RViz; says so where `auto` does without it because it is not installed."""
-    if text.lower() != "auto":
-        return truth("rviz", text)
+    auto = text.strip().lower() == "auto"
+    if not auto and not truth("rviz", text):
+        return False, ""
     try:
         get_package_prefix("rviz2")
-    except PackageNotFoundError:
-        print("rviz2 is not installed and is not started; install ros-$ROS_DISTRO-rviz2 to see the results in it")
-        return False
-    return True
-
-
-def sections(params_file: Path) -> list[dict[str, Any]]:
-    """Return the parameters of every node in a parameter file, which may be nested by namespaces.
-
-    Raises ValueError for a file that is missing or that sets no parameters.
-    """
-    if not params_file.is_file():
-        raise ValueError(f"params_file {params_file} does not exist; give the path of a YAML file of parameters")
-    try:
-        found = list(_sections(yaml.safe_load(params_file.read_text())))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"params_file {params_file} is no YAML: {error}") from error
-    if not found:
-        raise ValueError(
-            f"params_file {params_file} sets no parameters; write them below a node's name, or /**, and ros__parameters"
-        )
-    return found
-
-
-def _sections(values: Any) -> Iterator[dict[str, Any]]:
-    if not isinstance(values, dict):
-        return
-    for name, below in values.items():
-        if name == "ros__parameters" and isinstance(below, dict):
-            yield below
-        else:
-            yield from _sections(below)
-
-
-def cameras_of(settings: list[dict[str, Any]], params_file: str) -> list[str]:
-    """Return the camera names in a parameter file.
-
-    Raises ValueError if the file sets none.
-    """
-    for section in settings:
-        if "cameras" in section:
-            return section["cameras"]
-    raise ValueError(f"{params_file} sets no cameras; add them to it, or give them as cameras:='[front, back]'")
-
-
-def input_topics(
-    cameras: list[str], camera_namespace: str, image_topic: str, camera_info_topic: str = ""
-) -> dict[str, str]:
-    """Return the driver's topic for each private input topic of the node."""
-    topics = {}
-    info = camera_info_topic or "/".join([*image_topic.split("/")[:-1], "camera_info"])
-    for camera in cameras:
-        source = f"{camera_namespace.rstrip('/')}/{camera}"
-        topics[f"input/{camera}/image"] = f"{source}/{image_topic}"
-        topics[f"input/{camera}/image/compressed"] = f"{source}/{image_topic}/compressed"
-        topics[f"input/{camera}/camera_info"] = f"{source}/{info}"
-    return topics
-
-
-def rviz(inputs: dict[str, str], namespace: str, use_sim_time: dict[str, bool]) -> Node:
-    """Return RViz, with the topics of its configuration remapped from a node without namespace to this one's."""
-    home = "/" + "/".join(part for part in (namespace.strip("/"), NODE) if part)
-    topics = {name: f"{home}/{name}" for name in OUTPUTS} | inputs
-    return Node(
-        package="rviz2",
-        executable="rviz2",
-        arguments=["-d", str(CONFIG / "perception.rviz")],
-        parameters=[use_sim_time],
-        remappings=[(f"/{NODE}/{name}", topic) for name, topic in topics.items() if topic != f"/{NODE}/{name}"],
-    )
+    except PackageNotFoundError as error:
+        remedy = "install ros-$ROS_DISTRO-rviz2 to see the results in it"
+        if auto:
+            return False, f"rviz2 is not installed and is not started; {remedy}"
+        raise UserError(f"rviz:={text}, but rviz2 is not installed; {remedy}, or leave rviz out") from error
+    return True, ""
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -11,6 +11,8 @@ from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, Opaq
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
+from bev_perception.ros.launching import number, truth
+
 ARGUMENTS = [
     DeclareLaunchArgument("bag", description="Directory of the bag."),
     DeclareLaunchArgument("rate", default_value="1.0", description="Speed of the replay; 1.0 is as recorded."),
@@ -26,8 +28,8 @@ def play(context: LaunchContext) -> list[Node]:
     argument = {a.name: LaunchConfiguration(a.name).perform(context) for a in ARGUMENTS}
     parameters = {
         "bag": argument["bag"],
-        "rate": float(argument["rate"]),
-        "loop": argument["loop"].lower() in ("true", "1", "yes", "on"),
+        "rate": float(number("rate", argument["rate"])),
+        "loop": truth("loop", argument["loop"]),
         # Subscribers of the images do not show that the node is ready: RViz subscribes long before the node has loaded
         # its weights. The node advertises these topics once it has: one of them or both, depending on its variants.
         "wait_for_publisher": "/bev_perception/detections /bev_perception/occupancy",

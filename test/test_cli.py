@@ -373,3 +373,24 @@ def test_set_changes_the_variant_of_every_command_that_takes_one(tmp_path, capsy
         assert "unknown key 'num_quary'; did you mean 'num_query'?" in capsys.readouterr().err
     assert cli.main(["eval", "--data", "d", "--set", "head.num_query=25"]) == 1
     assert "--set changes a variant; name one with --variant" in capsys.readouterr().err
+
+
+def test_node_and_play_pass_on_what_is_for_ros(monkeypatch, capsys):
+    from bev_perception.ros import bag_player, perception_node
+
+    given = []
+    for module in (bag_player, perception_node):
+        monkeypatch.setattr(module, "main", lambda arguments: given.append(arguments) or 3)
+    assert cli.main(["node", "--ros-args", "-p", "variant:=sparsebev_tiny"]) == 3
+    assert cli.main(["play", "/tmp/drive", "--ros-args", "-p", "rate:=0.5"]) == 3
+    assert cli.main(["play", "--ros-args", "-p", "bag:=/tmp/drive"]) == 3
+    assert cli.main(["node"]) == 3
+    assert given == [
+        ["--ros-args", "-p", "variant:=sparsebev_tiny"],
+        ["--ros-args", "-p", "bag:=/tmp/drive", "--", "--ros-args", "-p", "rate:=0.5"],
+        ["--ros-args", "-p", "bag:=/tmp/drive"],
+        [],
+    ]
+    with pytest.raises(SystemExit) as end:
+        cli.main(["play", "--help"])
+    assert end.value.code == 0 and "play a bag to the node" in capsys.readouterr().out

@@ -36,9 +36,11 @@ def test_declared_arguments():
         "perception.launch.py": {
             "variant", "checkpoint", "occupancy_variant", "occupancy_checkpoint", "cameras", "image_transport",
             "camera_namespace", "image_topic", "camera_info_topic", "tf_topic", "tf_static_topic", "device",
-            "precision", "autostart", "base_frame", "fixed_frame", "score_threshold", "max_detections", "tf_timeout",
-            "log_level", "namespace", "params_file", "rviz", "use_sim_time",
+            "precision", "engine", "autostart",
+            "base_frame", "fixed_frame", "score_threshold", "max_detections", "tf_timeout",
+            "log_level", "namespace", "params_file", "rviz", "viewer_folder", "use_sim_time",
         },
+        "lifecycle.launch.py": {"namespace", "use_sim_time"},
         "replay.launch.py": {"bag", "rate", "loop", "rviz"},
     }  # fmt: skip
 
@@ -136,6 +138,7 @@ def launch(tmp_path):
     pytest.importorskip("launch.launch_service", reason="launch comes with a ROS 2 distribution only")
     pytest.importorskip("launch_ros.actions", reason="launch_ros comes with a ROS 2 distribution only")
     programs = {"bev_perception": ("perception_node", "bag_player"), "rviz2": ("rviz2",)}
+    programs["nav2_lifecycle_manager"] = ("lifecycle_manager",)
     for package, names in programs.items():
         marker = tmp_path / "share" / "ament_index" / "resource_index" / "packages" / package
         for directory in (marker.parent, tmp_path / "share" / package, tmp_path / "lib" / package):
@@ -148,7 +151,8 @@ def launch(tmp_path):
 
     def run(file: str, *arguments: str) -> dict[str, dict]:
         prefixes = os.pathsep.join([str(tmp_path), os.environ.get("AMENT_PREFIX_PATH", "")])
-        environment = dict(os.environ, AMENT_PREFIX_PATH=prefixes, ROS_LOG_DIR=str(tmp_path / "log"))
+        paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        environment = dict(os.environ, AMENT_PREFIX_PATH=prefixes, ROS_LOG_DIR=str(tmp_path / "log"), PYTHONPATH=paths)
         command = [sys.executable, "-c", RUN, str(ROOT / "launch" / file), *arguments]
         done = subprocess.run(
             command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
@@ -213,12 +217,28 @@ def test_a_drivers_topics_are_joined(launch, where, home):
         "input/front/camera_info": f"{home}/front/camera_info",
     }
     assert {f"~/{name}": topic for name, topic in joined.items()}.items() <= nodes["perception_node"]["rules"].items()
-    assert nodes["rviz2"]["rules"] == {f"/bev_perception/{name}": topic for name, topic in joined.items()}
+    assert f"{home}/front/image_color" in rviz_topics(nodes)
+
+
+def rviz_topics(nodes):
+    path = Path(nodes["rviz2"]["arguments"][nodes["rviz2"]["arguments"].index("-d") + 1])
+    displays = yaml.safe_load(path.read_text())["Visualization Manager"]["Displays"]
+    return [display["Topic"]["Value"] for display in displays if "Topic" in display]
 
 
 def test_rviz_follows_the_namespace(launch):
-    rules = launch("perception.launch.py", "rviz:=true", "namespace:=robot1")["rviz2"]["rules"]
-    assert rules["/bev_perception/markers"] == "/robot1/bev_perception/markers"
+    assert "/robot1/bev_perception/markers" in rviz_topics(
+        launch("perception.launch.py", "rviz:=true", "namespace:=robot1")
+    )
+
+
+def test_the_lifecycle_manager_has_the_node(launch):
+    nodes = launch("lifecycle.launch.py", "namespace:=robot1", "variant:=sparsebev_tiny")
+    assert set(nodes) == {"perception_node", "lifecycle_manager"}
+    assert nodes["perception_node"]["parameters"]["autostart"] is False
+    assert nodes["perception_node"]["parameters"]["variant"] == "sparsebev_tiny"
+    assert nodes["lifecycle_manager"]["rules"]["__ns"] == nodes["perception_node"]["rules"]["__ns"] == "/robot1"
+    assert list(nodes["lifecycle_manager"]["parameters"]["node_names"]) == ["bev_perception"]
 
 
 def test_a_parameter_file_without_cameras_is_named(launch, tmp_path):

@@ -27,7 +27,7 @@ class Kept:
 @pytest.fixture
 def load(monkeypatch):
     """load(file) -> the launch file as a module; load.packages: those that are installed."""
-    packages = {"rviz2"}
+    packages = {"rviz2", "nav2_lifecycle_manager"}
 
     class NotFoundError(Exception):
         pass
@@ -40,7 +40,7 @@ def load(monkeypatch):
     contents = {
         "launch": {"LaunchContext": dict, "LaunchDescription": Kept},
         "launch.actions": dict.fromkeys(
-            ("DeclareLaunchArgument", "OpaqueFunction", "IncludeLaunchDescription", "Shutdown"), Kept
+            ("DeclareLaunchArgument", "OpaqueFunction", "IncludeLaunchDescription", "LogInfo", "Shutdown"), Kept
         ),
         "launch.substitutions": {"LaunchConfiguration": Kept},
         "launch_ros": {},
@@ -71,7 +71,9 @@ def start(load):
     def begin(**arguments):
         defaults = {argument.name: argument.kwargs["default_value"] for argument in module.ARGUMENTS}
         assert set(arguments) <= set(defaults)
-        return {node.kwargs["executable"]: node.kwargs for node in module.start(defaults | arguments)}
+        actions = module.start(defaults | arguments)
+        begin.said = " ".join(action.kwargs["msg"] for action in actions if "msg" in action.kwargs)
+        return {action.kwargs["executable"]: action.kwargs for action in actions if "executable" in action.kwargs}
 
     begin.packages = load.packages
     return begin
@@ -86,12 +88,14 @@ def test_without_arguments_nothing_is_given(start):
 
 def test_arguments_have_the_types_of_the_parameters(start):
     node = start(
-        device="cpu", precision="bf16", autostart="False", use_sim_time="1", base_frame="base", fixed_frame="map",
+        device="cpu", precision="bf16", engine="onnxruntime", autostart="False",
+        use_sim_time="1", base_frame="base", fixed_frame="map",
         score_threshold="0.25", max_detections="50", cameras="[front]", log_level="debug",
         tf_topic="tf", tf_static_topic="/robot/tf_static",
     )["perception_node"]  # fmt: skip
     assert node["parameters"][1] == {
-        "device": "cpu", "precision": "bf16", "autostart": False, "use_sim_time": True, "base_frame": "base",
+        "device": "cpu", "precision": "bf16", "engine": "onnxruntime", "autostart": False,
+        "use_sim_time": True, "base_frame": "base",
         "fixed_frame": "map", "score_threshold": 0.25, "max_detections": 50, "cameras": ["front"],
     }  # fmt: skip
     assert node["ros_arguments"] == ["--log-level", "debug"]
@@ -104,6 +108,8 @@ def test_arguments_have_the_types_of_the_parameters(start):
         ({"use_sim_time": "maybe"}, "use_sim_time:=maybe; write true or false"),
         ({"score_threshold": "high"}, "score_threshold:=high is no number"),
         ({"cameras": "front"}, "cameras:=front is no list"),
+        ({"cameras": "[cam-front]"}, "'cam-front' cannot be part of a topic"),
+        ({"rviz": "yse"}, "rviz:=yse; write true or false"),
         ({"params_file": "/nowhere.yaml"}, "/nowhere.yaml does not exist"),
     ],
 )
@@ -122,7 +128,7 @@ def test_parameter_files_that_set_nothing_are_named(start, tmp_path, text, messa
 
 def test_a_parameter_file_may_be_nested_by_namespaces(start, tmp_path):
     (tmp_path / "own.yaml").write_text("robot1:\n  bev_perception:\n    ros__parameters:\n      cameras: [front]\n")
-    own = {"params_file": str(tmp_path / "own.yaml"), "camera_namespace": "/"}
+    own = {"params_file": str(tmp_path / "own.yaml"), "camera_namespace": "/", "namespace": "robot1"}
     assert ("~/input/front/image", "/front/image_raw") in start(**own)["perception_node"]["remappings"]
     (tmp_path / "own.yaml").write_text("/**:\n  ros__parameters:\n    device: cpu\n")
     with pytest.raises(ValueError, match="sets no cameras"):
@@ -142,11 +148,61 @@ def test_camera_info_is_beside_the_image(start, arguments, info):
     assert ("~/input/front/camera_info", info) in node["remappings"]
 
 
-def test_rviz_starts_by_itself_only_where_it_is_installed(start, capsys):
+@pytest.mark.parametrize(
+    ("name", "namespace", "found"),
+    [
+        ("/**", "robot1", True),
+        ("/robot1/bev_perception", "robot1", True),
+        ("/robot1/bev_perception", "", False),
+        ("bev_perception", "robot1", False),
+        ("/*/bev_perception", "robot1", True),
+        ("/*/bev_perception", "", False),
+        ("/**/bev_perception", "a/b", True),
+        ("/other", "", False),
+    ],
+)
+def test_only_the_sections_of_the_node_count(start, tmp_path, name, namespace, found):
+    (tmp_path / "own.yaml").write_text(f"{name}:\n  ros__parameters:\n    cameras: [front]\n")
+    own = {"params_file": str(tmp_path / "own.yaml"), "camera_namespace": "/", "namespace": namespace}
+    if found:
+        assert ("~/input/front/image", "/front/image_raw") in start(**own)["perception_node"]["remappings"]
+    else:
+        with pytest.raises(ValueError, match="but none of /.*bev_perception"):
+            start(**own)
+
+
+def test_rviz_starts_by_itself_only_where_it_is_installed(start):
     assert "rviz2" in start(rviz="auto") and "rviz2" in start(rviz="True") and "rviz2" not in start(rviz="0")
     start.packages.clear()
     assert "rviz2" not in start(rviz="auto")
-    assert "rviz2 is not installed" in capsys.readouterr().out
+    assert "rviz2 is not installed" in start.said
+    with pytest.raises(ValueError, match="rviz2 is not installed; install"):
+        start(rviz="1")
+
+
+def test_files_for_viewers_fit_what_is_started(start, tmp_path):
+    nodes = start(
+        cameras="[front, left]", image_transport="compressed", base_frame="chassis", camera_namespace="/sensing",
+        namespace="robot1", viewer_folder=str(tmp_path / "views"), tf_topic="tf", rviz="true",
+    )  # fmt: skip
+    file = tmp_path / "views" / "perception.rviz"
+    assert nodes["rviz2"]["arguments"] == ["-d", str(file)] and nodes["rviz2"]["remappings"] == [("/tf", "tf")]
+    text = file.read_text()
+    assert "/sensing/left/image_raw/compressed" in text and "/robot1/bev_perception/costmap" in text
+    assert "chassis" in text and "base_link" not in text and "cam_front" not in text
+    layout = (tmp_path / "views" / "perception.foxglove.json").read_text()
+    assert "/sensing/left/camera_info" in layout and "base_link" not in layout and "cam_front" not in layout
+    assert str(file) in start.said
+
+
+def test_the_lifecycle_manager_keeps_no_bond(load):
+    module = load("lifecycle.launch.py")
+    (manager,) = module.manage({"namespace": "robot1", "use_sim_time": "1"})
+    assert manager.kwargs["namespace"] == "robot1"
+    assert {"bond_timeout": 0.0, "use_sim_time": True}.items() <= manager.kwargs["parameters"][0].items()
+    load.packages.clear()
+    with pytest.raises(ValueError, match="nav2_lifecycle_manager is not installed; install"):
+        module.manage({"namespace": "", "use_sim_time": ""})
 
 
 def test_replay_ends_with_the_player(load):
@@ -156,3 +212,6 @@ def test_replay_ends_with_the_player(load):
     (player,) = module.play(defaults | {"loop": "True", "rate": "2"})
     assert isinstance(player.kwargs["on_exit"], Kept)
     assert player.kwargs["parameters"][0]["loop"] is True and player.kwargs["parameters"][0]["rate"] == 2.0
+    for wrong in ({"loop": "maybe"}, {"rate": "fast"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            module.play(defaults | wrong)

@@ -1,9 +1,11 @@
 """What must agree between package.xml, setup.cfg, CMakeLists.txt and the requirements."""
 
+import ast
 import configparser
 import os
 import re
 import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -52,16 +54,99 @@ def test_the_lock_pins_everything_exactly():
         assert re.fullmatch(r"[\w.-]+==[\w.]+", line), line
 
 
-def test_executables_of_ros_are_those_of_pip(setup_cfg):
-    scripts = {path.name for path in (ROOT / "scripts").iterdir()}
-    entry_points = requirements(setup_cfg["options.entry_points"]["console_scripts"])
-    named = {point.split(" = ")[0]: point.split(" = ")[1] for point in entry_points}
-    assert scripts == set(named) - {"bev_perception"}
-    for name in scripts:
-        module = named[name].removesuffix(":main")
+def test_the_executables_of_a_workspace(setup_cfg):
+    modules = {
+        "bev_perception": "bev_perception.cli",
+        "perception_node": "bev_perception.ros.perception_node",
+        "bag_player": "bev_perception.ros.bag_player",
+    }
+    assert {path.name for path in (ROOT / "scripts").iterdir()} == set(modules)
+    for name, module in modules.items():
         assert f"from {module} import main" in (ROOT / "scripts" / name).read_text()
         assert os.access(ROOT / "scripts" / name, os.X_OK)
         assert f"scripts/{name}" in (ROOT / "CMakeLists.txt").read_text()
+    # pip installs no program whose name does not say whose it is
+    assert requirements(setup_cfg["options.entry_points"]["console_scripts"]) == {
+        "bev_perception = bev_perception.cli:main"
+    }
+
+
+#: imported module -> its key in rosdep's lists, where these differ
+ROSDEP = {
+    "PIL": "python3-pil", "cv2": "python3-opencv", "matplotlib": "python3-matplotlib", "numba": "python3-numba",
+    "numpy": "python3-numpy", "rosbags": "python3-rosbags-pip", "scipy": "python3-scipy",
+    "sklearn": "python3-sklearn", "torch": "python3-pytorch-pip", "tqdm": "python3-tqdm", "yaml": "python3-yaml",
+}  # fmt: skip
+#: imported module -> distribution of the package index, where these differ
+DISTRIBUTIONS = {
+    "PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml", "nuscenes": "nuscenes-devkit",
+    "sklearn": "scikit-learn", "backports": "backports.zstd",
+}  # fmt: skip
+#: not in package.xml: rosdep has no key (the README says how to install it), or numpy 1 is wanted by it
+BY_HAND = {"safetensors", "nuscenes"}
+#: extras for which rosdep has no keys either, and which the bare machine does without
+ENGINES = {"onnx", "onnxruntime", "onnxscript", "openvino", "tensorrt"}
+#: what others bring: rosbags the first, nuscenes-devkit the last
+BROUGHT = {"lz4", "backports", "compression", "sklearn"}
+#: only where there is no ROS 2 distribution, whose wheels bring them
+BARE = {"rosidl_adapter", "rosidl_generator_c", "rosidl_generator_py", "rosidl_generator_type_description"}
+BARE |= {"rosidl_typesupport_c", "rosidl_typesupport_fastrtps_c", "rosidl_typesupport_introspection_c"}
+#: only where there is one
+DISTRIBUTION = {"launch", "launch_ros", "ament_index_python", "cv_bridge", "tf2_py"}
+#: generated on first use where there is none
+GENERATED = {"tf2_msgs", "vision_msgs"}
+#: messages that ros-jazzy-rclpy brings
+OF_RCLPY = {"builtin_interfaces", "lifecycle_msgs", "rcl_interfaces", "rosgraph_msgs"}
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module)
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("import_module", "find_spec"):
+            names |= {a.value for a in node.args if isinstance(a, ast.Constant)}
+    return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"bev_perception", "compression"}
+
+
+@pytest.fixture(scope="module")
+def used() -> set[str]:
+    """The foreign packages that are imported."""
+    files = [*ROOT.glob("bev_perception/**/*.py"), *ROOT.glob("launch/*.py"), *ROOT.glob("scripts/*")]
+    return set().union(*map(imported, files))
+
+
+def test_package_xml_declares_what_is_imported_and_nothing_else(used):
+    package = ElementTree.parse(ROOT / "package.xml").getroot()
+    declared = {tag.text for kind in ("depend", "exec_depend") for tag in package.findall(kind)}
+    wanted = {ROSDEP.get(name, name) for name in used - BY_HAND - ENGINES - BARE - (BROUGHT - {"sklearn"})}
+    assert declared == wanted | {"rosidl_default_runtime"}
+
+
+def test_setup_cfg_declares_what_is_imported(setup_cfg, used):
+    extras = [text for name, text in setup_cfg["options.extras_require"].items() if name not in ("test", "dev")]
+    lines = set().union(*map(requirements, [setup_cfg["options"]["install_requires"], *extras]))
+    declared = {re.split(r"[<>=;\[ ]", line)[0] for line in lines}
+    python = used & {*ROSDEP, *BY_HAND, *ENGINES} - BROUGHT - {"tensorrt"}  # NVIDIA's own installer brings it
+    assert {DISTRIBUTIONS.get(name, name) for name in python} <= declared
+    ros = used - {*ROSDEP, *BY_HAND} - ENGINES - BROUGHT - BARE - DISTRIBUTION - GENERATED - OF_RCLPY
+    assert {f"ros-jazzy-{name.replace('_', '-')}" for name in ros} <= declared
+    needed = {re.split(r"[<>=;\[ ]", line)[0] for line in requirements(setup_cfg["options"]["install_requires"])}
+    assert needed <= {DISTRIBUTIONS.get(name, name) for name in used}
+
+
+def test_the_lock_holds_what_is_imported(used):
+    lock = {line.split("==")[0].lower() for line in requirements((ROOT / "requirements" / "bare.txt").read_text())}
+    for name in used - DISTRIBUTION - GENERATED - ENGINES:
+        distribution = DISTRIBUTIONS.get(name, name)
+        assert {distribution, f"ros-{distribution.replace('_', '-')}"} & lock, name
+
+
+def test_what_is_installed_by_hand_is_in_the_readme():
+    text = (ROOT / "README.md").read_text()
+    assert all(DISTRIBUTIONS.get(name, name) in text for name in BY_HAND)
 
 
 def test_no_folder_hides_the_generated_messages():

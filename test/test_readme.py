@@ -30,13 +30,15 @@ RUN = (OFFLINE, IN_PYTHON, READ_RESULTS, SUBSCRIBER, OWN_VARIANT)
 NOT_RUN = {
     "make demo": "makes the virtual environment; test/ros/tools/test_demo.py runs the demo",
     "cd ~/ws/src": "needs a ROS 2 distribution with rosdep and colcon",
-    "bag_player --ros-args": "needs rclpy and goes on for ever; test/ros/test_bag_player.py runs the player",
+    "bev_perception node": "needs rclpy and goes on for ever; test/ros runs the node",
+    "bev_perception play": "needs rclpy and goes on for ever; test/ros/test_bag_player.py runs the player",
     "bev_perception synth": "compiles for minutes; test/synth",
     "bev_perception eval-demo": "makes drives for minutes; test/evaluation/test_regression.py",
     "bev_perception train": "needs nuScenes, and days",
     "bev_perception prepare anchors": "needs nuScenes; test/data/test_anchors.py",
     "bev_perception eval --variant": "needs nuScenes; test/evaluation/test_evaluate.py",
     "bev_perception eval --bag": "needs a bag of nuScenes; test/evaluation/test_replay.py",
+    "bev_perception check": "needs a bag of a rig; test/rig/test_calibration.py",
     "bev_perception bench": "takes minutes; test/evaluation/test_timing.py",
     "bev_perception show": "needs nuScenes; test/visualization/test_show.py",
 }

@@ -14,7 +14,7 @@ from types import FrameType
 
 from bev_perception import __version__
 from bev_perception.allocation import keep_memory_together
-from bev_perception.cli import check, data, evaluation, models, show
+from bev_perception.cli import check, data, evaluation, models, ros, show
 from bev_perception.cli.options import apply_changes, name_values
 from bev_perception.extras import missing_extra
 from bev_perception.strict import UserError
@@ -87,7 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bev_perception", description="3D boxes and occupancy from surround cameras.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}", help="print the version")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (models, check, data, evaluation, show):
+    for module in (models, check, data, evaluation, show, ros):
         module.add_commands(commands)
     name_values(parser)
     return parser

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bev_perception.commands import command
 from bev_perception.data.records import Records
 from bev_perception.strict import UserError
 
@@ -63,7 +64,7 @@ def read_anchors(path: str | Path, count: int) -> np.ndarray:
 
     Raises UserError for a file that is missing, damaged, or holds other numbers.
     """
-    remedy = f"make one with `bev_perception prepare anchors --count {count}`"
+    remedy = f"make one with `{command(f'prepare anchors --count {count}')}`"
     try:
         anchors = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

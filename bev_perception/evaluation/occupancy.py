@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from bev_perception.commands import command
 from bev_perception.data.occupancy_labels import UNKNOWN_LABEL, OccupancyLabels, check_classes, unknown_as_free
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.lidar_rays import LidarHits, cast_lidar
@@ -304,7 +305,8 @@ def check_comparable(found: Occupancy, labels: OccupancyLabels) -> None:
         raise EvaluationError(str(error)) from error
     if found.instances is not None and labels.instances is None:
         raise EvaluationError(
-            "the variant tells objects apart, but these labels do not; write such labels with `prepare panoptic-occ` "
+            "the variant tells objects apart, but these labels do not; write such labels with "
+            f"`{command('prepare panoptic-occ')}` "
             "and give their folder (--labels)"
         )
 

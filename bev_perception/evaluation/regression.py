@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from bev_perception.commands import command
 from bev_perception.evaluation.detection import DetectionScores
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.evaluate import EvalSettings, Scores, evaluate
@@ -77,7 +78,7 @@ def read_scores(path: Path) -> ScoresByVariant:
 
     Raises EvaluationError, naming the cause and the remedy, if the file is missing or damaged.
     """
-    remedy = "`bev_perception eval-demo --record` writes it"
+    remedy = f"`{command('eval-demo --record')}` writes it"
     try:
         values = read_yaml(path)
     except ConfigError as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from bev_perception.commands import command
 from bev_perception.config import VariantConfig
 from bev_perception.families.catalog import build_model
 from bev_perception.families.variants import Variant, load_variant, shipped_weights
@@ -37,7 +38,7 @@ def load_weights(config: VariantConfig, checkpoint: str | Path | None, device: t
     if path is None:
         raise ConfigError(
             f"no weights are shipped for {config.name}; give the path of some as its checkpoint "
-            "('bev_perception init-weights' makes untrained ones for a trial run)"
+            f"(`{command('init-weights')}` makes untrained ones for a trial run)"
         )
     model = build_model(config)
     info = load_checkpoint(model, path)

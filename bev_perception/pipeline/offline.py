@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from bev_perception.commands import command
 from bev_perception.config import digest
 from bev_perception.data.folders import locked
 from bev_perception.data.occupancy_labels import write_occupancy
@@ -330,7 +331,7 @@ def _parse(line: bytes, path: Path, number: int, key: str) -> dict[str, Any]:
         value = None
     if not isinstance(value, dict) or key not in value:
         raise ResultsError(
-            f"line {number} of {path} is not what `bev_perception run` writes; the file is damaged, of another kind "
+            f"line {number} of {path} is not what `{command('run')}` writes; the file is damaged, of another kind "
             "or of an older version: run the bag again, without --resume"
         )
     return value

@@ -13,7 +13,6 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
-from rclpy._rclpy_pybind11 import RCLError
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -26,22 +25,22 @@ from bev_perception.config import ConfigError
 from bev_perception.data.messages import calibration, camera_image, transform
 from bev_perception.health import OK, REFUSED, Health
 from bev_perception.pipeline.loading import give_back_device_memory, load_pipeline
-from bev_perception.pipeline.pipeline import Pipeline
+from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
 from bev_perception.results.costmap import CostmapSettings
 from bev_perception.ros import messages
+from bev_perception.ros.camera_topics import check_apart
 from bev_perception.ros.diagnostics import camera_statuses, figures
 from bev_perception.ros.fault_log import FaultLog
 from bev_perception.ros.graph_advice import COMPRESSED_IMAGE, IMAGE
+from bev_perception.ros.lifecycle import answer_while, impossible
 from bev_perception.ros.lookout import PATIENCE, Lookout, notice_doubles
 from bev_perception.ros.outputs import Outputs
 from bev_perception.ros.parameters import (
-    LIVE_PARAMETERS,
-    PARAMETERS,
     as_declared,
     costmap_settings,
     declare_parameters,
-    not_finite,
     pipeline_settings,
+    refusal,
     synchronizer_settings,
     unknown_parameters,
     variants,
@@ -136,17 +135,12 @@ class PerceptionNode(LifecycleNode):
     # ------------------------------------------------------------------ lifecycle
 
     def _LifecycleNodeMixin__on_change_state(self, request: Any, response: Any) -> Any:
-        """Answer the service ~/change_state, also for a transition that the state does not have.
-
-        rclpy's own callback raises an error then, so that whoever asked waits for ever.
-        """
-        try:
-            return super()._LifecycleNodeMixin__on_change_state(request, response)  # type: ignore[misc]
-        except RCLError:
-            wanted = request.transition.label or request.transition.id
-            self._health.notice("impossible transition", f"{wanted} in the state {self._lifecycle}")
+        """Answer ~/change_state also where the state has no such transition; rclpy would leave it unanswered."""
+        if reason := impossible(self, request):
+            self._health.notice("impossible transition", reason, about=self._state_machine.current_state[1])
             response.success = False
             return response
+        return super()._LifecycleNodeMixin__on_change_state(request, response)  # type: ignore[misc]
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model, warm it up, and subscribe to tf and camera_info."""
@@ -250,11 +244,11 @@ class PerceptionNode(LifecycleNode):
         if transport not in IMAGE_TYPES:
             raise ConfigError(f"image_transport is {transport!r}; it must be one of {', '.join(IMAGE_TYPES)}")
         settings = synchronizer_settings(self)
-        first, *second = variants(self)
-        self._pipeline = load_pipeline(
-            *first, self._get("device"), pipeline_settings(self), self._health, second=second[0] if second else None
-        )
-        self._pipeline.warm_up(len(settings.cameras))
+        suffix = IMAGE_TYPES[transport][2]
+        check_apart({c: self.resolve_topic_name(f"~/input/{c}/{suffix}") for c in settings.cameras})
+        load = partial(self._load, variants(self), self._get("device"), pipeline_settings(self), len(settings.cameras))
+        self._pipeline = answer_while(self, load, self.survive)
+        self._pipeline.settings = pipeline_settings(self)  # they may have been set meanwhile
         self._timer.timer_period_ns = round(self._get("diagnostics_period") * 1e9)
         self._transforms = open_transforms()
         self._synchronizer = Synchronizer(settings, self._transforms, self._health)
@@ -270,6 +264,17 @@ class PerceptionNode(LifecycleNode):
         if len(self._pipeline.encoders) > 1:
             self.get_logger().info("the variants' encoders differ, so that every image is encoded twice")
         self.get_logger().info(f"{self._pipeline.name} is ready on {self._pipeline.device}{trained}")
+
+    def _load(self, run: list[Any], device: str, settings: PipelineSettings, cameras: int) -> Pipeline:
+        """Return the pipeline, ready to run; called in another thread."""
+        first, *second = run
+        pipeline = load_pipeline(*first, device, settings, self._health, second=second[0] if second else None)
+        try:
+            pipeline.warm_up(cameras)
+        except BaseException:
+            pipeline.close()
+            raise
+        return pipeline
 
     def _subscribe_standing(self, cameras: tuple[str, ...]) -> None:
         """Subscribe to tf and camera_info, which are received in the state inactive, too."""
@@ -388,15 +393,10 @@ class PerceptionNode(LifecycleNode):
         return result
 
     def _check_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
-        known = {spec.name for spec in PARAMETERS}
+        unconfigured = self._state_machine.current_state[1] == "unconfigured"
         for parameter in parameters:
-            if not_finite(parameter):
-                return SetParametersResult(successful=False, reason=f"{parameter.name} is {parameter.value}, no number")
-            if parameter.name in known - LIVE_PARAMETERS and self._pipeline is not None:
-                return SetParametersResult(
-                    successful=False,
-                    reason=f"{parameter.name} is read when the node is configured; deactivate and clean it up first",
-                )
+            if reason := refusal(parameter, unconfigured):
+                return SetParametersResult(successful=False, reason=reason)
         if any(parameter.name.startswith("costmap_") for parameter in parameters):
             try:
                 self._check_costmap(costmap_settings(self, parameters))

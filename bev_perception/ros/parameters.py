@@ -13,10 +13,13 @@ from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValu
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from bev_perception.commands import command
 from bev_perception.config import ConfigError
 from bev_perception.data.drive import CAMERAS
+from bev_perception.families.variants import TINY_DETECTOR
 from bev_perception.pipeline.pipeline import PipelineSettings
 from bev_perception.results.costmap import OUTPUT_LIFETIME, CostmapSettings
+from bev_perception.ros.camera_topics import check_camera_names
 from bev_perception.sensing.synchronizer import SynchronizerSettings, camera_frames
 
 
@@ -42,9 +45,7 @@ _PIPELINE = PipelineSettings()
 _COSTMAP = CostmapSettings()
 
 PARAMETERS = (
-    ParameterSpec(
-        "variant", "r50_nuimg_704x256", "Name of a variant in config/models, or a path to a YAML of your own."
-    ),
+    ParameterSpec("variant", TINY_DETECTOR, "Name of a variant in config/models, or a path to a YAML of your own."),
     ParameterSpec(
         "checkpoint", "", "Path of the variant's weights (.safetensors or .pth); empty for those that are shipped."
     ),
@@ -137,7 +138,6 @@ PARAMETERS = (
     ),
     ParameterSpec("diagnostics_period", 1.0, "s of wall clock between two /diagnostics messages.", (0.05, 60.0)),
 )
-LIVE_PARAMETERS = frozenset(spec.name for spec in PARAMETERS if spec.live)
 
 
 def _descriptor(spec: ParameterSpec) -> ParameterDescriptor:
@@ -180,7 +180,7 @@ def unknown_parameters(node: Node) -> list[str]:
     sentences = []
     for name in sorted(set(_given(node)) - set(known)):
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else "`ros2 param list` shows those that there are"
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
         sentences.append(f"there is no parameter {name}; {hint}")
     return sentences
 
@@ -193,14 +193,22 @@ def as_declared(parameter: Parameter) -> Parameter:
     return parameter
 
 
-def not_finite(parameter: Parameter) -> bool:
-    """Whether the parameter is NaN or infinite, which ranges let pass."""
-    return isinstance(parameter.value, float) and not math.isfinite(parameter.value)
+def refusal(parameter: Parameter, unconfigured: bool) -> str:
+    """Return why a parameter may not be set; empty if it may.
+
+    unconfigured: whether that is the node's state, in which all may be set.
+    """
+    if isinstance(parameter.value, float) and not math.isfinite(parameter.value):  # ranges let it pass
+        return f"{parameter.name} is {parameter.value}, no number"
+    if not unconfigured and any(spec.name == parameter.name and not spec.live for spec in PARAMETERS):
+        return f"{parameter.name} is read when the node is configured; deactivate and clean it up first"
+    return ""
 
 
 def synchronizer_settings(node: Node) -> SynchronizerSettings:
     """Read the parameters of the synchronizer; raises UserError for combinations that make no sense."""
     get = _getter(node)
+    check_camera_names(get("cameras"))
     return SynchronizerSettings(
         cameras=tuple(get("cameras")),
         anchor=get("anchor_camera"),
@@ -243,7 +251,7 @@ def variants(node: Node) -> list[tuple[str, Path | None]]:
             given.append((variant, Path(checkpoint) if checkpoint else None))
     if not given:
         raise ConfigError(
-            "no variant is set; name one in the parameter 'variant' ('bev_perception variants' lists them)"
+            f"no variant is set; name one in the parameter 'variant' (`{command('variants')}` lists them)"
         )
     return given
 

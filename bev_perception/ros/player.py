@@ -30,6 +30,7 @@ from rosbags.interfaces import QosDurability, QosReliability
 from rosgraph_msgs.msg import Clock
 from std_srvs.srv import SetBool
 
+from bev_perception.commands import ros_command
 from bev_perception.data.messages import stamp_ns
 from bev_perception.data.rosbag import COMPRESSED_IMAGE, IMAGE, BagError, BagReader, BagTopic
 from bev_perception.ros.endings import end_by, raise_exit
@@ -72,7 +73,9 @@ class PlayerSettings:
     def __post_init__(self) -> None:
         """Check the values."""
         if not self.bag:
-            raise UserError("the parameter bag is empty; name one: bag_player --ros-args -p bag:=PATH")
+            raise UserError(
+                f"the parameter bag is empty; name one: {ros_command('bag_player', 'play')} --ros-args -p bag:=PATH"
+            )
         if not self.rate > 0:
             raise UserError(f"rate is {self.rate}; it must be positive (start_paused begins with a stop)")
         if self.lockstep_timeout <= 0 or self.wait_for_subscribers < 0:
@@ -144,11 +147,13 @@ class BagPlayer(Node):
                 publisher.wait_for_all_acked(Duration(seconds=max(0.0, deadline - time.monotonic())))
 
     def _play_once(self) -> None:
+        """Send all messages; raises BagError if there is none that can be sent."""
         sent: dict[str, int] = {}  # in lockstep: image topics of the set that is going out -> header stamp
-        first, short = True, 0
+        first, short, skipped = True, 0, 0
         for message in self._bag.raw_messages():
             topic = message.topic.name
             if topic not in self._publishers_by_topic:
+                skipped += 1
                 continue
             if len(message.data) < (MIN_IMAGE if topic in self._images else MIN_MESSAGE):
                 short += 1
@@ -169,6 +174,11 @@ class BagPlayer(Node):
             self._publishers_by_topic[topic].publish(message.data)
         if sent:
             self._await_answer(sent.values())
+        if first and not self._stopping:
+            raise BagError(
+                f"nothing of {self._bag.path} can be played: {short} of its messages are cut off, {skipped} are of "
+                "topics that are not played; is it the right bag, and whole?"
+            )
         if short:
             self.get_logger().warning(f"{short} messages of {self._bag.path} are cut off and were passed over")
 

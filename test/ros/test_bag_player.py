@@ -237,8 +237,8 @@ def test_a_type_nobody_knows_is_left_out(play, tmp_path):
     assert player.text().count("no_such_msgs/msg/Odd") == 1
 
 
-@pytest.mark.parametrize("lockstep", [True, False])
-def test_messages_that_are_cut_off_are_counted_and_passed_over(play, tmp_path, lockstep):
+@pytest.mark.parametrize(("lockstep", "whole"), [(True, True), (False, True), (False, False)])
+def test_messages_that_are_cut_off_are_counted_and_passed_over(play, tmp_path, lockstep, whole):
     types = get_typestore(Stores.ROS2_JAZZY)
     with Writer(tmp_path / "short", version=9, storage_plugin=StoragePlugin.MCAP) as writer:
         image = writer.add_connection("/image", "sensor_msgs/msg/CompressedImage", typestore=types)
@@ -246,9 +246,15 @@ def test_messages_that_are_cut_off_are_counted_and_passed_over(play, tmp_path, l
         for stamp, data in enumerate((b"", b"\0\1\0\0", b"\0\1\0\0\1\0\0\0")):
             writer.write(image, 10**9 + stamp, data)
             writer.write(text, 10**9 + stamp, data[:3])
+        if whole:
+            data = types.serialize_cdr(types.types["std_msgs/msg/String"](data="hello"), "std_msgs/msg/String")
+            writer.write(text, 2 * 10**9, data)
     player, _ = play(tmp_path / "short", listen=False, lockstep=lockstep, wait_for_subscribers=0.0)
-    assert player.process.wait(60) == 0
-    assert "6 messages of" in player.text() and "are cut off and were passed over" in player.text()
+    assert player.process.wait(60) == (0 if whole else 1)
+    if whole:
+        assert "6 messages of" in player.text() and "are cut off and were passed over" in player.text()
+    else:
+        assert "can be played: 6 of its messages are cut off, 0 are of topics that are not played" in player.text()
     assert "Traceback" not in player.text()
 
 
@@ -292,7 +298,7 @@ def test_images_without_a_header_are_passed_over_in_lockstep(play, tmp_path):
         for k, data in enumerate((b"", b"\0", b"\0\1\0\0\1\0")):
             writer.write(connection, k, data)
     player, _ = play(tmp_path / "short", listen=False, lockstep=True, wait_for_subscribers=0.1)
-    assert player.process.wait(60) == 0, player.text()
-    assert "3 messages of" in player.text() and "are cut off and were passed over" in player.text()
+    assert player.process.wait(60) == 1, player.text()
+    assert "can be played: 3 of its messages are cut off" in player.text()
     assert "Traceback" not in player.text()
     assert "this bag has no /tf_static" in player.text()

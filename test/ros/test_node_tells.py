@@ -1,5 +1,6 @@
 """The node in this process: what it tells about cameras, QoS and its double, and what it withdraws."""
 
+import threading
 import time
 from types import SimpleNamespace
 
@@ -208,7 +209,8 @@ def test_a_double_is_noticed(bench, monkeypatch):
 def test_an_impossible_transition_is_answered(bench):
     from lifecycle_msgs.srv import ChangeState
 
-    bench = bench()
+    bench, log = bench(), []
+    bench.node.get_logger = lambda: SimpleNamespace(warning=log.append)  # that of the reports
     client = bench.peer.create_client(ChangeState, "/bev_perception/change_state")
     bench.until(client.service_is_ready)
     for number, label in ((1, ""), (99, ""), (0, "fly")):
@@ -218,6 +220,94 @@ def test_an_impossible_transition_is_answered(bench):
         bench.until(future.done, f"an answer to {number} {label}")
         assert not future.result().success
     assert bench.node._lifecycle == "active"
+    told = " ".join([*log, *bench.node._health.drain_news()])
+    assert " in the state active; possible: deactivate (4), shutdown (7)" in told
+
+
+def test_services_answer_while_the_model_loads(bench, monkeypatch):
+    from lifecycle_msgs.srv import ChangeState, GetState
+    from rcl_interfaces.srv import SetParameters
+    from std_srvs.srv import Trigger
+
+    bench = bench(activate=False)
+    bench.node.trigger_cleanup()
+    loaded, asked = threading.Event(), []
+
+    def load(*args, **kwargs):
+        assert loaded.wait(20)
+        return Planted()
+
+    monkeypatch.setattr(ros_node, "load_pipeline", load)
+    kinds = {
+        "change_state": ChangeState,
+        "get_state": GetState,
+        "set_parameters": SetParameters,
+        "reset": Trigger,
+    }
+    clients = {name: bench.peer.create_client(kind, f"/bev_perception/{name}") for name, kind in kinds.items()}
+    bench.until(lambda: all(client.service_is_ready() for client in clients.values()))
+    bench.executor.remove_node(bench.peer)  # a manager in a process of its own
+    peer = SingleThreadedExecutor(context=bench.context)
+    peer.add_node(bench.peer)
+
+    def ask(name, request):
+        future = clients[name].call_async(request)
+        peer.spin_until_future_complete(future, timeout_sec=10)
+        return future.result()
+
+    def manage():
+        configure = ChangeState.Request()
+        configure.transition.label = "configure"
+        first = clients["change_state"].call_async(configure)
+        for _ in range(1000):
+            asked.append(ask("get_state", GetState.Request()).current_state.label)
+            if asked[-1] == "configuring":
+                break
+        asked.append(ask("change_state", configure).success)
+        changes = [Parameter("device", value="cpu"), Parameter("score_threshold", value=0.5)]
+        messages = [change.to_parameter_msg() for change in changes]
+        results = ask("set_parameters", SetParameters.Request(parameters=messages)).results
+        asked.extend(result.successful for result in results)
+        asked.append(ask("reset", Trigger.Request()).message)
+        asked.append(first.done())
+        loaded.set()
+        peer.spin_until_future_complete(first, timeout_sec=10)
+        asked.append(first.result().success)
+
+    manager = threading.Thread(target=manage)
+    manager.start()
+    bench.until(lambda: not manager.is_alive())
+    peer.shutdown()
+    assert asked[0] in ("unconfigured", "configuring")
+    expected = [
+        "configuring",
+        False,
+        False,
+        True,
+        "the node is not configured; there is no memory to wipe",
+        False,
+        True,
+    ]
+    assert asked[-len(expected) :] == expected
+    assert bench.node._pipeline.settings.score_threshold == 0.5 and bench.node._lifecycle == "inactive"
+
+
+def test_cameras_of_one_topic_are_refused(bench):
+    rules = ["--ros-args", "-r", "~/input/a/image:=/shared", "-r", "~/input/b/image:=/shared"]
+    node = bench(activate=False, cameras=["a", "b"], _cli=rules).node
+    assert "a and b both get the images of /shared" in node._failure
+    assert bench(activate=False, cameras=["a", "b"], image_transport="compressed", _cli=rules).node._failure == ""
+
+
+def test_cameras_that_are_no_names_are_refused(bench):
+    for cameras, reason in (
+        (["cam-front"], "'cam-front' cannot be part of a topic"),
+        ([""], "'' cannot be part of a topic"),
+        (["1"], "'1' cannot be part of a topic"),
+        (["a", "a"], "each once"),
+    ):
+        node = bench(activate=False, cameras=cameras).node
+        assert reason in node._failure and node._lifecycle == "unconfigured"
 
 
 def received(bench):

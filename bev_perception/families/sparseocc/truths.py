@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bev_perception.commands import command
 from bev_perception.config import VariantConfig
 from bev_perception.data.augment import augment_grid
 from bev_perception.data.occupancy_labels import UNKNOWN_LABEL, check_classes, labels_path, read_labels
@@ -50,7 +51,8 @@ class OccupancyTruths:
         check_classes(labels.semantics, self._classes, str(path))
         instances = None
         if self._panoptic:
-            instances = self._required(labels.instances, path, "instances; `prepare panoptic-occ` writes them")
+            remedy = f"`{command('prepare panoptic-occ')}` writes them"
+            instances = self._required(labels.instances, path, f"instances; {remedy}")
         visible = None
         if self._camera_mask:
             seen = self._required(labels.mask_camera, path, "mask_camera; train without training.family.camera_mask")
