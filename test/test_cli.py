@@ -299,7 +299,7 @@ def test_every_command_and_option_is_described():
             shows_default = action.nargs == 0 or action.default in (None, "", [], ())
             assert shows_default or "%(default)s" in action.help or str(action.default) in action.help, (words, name)
             takes_a_value = action.option_strings and action.nargs != 0 and not action.choices
-            if takes_a_value and name not in ("--out", "--scenes"):  # a directory or a file; names or their number
+            if takes_a_value and name not in ("--out", "--results", "--scenes"):  # a file or a directory, or a number
                 assert metavars.setdefault(name, action.metavar) == action.metavar, (words, name)
     assert metavars["--data"] == "ROOT" and metavars["--bag"] == "BAG" and metavars["--epochs"] == "N"
 

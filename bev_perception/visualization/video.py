@@ -28,7 +28,9 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> i
     Raises OSError when the file cannot be written, UserError for no pictures, ValueError for different sizes.
     """
     path = Path(path)
-    writer, shape, count = None, (0, 0, 0), 0
+    writer: _Writer | None = None
+    shape: tuple[int, ...] = ()
+    count = 0
     try:
         for picture in frames:
             if writer is None:
