@@ -15,7 +15,6 @@ EXTRAS = {
     "openvino": "openvino",
     "pandas": "nuscenes",
     "rclpy": "ros",
-    "rerun": "viewer",
     "rosbags": "bag",
     "sklearn": "nuscenes",
     "tensorboard": "train",

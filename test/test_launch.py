@@ -46,11 +46,9 @@ def test_declared_arguments():
 
 
 @pytest.mark.parametrize("path", LAUNCH_FILES, ids=lambda path: path.name)
-def test_every_argument_is_in_the_readme(path):
-    readme = ROOT / "README.md"
-    if not readme.is_file():
-        pytest.skip("there is no README.md yet")
-    missing = {name for name in declared_arguments(path) if f"`{name}`" not in readme.read_text()}
+def test_every_argument_is_in_the_documents(path):
+    text = (ROOT / "docs" / "ros.md").read_text()
+    missing = {name for name in declared_arguments(path) if f"`{name}`" not in text}
     assert not missing
 
 

@@ -1,6 +1,7 @@
-"""What the README prints is run as printed; what is not run here says why."""
+"""What README and the pages beside it print is run as printed; what is not run here says why."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from bev_perception.families.variants import list_variants, load_variant
 from bev_perception.pipeline.offline import read_results
 from bev_perception.types import OCC3D_GRID, Occupancy
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ("models", "offline", "performance", "ros", "training")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in DOCS))
 OFFLINE, IN_PYTHON = "bev_perception variants", "from bev_perception.data.drive"
 READ_RESULTS = "from pathlib import Path"
 SUBSCRIBER = "from bev_perception.results.occupancy_codec"
@@ -35,15 +38,20 @@ NOT_RUN = {
     "bev_perception prepare anchors": "needs nuScenes; test/data/test_anchors.py",
     "bev_perception eval --variant": "needs nuScenes; test/evaluation/test_evaluate.py",
     "bev_perception eval --bag": "needs a bag of nuScenes; test/evaluation/test_replay.py",
+    "bev_perception check": "needs a bag of a rig; test/rig/test_calibration.py",
     "bev_perception bench": "takes minutes; test/evaluation/test_timing.py",
     "bev_perception show": "needs nuScenes; test/visualization/test_show.py",
 }
 
 
 def blocks():
-    """Return the fenced and the indented blocks of the README, in their order."""
+    """Return the fenced and the indented blocks of all pages, in their order."""
+    return [text for page in PAGES for text in blocks_of(page)]
+
+
+def blocks_of(page):
     found, fenced = [[]], False
-    for line in README.read_text().splitlines():
+    for line in page.read_text().splitlines():
         if line.startswith("```"):
             fenced = not fenced
             found.append([])
@@ -61,7 +69,7 @@ def block(start):
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """What stands for /tmp in the README."""
+    """What stands for /tmp in the pages."""
     return tmp_path_factory.mktemp("readme")
 
 
@@ -75,7 +83,7 @@ def test_every_block_is_run_or_says_why_not():
     for text in blocks():
         assert sum(text.startswith(start) for start in starts) == 1, f"neither run nor excused, or both: {text}"
     gone = [start for start in starts if not any(text.startswith(start) for text in blocks())]
-    assert not gone, f"the README has no such blocks any more: {gone}"
+    assert not gone, f"no page has such blocks any more: {gone}"
 
 
 def test_commands_and_options_exist():
@@ -97,7 +105,7 @@ def test_offline(directory):
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m bev_perception.cli "$@"\n')
     program.chmod(0o755)
     environment = {**os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(README.parent), os.environ.get("PYTHONPATH", "")])
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = ["bash", "-euc", in_directory(block(OFFLINE), directory)]
     done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -108,13 +116,13 @@ def test_offline(directory):
 
 def test_in_python(directory, capsys):
     """After test_offline, which leaves the weights and the bag."""
-    exec(compile(in_directory(block(IN_PYTHON), directory), "README.md", "exec"), {})
+    exec(compile(in_directory(block(IN_PYTHON), directory), "page", "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) >= 18
 
 
 def test_results_are_read(directory, capsys):
     """After test_offline, which leaves the results."""
-    exec(compile(in_directory(block(READ_RESULTS), directory), "README.md", "exec"), {})
+    exec(compile(in_directory(block(READ_RESULTS), directory), "page", "exec"), {})
     first, *frames = capsys.readouterr().out.splitlines()
     assert first.startswith("{'sparsebev_tiny': ") and first.endswith(" complete") and len(frames) == 18
 
@@ -124,7 +132,7 @@ def test_subscriber_to_occupancy(capsys):
     semantics[100, 100, 2:5] = OCC3D_CLASSES.index("car")
     semantics[:, :, 0] = OCC3D_CLASSES.index("driveable_surface")
     names = {}
-    exec(compile(block(SUBSCRIBER), "README.md", "exec"), names)
+    exec(compile(block(SUBSCRIBER), "page", "exec"), names)
     names["on_occupancy"](message_of(Occupancy(semantics, OCC3D_CLASSES)))
     assert capsys.readouterr().out == "40003 voxels are occupied, 3 by cars\n"
 
@@ -134,3 +142,24 @@ def test_a_variant_of_ones_own(tmp_path):
     path.write_text(block(OWN_VARIANT))
     mine, tiny = load_variant(path), load_variant("sparsebev_tiny", ["head.decode.max_num=100"])
     assert mine.head == tiny.head and mine.frames == tiny.frames
+
+
+def test_the_readme_is_short():
+    assert len(PAGES[0].read_text().splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", [ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    """To files, and to headings of pages."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith("http"):
+            continue
+        path, _, heading = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        headings = (
+            [re.sub(r"[^a-z0-9 -]", "", h.lower()) for h in re.findall(r"(?m)^#+ (.*)$", file.read_text())]
+            if heading
+            else []
+        )
+        assert not heading or heading in [text.replace(" ", "-") for text in headings], target

@@ -6,16 +6,17 @@ import argparse
 import json
 from pathlib import Path
 
-from bev_perception.cli.options import Commands, add_bag_options, add_variant, open_bag
+from bev_perception.cli.options import Commands, add_bag_options, add_command, add_variant, open_bag
 from bev_perception.families.variants import TINY_DETECTOR
 
 
 def add_commands(commands: Commands) -> None:
     """Add `check`."""
-    check = commands.add_parser(
+    check = add_command(
+        commands,
         "check",
-        help="is the rig in a bag plausible, and how far is it from the training? Calibrations, mounting, neighbours, "
-        "motion, times",
+        "is the rig in a bag plausible, and how far is it from the training?",
+        "Judges calibrations, mounting, neighbouring cameras, motion and times, and names remedies.",
     )
     check.add_argument(
         "--bag", type=Path, required=True, help="directory of a rosbag2 bag; its first two minutes are read"
@@ -26,7 +27,7 @@ def add_commands(commands: Commands) -> None:
         "--base-height",
         type=float,
         default=0.0,
-        metavar="M",
+        metavar="METERS",
         help="m, of the base frame above the ground (default: %(default)s)",
     )
     check.add_argument(

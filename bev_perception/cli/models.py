@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,14 +36,16 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: Commands) -> None:
-    """Add `variants`, `init-weights`, `export`, `run`, `train`, `bench` and `demo`."""
-    variants = commands.add_parser("variants", help="list the variants")
+    """Add `variants`, `init-weights`, `export`, `run`, `train`, `bench`, `soak` and `demo`."""
+    variants = add_command(
+        commands, "variants", "list the variants", "One a line: name, family, size of the images, published score."
+    )
     variants.set_defaults(command=_variants)
 
-    init = commands.add_parser("init-weights", help="write the untrained initial weights of a variant, for trial runs")
+    init = add_command(commands, "init-weights", "write the untrained initial weights of a variant, for trial runs")
     add_variant(init)
     init.add_argument("--seed", type=whole_number(0), default=0, help="of the random weights (default: %(default)s)")
-    init.add_argument("out", type=Path, metavar="OUT.safetensors")
+    init.add_argument("out", type=Path, metavar="FILE", help="safetensors file to write")
     init.set_defaults(command=_init_weights)
 
     export = add_command(
@@ -54,7 +57,7 @@ def add_commands(commands: Commands) -> None:
     add_variant(export)
     add_checkpoint(export)
     export.add_argument("--format", choices=("onnx", "openvino", "torch"), required=True, help="of the file")
-    export.add_argument("out", type=Path, metavar="OUT", help="directory")
+    export.add_argument("out", type=Path, metavar="DIR", help="directory to write")
     export.set_defaults(command=_export)
 
     _add_run(commands)
@@ -92,7 +95,12 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _add_run(commands: Commands) -> None:
-    run = commands.add_parser("run", help="run a variant on a bag, without ROS, and write the results")
+    run = add_command(
+        commands,
+        "run",
+        "run a variant on a bag, without ROS, and write the results",
+        "They are JSON lines, one a frame between a header and an end; occupancy is written as npz files.",
+    )
     run.add_argument(
         "--bag",
         type=Path,
@@ -102,11 +110,9 @@ def _add_run(commands: Commands) -> None:
     )
     add_variant(run)
     add_checkpoint(run)
-    run.add_argument("--out", type=Path, required=True, metavar="RESULTS.jsonl")
+    run.add_argument("--out", type=Path, required=True, metavar="FILE", help="file of results (JSON lines) to write")
     run.add_argument("--resume", action="store_true", help="continue an interrupted run in --out")
-    run.add_argument(
-        "--save-occupancy", type=Path, metavar="DIR", help="write the occupancy of each frame to DIR/<stamp>.npz"
-    )
+    run.add_argument("--save-occupancy", type=Path, help="write the occupancy of each frame to DIR/<stamp>.npz")
     run.add_argument("--device", default="auto", help=DEVICE_HELP)
     add_bag_options(run)
     run.add_argument(
@@ -156,7 +162,8 @@ def _run(args: argparse.Namespace) -> int:
     pipeline.close()
     snapshot = pipeline.health.snapshot()
     untrained = "" if pipeline.trained else "; the weights are UNTRAINED"
-    print(f"wrote {args.out}: {count} frames{untrained}")
+    voxels = f" and {args.save_occupancy}" if args.save_occupancy else ""
+    print(f"wrote {args.out}{voxels}: {count} frames{untrained}")
     if snapshot.drops:
         print("dropped: " + ", ".join(f"{cause} {n}" for cause, n in snapshot.drops.items()))
         print(f"the last: {snapshot.last_drop}")
@@ -169,9 +176,12 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _add_train(commands: Commands) -> None:
-    train = commands.add_parser(
+    train = add_command(
+        commands,
         "train",
-        help="train or fine-tune a variant on data in the format of nuScenes; on several GPUs under torchrun",
+        "train or fine-tune a variant on data in the format of nuScenes; on several GPUs under torchrun",
+        "What belongs to the variant is in its file (training). SIGTERM or Ctrl-C saves the state, which --resume "
+        "continues exactly.",
     )
     add_variant(train)
     train.add_argument(
@@ -179,19 +189,19 @@ def _add_train(commands: Commands) -> None:
         type=Path,
         nargs="+",
         required=True,
-        metavar="ROOT",
         help="one or more nuScenes dataroots, all trained on",
     )
     add_version(train)
-    train.add_argument("--split", help="default: the training split of each root's version")
+    train.add_argument("--split", help="split to train on (default: the training split of each root's version)")
     train.add_argument("--labels", default=LABELS_FOLDER, help=LABELS_HELP)
-    train.add_argument("--out", type=Path, required=True, help="directory for weights, training state and logs")
+    train.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="directory for weights, training state and logs"
+    )
     train.add_argument("--pretrained", type=Path, help="weights file for the backbone, loaded after --init")
     train.add_argument("--init", type=Path, help="checkpoint of this variant to start from, e.g. to fine-tune it")
     train.add_argument(
         "--init-fitting",
         type=Path,
-        metavar="FILE",
         help="checkpoint of another variant to start from, e.g. of a detector for an occupancy net: takes the weights "
         "whose names and shapes fit, and lists the others",
     )
@@ -199,18 +209,30 @@ def _add_train(commands: Commands) -> None:
     train.add_argument(
         "--part",
         default="all",
-        metavar="NAME",
         help="train only this part of the model, if its family offers it: decoder (on features computed once and "
         "kept in --out until the end) or encoder (on single frames; use the result with --init) (default: %(default)s)",
     )
+    train.add_argument(
+        "--val-every",
+        type=whole_number(0),
+        default=0,
+        help="score the weights every N epochs and after the last on the validation split of the first ROOT, and keep "
+        "the best as best.safetensors; 0: never (default: %(default)s)",
+    )
+    train.add_argument("--val-split", help="split to score on (default: the validation split of the version)")
     train.add_argument("--epochs", type=int, help="number of epochs (default: the variant's)")
     train.add_argument("--lr", type=float, help="learning rate (default: the variant's)")
     train.add_argument(
         "--batch", type=int, help="samples per process (default: the variant's batch, divided among the processes)"
     )
-    train.add_argument("--seed", type=whole_number(0), default=0, help="default: %(default)s")
+    train.add_argument("--seed", type=whole_number(0), default=0, help="of everything random (default: %(default)s)")
     train.add_argument("--device", default="auto", help=DEVICE_HELP)
-    train.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="bf16", help="default: %(default)s")
+    train.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        default="bf16",
+        help="of backbone and neck (default: %(default)s)",
+    )
     train.add_argument(
         "--recompute",
         action="store_true",
@@ -248,9 +270,24 @@ def _train(args: argparse.Namespace) -> int:
         recompute=args.recompute,
         workers=args.workers,
     )
-    result = train(config, data, settings)
+    validate = partial(_validate, args, config) if args.val_every else None
+    result = train(config, data, replace(settings, val_every=args.val_every or 1), validate)
     print(f"{'done' if result.finished else 'stopped; continue with --resume'}: {result.steps} steps, in {args.out}")
     return 0
+
+
+def _validate(args: argparse.Namespace, config: VariantConfig, weights: Path) -> dict[str, float]:
+    """Return the scores of weights on the validation split; none in processes that do not score."""
+    from bev_perception.data.nuscenes import default_split
+    from bev_perception.evaluation.evaluate import EvalSettings, evaluate
+    from bev_perception.evaluation.regression import headline
+
+    root = args.data[0]
+    version = data_version(args, root)
+    split = args.val_split or default_split(version, "val")
+    how = {"device": args.device, "precision": args.precision, "labels": args.labels}
+    scores = evaluate(EvalSettings(config, weights, root, version, split, args.out / "val", **how))
+    return {} if scores is None else headline(scores)
 
 
 def _training_data(args: argparse.Namespace, config: VariantConfig, root: Path) -> NuScenesTraining:
@@ -264,14 +301,17 @@ def _training_data(args: argparse.Namespace, config: VariantConfig, root: Path) 
 
 
 def _add_bench(commands: Commands) -> None:
-    bench = commands.add_parser(
+    bench = add_command(
+        commands,
         "bench",
-        help="time a variant by the protocol of the publications; without --variant, the node and its transport",
+        "time a variant by the protocol of the publications; without --variant, the node and its transport",
+        "Prints a table and writes it as JSON to --out.",
     )
     bench.add_argument(
         "--out",
         type=Path,
         default=Path("output/bench"),
+        metavar="DIR",
         help="directory for the results as JSON (default: %(default)s)",
     )
     add_variant(bench, required=False)
@@ -329,10 +369,14 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _add_soak(commands: Commands) -> None:
-    soak = commands.add_parser(
-        "soak", help="watch memory, threads and open files of the real node over thousands of results, in lockstep"
+    soak = add_command(
+        commands,
+        "soak",
+        "watch memory, threads and open files of the real node over thousands of results, in lockstep",
     )
-    soak.add_argument("--out", type=Path, default=Path("output/soak"), help="directory (default: %(default)s)")
+    soak.add_argument(
+        "--out", type=Path, default=Path("output/soak"), metavar="DIR", help="directory (default: %(default)s)"
+    )
     soak.add_argument("--results", type=int, default=5000, help="number of results to watch (default: %(default)s)")
     soak.add_argument("--warm-up", type=int, default=500, help="results before them (default: %(default)s)")
     soak.set_defaults(command=_soak)
@@ -347,17 +391,20 @@ def _soak(args: argparse.Namespace) -> int:
 
 
 def _add_demo(commands: Commands) -> None:
-    demo = commands.add_parser(
-        "demo", help="play a short drive to the real node over DDS and make pictures and a video"
+    demo = add_command(
+        commands,
+        "demo",
+        "play a short drive to the real node over DDS and make pictures and a video",
+        "Ends with a table of latencies, and with scores where weights are shipped.",
     )
-    demo.add_argument("--out", type=Path, default=Path("output/demo"), help="directory (default: %(default)s)")
     demo.add_argument(
-        "--nuscenes", type=Path, metavar="ROOT", help="play a scene of this dataroot instead of a synthetic drive"
+        "--out", type=Path, default=Path("output/demo"), metavar="DIR", help="directory (default: %(default)s)"
     )
+    demo.add_argument("--nuscenes", type=Path, help="play a scene of this dataroot instead of a synthetic drive")
     demo.add_argument("--version", default="v1.0-mini", help="of ROOT's tables (default: %(default)s)")
-    demo.add_argument("--scene", default="scene-0103", help="in ROOT (default: %(default)s)")
+    demo.add_argument("--scene", default="scene-0103", help="scene of ROOT (default: %(default)s)")
     demo.add_argument(
-        "--seconds", type=duration, default=10.0, help="length of the synthetic drive (default: %(default)s)"
+        "--seconds", type=duration, default=10.0, help="s; length of the synthetic drive (default: %(default)s)"
     )
     add_variant(demo, required=False, default=TINY_DETECTOR)
     demo.add_argument(

@@ -49,7 +49,12 @@ _METAVARS_OF_TYPES = {Path: "FILE", int: "N", float: "NUMBER", None: "NAME"}
 
 def add_command(commands: Commands, name: str, summary: str, details: str = "") -> argparse.ArgumentParser:
     """Add a command; its help begins with `summary`, which the list of commands shows, and goes on with `details`."""
-    return commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {details}".strip())
+    return commands.add_parser(name, help=summary, description=_description(summary, details))
+
+
+def _description(summary: str, details: str) -> str:
+    end = "" if summary.endswith("?") else "."
+    return f"{summary[0].upper()}{summary[1:]}{end} {details}".strip()
 
 
 def name_values(parser: argparse.ArgumentParser) -> None:

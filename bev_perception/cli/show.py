@@ -12,6 +12,7 @@ from bev_perception.cli.options import (
     add_bag_options,
     add_checkpoint,
     add_command,
+    add_data,
     add_variant,
     add_version,
     data_version,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: Commands) -> None:
-    """Add `show boxes`, `show points`, `show occupancy` and `show curves`."""
+    """Add `show boxes`, `show points`, `show occupancy`, `show truth` and `show curves`."""
     show = add_command(commands, "show", "draw pictures or a video").add_subparsers(required=True, metavar="COMMAND")
     boxes = add_command(
         show, "boxes", "draw a variant's boxes in the images and from above, next to the ground truth of nuScenes"
@@ -77,19 +78,29 @@ def add_commands(commands: Commands) -> None:
         source.add_argument("--data", type=Path, help="a nuScenes dataroot")
         source.add_argument("--bag", type=Path, help="directory of a rosbag2 bag")
         add_version(parser)
-        which = parser.add_mutually_exclusive_group()
+        add_bag_options(parser)
+        parser.add_argument("--device", default="auto", help=DEVICE_HELP)
+
+    truth = add_command(show, "truth", "draw the boxes of nuScenes in the images and from above, without a variant")
+    add_data(truth)
+    truth.set_defaults(command=_show_truth)
+
+    for parser in (boxes, points, occupancy, truth):
+        which = parser.add_mutually_exclusive_group(required=parser is truth)
         which.add_argument("--scene", help="name of a nuScenes scene, e.g. scene-0103")
         which.add_argument("--sample", help="token of a single key frame of nuScenes to show")
-        add_bag_options(parser)
+        with_file = "; with --file, the picture" if parser is occupancy else ""
         parser.add_argument(
-            "--out",
-            type=Path,
-            required=True,
-            metavar="DIR",
-            help="directory for the pictures; with --file, the picture",
+            "--out", type=Path, required=True, metavar="DIR", help=f"directory for the pictures{with_file}"
         )
         parser.add_argument("--video", action="store_true", help="write one mp4 instead of a picture per frame")
-        parser.add_argument("--device", default="auto", help=DEVICE_HELP)
+
+
+def _show_truth(args: argparse.Namespace) -> int:
+    from bev_perception.visualization.show import KeyFrames, show_truth
+
+    source = KeyFrames(args.data, data_version(args, args.data), args.scene, args.sample)
+    return _say_where(args, show_truth(args.out, source, args.video))
 
 
 def _show_curves(args: argparse.Namespace) -> int:

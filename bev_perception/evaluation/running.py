@@ -82,14 +82,18 @@ class Processes:
 
 @contextmanager
 def joined_processes() -> Iterator[Processes]:
-    """Connect the processes that torchrun started for the duration of the context; without torchrun, do nothing."""
+    """Connect the processes that torchrun started for the duration of the context.
+
+    Without torchrun, or where they are connected already, as in a training that validates, do nothing.
+    """
     processes = Processes(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-    if processes.world > 1:
+    own = processes.world > 1 and not dist.is_initialized()
+    if own:
         dist.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield processes
     finally:
-        if processes.world > 1:
+        if own:
             dist.destroy_process_group()
 
 

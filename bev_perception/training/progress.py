@@ -28,7 +28,7 @@ class Progress:
         out: directory of the files.
         done: number of steps done before this run.
         total: number of steps of the whole training.
-        every: steps between two reports.
+        every: steps between two reports; the first step is reported as well, so that what is wrong shows at once.
         silent: whether to report nothing and write no files.
         """
         self._done, self._total, self._every, self._silent = done, total, every, silent
@@ -71,7 +71,7 @@ class Progress:
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._since += 1
-        if self._done % self._every == 0 or self._done == self._total:
+        if self._done % self._every == 0 or self._done in (self._start_step + 1, self._total):
             self._report(epoch, lr, {} if skipped is None else {"skipped": skipped})
 
     def _report(self, epoch: int, lr: float, counts: dict[str, int]) -> None:

@@ -35,6 +35,7 @@ from bev_perception.training.processes import Processes, join_processes
 from bev_perception.training.progress import Progress
 from bev_perception.training.scaling import SkippedSteps
 from bev_perception.training.state import STATE, Identity, TrainingError, load_state, save_state
+from bev_perception.training.validation import Validate, Validation
 
 #: subdirectory of the output that holds the features of a frozen encoder while training runs
 FEATURES = "features"
@@ -62,6 +63,7 @@ class TrainSettings:
     workers: data loading processes per training process; 0: the training process loads the data itself.
     log_every: steps between two reports.
     save_every: steps between two saved states; the state is also saved at the end of every epoch.
+    val_every: epochs between two validations.
     """
 
     out: Path
@@ -80,6 +82,7 @@ class TrainSettings:
     workers: int = 4
     log_every: int = 50
     save_every: int = 1000
+    val_every: int = 1
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,10 @@ class TrainResult:
     finished: bool
 
 
-def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) -> TrainResult:
-    """Train a variant on `data`.
+def train(
+    config: VariantConfig, data: TrainingData, settings: TrainSettings, validate: Validate | None = None
+) -> TrainResult:
+    """Train a variant on `data`; every `val_every` epochs, `validate` scores the weights, see Validation.
 
     SIGTERM or SIGINT ends training after the current step and saves the state. A resumed training gives the same result
     as an uninterrupted one (bit for bit on the CPU), as all randomness follows from seed, step and rank.
@@ -109,6 +114,7 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
     recipe = _check(config, part, settings)
     epochs = recipe.epochs if settings.epochs is None else settings.epochs
     lr = recipe.lr if settings.lr is None else settings.lr
+    validation = None if validate is None else Validation(validate, settings.out, settings.val_every)
     with join_processes(settings.device) as processes, _StopOnSignal() as stop, contextlib.ExitStack() as stack:
         if processes.rank == 0:
             stack.enter_context(one_writer(settings.out, "*.partial"))
@@ -218,6 +224,8 @@ def train(config: VariantConfig, data: TrainingData, settings: TrainSettings) ->
                 if done < (epoch + 1) * steps_per_epoch:  # stopped while the next batch was awaited
                     save()
                     return TrainResult(done, finished=False)
+                if validation is not None:
+                    validation.after(epoch + 1, epochs, done)
         return TrainResult(done, finished=True)
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from bev_perception.strict import UserError, parse_json
 
 Rows = list[dict[str, float]]
+#: the largest value over the smallest from which an axis is logarithmic
+LOG_FROM = 10.0
 
 
 def draw_curves(logs: Sequence[Path], out: Path) -> int:
@@ -63,14 +65,25 @@ def _draw(rows: Rows, path: Path, title: str) -> None:
     canvas = FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     steps = [row["step"] for row in rows]
-    left.plot(steps, [row["loss"] for row in rows], color="black")
-    left.set(title=f"{title}: sum of all losses", xlabel="step", yscale="log")
+    marker = "o" if len(rows) == 1 else None  # a line of one point is invisible
+    losses = [row["loss"] for row in rows]
+    left.plot(steps, losses, color="black", marker=marker)
+    left.set(title=f"{title}: sum of all losses", xlabel="step", yscale=_scale(losses))
     rates = left.twinx()
     rates.plot(steps, [row["lr"] for row in rows], color="tab:gray", linestyle=":")
     rates.set(ylabel="learning rate (dotted)")
-    for name in rows[-1]:
-        if name.startswith("loss_"):  # of the last pass or stage; earlier ones have a prefix such as "d0."
-            right.plot(steps, [row.get(name, float("nan")) for row in rows], label=name)
-    right.set(title="its parts, of decoders' last passes", xlabel="step", yscale="log")
-    right.legend(fontsize=7, ncols=2)
+    names = [name for name in rows[-1] if name.startswith("loss_")]  # earlier passes have a prefix such as "d0."
+    parts = {name: [row.get(name, float("nan")) for row in rows] for name in names}
+    for name, values in parts.items():
+        right.plot(steps, values, label=name, marker=marker)
+    scale = _scale([value for values in parts.values() for value in values])
+    right.set(title="its parts, of decoders' last passes", xlabel="step", yscale=scale)
+    if parts:
+        right.legend(fontsize=7, ncols=2)
     canvas.print_png(str(path))
+
+
+def _scale(values: Sequence[float]) -> str:
+    """Return the scale of an axis: logarithmic if the values are positive and spread over more than LOG_FROM."""
+    finite = [value for value in values if math.isfinite(value)]
+    return "log" if finite and min(finite) > 0 and max(finite) > LOG_FROM * min(finite) else "linear"

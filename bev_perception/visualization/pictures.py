@@ -1,15 +1,14 @@
-"""Pictures and videos of a frame and its boxes: every camera with the boxes drawn in, beside a bird's-eye view."""
+"""Pictures of a frame and its boxes: every camera with the boxes drawn in, beside a bird's-eye view."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from bev_perception.geometry import box_corners, invert_transform, transform_points
-from bev_perception.strict import UserError
 from bev_perception.types import Boxes3D, Frame
 from bev_perception.visualization.canvas import (
     FRACTION_BITS,
@@ -24,7 +23,7 @@ from bev_perception.visualization.canvas import (
     fixed,
     put_text,
 )
-from bev_perception.visualization.tracks import draw_ids, draw_tracks, trails_in_ego
+from bev_perception.visualization.tracks import draw_labels, draw_tracks, trails_in_ego
 
 TILE_WIDTH, TILE_HEIGHT = 640, 360  # pixels, of one camera's picture
 NEAR = 0.1  # m, nothing nearer to a camera is drawn
@@ -42,23 +41,25 @@ def draw_frame(
     note: str = "",
     truth: Boxes3D | None = None,
     trails: Mapping[int, np.ndarray] = NO_TRAILS,
+    scores: bool = False,
 ) -> np.ndarray:
     """Return a BGR picture of the frame: two rows of cameras, a bird's-eye view, and a strip with `note` at the bottom.
 
-    Boxes that have track ids are drawn with them.
+    Boxes are labelled with their track ids.
 
     images: camera -> its decoded image [H, W, 3] BGR uint8, as it was taken (lens distortion is removed here)
     boxes: in base_link at the frame's stamp; each camera shows them from the ego pose at its own stamp
     note: text of the strip
     truth: ground-truth boxes, like `boxes`, drawn with white dashes; None draws none
     trails: track id -> centres [k, 3] in the global frame, drawn from above
+    scores: whether boxes are labelled with their scores, too, in percent
     """
 
     def draw(tile: Tile) -> None:
         if truth is not None:
             draw_wireframes(tile, frame.ego2global, truth, [TRUTH] * len(truth), dashed=True)
         draw_wireframes(tile, frame.ego2global, boxes, box_colors(boxes))
-        draw_ids(tile, frame.ego2global, boxes)
+        draw_labels(tile, frame.ego2global, boxes, box_colors(boxes), scores)
 
     cameras = draw_cameras(frame, images, (TILE_WIDTH, TILE_HEIGHT), 2, draw)
     above = draw_birds_eye(boxes, 2 * TILE_HEIGHT, truth, trails_in_ego(trails, frame.ego2global))
@@ -122,39 +123,6 @@ def write_png(path: str | Path, picture: np.ndarray) -> None:
     partial = path.with_name(path.name + ".part")
     partial.write_bytes(encoded.tobytes())
     partial.replace(path)
-
-
-def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> int:
-    """Write BGR pictures of one size as an mp4 video; return their number.
-
-    The codec is MPEG-4 part 2, which every OpenCV can write.
-
-    fps: pictures per second
-
-    Raises OSError when the file cannot be written, UserError for no pictures, ValueError for different sizes.
-    """
-    path = Path(path)
-    writer, size, count = None, (0, 0), 0
-    try:
-        for picture in frames:
-            if writer is None:
-                size = (picture.shape[1], picture.shape[0])
-                writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
-                if not writer.isOpened():
-                    raise OSError(f"OpenCV cannot write {path}; name an .mp4 file in a directory that exists")
-            if (picture.shape[1], picture.shape[0]) != size:
-                raise ValueError(f"picture {count} of {path} is {picture.shape[1::-1]}, the first was {size}")
-            writer.write(picture)
-            count += 1
-    except BaseException:
-        if writer is not None:
-            writer.release()
-            path.unlink(missing_ok=True)
-        raise
-    if writer is None:
-        raise UserError(f"there are no pictures for {path}")
-    writer.release()
-    return count
 
 
 def _draw_wireframe(picture: np.ndarray, corners: np.ndarray, camera: np.ndarray, color: Color, dashed: bool) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from bev_perception.classes import NUSCENES_CLASSES
 from bev_perception.config import VariantConfig
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.occupancy_labels import check_classes, labels_path, read_labels, unknown_as_free
@@ -35,14 +36,17 @@ from bev_perception.sensing.synchronizer import SynchronizerSettings
 from bev_perception.strict import ConfigError, UserError
 from bev_perception.tracking.trails import Trails
 from bev_perception.types import Boxes3D, Frame, FrameError, Occupancy, Result
-from bev_perception.visualization.canvas import decode_views
+from bev_perception.visualization.canvas import REACH, decode_views
 from bev_perception.visualization.occupancy import draw_occupancy
-from bev_perception.visualization.pictures import draw_frame, write_png, write_video
+from bev_perception.visualization.pictures import draw_frame, write_png
 from bev_perception.visualization.points import draw_points
+from bev_perception.visualization.video import write_video
 
 LOG = logging.getLogger(__name__)
 
 Stamped = tuple[int, np.ndarray]  # a picture and its stamp, ns
+#: lowest and highest x, y, z in the lidar's frame of true boxes that are drawn alone, m: what is seen from above
+TRUTH_AREA = (-REACH, -REACH, -10.0, REACH, REACH, 10.0)
 
 
 @dataclass(frozen=True)
@@ -177,9 +181,27 @@ def show_boxes(settings: ShowSettings, source: Source, score_threshold: float, m
                 truth = _true_boxes(source.records, shot.row, loaded.config.class_names, area(loaded.config))
             note = _note(loaded, shot)
             images, lines = decode_views(shot.frame), trails.lines()
-            yield shot.frame.stamp, draw_frame(shot.frame, images, result.boxes, note, truth, trails=lines)
+            yield shot.frame.stamp, draw_frame(shot.frame, images, result.boxes, note, truth, trails=lines, scores=True)
 
-    return _write(settings, "boxes", pictures())
+    return _write(settings.out, settings.video, "boxes", pictures())
+
+
+def show_truth(out: Path, source: KeyFrames, video: bool = False) -> int:
+    """Draw the boxes of nuScenes, of objects that lidar or radar has seen; return the number of pictures.
+
+    out: directory, which is created
+    source: the key frames
+    video: whether to write one video instead of one picture per frame
+    """
+
+    def pictures() -> Iterator[Stamped]:
+        for shot in source.shots(past=0):
+            assert shot.row is not None, "key frames have rows"
+            truth = _true_boxes(source.records, shot.row, NUSCENES_CLASSES, TRUTH_AREA)
+            images = decode_views(shot.frame)
+            yield shot.frame.stamp, draw_frame(shot.frame, images, truth, f"truth  {shot.name}")
+
+    return _write(out, video, "truth", pictures())
 
 
 def show_points(
@@ -227,7 +249,7 @@ def show_points(
                         draw_points(seen, decode_views(seen), samples, chosen, boxes, shot.frame, config, note),
                     )
 
-    return _write(settings, "points", pictures())
+    return _write(settings.out, settings.video, "points", pictures())
 
 
 def show_occupancy(settings: ShowSettings, source: Source, labels: Path | None = None, objects: bool = True) -> int:
@@ -263,7 +285,7 @@ def show_occupancy(settings: ShowSettings, source: Source, labels: Path | None =
             )
             yield shot.frame.stamp, picture
 
-    return _write(settings, "occupancy", pictures())
+    return _write(settings.out, settings.video, "occupancy", pictures())
 
 
 def show_labels(path: Path, out: Path, class_names: tuple[str, ...], objects: bool = True) -> None:
@@ -374,21 +396,21 @@ def _note(loaded: LoadedVariant, shot: Shot) -> str:
     return f"{loaded.config.name}{untrained}  {shot.name}"
 
 
-def _write(settings: ShowSettings, kind: str, pictures: Iterator[Stamped]) -> int:
-    """Write pictures as PNG files, or as a video at their own rate; return their number.
+def _write(out: Path, video: bool, kind: str, pictures: Iterator[Stamped]) -> int:
+    """Write pictures as PNG files to the directory `out`, or as a video at their own rate; return their number.
 
     Raises UserError if there are none.
     """
-    settings.out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     first = list(islice(pictures, 2))
     if not first:
         raise UserError("there is no frame to show; the log says what was wrong with those that there were")
     stamped = tqdm(chain(first, pictures), desc=kind, unit="picture")
-    if settings.video:
+    if video:
         seconds = (first[1][0] - first[0][0]) / 1e9 if len(first) > 1 else 1.0
-        return write_video(settings.out / f"{kind}.mp4", (picture for _, picture in stamped), 1 / seconds)
+        return write_video(out / f"{kind}.mp4", (picture for _, picture in stamped), 1 / seconds)
     count = 0
     for stamp, picture in stamped:
-        write_png(settings.out / f"{kind}_{stamp}.png", picture)
+        write_png(out / f"{kind}_{stamp}.png", picture)
         count += 1
     return count

@@ -5,11 +5,11 @@ from bev_perception.families.family import OCCUPANCY
 from bev_perception.families.table import variants_table
 from bev_perception.families.variants import list_variants, load_variant
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 
 
-def test_the_readme_has_the_table():
-    text = README.read_text()
+def test_the_page_has_the_table():
+    text = PAGE.read_text()
     begin = "<!-- variants: begin (bev_perception.families.table.variants_table writes it) -->\n"
     assert text.split(begin)[1].split("\n<!-- variants: end -->")[0] == variants_table()
 

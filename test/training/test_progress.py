@@ -29,7 +29,7 @@ def lines(out):
 
 def test_tensorboard_shows_the_averages_of_the_log(tmp_path):
     report(tmp_path, done=0, steps=4)
-    assert [line["loss"] for line in lines(tmp_path)] == [9.5, 7.5]
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(1, 10.0), (2, 9.0), (4, 7.5)]
     shown = curves(tmp_path)
     assert set(shown) == {"lr", "loss", "grad_norm"}
     for name, points in shown.items():
@@ -47,7 +47,7 @@ def test_what_is_not_finite_is_null(tmp_path):
 def test_a_resumed_run_takes_the_place_of_steps_done_in_vain(tmp_path):
     report(tmp_path, done=0, steps=6)
     report(tmp_path, done=2, steps=6, total=8)  # the state was saved after step 2
-    assert [step for step, _ in curves(tmp_path)["loss"]] == [2, 4, 6, 8]
+    assert [step for step, _ in curves(tmp_path)["loss"]] == [1, 2, 3, 4, 6, 8]
 
 
 def test_training_goes_on_without_tensorboard_and_says_so_once(tmp_path, monkeypatch, caplog):
@@ -55,7 +55,7 @@ def test_training_goes_on_without_tensorboard_and_says_so_once(tmp_path, monkeyp
     report(tmp_path, done=0, steps=4)
     said = [record.getMessage() for record in caplog.records if "tensorboard" in record.getMessage()]
     assert len(said) == 1 and "pip install bev_perception[train]" in said[0]
-    assert len(lines(tmp_path)) == 2 and not (tmp_path / "tensorboard").exists()
+    assert len(lines(tmp_path)) == 3 and not (tmp_path / "tensorboard").exists()
 
 
 def test_only_one_of_several_processes_writes(tmp_path):

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import math
 
 import cv2
 import pytest
 
 from bev_perception import cli
+from bev_perception.visualization.curves import _scale
 
 
 def write_log(path, steps, loss):
@@ -29,6 +31,32 @@ def test_a_training_in_two_parts(tmp_path):
     assert cli.main(["show", "curves", "--log", *logs, "--out", str(tmp_path / "tiny.v1")]) == 0
     rows = list(csv.DictReader((tmp_path / "tiny.v1.csv").open()))
     assert [(row["step"], row["loss"]) for row in rows] == [("50", "3"), ("100", "3"), ("150", "1")]
+
+
+def drawn(path):
+    """Return how many pixels of the left plot are drawn in black."""
+    picture = cv2.imread(str(path))
+    return (picture[60:340, 80:480] < 60).all(axis=2).sum()
+
+
+def test_one_row_is_drawn_too(tmp_path):
+    log = write_log(tmp_path / "log.jsonl", (50,), 3.0)
+    assert cli.main(["show", "curves", "--log", log, "--out", str(tmp_path / "one")]) == 0
+    assert drawn(tmp_path / "one.png") > 15
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [
+        ((1.0, 9.0), "linear"),
+        ((1.0, 11.0), "log"),
+        ((0.0, 11.0), "linear"),
+        ((1.0, math.nan), "linear"),
+        ((), "linear"),
+    ],
+)
+def test_an_axis_is_logarithmic_where_its_range_asks_for_it(values, scale):
+    assert _scale(values) == scale
 
 
 @pytest.mark.parametrize("bad", [0, 2])

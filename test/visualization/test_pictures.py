@@ -18,7 +18,6 @@ from bev_perception.visualization.pictures import (
     draw_birds_eye,
     draw_frame,
     write_png,
-    write_video,
 )
 
 SIZE = (400, 225)
@@ -252,27 +251,3 @@ def test_png(tmp_path):
     write_png(tmp_path / "p.png", picture)
     assert np.array_equal(cv2.imread(str(tmp_path / "p.png")), picture)
     assert [p.name for p in tmp_path.iterdir()] == ["p.png"]
-
-
-def test_video(tmp_path):
-    shades = [40, 90, 140, 190]
-    frames = (np.full((120, 200, 3), shade, np.uint8) for shade in shades)
-    assert write_video(tmp_path / "v.mp4", frames, 12.0) == 4
-    video = cv2.VideoCapture(str(tmp_path / "v.mp4"))
-    assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(12.0)
-    for shade in shades:
-        ok, frame = video.read()
-        assert ok and frame.shape == (120, 200, 3)
-        assert frame.mean() == pytest.approx(shade, abs=6)
-    assert not video.read()[0]
-
-
-def test_videos_that_cannot_be_written(tmp_path):
-    sizes = [np.zeros((100, 100, 3), np.uint8), np.zeros((50, 100, 3), np.uint8)]
-    with pytest.raises(ValueError, match="the first was"):
-        write_video(tmp_path / "v.mp4", iter(sizes), 12.0)
-    with pytest.raises(ValueError, match="no pictures"):
-        write_video(tmp_path / "v.mp4", iter([]), 12.0)
-    with pytest.raises(OSError, match="cannot write"):
-        write_video(tmp_path / "nowhere" / "v.mp4", iter(sizes[:1]), 12.0)
-    assert list(tmp_path.iterdir()) == []

@@ -109,11 +109,27 @@ def test_boxes_are_those_of_the_evaluation_in_base_link(scene, untrained):
         assert "UNTRAINED" in note and SCENE in note and frames.records.tokens[i] in note
 
 
+def test_truth_is_drawn_without_a_variant(synthetic_nuscenes, tmp_path, drawn):
+    """By the command line: the boxes that are in the tables, in their places."""
+    command = ["show", "truth", "--data", str(synthetic_nuscenes), "--scene", SCENE, "--out", str(tmp_path / "new")]
+    assert cli.main(command) == 0
+    frames = KeyFrames(synthetic_nuscenes, VERSION, SCENE)
+    calls = drawn["draw_frame"]
+    assert len(calls) == len(list((tmp_path / "new").glob("truth_*.png"))) == 5
+    for i, (frame, images, boxes, note) in zip(frames.rows, calls, strict=True):
+        annotations = frames.records.annotations(i)
+        near = (np.abs(annotations.boxes[:, :2]) < 50).all(axis=1) & annotations.valid
+        assert len(boxes) == near.sum() > 0 and set(images) == set(CAMERAS) and note.startswith("truth  " + SCENE)
+        assert frame.stamp == frames.records.stamps[i] * 1000
+        centers = transform_points(frames.records.lidar2ego(i), annotations.boxes[near, :3])
+        np.testing.assert_allclose(boxes.centers, centers, atol=1e-9)
+
+
 def test_boxes_are_drawn_with_the_ways_that_their_tracks_have_come(settings, synthetic_nuscenes, monkeypatch):
     """Also of the key frames before the one to be shown."""
     shown = []
 
-    def draw(frame, images, boxes, note, truth, trails):
+    def draw(frame, images, boxes, note, truth, trails, scores):
         shown.append((frame, boxes, trails))
         return np.full((8, 8, 3), 60, np.uint8)
 

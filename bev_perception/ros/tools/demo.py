@@ -50,7 +50,8 @@ from bev_perception.tracking.trails import Trails
 from bev_perception.types import Boxes3D, Frame, Occupancy, Result
 from bev_perception.visualization.canvas import decode_views
 from bev_perception.visualization.occupancy import draw_beside_boxes
-from bev_perception.visualization.pictures import draw_frame, write_png, write_video
+from bev_perception.visualization.pictures import draw_frame, write_png
+from bev_perception.visualization.video import write_video
 
 if TYPE_CHECKING:
     from bev_perception.msg import Object3DArray
@@ -301,7 +302,7 @@ def _draw(out: Path, frames: list[Frame], heard: _Heard, models: _Models) -> int
         for frame in tqdm(shown, desc="draw", unit="frame"):
             boxes = _worth_showing(heard.boxes[frame.stamp], models)
             trails.add(frame.stamp, boxes, frame.ego2global)
-            picture = draw_frame(frame, decode_views(frame), boxes, note, trails=trails.lines())
+            picture = draw_frame(frame, decode_views(frame), boxes, note, trails=trails.lines(), scores=True)
             if models.occupancy:
                 picture = draw_beside_boxes(picture, heard.occupancies[frame.stamp])
             if frame is shown[len(shown) // 2]:

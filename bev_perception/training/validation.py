@@ -1,0 +1,76 @@
+"""Validation between epochs of a training: scores of the weights so far, and a copy of the best ones."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bev_perception.strict import parse_json
+from bev_perception.training.state import WEIGHTS, TrainingError
+
+LOG = logging.getLogger(__name__)
+
+BEST, SCORES = "best.safetensors", "val.jsonl"
+#: returns the scores, higher is better, of the weights in a file; the last one decides which weights are best. It is
+#: called in all processes, and returns no scores in all but the first
+Validate = Callable[[Path], Mapping[str, float]]
+
+
+class Validation:
+    """Scores out/weights.safetensors every few epochs, writes the scores to out/val.jsonl, keeps out/best.safetensors.
+
+    A resumed training knows the scores of before; a validation that was interrupted is not made up for.
+    """
+
+    def __init__(self, validate: Validate, out: Path, every: int) -> None:
+        """Prepare to validate.
+
+        validate: see Validate.
+        out: directory of the training.
+        every: epochs between two validations; the last epoch is always followed by one.
+
+        Raises TrainingError if `every` is not positive, or out/val.jsonl is damaged.
+        """
+        if every < 1:
+            raise TrainingError(f"weights cannot be validated every {every} epochs; give a whole number from 1 on")
+        self._validate, self._out, self._every = validate, out, every
+
+    def after(self, epoch: int, epochs: int, step: int) -> None:
+        """Validate if it is time to.
+
+        epoch: number of epochs done.
+        epochs: of the whole training.
+        step: number of steps done; earlier scores of this step or later ones are replaced.
+        """
+        if epoch % self._every and epoch != epochs:
+            return
+        scores = self._validate(self._out / WEIGHTS)
+        if not scores:
+            return
+        before = [row for row in self._read() if row["step"] < step]
+        name, score = list(scores.items())[-1]
+        best = math.isfinite(score) and all(score > row[name] for row in before if row[name] is not None)
+        if best:
+            partial = self._out / f"{BEST}.partial"
+            shutil.copyfile(self._out / WEIGHTS, partial)
+            os.replace(partial, self._out / BEST)
+        known = {name: value if math.isfinite(value) else None for name, value in scores.items()}
+        rows = [*before, {"step": step, "epoch": epoch, **known}]
+        partial = self._out / f"{SCORES}.partial"
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.replace(partial, self._out / SCORES)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+        LOG.info("after epoch %d: %s%s", epoch, shown, f"; the best so far, kept as {BEST}" if best else "")
+
+    def _read(self) -> list[dict[str, Any]]:
+        path = self._out / SCORES
+        try:
+            return [dict(parse_json(line)) for line in path.read_text().splitlines()] if path.exists() else []
+        except (ValueError, TypeError) as error:
+            raise TrainingError(f"{path} is damaged ({error}); delete it, and validation begins anew") from error

@@ -1,0 +1,82 @@
+"""Scores between epochs, and the weights that are kept."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bev_perception import cli
+from bev_perception.training.state import WEIGHTS, TrainingError
+from bev_perception.training.train import train
+from bev_perception.training.validation import BEST, SCORES, Validation
+
+from .kit import MadeUpData, settings, small_config
+
+
+def rows(out):
+    return [json.loads(line) for line in (out / SCORES).read_text().splitlines()]
+
+
+def test_the_best_weights_are_kept_beside_the_last(tmp_path):
+    """Also by a training that was resumed, which has the scores of before."""
+    seen = []
+
+    def validate(path):
+        seen.append(load_file(path))
+        return {"mAP": 0.1 * len(seen), "NDS": (0.2, 0.4, 0.3)[len(seen) - 1]}
+
+    config = small_config(epochs=5)
+    train(config, MadeUpData(4), settings(tmp_path, val_every=2), validate)
+    assert [(row["epoch"], row["step"], row["NDS"]) for row in rows(tmp_path)] == [
+        (2, 4, 0.2),
+        (4, 8, 0.4),
+        (5, 10, 0.3),
+    ]
+    best, last = load_file(tmp_path / BEST), load_file(tmp_path / WEIGHTS)
+    assert all(torch.equal(best[key], seen[1][key]) for key in best)
+    assert all(torch.equal(last[key], seen[2][key]) for key in last) and any(
+        not torch.equal(best[k], last[k]) for k in best
+    )
+
+
+def test_scores_of_before_count_and_those_of_repeated_steps_do_not(tmp_path):
+    given = iter((0.5, 0.9, 0.4, 0.6))
+    (tmp_path / WEIGHTS).write_bytes(b"weights")
+    validation = Validation(lambda path: {"NDS": next(given)}, tmp_path, every=1)
+    validation.after(1, 9, 10)
+    validation.after(2, 9, 20)
+    (tmp_path / WEIGHTS).write_bytes(b"worse")
+    again = Validation(lambda path: {"NDS": next(given)}, tmp_path, every=1)  # resumed from step 10
+    again.after(2, 9, 20)
+    assert (tmp_path / BEST).read_bytes() == b"weights" and [row["NDS"] for row in rows(tmp_path)] == [0.5, 0.4]
+    (tmp_path / WEIGHTS).write_bytes(b"better")
+    again.after(3, 9, 30)
+    assert (tmp_path / BEST).read_bytes() == b"better"
+
+
+def test_what_cannot_be_validated_is_named(tmp_path):
+    with pytest.raises(TrainingError, match="every 0 epochs"):
+        Validation(lambda path: {}, tmp_path, every=0)
+    (tmp_path / SCORES).write_text("no json")
+    with pytest.raises(TrainingError, match=r"val\.jsonl is damaged"):
+        Validation(lambda path: {"NDS": 1.0}, tmp_path, every=1).after(1, 1, 1)
+    Validation(lambda path: {}, tmp_path, every=1).after(1, 1, 1)  # another process scores
+    assert not (tmp_path / BEST).exists()
+
+
+def test_train_validates_on_the_data_sets_validation_split(synthetic_nuscenes, tmp_path):
+    """By the command line: the detector's scores in val.jsonl, the results beside the training."""
+    pytest.importorskip("nuscenes")
+    changes = ["training.epochs=1", "training.batch=5", "training.resize=[0.1, 0.12]", "head.num_query=25"]
+    changes += ["image.height=64", "image.width=160", "frames.past=0", "head.num_layers=1", "head.proposals.queries=0"]
+    options = [f"--set={change}" for change in changes]
+    options += ["--device=cpu", "--precision=fp32", "--workers=0", "--split=mini_val", "--val-every=1"]
+    out = tmp_path / "out"
+    assert (
+        cli.main(["train", "--variant", "sparsebev_tiny", f"--data={synthetic_nuscenes}", f"--out={out}", *options])
+        == 0
+    )
+    (row,) = rows(out)
+    assert row["step"] == 2 and 0 <= row["NDS"] <= 100 and row["mAP"] is not None
+    assert (out / BEST).read_bytes() == (out / WEIGHTS).read_bytes() and (out / "val" / "results_nusc.json").is_file()
