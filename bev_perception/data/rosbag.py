@@ -363,8 +363,10 @@ class BagReader:
                 yield InvalidEvent(connection.topic, f"the message logged at {stamp} ns is damaged: {error}")
                 continue
             for event in _events(connection, cameras.get(connection.topic, ""), message, self.remap):
-                named = isinstance(event, CalibrationEvent)
-                yield replace(event, image_topic=images.get(event.camera, "")) if named else event
+                if isinstance(event, CalibrationEvent):
+                    yield replace(event, image_topic=images.get(event.camera, ""))
+                else:
+                    yield event
 
     def _name(self, topic: BagTopic) -> str:
         return self.remap.get(topic.name, topic.name)
