@@ -424,7 +424,7 @@ class VariantConfig:
     neck: what makes a pyramid of the backbone's maps
     reference_frame: the frame that the model works in
     class_names: the classes that it tells apart; unless given, those of the family
-    nms: how further boxes of one object are dropped behind its own decoding, one of NMS; as its publication has it
+    nms: how further boxes of one object are dropped behind its own decoding: "none", "distance" or "rotated_iou"
     training: how it is trained; a variant without it cannot be
     provenance: where it comes from
     """

@@ -61,7 +61,9 @@ def _compressed_encoding(image_format: str, data: np.ndarray) -> tuple[str, str]
             f"CompressedImage of format {image_format!r} is a depth image; remap the topic to the colour camera"
         )
     raw, _, compression = (part.strip() for part in text.partition(";"))
-    if not compression or _COMPRESSION.search(raw):  # as in image/jpeg; charset=binary
+    if _COMPRESSION.search(raw):  # as in image/jpeg; charset=binary
+        return _compression(raw, image_format, data), ""
+    if not compression and not raw.startswith("bayer"):  # neither compression nor mosaic is named: the bytes say it
         return _compression(raw, image_format, data), ""
     content = compression.partition("compressed")[2].strip() or raw
     encoding = _compression(compression, image_format, data)

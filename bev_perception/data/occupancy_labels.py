@@ -62,7 +62,8 @@ def read_labels(path: Path) -> OccupancyLabels:
     if "semantics" not in known:
         raise NuScenesError(f"{path} holds no array 'semantics' but {', '.join(arrays) or 'nothing'}; unpack it again")
     for name, array in known.items():
-        if array.shape != OCC3D_GRID.shape or array.dtype.kind not in "uib":
+        kinds = "ui" if name in HIGHEST else "uib"
+        if array.shape != OCC3D_GRID.shape or array.dtype.kind not in kinds:
             raise NuScenesError(
                 f"{path}: {name} is {array.dtype} of shape {array.shape}; it must be whole numbers of shape "
                 f"{OCC3D_GRID.shape}; are these labels in the layout of Occ3D?"

@@ -13,19 +13,19 @@ from bev_perception.config import NMS
 from bev_perception.ops.rotated_nms import circle_nms, rotated_nms
 from bev_perception.types import Boxes3D
 
-#: m between the centres of two boxes of a class up to which they are one object. Roughly the least distance of two
-#: real objects: their width, for cars that park side by side or people that walk so
+#: m between the centres of two boxes of a class up to which they are one object. A little less than the distance
+#: at which two real ones stand side by side: parked cars, people who walk together
 RADII = {
-    "car": 1.5,
-    "truck": 2.0,
-    "bus": 2.5,
-    "trailer": 2.0,
-    "construction_vehicle": 2.0,
-    "pedestrian": 0.4,
-    "motorcycle": 0.6,
-    "bicycle": 0.5,
-    "traffic_cone": 0.3,
-    "barrier": 0.6,
+    "car": 2.0,
+    "truck": 2.5,
+    "bus": 3.0,
+    "trailer": 2.5,
+    "construction_vehicle": 2.5,
+    "pedestrian": 0.5,
+    "motorcycle": 0.8,
+    "bicycle": 0.7,
+    "traffic_cone": 0.4,
+    "barrier": 0.8,
 }
 #: m, of all other classes
 OTHER_RADIUS = 1.0

@@ -16,7 +16,7 @@ from PIL import Image
 from bev_perception.config import ImageConfig, VariantConfig
 from bev_perception.geometry import invert_transform, make_transform, rotation_from_yaw
 from bev_perception.sensing.images import ImageError, decode_image
-from bev_perception.sensing.lens import undistortion_map
+from bev_perception.sensing.lens import OUTSIDE, undistortion_map
 from bev_perception.sensing.view_checks import cut_off_warning
 from bev_perception.strict import UserError
 from bev_perception.types import Calibration, Cameras, Frame, FrameError, ModelInput, View
@@ -25,6 +25,8 @@ from bev_perception.types import Calibration, Cameras, Frame, FrameError, ModelI
 MAX_LENS_MAPS = 32
 #: half width of the bicubic kernel, in pixels of the source or the result, whichever is coarser
 BICUBIC_SUPPORT = 2
+#: share of the model's image that an undistorted picture fills at least; coefficients that no lens has leave it black
+LEAST_SEEN = 0.05
 #: how many times as long as the crop a part of the image may be that is resized for it
 MAX_SURPLUS = 8
 #: the model's channels as indices into BGR
@@ -384,4 +386,8 @@ def _lens_map(
     """Compute undistortion_map from hashable arguments, so that it can be cached."""
     k = np.array(intrinsics).reshape(3, 3)
     source_hw = transform.source[::-1]
-    return undistortion_map(k, model, distortion, source_hw, transform.source2output, transform.size)
+    x, y = undistortion_map(k, model, distortion, source_hw, transform.source2output, transform.size)
+    seen = float((x != OUTSIDE).mean())
+    if seen < LEAST_SEEN:
+        raise ValueError(f"D bends the picture so far that {100 * seen:.1f} % of the model's image are left")
+    return x, y

@@ -21,7 +21,7 @@ from bev_perception.geometry import make_transform
 from bev_perception.health import CLOCK_OFF, LATE, NO_CALIBRATION, OK, REFUSED, Health
 from bev_perception.sensing.poses import PoseNotYetError
 from bev_perception.sensing.transforms import NoTransformError, Transforms
-from bev_perception.sensing.view_checks import optical_warning, rectified_warning
+from bev_perception.sensing.view_checks import optical_warning, rectified_warning, shared_frame_warning
 from bev_perception.strict import UserError
 from bev_perception.types import BASE_FRAME, FIXED_FRAME, Calibration, CameraImage, Frame, View
 
@@ -425,6 +425,9 @@ class Synchronizer:
         if not any(views):
             self.health.drop("no usable view", "; ".join(f"{c}: {reason}" for c, reason in missing.items()))
             return True, None
+        frames = {v.image.camera: self._frame_of(v.image) for v in views if v is not None}
+        if warning := shared_frame_warning(frames):
+            self.health.notice("cameras share a frame", warning)
         return True, Frame(image_set.stamp, self.settings.cameras, tuple(views), ego2global, missing)
 
     def _drop_without_pose(self, stamp: int, pose: _Unready) -> None:
@@ -459,7 +462,7 @@ class Synchronizer:
             return _Unready("no camera_info has arrived", True, _Lack.CAMERA_INFO, NO_CALIBRATION)
         if isinstance(calibration, str):
             return _Unready(calibration, may_come=False, state=REFUSED)
-        frame_id = self.settings.camera_frames.get(image.camera, image.frame_id)
+        frame_id = self._frame_of(image)
         sensor2ego = self._lookup(frame_id, self.settings.base_frame, image.stamp, _Lack.EXTRINSICS)
         if isinstance(sensor2ego, _Unready):
             return sensor2ego
@@ -473,6 +476,9 @@ class Synchronizer:
         if warning:
             self.health.notice("no optical frame", warning, image.camera)
         return view
+
+    def _frame_of(self, image: CameraImage) -> str:
+        return self.settings.camera_frames.get(image.camera, image.frame_id)
 
     def _ego_pose(self, stamp: int) -> np.ndarray | _Unready:
         return self._lookup(self.settings.base_frame, self.settings.fixed_frame, stamp, _Lack.EGO_POSE)

@@ -136,9 +136,17 @@ class TransformTree(Transforms):
 
     def _not_connected(self, source: str, target: str) -> NoTransformError:
         known = [*sorted(self._static), *sorted(self._moving)]  # cameras are mounted: static frames help most
+        parents = {parent for parent, _ in self._static.values()} | {
+            h.parent for h in self._moving.values() if h.parent
+        }
+        tops = sorted(parents.difference(known))
         return NoTransformError(
             f"tf does not connect {source!r} to {target!r}; "
-            + (f"known child frames: {_some(known, ', ')}" if known else "no tf has arrived")
+            + (
+                f"known child frames: {_some(known, ', ')}; frames without a parent: {_some(tops, ', ')}"
+                if known
+                else "no tf has arrived"
+            )
         )
 
     def _need(self, frame: str) -> None:

@@ -75,6 +75,23 @@ def _optical_frame(frame_id: str, links: Mapping[str, tuple[str, np.ndarray]]) -
     return min(fitting, key=lambda name: ("optical" not in name, name), default="")
 
 
+def shared_frame_warning(frames: Mapping[str, str]) -> str:
+    """Return a warning if several cameras have one tf frame, so that they seem to look the same way, or "".
+
+    frames: camera -> tf frame of its images
+    """
+    cameras: dict[str, list[str]] = {}
+    for camera, frame in frames.items():
+        cameras.setdefault(frame, []).append(camera)
+    shared = [f"{', '.join(names)} have the one frame {frame}" for frame, names in cameras.items() if len(names) > 1]
+    if not shared:
+        return ""
+    return (
+        f"{'; '.join(shared)}: they seem to look the same way from the same place; let each driver write the optical "
+        "frame of its own camera as frame_id, or set camera_frames (--camera-frames)"
+    )
+
+
 def cut_off_warning(view: View, source2output: np.ndarray, output_hw: tuple[int, int]) -> str:
     """Return a warning if the part of a picture that the model gets does not hold the horizon, or "".
 

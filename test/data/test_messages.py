@@ -102,6 +102,7 @@ def test_format_of_compressed_images(image_format, data, encoding):
         "bayer_{}8;jpeg compressed bayer_{}8",
         "Bayer_{}16; PNG compressed",
         "bayer_{}8; jpeg",
+        "bayer_{}8",
     ],
 )
 def test_mosaics_in_compressed_images(image_format, order):
@@ -109,7 +110,7 @@ def test_mosaics_in_compressed_images(image_format, order):
 
 
 @pytest.mark.parametrize(
-    "content", ["bayer_rggb12; jpeg compressed ", "bgr8; jpeg compressed hsv8", "x1; png compressed"]
+    "content", ["bayer_rggb12; jpeg compressed ", "bgr8; jpeg compressed hsv8", "x1; png compressed", "bayer_rgb8"]
 )
 def test_unknown_content_is_refused_by_name(content):
     name = content.split()[-1] if "hsv8" in content else content.split(";")[0]

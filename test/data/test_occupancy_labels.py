@@ -69,6 +69,7 @@ def test_the_real_file(nuscenes_root):
         ({"mask_lidar": np.zeros(OCC3D_GRID.shape)}, "no array 'semantics' but mask_lidar"),
         ({"semantics": np.zeros((4, 4, 4), np.uint8)}, r"semantics is uint8 of shape \(4, 4, 4\)"),
         ({"semantics": np.zeros(OCC3D_GRID.shape)}, "semantics is float64"),
+        ({"semantics": np.ones(OCC3D_GRID.shape, bool)}, "semantics is bool"),  # a mask in its place
         ({"semantics": np.full(OCC3D_GRID.shape, 300)}, "semantics holds values from 300 to 300; .* 0 to 255"),
         ({"semantics": np.full(OCC3D_GRID.shape, -1)}, "semantics holds values from -1 to -1; .* 0 to 255"),
         ({"semantics": np.array([{}], object)}, "is damaged"),  # would have to be unpickled

@@ -86,7 +86,8 @@ def test_truth_scores_full_marks(truth, score, tmp_path):
         assert scores["amota"] == 1.0 if name in FOUND else np.isnan(scores["amota"])
     assert json.loads((tmp_path / "tracking_metrics.json").read_text())["amota"] == 1.0
     assert (tmp_path / "plots" / "tracking_curves.png").stat().st_size > 10_000
-    lines = found.table().splitlines()
+    first, *lines = found.table().splitlines()
+    assert first.startswith("all: over the 3 of 7 classes with objects here")
     assert len(lines) == 9 and lines[-1].split()[:4] == ["all", "1.000", "0.000", "1.000"]
 
 
@@ -143,7 +144,7 @@ def test_misses_and_false_boxes_are_counted_within_the_range_and_the_scenes_aske
     found = score(truth.submission(change), scenes=[SCENES[1]], max_range=30.0)
     assert found.classes["car"]["fn"] == cars_near(len(truth.records) - 1) > 0
     assert found.classes["car"]["fp"] == 1 and found.overall["ids"] == 0
-    assert found.table().startswith("within 30 m of the car\nclass ")
+    assert found.table().startswith("within 30 m of the car\nall: over the 3 of 7 classes")
 
 
 def around(ego):

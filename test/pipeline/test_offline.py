@@ -76,7 +76,7 @@ def test_the_header_says_what_the_numbers_mean_and_come_of(whole, untrained):
     assert (header["score_threshold"], header["max_detections"]) == (0.0, 5)
     assert (header["memory_interval"], header["precision"], header["bag"]) == (0.25, "fp32", "drive")
     assert (header["frame_id"], header["fixed_frame"], header["cameras"]) == ("base_link", "odom", list(CAMERAS))
-    assert header["tracker"] == "greedy" and set(header["nms"].values()) == {"none"}
+    assert header["tracker"] == "greedy" and header["nms"] == {"sparsebev_tiny": "distance"}
     assert header["units"]["yaw"] == "rad" and header["box"]["size"] == "length, width, height"
 
 

@@ -35,7 +35,9 @@ def frames(small_drive, tmp_path_factory):
 
 @pytest.fixture
 def pipeline(untrained):
-    made = load_pipeline("sparsebev_tiny", untrained, "cpu", PipelineSettings(score_threshold=0.0, max_detections=20))
+    made = load_pipeline(
+        "sparsebev_tiny", untrained, "cpu", PipelineSettings(score_threshold=0.0, max_detections=20, nms="none")
+    )
     yield made
     made.close()
 

@@ -456,11 +456,25 @@ def test_a_calibration_that_opencv_cannot_use_costs_its_view_only(preprocessor, 
     assert "cannot be undistorted and resized" in missing["CAM_1"] and "recalibrate" in missing["CAM_1"]
 
 
-@pytest.mark.parametrize("model", ["plumb_bob", "equidistant"])
-def test_wild_coefficients_show_nothing_and_end_nothing(preprocessor, model):
-    view = make_view(np.full((48, 64, 3), 90, np.uint8), make_calibration(64, 48, model, WILD))
-    inputs, _ = preprocessor(make_frame(view, make_view(np.zeros((48, 64, 3), np.uint8), make_calibration(64, 48))))
+@pytest.mark.parametrize(
+    ("model", "d"),
+    [
+        ("plumb_bob", WILD),
+        ("equidistant", WILD),
+        ("plumb_bob", (1e200,) * 5),
+        ("plumb_bob", (1e7, 0, 0, 0, 0)),
+        ("equidistant", (1e9, 0, 0, 0)),
+        ("rational_polynomial", (0, 0, 0, 0, 0, -1e9, 0, 0)),
+    ],
+)
+def test_wild_coefficients_cost_their_view_and_end_nothing(preprocessor, model, d):
+    """They would leave a black picture, which says that nothing is there."""
+    view = make_view(np.full((48, 64, 3), 90, np.uint8), make_calibration(64, 48, model, d))
+    good = make_view(np.zeros((48, 64, 3), np.uint8), make_calibration(64, 48))
+    inputs, missing = preprocessor(make_frame(view, good))
     assert torch.isfinite(inputs.images).all()
+    assert inputs.present.tolist() == [False, True]
+    assert "D bends the picture so far" in missing["CAM_0"] and "recalibrate" in missing["CAM_0"]
 
 
 def test_no_usable_view_names_every_reason(preprocessor):

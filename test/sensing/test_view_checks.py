@@ -9,7 +9,12 @@ from bev_perception.health import Health
 from bev_perception.sensing.preprocess import image_transform
 from bev_perception.sensing.synchronizer import Synchronizer, SynchronizerSettings, camera_frames
 from bev_perception.sensing.transform_tree import TransformTree
-from bev_perception.sensing.view_checks import cut_off_warning, optical_warning, rectified_warning
+from bev_perception.sensing.view_checks import (
+    cut_off_warning,
+    optical_warning,
+    rectified_warning,
+    shared_frame_warning,
+)
 from bev_perception.strict import UserError
 from bev_perception.types import Calibration, CameraImage, View
 
@@ -156,3 +161,21 @@ def test_cameras_that_look_up_or_down_have_no_horizon_to_lose():
     transform = image_transform((1056, 800), ImageConfig(height=256, width=704))
     down = pose(np.array([[0.0, -1, 0], [-1, 0, 0], [0, 0, -1]]))
     assert cut_off_warning(view(down, calibration), transform.source2output, (256, 704)) == ""
+
+
+def test_cameras_of_one_frame_are_named():
+    assert shared_frame_warning({"left": "l", "right": "r"}) == "" == shared_frame_warning({})
+    warning = shared_frame_warning({"left": "camera", "front": "f", "right": "camera"})
+    assert warning.startswith("left, right have the one frame camera: they seem to look the same way")
+
+
+def test_the_synchronizer_notices_cameras_of_one_frame():
+    tree, health = TransformTree(), Health()
+    tree.set_static("base_link", "camera", OPTICAL)
+    tree.set_static("odom", "base_link", np.eye(4))
+    sync = Synchronizer(SynchronizerSettings(("left", "right")), tree, health)
+    for camera in ("left", "right"):
+        sync.set_calibration(camera, Calibration(K, 800, 450))
+        sync.add(CameraImage(camera, 10**9, "camera", "jpeg", b""))
+    assert len([*sync.poll(), *sync.finish()]) == 1
+    assert health.snapshot().notices == {"cameras share a frame": 1}
