@@ -41,7 +41,7 @@ GIVEN_UP = 500_000_000
 #: number of sets in a row without a result that end a run
 ATTEMPTS = 5
 #: s to wait for the node
-START = 300.0
+START = 600.0
 
 
 @dataclass(frozen=True)
