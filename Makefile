@@ -40,7 +40,7 @@ check: .venv/.installed  ## style, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/.installed  ## times and memory on this machine; no pass or fail
+bench: .venv/.installed  ## times on this machine; no pass or fail
 	$(BIN)/bev_perception bench $(ARGS)
 
 clean:  ## deletes outputs and caches; the venvs stay

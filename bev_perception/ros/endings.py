@@ -25,7 +25,7 @@ def raise_exit(*_: Any) -> None:
 
 
 def leave(status: int = 0) -> NoReturn:
-    """End the process at once, without taking Python down, which takes a second of torch's and rclpy's libraries."""
+    """End the process at once, without taking Python down: with torch and rclpy loaded, that takes long."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

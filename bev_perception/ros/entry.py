@@ -12,7 +12,7 @@ from bev_perception.allocation import keep_memory_together
 from bev_perception.ros.endings import end_by, leave, leave_on_signal, raise_exit
 
 #: s from SIGINT or SIGTERM to the end of the process at the latest; on a loaded machine, the system takes some of 2 s
-END_LIMIT = 1.2
+END_LIMIT = 1.0
 
 
 def prepare_process() -> None:

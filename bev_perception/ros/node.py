@@ -179,7 +179,7 @@ class PerceptionNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def _transition(
-        self, what: str, work: Callable[[], None], goal: str, undo: Callable[[], None] | None = None
+        self, what: str, work: Callable[[], None], goal: str, undo: Callable[[], object] | None = None
     ) -> TransitionCallbackReturn:
         """Run a transition, and report in the log and in /diagnostics why it failed.
 

@@ -76,7 +76,7 @@ class LoadedBatches(Iterator[Batch]):
         )
         try:
             with _signals_blocked():
-                self._batches = iter(loader)
+                self._batches: Iterator[Batch | Exception] = iter(loader)
         except BaseException:
             self.close()
             raise

@@ -35,13 +35,13 @@ IMAGE_SIZE = (400, 225)
 #: s of the drive that is shown again and again; whenever it begins anew, all objects are others
 DRIVE = 2.0
 #: s to wait for each result
-PATIENCE = 30.0
+PATIENCE = 120.0
 #: ns from a set that got no result to the next
 GIVEN_UP = 500_000_000
 #: number of sets in a row without a result that end a run
 ATTEMPTS = 5
 #: s to wait for the node
-START = 300.0
+START = 600.0
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,8 @@ def _step(rig: RigPeer, images: dict[str, array[int]]) -> int:
     """
     for camera, message in rig.contents.items():
         message.data = images[camera]
-    lost, stamp = 0, None
+    lost = 0
+    stamp: int | None = None  # the next one
     while not _is_answered(rig, rig.send_set(stamp)):
         lost += 1
         if lost == ATTEMPTS:
