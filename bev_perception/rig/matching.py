@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from scipy.spatial import cKDTree
 
 from bev_perception.geometry import invert_transform
 from bev_perception.rig.description import RigCamera
@@ -74,7 +75,8 @@ def shared_direction(a: RigCamera, b: RigCamera) -> np.ndarray | None:
     if both.sum() < SHARED:
         return None
     middle = directions[both].mean(0)
-    return middle / np.linalg.norm(middle)
+    length = float(np.linalg.norm(middle))
+    return middle / length if length > 0.2 else directions[both][0]  # else the two see all around
 
 
 def _errors(recording: Recording, a: RigCamera, b: RigCamera, middle: np.ndarray) -> np.ndarray:
@@ -105,8 +107,9 @@ def in_company(shifts: np.ndarray) -> np.ndarray:
 
     shifts: [n, 2] pixels
     """
-    distances = np.linalg.norm(shifts[:, None] - shifts[None], axis=2)
-    return (distances < _ALIKE).sum(1) > COMPANY
+    if len(shifts) == 0:
+        return np.zeros(0, bool)
+    return cKDTree(shifts).query_ball_point(shifts, _ALIKE, return_length=True) > COMPANY
 
 
 def _a2b(recording: Recording, a: RigCamera, b: RigCamera, stamp_a: int, stamp_b: int) -> np.ndarray | None:

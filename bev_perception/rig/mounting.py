@@ -156,13 +156,15 @@ def check_coverage(rig: Rig) -> Finding:
     seen = seen_headings(rig)
     share = float(seen.mean())
     blind = ", ".join(f"{a:+d} to {b:+d}" for a, b in _gaps(seen))
-    figure = f"{share:.0%} of the circle is seen" + (f"; blind at {blind} degrees (left is +)" if blind else "")
+    figure = f"{share:.0%} of the circle is seen" + (
+        f"; blind from {blind} degrees (counter-clockwise)" if blind else ""
+    )
     level = OK if share >= COVERED else WARN if share > 0 else FAIL
     remedy = "nothing is found where no camera looks, and costmaps stay unknown there; add cameras if that matters"
     return judged("coverage", "rig", level, figure, remedy)
 
 
-def _gaps(seen: np.ndarray) -> list[tuple[int, int]]:
+def _gaps(seen: np.ndarray) -> list[tuple[int, ...]]:
     """Return first and last heading (degrees, -180..180) of each run of directions that nobody sees."""
     if not seen.any():
         return [(-180, 180)]
@@ -172,6 +174,6 @@ def _gaps(seen: np.ndarray) -> list[tuple[int, int]]:
     return [_signed(int(a) + start, int(b) - 1 + start) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def _signed(first: int, last: int) -> tuple[int, int]:
-    a = (first + 180) % 360 - 180
-    return a, a + last - first
+def _signed(*headings: int) -> tuple[int, ...]:
+    """Return headings (degrees) within -180..179."""
+    return tuple((heading + 180) % 360 - 180 for heading in headings)

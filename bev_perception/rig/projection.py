@@ -37,7 +37,7 @@ def _rays_of(calibration: Calibration, pixels: np.ndarray) -> np.ndarray:
     d = np.array(calibration.distortion or (0.0,) * 5)
     flat = pixels
     if len(pixels):
-        flat = cv2.undistortPointsIter(pixels[:, None], k, d, None, None, _UNTIL).reshape(-1, 2)
+        flat = cv2.undistortPointsIter(pixels[:, None], k, d, np.eye(3), np.eye(3), _UNTIL).reshape(-1, 2)
     rays = np.c_[flat, np.ones(len(flat))]
     return rays / np.linalg.norm(rays, axis=1, keepdims=True)
 

@@ -10,7 +10,7 @@ import numpy as np
 from bev_perception.config import VariantConfig
 from bev_perception.rig.description import Rig, RigCamera
 from bev_perception.rig.findings import FAIL, OK, WARN, Finding, grade, judged
-from bev_perception.rig.mounting import seen_headings
+from bev_perception.rig.mounting import TOO_STEEP, seen_headings
 from bev_perception.sensing.preprocess import ImageTransform, image_transform
 from bev_perception.strict import UserError
 
@@ -39,7 +39,8 @@ def check_training(rig: Rig, trained: Rig, config: VariantConfig) -> Iterator[Fi
             yield Finding("picture's shape", camera.name, FAIL, str(error), "publish the camera_info of the stream")
             continue
         yield _focal_length(camera.name, geometry, of_training)
-        yield _horizon(camera.name, geometry, of_training)
+        if abs(geometry.elevation) < TOO_STEEP:  # else its direction is the finding
+            yield _horizon(camera.name, geometry, of_training)
         yield _camera_height(camera.name, geometry, of_training)
     yield _reference_height(rig, trained, config)
     yield _seen(rig, trained)
@@ -50,6 +51,7 @@ class _Geometry:
     """What the network sees of a camera.
 
     focal: length, pixels of the network's input
+    elevation: of the optical axis above the horizon, degrees
     horizon: its row at the middle column, as a share of the input's height; negative above the input
     height: of the camera above the ground, m
     nearest_cut: m; ground beyond is above the input; infinity if the horizon is in it
@@ -60,8 +62,9 @@ class _Geometry:
         k = camera.calibration.intrinsics
         transform: ImageTransform = image_transform((camera.calibration.height, camera.calibration.width), config.image)
         self.focal = float(k[0, 0]) * transform.resize
-        elevation = math.asin(float(np.clip(camera.sensor2ego[2, 2], -1.0, 1.0)))
-        slope = math.tan(np.clip(elevation, -1.5, 1.5))
+        rise = float(np.clip(camera.sensor2ego[2, 2], -1.0, 1.0))
+        self.elevation = math.degrees(math.asin(rise))
+        slope = rise / max(math.sqrt(1 - rise * rise), 1e-3)
         row = (k[1, 2] + k[1, 1] * slope) * transform.resize - transform.crop[1]
         self.horizon = float(row) / config.image.height
         self.height = float(camera.sensor2ego[2, 3]) + rig.base_height

@@ -13,7 +13,7 @@ from bev_perception.data.rig_recording import read_recording
 from bev_perception.data.rosbag import BagReader, write_bag
 from bev_perception.data.synthetic import synthetic_drive
 from bev_perception.geometry import make_transform
-from bev_perception.rig.check import check_recording
+from bev_perception.rig.check import check_recording, check_rig
 from bev_perception.rig.mounting import BODY_FROM_OPTICAL
 
 
@@ -61,20 +61,23 @@ def test_what_is_right_passes_and_the_command_writes_all_of_it(drive, bag, tmp_p
         assert cv2.imread(str(tmp_path / "out" / f"{camera.name}.jpg")).shape[1] == 1000
 
 
-def faults(drive, path, *, cameras=None, image=lambda event: event):
-    """Return what is not OK, as "about: check", in a bag of the drive with changed cameras or images."""
+def record(drive, path, cameras=None, image=lambda event: event, pictures=False):
+    """Write a bag of the drive with changed cameras or images, and return the recording that is read from it."""
     events = [image(event) if isinstance(event, DriveImage) else event for event in drive]
-    made = Drive("faulty", cameras or drive.cameras, len(events), lambda: iter(events))
-    write_bag(made, path, progress=False)
-    recording = read_recording(BagReader(path), "base_link", "odom", pictures=image is not None and cameras is None)
-    return {f"{f.about}: {f.check}" for f in check_recording(recording) if f.level == "FAIL"}
+    write_bag(Drive("changed", cameras or drive.cameras, len(events), lambda: iter(events)), path, progress=False)
+    return read_recording(BagReader(path), "base_link", "odom", pictures=pictures)
+
+
+def failed(findings):
+    return {f"{f.about}: {f.check}" for f in findings if f.level == "FAIL"}
 
 
 def test_a_body_frame_in_a_bag(drive, tmp_path):
     turned = make_transform(BODY_FROM_OPTICAL.T, np.zeros(3))
     first, *others = drive.cameras
     cameras = (replace(first, sensor2ego=first.sensor2ego @ turned), *others)
-    assert faults(drive, tmp_path / "bag", cameras=cameras) == {f"{first.name}: optical frame"}
+    recording = record(drive, tmp_path / "bag", cameras)
+    assert failed(check_recording(recording)) == {f"{first.name}: optical frame"}
 
 
 def test_pictures_of_another_size_than_camera_info_says(drive, tmp_path):
@@ -84,4 +87,14 @@ def test_pictures_of_another_size_than_camera_info_says(drive, tmp_path):
         picture = cv2.imdecode(np.frombuffer(event.jpeg, np.uint8), cv2.IMREAD_COLOR)
         return replace(event, jpeg=cv2.imencode(".jpg", cv2.resize(picture, None, fx=0.5, fy=0.5))[1].tobytes())
 
-    assert "cam_back: picture size" in faults(drive, tmp_path / "bag", image=halved)
+    recording = record(drive, tmp_path / "bag", image=halved, pictures=True)
+    assert failed(check_rig(recording.rig)) == {"cam_back: picture size"}
+    assert recording.pairs["cam_back"] == []  # nothing can be measured in them
+    assert len(recording.pairs["cam_front"]) == 5
+
+
+@pytest.mark.slow
+def test_pictures_of_the_synthetic_drive_agree_with_its_calibrations(bag):
+    findings = list(check_recording(read_recording(BagReader(bag), "base_link", "odom")))
+    assert failed(findings) == set()
+    assert {"neighbours agree", "direction of motion", "scale of motion"} <= {f.check for f in findings}
