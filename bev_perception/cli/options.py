@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bev_perception.config import NMS
 from bev_perception.types import BASE_FRAME, FIXED_FRAME
@@ -44,7 +44,7 @@ _METAVARS = {
     "--variant": "VARIANT",
 }
 #: the same for options that are not listed, by type
-_METAVARS_OF_TYPES = {Path: "FILE", int: "N", float: "NUMBER", None: "NAME"}
+_METAVARS_OF_TYPES: dict[Any, str] = {Path: "FILE", int: "N", float: "NUMBER", None: "NAME"}
 
 
 def add_command(commands: Commands, name: str, summary: str, details: str = "") -> argparse.ArgumentParser:

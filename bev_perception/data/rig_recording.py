@@ -102,7 +102,7 @@ def _times(rows: list[tuple[int, int]]) -> Times:
 
 def _rig(bag: BagReader, said: _Messages, base_frame: str, base_height: float) -> Rig:
     static = TransformTree()
-    names = set()
+    names: set[str] = set()
     for _, event in said.transforms:
         names.update((event.parent, event.child))
         _add(static, replace(event, static=True))  # moving parts as they were last
@@ -262,7 +262,7 @@ def _choose_pairs(stamps: np.ndarray) -> list[tuple[int, int]]:
     starts = np.unique(np.linspace(0, max(0, len(ordered) - 2), PAIRS).round().astype(int))
     pairs = []
     for start in starts:
-        later = np.flatnonzero(ordered > ordered[start] + _PAIR_GAP) if len(ordered) else []
-        if len(later):
-            pairs.append((int(ordered[start]), int(ordered[later[0]])))
+        later = int(np.searchsorted(ordered, ordered[start] + _PAIR_GAP, side="right"))
+        if later < len(ordered):
+            pairs.append((int(ordered[start]), int(ordered[later])))
     return pairs

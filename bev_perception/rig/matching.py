@@ -180,7 +180,7 @@ def match_points(
     first, second: [H, W] uint8
     first_mask, second_mask: [H, W] uint8, nonzero where there is a picture
     """
-    sift = cv2.SIFT_create(_FEATURES)
+    sift = cv2.SIFT.create(_FEATURES)
     points_a, found_a = sift.detectAndCompute(first, first_mask)
     points_b, found_b = sift.detectAndCompute(second, second_mask)
     empty = np.zeros((0, 2))

@@ -97,8 +97,12 @@ def track_points(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.
     corners = cv2.goodFeaturesToTrack(small[0], 300, 0.005, 8)
     if corners is None:
         return np.zeros((0, 2)), np.zeros((0, 2))
-    there, found, _ = cv2.calcOpticalFlowPyrLK(small[0], small[1], corners, None, winSize=(21, 21), maxLevel=4)
-    back, found_back, _ = cv2.calcOpticalFlowPyrLK(small[1], small[0], there, None, winSize=(21, 21), maxLevel=4)
+    there, found, _ = cv2.calcOpticalFlowPyrLK(
+        small[0], small[1], corners, corners.copy(), winSize=(21, 21), maxLevel=4
+    )
+    back, found_back, _ = cv2.calcOpticalFlowPyrLK(
+        small[1], small[0], there, there.copy(), winSize=(21, 21), maxLevel=4
+    )
     near = np.linalg.norm((back - corners).reshape(-1, 2), axis=1) < 0.5
     good = (found.ravel() == 1) & (found_back.ravel() == 1) & near
     middle = (1 - scale) / 2  # the middle of a pixel has integer coordinates
@@ -112,13 +116,13 @@ def motion_of_rays(
     """Return the motion that unit rays [n, 3], [n, 3] of the same points tell; None if they do not tell one."""
     if len(rays[0]) < POINTS:
         return None
-    flat = [r[:, :2] / r[:, 2:] for r in rays]
+    before, after = (r[:, :2] / r[:, 2:] for r in rays)
     essential, inliers = cv2.findEssentialMat(
-        *flat, np.eye(3), method=cv2.RANSAC, prob=0.999, threshold=1.5e-3, maxIters=200
+        before, after, np.eye(3), method=cv2.RANSAC, prob=0.999, threshold=1.5e-3, maxIters=200
     )
     if essential is None or essential.shape != (3, 3):
         return None
-    _, rotation, translation, _ = cv2.recoverPose(essential, *flat, np.eye(3), mask=inliers.copy())
+    _, rotation, translation, _ = cv2.recoverPose(essential, before, after, np.eye(3), mask=inliers.copy())
     assert camera.sensor2ego is not None
     turn = camera.sensor2ego[:3, :3]
     # recoverPose gives first2second: the camera itself went the other way

@@ -267,8 +267,8 @@ class PerceptionNode(LifecycleNode):
 
     def _load(self, run: list[Any], device: str, settings: PipelineSettings, cameras: int) -> Pipeline:
         """Return the pipeline, ready to run; called in another thread."""
-        first, *second = run
-        pipeline = load_pipeline(*first, device, settings, self._health, second=second[0] if second else None)
+        (variant, checkpoint), *second = run
+        pipeline = load_pipeline(variant, checkpoint, device, settings, self._health, *second)
         try:
             pipeline.warm_up(cameras)
         except BaseException:
