@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -277,8 +278,12 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _validate(args: argparse.Namespace, config: VariantConfig, weights: Path) -> dict[str, float]:
-    """Return the scores of weights on the validation split; none in processes that do not score."""
+    """Return the scores of weights on the validation split; none in processes that do not score.
+
+    What cannot be scored, as weights that find nothing yet, is said, and training goes on.
+    """
     from bev_perception.data.nuscenes import default_split
+    from bev_perception.evaluation.errors import EvaluationError
     from bev_perception.evaluation.evaluate import EvalSettings, evaluate
     from bev_perception.evaluation.regression import headline
 
@@ -286,7 +291,11 @@ def _validate(args: argparse.Namespace, config: VariantConfig, weights: Path) ->
     version = data_version(args, root)
     split = args.val_split or default_split(version, "val")
     how = {"device": args.device, "precision": args.precision, "labels": args.labels}
-    scores = evaluate(EvalSettings(config, weights, root, version, split, args.out / "val", **how))
+    try:
+        scores = evaluate(EvalSettings(config, weights, root, version, split, args.out / "val", **how))
+    except EvaluationError as error:
+        print(f"bev_perception: no validation: {error}", file=sys.stderr)
+        return {}
     return {} if scores is None else headline(scores)
 
 

@@ -69,7 +69,14 @@ def test_train_validates_on_the_data_sets_validation_split(synthetic_nuscenes, t
     """By the command line: the detector's scores in val.jsonl, the results beside the training."""
     pytest.importorskip("nuscenes")
     changes = ["training.epochs=1", "training.batch=5", "training.resize=[0.1, 0.12]", "head.num_query=25"]
-    changes += ["image.height=64", "image.width=160", "frames.past=0", "head.num_layers=1", "head.proposals.queries=0"]
+    changes += [
+        "image.height=64",
+        "image.width=160",
+        "frames.past=0",
+        "head.num_layers=1",
+        "head.decode.score_threshold=0",
+        "head.proposals.queries=0",
+    ]
     options = [f"--set={change}" for change in changes]
     options += ["--device=cpu", "--precision=fp32", "--workers=0", "--split=mini_val", "--val-every=1"]
     out = tmp_path / "out"
