@@ -10,7 +10,7 @@ from bev_perception.cli.options import Commands
 
 def add_commands(commands: Commands) -> None:
     """Add `node` and `play`."""
-    node = _add(commands, "node", "run the perception node until Ctrl-C", "as --ros-args -p variant:=sparsebev_tiny")
+    node = _add(commands, "node", "run the perception node until Ctrl-C", "as --ros-args -p device:=cpu")
     node.set_defaults(command=partial(_node, node))
     play = _add(commands, "play", "play a bag to the node", "a bag, then others as --ros-args -p rate:=0.5")
     play.set_defaults(command=partial(_play, play))

@@ -389,5 +389,5 @@ def _lens_map(
     x, y = undistortion_map(k, model, distortion, source_hw, transform.source2output, transform.size)
     seen = float((x != OUTSIDE).mean())
     if seen < LEAST_SEEN:
-        raise ValueError(f"D bends the picture so far that {100 * seen:.1f} % of the model's image are left")
+        raise UserError(f"D bends the picture so far that {100 * seen:.1f} % of the model's image are left")
     return x, y

@@ -22,7 +22,7 @@ def study(tmp_path, monkeypatch):
     def evaluate(settings):
         calls.append(settings.without)
         share = (6 - len(settings.without)) / 20
-        return DetectionScores(share, share + 0.1, {}, {}, {})
+        return DetectionScores(share, share + 0.1, {}, {}, {}, {})
 
     monkeypatch.setattr(lost_cameras, "evaluate", evaluate)
     return EvalSettings("tiny", None, tmp_path, "v1.0-mini", "mini_val", tmp_path / "out"), calls

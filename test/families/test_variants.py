@@ -184,7 +184,7 @@ def test_a_few_steps_at_reduced_size(name, frames):
         with pytest.raises(ConfigError, match=f"{config.frames.future} frames into the future"):
             Pipeline([loaded], CPU)
         return
-    pipeline = Pipeline([loaded], CPU, PipelineSettings(0.0, 5))
+    pipeline = Pipeline([loaded], CPU, PipelineSettings(0.0, 5, nms="none"))
     results = [pipeline.step(f) for f in frames[:2]]
     pipeline.close()
     assert results[1].history == (1 if config.frames.past else 0)

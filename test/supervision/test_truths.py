@@ -86,7 +86,7 @@ def test_labels_and_matrices_of_a_sample_are_in_the_same_changed_ego_frame(recor
 
 
 def test_a_panoptic_variant_needs_objects_in_its_labels(records, labels, tmp_path):
-    with pytest.raises(ConfigError, match=r"labels.npz holds no instances; `prepare panoptic-occ` writes them"):
+    with pytest.raises(ConfigError, match=r"labels.npz holds no instances; `.*prepare panoptic-occ` writes them"):
         NuScenesTraining(config_with(panoptic=True), records, labels).sample(0, rng())
     prepare_panoptic(records, labels, tmp_path, threads=1)
     sample, _, world = sample_and_draws(NuScenesTraining(config_with(panoptic=True), records, tmp_path), 2, 0)
