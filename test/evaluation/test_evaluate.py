@@ -27,8 +27,6 @@ from bev_perception.families.catalog import build_model
 from bev_perception.families.sparsebev.config import DecodeConfig
 from bev_perception.families.variants import load_variant, variants_directory
 from bev_perception.geometry import transform_points
-from bev_perception.models.checkpoints import load_checkpoint
-from bev_perception.pipeline.encoders import LoadedVariant
 from bev_perception.pipeline.loading import load_weights
 from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
 from bev_perception.results.boxes import to_ego
@@ -172,12 +170,12 @@ def five_key_frames(source, root):
     return root
 
 
-def test_the_frame_is_where_the_lidar_is(records, model, untrained):
+def test_the_frame_is_where_the_lidar_is(records, untrained):
     """The reference is the lidar's real place, not the variant's nominal one; boxes are in base_link all the same."""
     frame = read_frame(records, 0)
     np.testing.assert_allclose(frame.lidar2global, records.lidar2global(0))
     assert frame.stamp == records.stamps[0] * 1000 and all(view is not None for view in frame.views)
-    pipeline = Pipeline([LoadedVariant(CONFIG, model, load_checkpoint(model, untrained))], CPU)
+    pipeline = Pipeline([load_weights(CONFIG, untrained, CPU)], CPU)
     nominal = dataclasses.replace(frame, lidar2global=None)
     real, mounted = (pipeline.step(f) for f in (frame, nominal))
     pipeline.close()
