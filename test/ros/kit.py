@@ -41,6 +41,7 @@ PARAMETERS = {
     "variant": "sparsebev_tiny",
     "device": "cpu",
     "score_threshold": 0.0,
+    "nms": "none",
     "max_detections": 7,
     "image_transport": "compressed",
     "diagnostics_period": 0.1,

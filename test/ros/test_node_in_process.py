@@ -129,8 +129,8 @@ def test_a_deactivation_that_fails_is_named(node, monkeypatch):
     node.trigger_activate()
     worker = node._worker
 
-    def cannot_stop():
-        type(worker).stop(worker)
+    def cannot_stop(*how):
+        type(worker).stop(worker, *how)
         raise RuntimeError("no such thread")
 
     monkeypatch.setattr(worker, "stop", cannot_stop)

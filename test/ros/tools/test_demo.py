@@ -90,9 +90,9 @@ def test_ids_and_trails_are_drawn(tmp_path, monkeypatch):
     boxes = Boxes3D(np.array([[9.0, 2.0, 1.0]]), *one, np.array([47]))
     shown, draw = [], demo.draw_frame
 
-    def drawn(frame, images, boxes, note, trails):
+    def drawn(frame, images, boxes, note, trails, **how):
         shown.append((boxes.track_ids.tolist(), trails))
-        return draw(frame, images, boxes, note, trails=trails)
+        return draw(frame, images, boxes, note, trails=trails, **how)
 
     monkeypatch.setattr(demo, "draw_frame", drawn)
     heard = demo._Heard({frame.stamp: boxes for frame in frames}, {}, {})
@@ -110,7 +110,7 @@ def test_the_demo_needs_boxes(tmp_path, both_shipped, capsys):
 
 def check_pictures(out, frames, rate):
     detections = json.loads((out / "detections.json").read_text())
-    assert len(detections) == frames and all(len(d["boxes"]) == 300 for d in detections)
+    assert len(detections) == frames and all(0 < len(d["boxes"]) <= 300 for d in detections)
     picture = cv2.imread(str(out / "demo.png"))
     assert picture.shape[1] > 2000 and np.std(picture) > 20
     video = cv2.VideoCapture(str(out / "demo.mp4"))
