@@ -22,7 +22,7 @@ test: .venv/.installed .venv-client/.installed  ## all tests but the slow ones, 
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=95
 
-test-slow: .venv/.installed  ## the synthetic world, which is compiled first, the demo in it, large parity cases
+test-slow: .venv/.installed  ## the synthetic world, which is compiled first, the demo in it, several processes, large parity cases
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 fuzz: .venv/.installed  ## damaged input of every kind, 2,000 of each, in processes of their own; prints the counts

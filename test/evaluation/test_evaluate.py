@@ -329,6 +329,7 @@ def test_damaged_files_are_named(settings, tmp_path, damage):
         evaluate(dataclasses.replace(settings, data=root, out=tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_two_processes_of_torchrun_give_the_results_of_one(settings, tmp_path):
     evaluate(dataclasses.replace(settings, out=tmp_path / "one"))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

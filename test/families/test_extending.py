@@ -186,6 +186,7 @@ def checkout(tmp_path):
     return root
 
 
+@pytest.mark.slow
 def test_a_family_is_a_folder_and_an_entry(checkout, small_drive, synthetic_nuscenes, tmp_path):
     bag = tmp_path / "bag"
     write_bag(small_drive, bag, progress=False)

@@ -153,6 +153,7 @@ def test_readers_end_with_a_trainer_that_is_killed(start):
     assert training.end()[0] == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_the_command_line_ends_if_no_picture_can_be_read(tmp_path):
     dataroot = write_nuscenes(tmp_path / "root", key_frames=3)

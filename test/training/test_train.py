@@ -258,6 +258,7 @@ def test_a_training_that_was_interrupted_goes_on_to_the_same_weights(tmp_path):
     assert whole == cut and [line["step"] for line in cut] == list(range(1, 13))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAININGS)
 def test_two_processes_train_as_one_with_the_same_batch(tmp_path, name):
     alone, two = tmp_path / "alone", tmp_path / "two"
@@ -278,6 +279,7 @@ def test_two_processes_train_as_one_with_the_same_batch(tmp_path, name):
             assert b["loss"] == pytest.approx(a["loss"], rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sparse4d", "bevdet"])
 def test_two_processes_go_on_exactly(tmp_path, name):
     """One remembers what sequences have shown, the other one balances classes and averages weights."""
