@@ -166,17 +166,20 @@ def untrained_occupancy(tmp_path_factory):
     return path
 
 
-def test_the_node_gives_the_occupancy_that_the_offline_run_gives(tmp_path, untrained_occupancy):
+@pytest.mark.parametrize("name", ["sparseocc_tiny", "bevdetocc_tiny"])
+def test_the_node_gives_the_occupancy_that_the_offline_run_gives(tmp_path, name):
     """The same bag, set by set; the player waits for ~/occupancy."""
+    weights = tmp_path / "weights.safetensors"
+    write_initial_weights(name, weights, seed=0)
     bag = tmp_path / "bag"
     write_bag(synthetic_drive(0.25, seed=5, image_size=(200, 112)), bag, progress=False)
     domain = new_domain()
-    parameters = {"variant": "sparseocc_tiny", "checkpoint": untrained_occupancy}
+    parameters = {"variant": name, "checkpoint": weights}
     parameters |= {"device": "cpu", "image_transport": "compressed"}
     node = NodeProcess("perception_node", domain, tmp_path / "node.log", parameters)
     listener = Listener(domain, answers="occupancy")
     try:
-        node.wait_log("sparseocc_tiny is ready")
+        node.wait_log(f"{name} is ready")
         lockstep = {
             "lockstep": True,
             "lockstep_topic": f"{NODE}/occupancy",
@@ -192,14 +195,14 @@ def test_the_node_gives_the_occupancy_that_the_offline_run_gives(tmp_path, untra
         node.kill()
         listener.close()
 
-    pipeline = load_pipeline("sparseocc_tiny", untrained_occupancy, "cpu")
+    pipeline = load_pipeline(name, weights, "cpu")
     offline = list(run_events(BagReader(bag).events(), pipeline, SynchronizerSettings(CAMERAS)))
     pipeline.close()
     assert [stamp_ns(m.header.stamp) for m in listener.occupancies] == [r.stamp for r in offline]
     for message, result in zip(listener.occupancies, offline, strict=True):
         assert message.header.frame_id == "base_link"
         live = decode(message)
-        assert live.grid == result.occupancy.grid and live.class_names == load_variant("sparseocc_tiny").class_names
+        assert live.grid == result.occupancy.grid and live.class_names == load_variant(name).class_names
         assert np.array_equal(live.semantics, result.occupancy.semantics)
 
 
