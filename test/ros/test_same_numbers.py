@@ -25,7 +25,7 @@ def test_node_and_offline_run_agree(tmp_path, untrained):
     assert len(offline) == 18
 
     domain = new_domain()
-    parameters = PARAMETERS | {"checkpoint": untrained, "max_detections": 300}
+    parameters = PARAMETERS | {"checkpoint": untrained, "max_detections": 300, "nms": "auto"}
     node = NodeProcess("perception_node", domain, tmp_path / "node.log", parameters)
     listener = Listener(domain)
     try:
