@@ -74,6 +74,7 @@ def test_sigint_while_it_is_starting(executable, after):
         process.send_signal(signal.SIGINT)
         begin = time.monotonic()
         _, err = process.communicate(timeout=20)
-    assert process.returncode in ((0,) if executable == "perception_node" else (0, 1))  # 1: there is no such bag
+    # 1: there is no such bag; and Python itself answers a signal while it is taken down after that
+    assert process.returncode in ((0,) if executable == "perception_node" else (0, 1, -signal.SIGINT))
     assert "Traceback" not in err
     assert time.monotonic() - begin < 2.5
