@@ -56,6 +56,10 @@ def _without_padding(distortion: tuple[float, ...], counts: tuple[int, ...]) -> 
     return distortion[: fitting[0]] if fitting else None
 
 
+#: pixels of a picture's longer side that no camera exceeds; what is computed of a picture is bounded by it
+LARGEST_SIDE = 1 << 16
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Pinhole intrinsics and lens distortion of one camera.
@@ -90,7 +94,7 @@ class Calibration:
         turn = np.eye(3) if self.rectification is None or not self.rectification.any() else self.rectification
         if self.projection is None or not (self.projection[0, 0] > 0 and self.projection[1, 1] > 0):
             raise UserError("the images are said to be rectified, but P of CameraInfo is empty; calibrate the camera")
-        if not np.allclose(turn @ turn.T, np.eye(3), atol=1e-3):
+        if not np.allclose(turn @ turn.T, np.eye(3), atol=1e-3) or np.linalg.det(turn) < 0:
             raise UserError(f"R of CameraInfo is no rotation: {turn.ravel().tolist()}; calibrate the camera")
         return Calibration(self.projection, self.width, self.height, rectification=turn, rectified=True)
 
@@ -108,6 +112,8 @@ class Calibration:
             )
         if self.width <= 0 or self.height <= 0:
             raise UserError(f"CameraInfo says {self.width}x{self.height} pixels; fill in width and height")
+        if max(self.width, self.height) > LARGEST_SIDE:
+            raise UserError(f"CameraInfo says {self.width}x{self.height} pixels, which no camera has; check the driver")
         if not np.isfinite(self.distortion).all():
             raise UserError(f"D of CameraInfo holds NaN or infinity: {self.distortion}; recalibrate the camera")
         if not np.array_equal(k[2], (0, 0, 1)):

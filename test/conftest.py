@@ -42,6 +42,20 @@ def small_drive():
 
 
 @pytest.fixture(scope="session")
+def frames(small_drive, tmp_path_factory):
+    """The frames of small_drive, six at 12 Hz, as they are read from a bag."""
+    from bev_perception.data.drive import CAMERAS
+    from bev_perception.data.rosbag import BagReader, write_bag
+    from bev_perception.health import Health
+    from bev_perception.pipeline.offline import collect_frames
+    from bev_perception.sensing.synchronizer import SynchronizerSettings
+
+    bag = tmp_path_factory.mktemp("frames") / "bag"
+    write_bag(small_drive, bag, progress=False)
+    return list(collect_frames(BagReader(bag).events(), SynchronizerSettings(CAMERAS), Health()))
+
+
+@pytest.fixture(scope="session")
 def nuscenes_root():
     """The real nuScenes material, or a skip that says why."""
     root = Path(os.environ.get("BEV_NUSCENES", ROOT.parent / "shared" / "nuscenes"))

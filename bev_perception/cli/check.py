@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from bev_perception.cli.options import Commands, add_bag_options, add_command, add_variant, open_bag
+from bev_perception.cli.options import Commands, add_bag_options, add_command, add_variant, finite, open_bag
 from bev_perception.families.variants import TINY_DETECTOR
 
 
@@ -25,7 +25,7 @@ def add_commands(commands: Commands) -> None:
     add_bag_options(check)
     check.add_argument(
         "--base-height",
-        type=float,
+        type=finite,
         default=0.0,
         metavar="METERS",
         help="m, of the base frame above the ground (default: %(default)s)",
@@ -53,11 +53,15 @@ def _check(args: argparse.Namespace) -> int:
 
     bag, settings = open_bag(args, args.bag)
     config = load_variant(args.variant)
-    recording = read_recording(
-        bag, settings.base_frame, settings.fixed_frame, args.base_height, pictures=not args.no_pictures
-    )
+    recording = read_recording(bag, settings, args.base_height, pictures=not args.no_pictures)
     findings = list(
-        check_recording(recording, rig_of(synthetic_rig()), config, settings.max_stamp_difference, settings.tf_timeout)
+        check_recording(
+            recording,
+            rig_of(synthetic_rig()),
+            config,
+            max_stamp_difference=settings.max_stamp_difference,
+            tf_timeout=settings.tf_timeout,
+        )
     )
     pictures = {p.camera: p.gray for moment in reversed(recording.moments) for p in moment.values()}
     args.out.mkdir(parents=True, exist_ok=True)

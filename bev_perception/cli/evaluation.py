@@ -21,6 +21,7 @@ from bev_perception.cli.options import (
     add_version,
     data_version,
     open_bag,
+    print_notices,
 )
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
 from bev_perception.families.variants import TINY_DETECTOR, TINY_OCCUPANCY
@@ -275,9 +276,7 @@ def _eval_bags(args: argparse.Namespace) -> int:
         pipeline.reset(f"{path} has ended")
     pipeline.close()
     snapshot = pipeline.health.snapshot()
-    for line in pipeline.health.drain_news():
-        if line.startswith(tuple(snapshot.notices)):
-            print(line)
+    print_notices(pipeline.health)
     print(replay.summary(snapshot) + ("" if pipeline.trained else "\nthe weights are UNTRAINED"))
     if args.data and replay.frames:
         scores: Scores

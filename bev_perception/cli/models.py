@@ -24,6 +24,7 @@ from bev_perception.cli.options import (
     data_version,
     duration,
     open_bag,
+    print_notices,
     whole_number,
 )
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
@@ -52,7 +53,7 @@ def add_commands(commands: Commands) -> None:
     export = add_command(
         commands,
         "export",
-        "write a variant's image encoder for other runtimes, with a README",
+        "write a variant's image encoder for other runtimes, with a description",
         "The file is run at once and compared with the model; decoder and memory are not exported.",
     )
     add_variant(export)
@@ -89,9 +90,9 @@ def _init_weights(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from bev_perception.pipeline.export import export_encoder
+    from bev_perception.pipeline.export import DESCRIPTION, export_encoder
 
-    print(f"wrote {export_encoder(args.variant, args.checkpoint, args.format, args.out)}, and README.md beside it")
+    print(f"wrote {export_encoder(args.variant, args.checkpoint, args.format, args.out)}, and {DESCRIPTION} beside it")
     return 0
 
 
@@ -168,9 +169,7 @@ def _run(args: argparse.Namespace) -> int:
     if snapshot.drops:
         print("dropped: " + ", ".join(f"{cause} {n}" for cause, n in snapshot.drops.items()))
         print(f"the last: {snapshot.last_drop}")
-    for line in pipeline.health.drain_news():
-        if line.startswith(("tf ", *snapshot.notices)):
-            print(line)
+    print_notices(pipeline.health)
     if not count and not snapshot.drops:
         print("no frame: the image topics of the bag gave no messages; is it damaged, or was it cut?")
     return 0 if count else 1
@@ -271,6 +270,8 @@ def _train(args: argparse.Namespace) -> int:
         recompute=args.recompute,
         workers=args.workers,
     )
+    if args.val_every:
+        _check_validation(args, config)
     validate = partial(_validate, args, config) if args.val_every else None
     result = train(config, data, replace(settings, val_every=args.val_every or 1), validate)
     print(f"{'done' if result.finished else 'stopped; continue with --resume'}: {result.steps} steps, in {args.out}")
@@ -280,23 +281,41 @@ def _train(args: argparse.Namespace) -> int:
 def _validate(args: argparse.Namespace, config: VariantConfig, weights: Path) -> dict[str, float]:
     """Return the scores of weights on the validation split; none in processes that do not score.
 
-    What cannot be scored, as weights that find nothing yet, is said, and training goes on.
+    Weights that find nothing yet are refused by nuscenes-devkit: that is said, and training goes on.
     """
-    from bev_perception.data.nuscenes import default_split
-    from bev_perception.evaluation.errors import EvaluationError
+    from bev_perception.evaluation.errors import RefusedResultsError
     from bev_perception.evaluation.evaluate import EvalSettings, evaluate
     from bev_perception.evaluation.regression import headline
 
-    root = args.data[0]
-    version = data_version(args, root)
-    split = args.val_split or default_split(version, "val")
     how = {"device": args.device, "precision": args.precision, "labels": args.labels}
     try:
-        scores = evaluate(EvalSettings(config, weights, root, version, split, args.out / "val", **how))
-    except EvaluationError as error:
+        scores = evaluate(EvalSettings(config, weights, *_validation_split(args), args.out / "val", **how))
+    except RefusedResultsError as error:
         print(f"bev_perception: no validation: {error}", file=sys.stderr)
         return {}
     return {} if scores is None else headline(scores)
+
+
+def _validation_split(args: argparse.Namespace) -> tuple[Path, str, str]:
+    """Return dataroot, version and split that weights are validated on."""
+    from bev_perception.data.nuscenes import default_split
+
+    root = args.data[0]
+    version = data_version(args, root)
+    return root, version, args.val_split or default_split(version, "val")
+
+
+def _check_validation(args: argparse.Namespace, config: VariantConfig) -> None:
+    """Raise the errors of a validation that would fail, before hours of training have passed."""
+    from bev_perception.data.nuscenes import open_devkit
+    from bev_perception.data.records import open_split
+    from bev_perception.evaluation.running import check_images
+
+    if args.part == "encoder":
+        raise UserError("--val-every scores the decoder, too, which --part encoder leaves untrained; leave it out")
+    root, version, split = _validation_split(args)
+    check_images(open_split(root, version, split), config)
+    open_devkit(root, version)
 
 
 def _training_data(args: argparse.Namespace, config: VariantConfig, root: Path) -> NuScenesTraining:
@@ -386,8 +405,10 @@ def _add_soak(commands: Commands) -> None:
     soak.add_argument(
         "--out", type=Path, default=Path("output/soak"), metavar="DIR", help="directory (default: %(default)s)"
     )
-    soak.add_argument("--results", type=int, default=5000, help="number of results to watch (default: %(default)s)")
-    soak.add_argument("--warm-up", type=int, default=500, help="results before them (default: %(default)s)")
+    soak.add_argument(
+        "--results", type=whole_number(3), default=5000, help="how many results to watch (default: %(default)s)"
+    )
+    soak.add_argument("--warm-up", type=whole_number(0), default=500, help="results before them (default: %(default)s)")
     soak.set_defaults(command=_soak)
 
 

@@ -15,6 +15,7 @@ from bev_perception.types import BASE_FRAME, FIXED_FRAME
 
 if TYPE_CHECKING:
     from bev_perception.data.rosbag import BagReader
+    from bev_perception.health import Health
     from bev_perception.sensing.synchronizer import SynchronizerSettings
 
 Commands = argparse._SubParsersAction
@@ -87,6 +88,22 @@ def duration(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is no length of time; give seconds, such as 10")
     return value
+
+
+def finite(text: str) -> float:
+    """Parse an option as a number, which must be finite."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is no finite number")
+    return value
+
+
+def print_notices(health: Health) -> None:
+    """Print what was odd in a bag without costing a frame, a line each."""
+    notices = tuple(health.snapshot().notices)
+    for line in health.drain_news():
+        if line.startswith(notices):
+            print(line)
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:

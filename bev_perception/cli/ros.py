@@ -48,4 +48,4 @@ def with_bag(arguments: list[str]) -> list[str]:
     """Return ROS arguments with a bag that stands before them as the player's parameter."""
     if not arguments or arguments[0].startswith("-"):
         return arguments
-    return ["--ros-args", "-p", f"bag:={arguments[0]}", "--", *arguments[1:]]
+    return ["--ros-args", "-p", f"bag:='{arguments[0]}'", "--", *arguments[1:]]

@@ -1,8 +1,9 @@
-"""Output folders: one writer at a time, and results that appear when they are complete."""
+"""Files and folders of results: one writer at a time, complete when they appear, known by their content."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,15 @@ from bev_perception.strict import UserError
 
 class FolderError(UserError):
     """An output folder that cannot be written; the message names cause and remedy."""
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from bev_perception.data.rosbag import BagEvent, BagReader, CalibrationEvent, Im
 from bev_perception.rig.description import CameraInfo, Rig, RigCamera
 from bev_perception.rig.recording import Picture, PoseTrack, Recording, Times
 from bev_perception.sensing.images import ImageError, decode_image
+from bev_perception.sensing.synchronizer import SynchronizerSettings, mounted
 from bev_perception.sensing.transform_tree import TransformTree
 from bev_perception.strict import UserError
 from bev_perception.types import Calibration
@@ -39,22 +40,21 @@ class _Messages:
 
 
 def read_recording(
-    bag: BagReader, base_frame: str, fixed_frame: str, base_height: float = 0.0, pictures: bool = True
+    bag: BagReader, settings: SynchronizerSettings, base_height: float = 0.0, pictures: bool = True
 ) -> Recording:
     """Read the first READ of a bag twice: what is said about the cameras, then the pictures to compare.
 
     bag: with its cameras and remaps
-    base_frame: tf frame of the vehicle
-    fixed_frame: tf frame of the world
-    base_height: m, of base_frame above the ground
+    settings: frames of vehicle and world, of cameras whose headers name others, and which images are rectified
+    base_height: m, of the vehicle's frame above the ground
     pictures: whether to read the second time
 
     Raises BagError if no camera has images, or at a damaged place.
     """
     said = _read_messages(bag)
-    links = _links(said.transforms, base_frame, fixed_frame)
-    poses = _poses(said.transforms, base_frame, fixed_frame)
-    rig = _rig(bag, said, base_frame, base_height)
+    links = _links(said.transforms, settings.base_frame, settings.fixed_frame)
+    poses = _poses(said.transforms, settings.base_frame, settings.fixed_frame)
+    rig = _rig(bag, said, settings, base_height)
     images = {camera: _times(rows) for camera, rows in said.images.items()}
     recording = Recording(rig, poses, images, links)
     if not pictures:
@@ -100,20 +100,27 @@ def _times(rows: list[tuple[int, int]]) -> Times:
     return Times(stamps, logged)
 
 
-def _rig(bag: BagReader, said: _Messages, base_frame: str, base_height: float) -> Rig:
+def _rig(bag: BagReader, said: _Messages, settings: SynchronizerSettings, base_height: float) -> Rig:
     static = TransformTree()
     names: set[str] = set()
     for _, event in said.transforms:
         names.update((event.parent, event.child))
         _add(static, replace(event, static=True))  # moving parts as they were last
-    poses = {name: pose for name in names if (pose := _lookup(static, name, base_frame)) is not None}
+    poses = {name: pose for name in names if (pose := _lookup(static, name, settings.base_frame)) is not None}
     topics = bag.image_topics()
     cameras = []
     for name in bag.cameras:
         calibration, error, info = said.infos.get(name, (None, "", None))
-        frame = said.frames.get(name, "")
-        cameras.append(RigCamera(name, frame, topics.get(name, ""), info, calibration, error, poses.get(frame)))
-    return Rig(tuple(cameras), base_height, base_frame, poses)
+        frame = settings.camera_frames.get(name, said.frames.get(name, ""))
+        pose = poses.get(frame)
+        if calibration is not None and settings.is_rectified(name):
+            try:
+                calibration = calibration.of_rectified()
+                pose = None if pose is None else mounted(calibration, pose)
+            except UserError as unusable:
+                calibration, error = None, str(unusable)
+        cameras.append(RigCamera(name, frame, topics.get(name, ""), info, calibration, error, pose))
+    return Rig(tuple(cameras), base_height, settings.base_frame, poses)
 
 
 def _add(tree: TransformTree, event: TransformEvent) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bev_perception.data.nuscenes import open_devkit
-from bev_perception.evaluation.errors import EvaluationError
+from bev_perception.evaluation.errors import RefusedResultsError
 from bev_perception.evaluation.submissions import (
     check_range,
     check_samples,
@@ -63,7 +63,7 @@ class DetectionScores:
 
     @property
     def known_means(self) -> dict[str, float]:
-        """MAP, the five errors and NDS by name, over the classes that have objects; NaN without any."""
+        """The mAP, the five errors and NDS by name, over the classes that have objects; NaN without any."""
         known = self.known
         mean_ap = _mean([self.class_aps[name] for name in known])
         errors = {error: _mean([self.class_errors[name][error] for name in known]) for error in ERRORS.values()}
@@ -152,7 +152,7 @@ def score_results(
     try:
         evaluation = DetectionEval(devkit, config, str(results_json), split, str(out), verbose=False)
     except Exception as error:  # whatever the devkit meets in the file
-        raise EvaluationError(f"nuscenes-devkit refuses {results_json}: {type(error).__name__}: {error}") from error
+        raise RefusedResultsError(f"nuscenes-devkit refuses {results_json}: {type(error).__name__}: {error}") from error
     if samples:
         for boxes in (evaluation.gt_boxes, evaluation.pred_boxes):
             for token in set(boxes.sample_tokens) - set(samples):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
 from bev_perception.data.drive import CAMERAS
+from bev_perception.data.folders import sha256_of
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.evaluate import EvalSettings, evaluate
 from bev_perception.evaluation.regression import headline
+from bev_perception.families.variants import load_variant, shipped_weights
+from bev_perception.strict import parse_json
 
 #: file of the study in the directory of results
 STUDY_FILE = "lost_cameras.json"
@@ -32,14 +35,14 @@ class LostCameras:
     scores: dict[str, float]
 
 
-def choose_losses(draws: int = DRAWS) -> list[tuple[str, ...]]:
+def choose_losses() -> list[tuple[str, ...]]:
     """Return the cases of the study: no camera lost, each camera alone, then 2 to 5 lost at random.
 
-    One lost at random is each camera alone. The random choices are always the same: number k is that of the seed k.
+    One lost at random is each camera alone. The random choices are always the same: each has a seed of its own.
     """
     cases: list[tuple[str, ...]] = [(), *((camera,) for camera in CAMERAS)]
     for count in range(2, len(CAMERAS)):
-        for seed in range(draws):
+        for seed in range(DRAWS):
             drawn = np.random.default_rng((count, seed)).permutation(len(CAMERAS))[:count]
             case = tuple(CAMERAS[i] for i in sorted(drawn))
             if case not in cases:
@@ -47,13 +50,12 @@ def choose_losses(draws: int = DRAWS) -> list[tuple[str, ...]]:
     return cases
 
 
-def study_lost_cameras(settings: EvalSettings, draws: int = DRAWS) -> list[LostCameras]:
+def study_lost_cameras(settings: EvalSettings) -> list[LostCameras]:
     """Evaluate a variant for all cases of the study, and write STUDY_FILE after each of them.
 
     A case that the file already holds for the same settings is not evaluated again.
 
     settings: as for `evaluate`; the results of single cases are written to folders in settings.out
-    draws: random choices for each number of lost cameras
 
     Raises the errors of `evaluate`, and EvaluationError for data without scores.
     """
@@ -61,7 +63,7 @@ def study_lost_cameras(settings: EvalSettings, draws: int = DRAWS) -> list[LostC
     of = _fingerprint(settings)
     found = {case.without: case for case in read_study(file, of)}
     studied = []
-    for without in choose_losses(draws):
+    for without in choose_losses():
         case = found.get(without) or _evaluate(settings, without)
         studied.append(case)
         _write(file, of, studied)
@@ -77,8 +79,11 @@ def _evaluate(settings: EvalSettings, without: tuple[str, ...]) -> LostCameras:
 
 
 def _fingerprint(settings: EvalSettings) -> dict[str, str]:
-    wanted = ("variant", "checkpoint", "version", "split", "scenes", "max_range", "precision", "memory")
-    return {name: str(getattr(settings, name)) for name in wanted} | {"data": settings.data.resolve().name}
+    """Return what decides the scores, as text by name; weights are known by what they hold."""
+    others = ("checkpoint", "out", "device", "without", "save_occupancy")
+    found = {of.name: str(getattr(settings, of.name)) for of in fields(settings) if of.name not in others}
+    weights = settings.checkpoint or shipped_weights(load_variant(settings.variant).name)
+    return found | {"sha256": "" if weights is None else sha256_of(weights)}
 
 
 def _write(file: Path, of: dict[str, str], studied: Sequence[LostCameras]) -> None:
@@ -97,7 +102,7 @@ def read_study(file: Path, of: dict[str, str] | None = None) -> list[LostCameras
     if not file.exists():
         return []
     try:
-        study = json.loads(file.read_bytes())
+        study = parse_json(file.read_text())
         if of is not None and study["of"] != of:
             return []
         return [LostCameras(tuple(case["without"]), dict(case["scores"])) for case in study["cases"]]

@@ -131,18 +131,20 @@ def run_rows(
     recompute: whether all frames of a key frame's queue are computed anew, see Model.recompute
     without: cameras whose images are left out of every frame
 
-    Raises EvaluationError for cameras that there are not, for a variant with future frames if `memory` is False, and
-    for one that cannot recompute.
+    Raises EvaluationError for cameras that there are not or if `recompute` is to do without some, for a variant with
+    future frames if `memory` is False, and for one that cannot recompute.
     """
     if unknown := sorted(set(without) - set(CAMERAS)):
         raise EvaluationError(f"{', '.join(unknown)}: there is no such camera; there are {', '.join(CAMERAS)}")
     if set(without) == set(CAMERAS):
         raise EvaluationError("no camera would be left; leave fewer out")
+    if recompute and without:
+        raise EvaluationError("with --alignment all frames are computed with every camera; leave --without out")
     how = how or PipelineSettings()
     config = replace(config, nms=how.nms_of(config))
     loaded = load_weights(config, checkpoint, device)
     if recompute:
-        yield from recompute_rows(config, loaded.model, device, records, rows, without)
+        yield from recompute_rows(config, loaded.model, device, records, rows)
         return
     if config.frames.future:
         if not memory:
@@ -150,6 +152,7 @@ def run_rows(
                 f"{config.name} looks ahead: its frames are read, not remembered, and cannot be forgotten; choose a "
                 "variant with frames.future = 0"
             )
+        check_precision(how.precision, device)
         use_engine(loaded.model, config, how.engine, how.precision, device)
         yield from run_in_queues(config, loaded.model, device, records, rows, how.precision, without=without)
         return
@@ -250,7 +253,6 @@ def recompute_rows(
     device: torch.device,
     records: Records,
     rows: Iterable[int],
-    without: Collection[str] = (),
 ) -> Iterator[tuple[int, Result]]:
     """Run a model on each row and its past key frames, all computed anew in float32; yield the row with its result.
 
@@ -267,7 +269,7 @@ def recompute_rows(
         for i in rows:
             queue = [tuple(image_set.tolist()) for image_set in key_frame_queue(records, i, config.frames, 1)]
             distinct = dict.fromkeys(queue)
-            inputs = {s: inputs.get(s) or _load(preprocess, records, i, np.array(s), without) for s in distinct}
+            inputs = {s: inputs.get(s) or _load(preprocess, records, i, np.array(s), ()) for s in distinct}
             frames = [_at_exposure(inputs[s], model, 0) for s in queue]
             with torch.inference_mode(), strict_float32(device):
                 outputs = model.recompute(frames)

@@ -17,6 +17,8 @@ from bev_perception.pipeline.loading import load_weights
 
 #: largest difference to eager mode, as a share of the largest number of a map
 TOLERANCE = 1e-4
+#: file beside it that describes inputs and outputs
+DESCRIPTION = "encoder.md"
 #: numbers of images that the file is compared with
 COUNTS = (1, 6)
 
@@ -76,7 +78,7 @@ FORMATS = tuple(_FORMATS)
 
 
 def export_encoder(variant: Variant, checkpoint: Path | None, kind: str, out: Path) -> Path:
-    """Write a variant's image encoder (backbone and neck) and a README.md beside it; return the path of the file.
+    """Write a variant's image encoder (backbone and neck) and DESCRIPTION beside it; return the path of the file.
 
     variant: name, path of a YAML file, or loaded configuration
     checkpoint: its weights; None: the shipped ones
@@ -99,7 +101,7 @@ def export_encoder(variant: Variant, checkpoint: Path | None, kind: str, out: Pa
     form.write(part, path)
     maps, off = _compare(form.run(path), part, path)
     weights = loaded.checkpoint.path.name + ("" if loaded.checkpoint.trained else ", UNTRAINED")
-    (out / "README.md").write_text(_readme(config, kind, form, weights, maps, off))
+    (out / DESCRIPTION).write_text(_readme(config, kind, form, weights, maps, off))
     return path
 
 

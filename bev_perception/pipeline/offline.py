@@ -7,7 +7,6 @@ the length of the bag.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 
 from bev_perception.commands import command
 from bev_perception.config import digest
-from bev_perception.data.folders import locked
+from bev_perception.data.folders import locked, sha256_of
 from bev_perception.data.occupancy_labels import write_occupancy
 from bev_perception.data.rosbag import BagEvent, BagReader, CalibrationEvent, ImageEvent, TransformEvent
 from bev_perception.families.catalog import family_of
@@ -101,7 +100,7 @@ def results_header(
         "format": RESULTS_FORMAT,
         "version": RESULTS_VERSION,
         "variants": {variant.config.name: str(variant.checkpoint.path) for variant in pipeline.variants},
-        "sha256": {variant.config.name: _sha256(variant.checkpoint.path) for variant in pipeline.variants},
+        "sha256": {variant.config.name: sha256_of(variant.checkpoint.path) for variant in pipeline.variants},
         "trained": pipeline.trained,
         "settings": {variant.config.name: digest(variant.config) for variant in pipeline.variants},
         "classes": {variant.config.name: list(variant.config.class_names) for variant in pipeline.variants},
@@ -235,14 +234,6 @@ def _frame_line(result: Result) -> dict[str, Any]:
 def _write_line(file: IO[bytes], value: dict[str, Any]) -> None:
     file.write(json.dumps(value, allow_nan=False).encode() + b"\n")
     file.flush()
-
-
-def _sha256(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
 
 
 # ---- reading ----

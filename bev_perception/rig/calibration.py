@@ -98,7 +98,7 @@ def _principal_point(name: str, calibration: Calibration) -> Finding:
     remedy = "it should lie in the middle third: is the picture cropped without a roi in camera_info?"
     if abs(x - y) < 0.12 and not middle:
         remedy = (
-            f"K seems to be of pictures {2 * (x + y) / 2:.2g} times as large: scale K to the pictures' size, and see "
+            f"K seems to be of pictures {x + y:.2g} times as large: scale K to the pictures' size, and see "
             "whether binning is counted twice"
         )
     return judged("principal point", name, level, figure, remedy)

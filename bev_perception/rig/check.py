@@ -34,13 +34,17 @@ def check_recording(
     recording: Recording,
     trained: Rig | None = None,
     config: VariantConfig | None = None,
-    max_stamp_difference: float = 0.05,
-    tf_timeout: float = 0.2,
+    *,
+    max_stamp_difference: float,
+    tf_timeout: float,
 ) -> Iterator[Finding]:
     """Yield what a recording tells: the rig, its neighbours, its motion and its times.
 
-    max_stamp_difference, tf_timeout: s, of the synchronizer
-    trained, config: as in check_rig
+    recording: of the rig that is to be judged
+    trained: the rig of the training, as in check_rig
+    config: the variant that is to run, as in check_rig
+    max_stamp_difference: s, of the synchronizer
+    tf_timeout: s, of the synchronizer
     """
     yield from check_rig(recording.rig, trained, config)
     yield from check_neighbours(recording)

@@ -64,7 +64,7 @@ def number(name: str, text: str) -> float:
 def _value(text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # a ValueError: of a date that there is not
         return text
 
 
@@ -92,7 +92,7 @@ def file_parameters(params_file: Path, node: str) -> dict[str, Any]:
         raise UserError(f"params_file {params_file} does not exist; give the path of a YAML file of parameters")
     try:
         found = list(_sections(yaml.safe_load(params_file.read_text()), ""))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # RecursionError: of an alias of itself
         raise UserError(f"params_file {params_file} is no YAML: {error}") from error
     if not found:
         raise UserError(

@@ -8,8 +8,8 @@ from bev_perception.rig.description import Rig, RigCamera
 from bev_perception.rig.findings import OK, Finding
 from bev_perception.types import Frame
 
-#: what is no fault of a rig that works: a vehicle may have blind sides
-_UNSAID = ("coverage",)
+#: what a node does not say: a vehicle may have blind sides, and how high base_link lies is not known here
+_UNSAID = ("coverage", "height")
 
 
 class RigWatch:
@@ -35,17 +35,21 @@ class RigWatch:
         if shown <= self._judged:
             return
         self._judged |= shown
-        self.findings = tuple(f for f in check_rig(rig) if f.level != OK and f.check not in _UNSAID)
-        for finding in self.findings:
+        found = tuple(f for f in check_rig(rig) if f.level != OK and f.check not in _UNSAID)
+        # those of cameras that this frame does not show stay
+        kept = tuple(f for f in self.findings if not set(f.about.split(" + ")) <= shown)
+        self.findings = kept + found
+        for finding in found:
             self._health.notice("implausible rig", finding.sentence, f"{finding.about}: {finding.check}")
 
     @property
     def warning(self) -> str:
         """The findings in one sentence for diagnostics, or ""."""
-        if not self.findings:
+        findings = self.findings  # another thread may replace them
+        if not findings:
             return ""
-        more = f" (and {len(self.findings) - 1} more)" if len(self.findings) > 1 else ""
-        return f"implausible rig: {self.findings[0].sentence}{more}"
+        more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+        return f"implausible rig: {findings[0].sentence}{more}"
 
     def figures(self) -> dict[str, str]:
         """Return the findings as key-value pairs of diagnostics."""

@@ -44,6 +44,7 @@ def run_node(args: list[str] | None = None) -> int:
                 node.autostart()
             spin(executor, node)
     finally:
+        end_by(lambda *_: None)  # a second signal hurries nothing; end_in_time has begun with the first one
         if node is not None:
             node.close(PATIENCE)
             node.destroy_node()

@@ -39,6 +39,9 @@ _PNG_ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 _PNG_GREY = (0, 4)
 #: PNG colour type -> channels
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+#: the most pixels that a compressed image may claim (8K video has 33 million), so that a damaged header cannot cost
+#: gigabytes of memory
+MAX_PIXELS = 1 << 25
 #: the most bytes that the pixels of a PNG unpack to, and how many of them at a time
 MAX_UNPACKED, _PIECE = 1 << 28, 1 << 20
 
@@ -206,7 +209,8 @@ def _still_png(content: bytes) -> StillPicture:
     size = int.from_bytes(header[:4], "big"), int.from_bytes(header[4:8], "big")
     if not all(size):
         raise CompressedError(f"the PNG says {size[0]}x{size[1]} pixels", "check the camera driver")
-    _check_unpacked(size, header[8] * _PNG_CHANNELS.get(header[9], 4), packed)
+    if size[0] * size[1] <= MAX_PIXELS:  # others are refused for their size
+        _check_unpacked(size, header[8] * _PNG_CHANNELS.get(header[9], 4), packed)
     return StillPicture(size, header[9] in _PNG_GREY, b"".join(kept))
 
 

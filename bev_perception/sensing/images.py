@@ -7,13 +7,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from bev_perception.sensing.compressed import CompressedError, still_picture
+from bev_perception.sensing.compressed import MAX_PIXELS, CompressedError, still_picture
 from bev_perception.strict import UserError
 from bev_perception.types import CameraImage
-
-#: the most pixels that a compressed image may claim (8K video has 33 million), so that a damaged header cannot cost
-#: gigabytes of memory
-MAX_PIXELS = 1 << 25
 
 
 class ImageError(UserError):

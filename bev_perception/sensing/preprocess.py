@@ -377,17 +377,19 @@ class Preprocessor:
         if not calibration.distortion:
             return None
         k = tuple(calibration.intrinsics.ravel().tolist())
-        return self._lens_map(k, calibration.distortion_model, calibration.distortion, transform)
+        x, y = self._lens_map(k, calibration.distortion_model, calibration.distortion, transform)
+        if not len(x):
+            raise UserError(f"D bends the picture so far that less than {LEAST_SEEN:.0%} of the model's image are left")
+        return x, y
 
 
 def _lens_map(
     intrinsics: tuple[float, ...], model: str, distortion: tuple[float, ...], transform: ImageTransform
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute undistortion_map from hashable arguments, so that it can be cached."""
+    """Compute undistortion_map from hashable arguments, so that it can be cached; empty where it sees LEAST_SEEN."""
     k = np.array(intrinsics).reshape(3, 3)
     source_hw = transform.source[::-1]
     x, y = undistortion_map(k, model, distortion, source_hw, transform.source2output, transform.size)
-    seen = float((x != OUTSIDE).mean())
-    if seen < LEAST_SEEN:
-        raise UserError(f"D bends the picture so far that {100 * seen:.1f} % of the model's image are left")
+    if (x != OUTSIDE).mean() < LEAST_SEEN:  # not an error, which the cache would not keep
+        return np.empty(0), np.empty(0)
     return x, y

@@ -81,6 +81,20 @@ class SynchronizerSettings:
             if not (math.isfinite(seconds) and seconds >= 0):
                 raise UserError(f"{name} is {seconds} s; it must be finite and not negative")
 
+    def is_rectified(self, camera: str) -> bool:
+        """Return whether the images of a camera are said to be rectified."""
+        return not {camera, "*"}.isdisjoint(self.rectified)
+
+
+def mounted(calibration: Calibration, sensor2ego: np.ndarray) -> np.ndarray:
+    """Return the pose [4, 4] of the frame that a calibration is of: where images are rectified, R turns it.
+
+    sensor2ego: [4, 4] of the camera's optical frame
+    """
+    if not calibration.rectified or calibration.rectification is None:
+        return sensor2ego
+    return sensor2ego @ make_transform(calibration.rectification.T, np.zeros(3))
+
 
 def camera_frames(rules: Iterable[str]) -> dict[str, str]:
     """Return camera -> tf frame from rules CAMERA:=FRAME; raises UserError for what is no rule."""
@@ -184,7 +198,7 @@ class Synchronizer:
         image_topic: of the images that it belongs to, as their publisher names it.
         """
         if isinstance(calibration, Calibration):
-            if {camera, "*"}.isdisjoint(self.settings.rectified):
+            if not self.settings.is_rectified(camera):
                 warning = rectified_warning(image_topic, calibration)
                 if warning:
                     self.health.notice("rectified images", f"{camera}: {warning}", camera)
@@ -469,8 +483,7 @@ class Synchronizer:
         ego2global = self._ego_pose(image.stamp)
         if isinstance(ego2global, _Unready):
             return ego2global
-        if calibration.rectified and calibration.rectification is not None:
-            sensor2ego = sensor2ego @ make_transform(calibration.rectification.T, np.zeros(3))
+        sensor2ego = mounted(calibration, sensor2ego)
         view = View(image, calibration, sensor2ego, ego2global)
         warning = optical_warning(view, frame_id, self.transforms.static_links)
         if warning:

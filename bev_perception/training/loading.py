@@ -65,6 +65,7 @@ class LoadedBatches(Iterator[Batch]):
         workers: number of worker processes; 0: this process loads the samples.
         pin_memory: whether batches are copied to pinned memory, from which a GPU reads faster.
         """
+        self._batches: Iterator[Batch | Exception] = iter(())
         self._lifeline, self._held = multiprocessing.Pipe(duplex=False)
         loader = DataLoader(
             _Seeded(data),
@@ -76,7 +77,7 @@ class LoadedBatches(Iterator[Batch]):
         )
         try:
             with _signals_blocked():
-                self._batches: Iterator[Batch | Exception] = iter(loader)
+                self._batches = iter(loader)
         except BaseException:
             self.close()
             raise
@@ -96,6 +97,7 @@ class LoadedBatches(Iterator[Batch]):
         """End the workers, even in the middle of a sample; PyTorch would wait for them until they have finished it."""
         self._held.close()
         self._lifeline.close()
+        self._batches = iter(())  # PyTorch's holds queues and processes
 
 
 @contextlib.contextmanager

@@ -114,7 +114,6 @@ def train(
     recipe = _check(config, part, settings)
     epochs = recipe.epochs if settings.epochs is None else settings.epochs
     lr = recipe.lr if settings.lr is None else settings.lr
-    validation = None if validate is None else Validation(validate, settings.out, settings.val_every)
     with join_processes(settings.device) as processes, _StopOnSignal() as stop, contextlib.ExitStack() as stack:
         if processes.rank == 0:
             stack.enter_context(one_writer(settings.out, "*.partial"))
@@ -158,6 +157,9 @@ def train(
         optimizer = torch.optim.AdamW(parameter_groups(model, recipe, lr))
         average = None if recipe.averaging is None else WeightAverage(model, recipe.averaging)
         scaler = torch.amp.GradScaler(device.type, init_scale=FP16_SCALE, enabled=settings.precision == "fp16")
+        validation = None
+        if validate is not None:
+            validation = Validation(validate, settings.out, settings.val_every, settings.resume)
         done, memory = 0, None
         if settings.resume:
             done, memories = load_state(settings.out, identity, model, optimizer, scaler, average)
@@ -177,6 +179,8 @@ def train(
 
         with Progress(settings.out, done, total_steps, settings.log_every, silent=processes.rank > 0) as progress:
             first = done // steps_per_epoch
+            if validation is not None and done and done % steps_per_epoch == 0:  # in case it was ended in a validation
+                validation.after(first, epochs, done)
             for epoch in range(first, epochs):
                 training_step.epoch = epoch
                 if recipe.sync_norms_from is not None and epoch == max(first, recipe.sync_norms_from):

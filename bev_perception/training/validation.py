@@ -25,37 +25,43 @@ Validate = Callable[[Path], Mapping[str, float]]
 class Validation:
     """Scores out/weights.safetensors every few epochs, writes the scores to out/val.jsonl, keeps out/best.safetensors.
 
-    A resumed training knows the scores of before; a validation that was interrupted is not made up for.
+    A resumed training knows the scores of before.
     """
 
-    def __init__(self, validate: Validate, out: Path, every: int) -> None:
+    def __init__(self, validate: Validate, out: Path, every: int, resume: bool = False) -> None:
         """Prepare to validate.
 
         validate: see Validate.
         out: directory of the training.
         every: epochs between two validations; the last epoch is always followed by one.
+        resume: whether the scores in `out` are of this training; else they are removed.
 
         Raises TrainingError if `every` is not positive, or out/val.jsonl is damaged.
         """
         if every < 1:
             raise TrainingError(f"weights cannot be validated every {every} epochs; give a whole number from 1 on")
         self._validate, self._out, self._every = validate, out, every
+        if not resume:
+            (out / SCORES).unlink(missing_ok=True)
+        self._read()
 
     def after(self, epoch: int, epochs: int, step: int) -> None:
         """Validate if it is time to.
 
         epoch: number of epochs done.
         epochs: of the whole training.
-        step: number of steps done; earlier scores of this step or later ones are replaced.
+        step: number of steps done; one that has its scores already is not validated again.
         """
         if epoch % self._every and epoch != epochs:
+            return
+        before = self._read()
+        if any(row["step"] == step for row in before):
             return
         scores = self._validate(self._out / WEIGHTS)
         if not scores:
             return
-        before = [row for row in self._read() if row["step"] < step]
         name, score = list(scores.items())[-1]
-        best = math.isfinite(score) and all(score > row[name] for row in before if row[name] is not None)
+        best = math.isfinite(score) and all(score > row[name] for row in before if row.get(name) is not None)
         if best:
             partial = self._out / f"{BEST}.partial"
             shutil.copyfile(self._out / WEIGHTS, partial)
@@ -71,6 +77,9 @@ class Validation:
     def _read(self) -> list[dict[str, Any]]:
         path = self._out / SCORES
         try:
-            return [dict(parse_json(line)) for line in path.read_text().splitlines()] if path.exists() else []
+            rows = [dict(parse_json(line)) for line in path.read_text().splitlines()] if path.exists() else []
+            if not all(type(row.get("step")) is int for row in rows):
+                raise TypeError("a row has no step")
+            return rows
         except (ValueError, TypeError) as error:
             raise TrainingError(f"{path} is damaged ({error}); delete it, and validation begins anew") from error

@@ -12,7 +12,7 @@ from bev_perception.rig.calibration import border_rays
 from bev_perception.rig.description import Rig, RigCamera
 from bev_perception.rig.findings import LEVELS, OK, Finding
 from bev_perception.rig.projection import see
-from bev_perception.visualization.canvas import BACKGROUND, GRID, TEXT, Color, fixed, put_text
+from bev_perception.visualization.canvas import BACKGROUND, FRACTION_BITS, GRID, TEXT, Color, fixed, put_text
 
 #: width that pictures are drawn at, pixels
 WIDTH = 1000
@@ -24,7 +24,6 @@ _GROUND, _HORIZON = (90, 200, 90), (60, 220, 250)
 _AXES: tuple[Color, ...] = ((60, 60, 240), (60, 220, 60), (240, 120, 60))  # x red, y green, z blue
 _NEIGHBOURS: tuple[Color, ...] = ((240, 180, 60), (200, 90, 220), (60, 160, 250), (220, 220, 90))
 _LEVEL_COLORS: dict[str, Color] = dict(zip(LEVELS, ((110, 200, 110), (60, 190, 250), (70, 70, 240)), strict=True))
-_FRACTION_BITS = 4
 
 
 def draw_rig(rig: Rig, pictures: dict[str, np.ndarray], findings: list[Finding], folder: Path) -> list[Path]:
@@ -39,8 +38,9 @@ def draw_rig(rig: Rig, pictures: dict[str, np.ndarray], findings: list[Finding],
     written = []
     for camera in rig.cameras:
         drawn = draw_camera(rig, camera, pictures.get(camera.name), findings)
-        path = folder / f"{camera.name}.jpg"
-        cv2.imwrite(str(path), drawn)
+        path = folder / f"{camera.name.replace('/', '_')}.jpg"
+        if not cv2.imwrite(str(path), drawn):
+            raise OSError(f"{path} cannot be written; is the disk full?")
         written.append(path)
     return written
 
@@ -79,7 +79,7 @@ def _draw_line(
     pixels, seen = see(camera.calibration, camera.sensor2ego, points)
     at = fixed(np.nan_to_num((pixels + 0.5) * scale - 0.5))
     for i in np.flatnonzero(seen[:-1] & seen[1:]):
-        cv2.line(canvas, at[i].tolist(), at[i + 1].tolist(), color, width, cv2.LINE_AA, _FRACTION_BITS)
+        cv2.line(canvas, at[i].tolist(), at[i + 1].tolist(), color, width, cv2.LINE_AA, FRACTION_BITS)
 
 
 def _draw_ground(canvas: np.ndarray, scale: float, rig: Rig, camera: RigCamera) -> None:

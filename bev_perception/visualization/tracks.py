@@ -41,10 +41,12 @@ def draw_labels(tile: Tile, ego2global: np.ndarray, boxes: Boxes3D, colors: list
             texts.append((f"{boxes.track_ids[i]} ", _bgr(int(boxes.track_ids[i]))))
         if scores:
             texts.append((f"{boxes.scores[i]:.0%}", colors[i]))
+        if not texts:
+            continue
         at = pixels[i] - (0, RAISED)
         sizes = [_size(text, LABEL_SIZE) for text, _ in texts]
-        widths, heights = zip(*sizes, strict=True) if sizes else ((), ())
-        place = np.array([at[0], at[1] - max(heights, default=0), at[0] + sum(widths), at[1]])
+        widths, heights = zip(*sizes, strict=True)
+        place = np.array([at[0], at[1] - max(heights), at[0] + sum(widths), at[1]])
         if any((place[:2] < other[2:]).all() and (other[:2] < place[2:]).all() for other in taken):
             continue
         taken.append(place)

@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 
 from bev_perception import cli
-from bev_perception.data.drive import Drive, DriveImage, DrivePose
+from bev_perception.data.drive import CAMERAS, Drive, DriveImage, DrivePose
 from bev_perception.data.rig_recording import read_recording
 from bev_perception.data.rosbag import BagReader, write_bag
 from bev_perception.data.synthetic import synthetic_drive
 from bev_perception.geometry import make_transform
 from bev_perception.rig.check import check_recording, check_rig
 from bev_perception.rig.mounting import BODY_FROM_OPTICAL
+from bev_perception.sensing.synchronizer import SynchronizerSettings
+
+SETTINGS = SynchronizerSettings(CAMERAS)
+TIMES = {"max_stamp_difference": 0.05, "tf_timeout": 0.2}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +37,7 @@ def bag(drive, tmp_path_factory):
 
 
 def test_a_recording_holds_what_the_checks_need(drive, bag):
-    recording = read_recording(BagReader(bag), "base_link", "odom")
+    recording = read_recording(BagReader(bag), SETTINGS)
     assert [c.name for c in recording.rig.cameras] == [c.name for c in drive.cameras]
     for camera, truth in zip(recording.rig.cameras, drive.cameras, strict=True):
         assert camera.picture_size == (400, 225)
@@ -65,7 +69,7 @@ def record(drive, path, cameras=None, image=lambda event: event, pictures=False)
     """Write a bag of the drive with changed cameras or images, and return the recording that is read from it."""
     events = [image(event) if isinstance(event, DriveImage) else event for event in drive]
     write_bag(Drive("changed", cameras or drive.cameras, len(events), lambda: iter(events)), path, progress=False)
-    return read_recording(BagReader(path), "base_link", "odom", pictures=pictures)
+    return read_recording(BagReader(path), SETTINGS, pictures=pictures)
 
 
 def failed(findings):
@@ -77,7 +81,7 @@ def test_a_body_frame_in_a_bag(drive, tmp_path):
     first, *others = drive.cameras
     cameras = (replace(first, sensor2ego=first.sensor2ego @ turned), *others)
     recording = record(drive, tmp_path / "bag", cameras)
-    assert failed(check_recording(recording)) == {f"{first.name}: optical frame"}
+    assert failed(check_recording(recording, **TIMES)) == {f"{first.name}: optical frame"}
 
 
 def test_pictures_of_another_size_than_camera_info_says(drive, tmp_path):
@@ -95,6 +99,17 @@ def test_pictures_of_another_size_than_camera_info_says(drive, tmp_path):
 
 @pytest.mark.slow
 def test_pictures_of_the_synthetic_drive_agree_with_its_calibrations(bag):
-    findings = list(check_recording(read_recording(BagReader(bag), "base_link", "odom")))
+    findings = list(check_recording(read_recording(BagReader(bag), SETTINGS), **TIMES))
     assert failed(findings) == set()
     assert {"neighbours agree", "direction of motion", "scale of motion"} <= {f.check for f in findings}
+
+
+def test_the_settings_of_cameras_count(drive, tmp_path):
+    """As in a run: another tf frame, and R and P of rectified images."""
+    first, second, *others = drive.cameras
+    settings = SynchronizerSettings(CAMERAS, camera_frames={first.name: second.name}, rectified=(second.name,))
+    write_bag(drive, tmp_path / "bag", progress=False)
+    rig = read_recording(BagReader(tmp_path / "bag"), settings, pictures=False).rig
+    found = {camera.name: camera for camera in rig.cameras}
+    np.testing.assert_allclose(found[first.name].sensor2ego, second.sensor2ego, atol=1e-6)
+    assert found[second.name].calibration.rectified and not found[others[0].name].calibration.rectified

@@ -1,5 +1,7 @@
 """Cameras that are left out of an evaluation, and the study of lost cameras."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -25,7 +27,9 @@ def study(tmp_path, monkeypatch):
         return DetectionScores(share, share + 0.1, {}, {}, {}, {})
 
     monkeypatch.setattr(lost_cameras, "evaluate", evaluate)
-    return EvalSettings("tiny", None, tmp_path, "v1.0-mini", "mini_val", tmp_path / "out"), calls
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"trained")
+    return EvalSettings("sparsebev_tiny", weights, tmp_path, "v1.0-mini", "mini_val", tmp_path / "out"), calls
 
 
 def test_the_cases_are_each_camera_alone_and_fixed_draws():
@@ -39,8 +43,8 @@ def test_the_cases_are_each_camera_alone_and_fixed_draws():
 
 def test_a_study_is_tabled_drawn_and_resumed(study, tmp_path):
     settings, calls = study
-    studied = study_lost_cameras(settings, draws=2)
-    assert calls == choose_losses(2)
+    studied = study_lost_cameras(settings)
+    assert calls == choose_losses()
     assert studied == read_study(settings.out / "lost_cameras.json")
     table = study_table(studied)
     assert "| none | 30.00 | 40.00 |" in table
@@ -50,19 +54,31 @@ def test_a_study_is_tabled_drawn_and_resumed(study, tmp_path):
     draw_lost_cameras(studied, tmp_path / "study.png", "tiny")
     assert (tmp_path / "study.png").stat().st_size > 10_000
     calls.clear()
-    assert study_lost_cameras(settings, draws=2) == studied
+    assert study_lost_cameras(settings) == studied
     assert calls == []
     lost_cameras._write(settings.out / "lost_cameras.json", lost_cameras._fingerprint(settings), studied[:-2])
-    study_lost_cameras(settings, draws=2)
+    study_lost_cameras(settings)
     assert calls == [case.without for case in studied[-2:]]
 
 
-def test_a_study_of_other_settings_is_made_anew(study):
+@pytest.mark.parametrize("other", [{"max_range": 40.0}, {"nms": "none"}, {"labels": "gts_panoptic"}, {"memory": False}])
+def test_a_study_of_other_settings_is_made_anew(study, other):
     settings, calls = study
-    study_lost_cameras(settings, draws=1)
+    study_lost_cameras(settings)
     calls.clear()
-    study_lost_cameras(EvalSettings(**{**vars(settings), "max_range": 40.0}), draws=1)
-    assert len(calls) == len(choose_losses(1))
+    study_lost_cameras(replace(settings, **other))
+    assert len(calls) == len(choose_losses())
+
+
+def test_a_study_of_other_weights_in_the_same_file_is_made_anew(study):
+    settings, calls = study
+    study_lost_cameras(settings)
+    calls.clear()
+    study_lost_cameras(replace(settings, device="cpu"))
+    assert not calls
+    settings.checkpoint.write_bytes(b"trained on")
+    study_lost_cameras(settings)
+    assert len(calls) == len(choose_losses())
 
 
 def test_a_damaged_study_is_refused(study):

@@ -11,31 +11,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from vehicle import run_queue
 
 from bev_perception.config import BackboneConfig, ConfigError, EVA02Config
-from bev_perception.data.drive import CAMERAS
-from bev_perception.data.rosbag import BagReader, write_bag
 from bev_perception.families.catalog import FAMILIES, build_model
 from bev_perception.families.family import BOXES, OCCUPANCY
 from bev_perception.families.sparsebev.decode import decode_boxes
 from bev_perception.families.sparseocc.config import SparseOccHeadConfig
 from bev_perception.families.sparseocc.decode import decode_occupancy
 from bev_perception.families.variants import list_variants, load_variant
-from bev_perception.health import Health
 from bev_perception.models.checkpoints import CheckpointInfo
 from bev_perception.pipeline.encoders import LoadedVariant
-from bev_perception.pipeline.offline import collect_frames
 from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
 from bev_perception.sensing.preprocess import Preprocessor
-from bev_perception.sensing.synchronizer import SynchronizerSettings
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def frames(small_drive, tmp_path_factory):
-    """Six frames at 12 Hz."""
-    bag = tmp_path_factory.mktemp("variants") / "bag"
-    write_bag(small_drive, bag, progress=False)
-    return list(collect_frames(BagReader(bag).events(), SynchronizerSettings(CAMERAS), Health()))
 
 
 def published():

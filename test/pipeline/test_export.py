@@ -39,7 +39,7 @@ def quick(monkeypatch):
 def test_the_readme_says_what_goes_in_and_out(small, quick, tmp_path):
     quick()
     path = export_encoder(*small, "torch", tmp_path / "new")
-    text = (path.parent / "README.md").read_text()
+    text = (path.parent / "encoder.md").read_text()
     assert path.name == "encoder.pt2" and "weights.safetensors, UNTRAINED" in text
     assert "N x 3 x 64 x 96" in text and "order rgb" in text and "(123.675, 116.28, 103.53)" in text
     assert "| `map0` | N x 8 x 12 x 64 |" in text and 'torch.export.load("encoder.pt2")' in text
@@ -57,7 +57,7 @@ def test_a_file_that_computes_something_else_is_an_error(small, quick, tmp_path,
     quick(change)
     with pytest.raises(EngineError, match=reason):
         export_encoder(*small, "torch", tmp_path)
-    assert not (tmp_path / "README.md").exists()
+    assert not (tmp_path / "encoder.md").exists()
 
 
 def test_the_command_offers_all_formats(small, quick, tmp_path, capsys):
@@ -66,7 +66,7 @@ def test_the_command_offers_all_formats(small, quick, tmp_path, capsys):
     changes = [part for change in SMALL for part in ("--set", change)]
     arguments = ["export", "--variant", config.name, "--checkpoint", str(weights), *changes, str(tmp_path / "out")]
     assert main([*arguments, "--format", "torch"]) == 0
-    assert "encoder.pt2, and README.md beside it" in capsys.readouterr().out
+    assert "encoder.pt2, and encoder.md beside it" in capsys.readouterr().out
     for kind in FORMATS:
         assert make_parser().parse_args([*arguments, "--format", kind]).format == kind
     with pytest.raises(ConfigError, match="must be one of onnx, openvino, torch"):

@@ -9,28 +9,16 @@ from safetensors.torch import load_file, save_file
 
 from bev_perception.config import ConfigError, ImageConfig
 from bev_perception.data.drive import CAMERAS
-from bev_perception.data.rosbag import BagReader, write_bag
 from bev_perception.geometry import make_transform, transform_points
-from bev_perception.health import Health
 from bev_perception.models.encoder import CameraModel
 from bev_perception.models.protocol import NotFiniteError
 from bev_perception.pipeline.loading import load_pipeline, write_initial_weights
-from bev_perception.pipeline.offline import collect_frames
 from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
 from bev_perception.sensing.preprocess import NoUsableViewError, reference2ego
-from bev_perception.sensing.synchronizer import SynchronizerSettings
 from bev_perception.types import FrameError
 
 SECOND = 1_000_000_000
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def frames(small_drive, tmp_path_factory):
-    """Six frames at 12 Hz."""
-    bag = tmp_path_factory.mktemp("pipeline") / "bag"
-    write_bag(small_drive, bag, progress=False)
-    return list(collect_frames(BagReader(bag).events(), SynchronizerSettings(CAMERAS), Health()))
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """What the node says about a rig, from the frames that it makes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -52,3 +54,20 @@ def test_a_camera_that_comes_later_is_judged_when_it_comes():
     assert watch.warning == ""
     watch.look(frame(("cam_back",)))
     assert "cam_back: optical frame" in watch.warning
+
+
+def test_what_was_found_of_other_cameras_stays():
+    watch = RigWatch(Health(), "base_link")
+    watch.look(frame(("cam_back",), without=("cam_front",)))
+    watch.look(frame(without=("cam_back",)))
+    assert "cam_back: optical frame" in watch.warning
+
+
+def test_a_base_frame_above_the_ground_is_no_fault():
+    roof = frame()
+    views = [
+        dataclasses.replace(v, sensor2ego=make_transform(np.eye(3), (0, 0, -2)) @ v.sensor2ego) for v in roof.views
+    ]
+    watch = RigWatch(Health(), "base_link")
+    watch.look(dataclasses.replace(roof, views=tuple(views)))
+    assert watch.findings == ()

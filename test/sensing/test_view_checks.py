@@ -109,7 +109,9 @@ def test_p_and_r_count_where_images_are_rectified():
     assert plain.health.snapshot().notices == {"rectified images": 1}
 
 
-@pytest.mark.parametrize("broken", [{"p": np.zeros((3, 3))}, {"r": np.full((3, 3), np.nan)}, {"r": 2 * np.eye(3)}])
+@pytest.mark.parametrize(
+    "broken", [{"p": np.zeros((3, 3))}, {"r": np.full((3, 3), np.nan)}, {"r": 2 * np.eye(3)}, {"r": -np.eye(3)}]
+)
 def test_rectified_images_without_p_or_with_a_broken_r_are_refused(broken):
     with pytest.raises(UserError, match="of CameraInfo"):
         raw(**broken).of_rectified()
@@ -179,3 +181,9 @@ def test_the_synchronizer_notices_cameras_of_one_frame():
         sync.add(CameraImage(camera, 10**9, "camera", "jpeg", b""))
     assert len([*sync.poll(), *sync.finish()]) == 1
     assert health.snapshot().notices == {"cameras share a frame": 1}
+
+
+def test_sizes_that_no_camera_has_are_refused():
+    """What is computed of a picture, as its border, is bounded by them."""
+    with pytest.raises(UserError, match="1x4294967295 pixels, which no camera has"):
+        Calibration(K, 1, 2**32 - 1)

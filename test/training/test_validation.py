@@ -40,27 +40,41 @@ def test_the_best_weights_are_kept_beside_the_last(tmp_path):
     )
 
 
-def test_scores_of_before_count_and_those_of_repeated_steps_do_not(tmp_path):
-    given = iter((0.5, 0.9, 0.4, 0.6))
-    (tmp_path / WEIGHTS).write_bytes(b"weights")
-    validation = Validation(lambda path: {"NDS": next(given)}, tmp_path, every=1)
-    validation.after(1, 9, 10)
-    validation.after(2, 9, 20)
-    (tmp_path / WEIGHTS).write_bytes(b"worse")
-    again = Validation(lambda path: {"NDS": next(given)}, tmp_path, every=1)  # resumed from step 10
-    again.after(2, 9, 20)
-    assert (tmp_path / BEST).read_bytes() == b"weights" and [row["NDS"] for row in rows(tmp_path)] == [0.5, 0.4]
-    (tmp_path / WEIGHTS).write_bytes(b"better")
-    again.after(3, 9, 30)
-    assert (tmp_path / BEST).read_bytes() == b"better"
+def test_scores_of_before_count_in_a_training_that_is_resumed(tmp_path):
+    given = iter((0.5, 0.9, 0.6, 0.1))
+
+    def validate(path):
+        return {"NDS": next(given)}
+
+    for step, (weights, resume) in enumerate([(b"first", False), (b"best", True), (b"worse", True)], 1):
+        (tmp_path / WEIGHTS).write_bytes(weights)
+        Validation(validate, tmp_path, 1, resume).after(step, 9, 10 * step)
+    assert (tmp_path / BEST).read_bytes() == b"best" and [row["NDS"] for row in rows(tmp_path)] == [0.5, 0.9, 0.6]
+    Validation(validate, tmp_path, 1, resume=True).after(3, 9, 30)  # it has its scores
+    assert len(rows(tmp_path)) == 3
+    (tmp_path / WEIGHTS).write_bytes(b"of another training")
+    Validation(validate, tmp_path, 1).after(1, 9, 10)
+    assert (tmp_path / BEST).read_bytes() == b"of another training" and [row["NDS"] for row in rows(tmp_path)] == [0.1]
+
+
+def test_a_validation_that_was_ended_is_made_up_for(tmp_path):
+    def ended(path):
+        raise KeyboardInterrupt
+
+    config, data = small_config(epochs=2), MadeUpData(4)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, data, settings(tmp_path, val_every=2), ended)
+    result = train(config, data, settings(tmp_path, val_every=2, resume=True), lambda path: {"NDS": 0.5})
+    assert result.finished and [row["epoch"] for row in rows(tmp_path)] == [2] and (tmp_path / BEST).exists()
 
 
 def test_what_cannot_be_validated_is_named(tmp_path):
     with pytest.raises(TrainingError, match="every 0 epochs"):
         Validation(lambda path: {}, tmp_path, every=0)
-    (tmp_path / SCORES).write_text("no json")
-    with pytest.raises(TrainingError, match=r"val\.jsonl is damaged"):
-        Validation(lambda path: {"NDS": 1.0}, tmp_path, every=1).after(1, 1, 1)
+    for damaged in ("no json", '{"NDS": 0.5}'):
+        (tmp_path / SCORES).write_text(damaged)
+        with pytest.raises(TrainingError, match=r"val\.jsonl is damaged"):
+            Validation(lambda path: {"NDS": 1.0}, tmp_path, every=1, resume=True)
     Validation(lambda path: {}, tmp_path, every=1).after(1, 1, 1)  # another process scores
     assert not (tmp_path / BEST).exists()
 

@@ -129,8 +129,8 @@ def run_soak(out: Path, results: int, warm_up: int, report: Callable[[str], None
     A run that is interrupted, or whose node ends, is told up to there; soak.csv has its rows at any time.
 
     out: folder for soak.csv, soak.png, soak.txt and the node's log.
-    results: number of results to watch, after
-    warm_up: this number of results.
+    results: number of results to watch.
+    warm_up: number of results before them, which are not watched.
     report: called with a line now and then.
 
     Raises UserError for numbers that cannot be.
@@ -166,11 +166,11 @@ def _watch(soak: Soak, out: Path) -> Iterator[Sample]:
     every = max(1, soak.wanted // ROWS)
     with _node_and_rig(out, soak.messages) as (node, rig, images):
         for _ in range(soak.warm_up):
-            _step(rig, next(images))  # those lost at the start are not counted
+            _step(node, rig, next(images))  # those lost at the start are not counted
         soak.messages.update(dict.fromkeys(soak.messages, 0))
         began = time.monotonic()
         for k in range(1, soak.wanted + 1):
-            soak.lost += _step(rig, next(images))
+            soak.lost += _step(node, rig, next(images))
             if k % every == 0:
                 process = Path(f"/proc/{node.process.pid}")
                 threads, files = (len(os.listdir(process / name)) for name in ("task", "fd"))
@@ -179,7 +179,7 @@ def _watch(soak: Soak, out: Path) -> Iterator[Sample]:
                 yield soak.samples[-1]
 
 
-def _step(rig: RigPeer, images: dict[str, array[int]]) -> int:
+def _step(node: NodeProcess, rig: RigPeer, images: dict[str, array[int]]) -> int:
     """Send a set of images, and wait for the occupancy, which is published after the boxes.
 
     If messages get lost on a busy machine, another set follows, late enough that the node gives up the one before;
@@ -189,7 +189,7 @@ def _step(rig: RigPeer, images: dict[str, array[int]]) -> int:
         message.data = images[camera]
     lost = 0
     stamp: int | None = None  # the next one
-    while not _is_answered(rig, rig.send_set(stamp)):
+    while not _is_answered(node, rig, rig.send_set(stamp)):
         lost += 1
         if lost == ATTEMPTS:
             raise TimeoutError(f"{lost} sets of images in a row had no result; it says {rig.values().get('message')!r}")
@@ -200,11 +200,14 @@ def _step(rig: RigPeer, images: dict[str, array[int]]) -> int:
     return lost
 
 
-def _is_answered(rig: RigPeer, stamp: int) -> bool:
+def _is_answered(node: NodeProcess, rig: RigPeer, stamp: int) -> bool:
+    """Return whether a set of images gets a result in time; raise TimeoutError if the node has ended."""
     try:
-        wait_until(lambda: stamp in rig.arrivals, PATIENCE, "a result")
+        wait_until(lambda: stamp in rig.arrivals or not node.alive(), PATIENCE, "a result")
     except TimeoutError:
         return False
+    if not node.alive():
+        raise TimeoutError("the node has ended")
     return True
 
 

@@ -84,6 +84,13 @@ def test_models_that_only_remember_are_refused(records):
         next(rows)
 
 
+def test_frames_are_not_computed_anew_without_some_cameras(records):
+    """The reference frame is that of one of them, and all of them are lifted."""
+    rows = run_rows(load_variant("bevdet_tiny"), None, CPU, records, range(1), recompute=True, without=("cam_front",))
+    with pytest.raises(EvaluationError, match="computed with every camera; leave --without out"):
+        next(rows)
+
+
 def test_the_option_sets_the_key(records, tmp_path, capsys):
     arguments = ["eval", "--data", str(records.root), "--alignment", "in_view", "--out", str(tmp_path)]
     assert main([*arguments, "--variant", "sparsebev_tiny"]) == 1

@@ -7,28 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from bev_perception.data.drive import CAMERAS
-from bev_perception.data.rosbag import BagReader, write_bag
 from bev_perception.evaluation.timing import count_operations
 from bev_perception.families.bevdet.model import BEVDet
-from bev_perception.health import Health
 from bev_perception.models.checkpoints import CheckpointInfo
 from bev_perception.pipeline.encoders import LoadedVariant
-from bev_perception.pipeline.offline import collect_frames
 from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
-from bev_perception.sensing.synchronizer import SynchronizerSettings
 
 from .small import frame_at, small_model, stream
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def frames(small_drive, tmp_path_factory):
-    """Six frames at 12 Hz."""
-    bag = tmp_path_factory.mktemp("pipeline") / "bag"
-    write_bag(small_drive, bag, progress=False)
-    return list(collect_frames(BagReader(bag).events(), SynchronizerSettings(CAMERAS), Health()))
 
 
 def pipeline_of(*models):
