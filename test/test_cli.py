@@ -387,7 +387,7 @@ def test_node_and_play_pass_on_what_is_for_ros(monkeypatch, capsys):
     assert cli.main(["node"]) == 3
     assert given == [
         ["--ros-args", "-p", "variant:=sparsebev_tiny"],
-        ["--ros-args", "-p", "bag:=/tmp/drive", "--", "--ros-args", "-p", "rate:=0.5"],
+        ["--ros-args", "-p", "bag:='/tmp/drive'", "--", "--ros-args", "-p", "rate:=0.5"],
         ["--ros-args", "-p", "bag:=/tmp/drive"],
         [],
     ]
