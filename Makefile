@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 NUSCENES ?=
 ARGS ?=
+COVERAGE ?=
+TESTED_BY = $(BIN)/$(if $(COVERAGE),coverage run,python)
 
 .PHONY: help demo eval-demo test test-slow fuzz soak reliability check bench clean distclean
 
@@ -15,12 +17,12 @@ demo: .venv/.installed  ## a short drive through the real node, with a picture a
 eval-demo: .venv/.installed  ## fails if the shipped weights score less than is recorded
 	$(BIN)/bev_perception eval-demo $(ARGS)
 
-test: .venv/.installed .venv-client/.installed  ## all tests but the slow ones, with coverage
-	$(BIN)/coverage erase
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -m "not slow and not ros" -n 2 --dist worksteal $(ARGS)
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -m "ros and not slow" -n 2 --dist worksteal $(ARGS)
-	$(BIN)/coverage combine -q
-	$(BIN)/coverage report --fail-under=95
+test: .venv/.installed .venv-client/.installed  ## all tests but the slow ones; COVERAGE=1: which lines they run, in twice the time
+	$(if $(COVERAGE),$(BIN)/coverage erase)
+	OMP_NUM_THREADS=1 $(TESTED_BY) -m pytest -m "not slow and not ros" -n 2 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(TESTED_BY) -m pytest -m "ros and not slow" -n 2 --dist worksteal $(ARGS)
+	$(if $(COVERAGE),$(BIN)/coverage combine -q)
+	$(if $(COVERAGE),$(BIN)/coverage report --fail-under=95)
 
 test-slow: .venv/.installed  ## the synthetic world, which is compiled first, the demo in it, several processes, large parity cases
 	$(BIN)/python -m pytest -m slow $(ARGS)

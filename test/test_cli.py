@@ -60,6 +60,7 @@ def test_run_writes_every_frame(bag, untrained, tmp_path, capsys):
     assert results.end["frames"] == 6
 
 
+@pytest.mark.slow
 def test_run_goes_on_where_it_was_broken_off(bag, untrained, tmp_path, capsys):
     """A complete file is left alone, and one of another run; without --resume it is replaced."""
     out, threshold = tmp_path / "boxes.jsonl", ("--score-threshold", "0")

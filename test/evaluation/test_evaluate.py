@@ -266,6 +266,7 @@ def test_boxes_of_either_reference_frame_are_written_alike(settings, records):
             np.testing.assert_allclose(first[name], wanted, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_beyond_the_range_does_not_count(settings, records, synthetic_nuscenes, curves, tmp_path):
     """Truth up to 15 m from the car and nothing beyond: full marks within 15 m, and fewer without that limit."""
     results, near = {}, 0

@@ -68,6 +68,7 @@ def drives(synthetic_nuscenes, shipped, tmp_path, monkeypatch):
     return root, folders
 
 
+@pytest.mark.slow
 def test_the_command_records_and_compares(drives, curves, tmp_path, capsys, monkeypatch):
     command = ["eval-demo", "--out", str(tmp_path / "out")]
     assert cli.main(command) == 1

@@ -49,6 +49,7 @@ def operations(config):
     return *counts.values(), 2 * (queries * sum(linear) + frames * cells * sum(dense))
 
 
+@pytest.mark.slow
 def test_operations_and_parameters_are_those_of_the_layers(timing):
     backbone, neck, layers = operations(load_variant("sparsebev_tiny"))
     assert (timing.flops["backbone"], timing.flops["neck"]) == (backbone, neck)

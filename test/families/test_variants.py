@@ -151,6 +151,7 @@ def reduced_map(config):
     return with_head(config, grid=grid, depth=depth, context=16, aspp_channels=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list_variants())
 def test_a_few_steps_at_reduced_size(name, frames):
     config = reduced(load_variant(name))

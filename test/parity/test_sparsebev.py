@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pytest
 import torch
 from vehicle import cameras_that_project, run, run_queue
 
@@ -19,7 +20,7 @@ from bev_perception.types import ModelInput
 
 from .cases import assert_official_keys, backbone_of, close, mostly_close, numbers, parametrize, subsample
 
-#: pixels of all images of a case times its weights; beyond it only the float32 run is quick enough not to be slow
+#: pixels of all images of a case times its weights; beyond it every run is slow
 LARGE = 1e14
 #: the outputs are float64 results rounded to float32: this is that rounding with a margin for six passes
 FLOAT64_ATOL, FLOAT64_RTOL = 5e-6, 1e-6
@@ -351,12 +352,13 @@ def assert_final_layer(case, sample, outputs):
         assert mostly_close(found, wanted, share / 100, atol, limit) is None
 
 
-@parametrize(reason_to_skip, slow=is_large)
+@pytest.mark.slow
+@parametrize(reason_to_skip)
 def test_float64(case):
     assert not Comparison(Run(case, torch.float64)).problems()
 
 
-@parametrize(reason_to_skip)
+@parametrize(reason_to_skip, slow=is_large)
 def test_float32(case):
     assert not Comparison(Run(case, torch.float32)).problems()
 

@@ -182,9 +182,12 @@ def assigned(run, output):
     return found
 
 
-#: float32 in every mode; float64, several times as slow, in slow tests
-RUNS = [(mode, torch.float32) for mode in MODES] + [
-    pytest.param(mode, torch.float64, marks=pytest.mark.slow) for mode in MODES
+#: float32 with everything; the other modes, and float64, several times as slow, in slow tests
+RUNS = [("full", torch.float32)] + [
+    pytest.param(mode, dtype, marks=pytest.mark.slow)
+    for dtype in (torch.float32, torch.float64)
+    for mode in MODES
+    if (mode, dtype) != ("full", torch.float32)
 ]
 
 

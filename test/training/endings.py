@@ -3,6 +3,7 @@
 Reads lines "OUT CASE WORKERS" and answers each with "begun PID", and "ended STATUS" once it has ended.
 """
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -69,6 +70,7 @@ def serve():
         if pid == 0:
             os.setsid()
             os.dup2(os.open(f"{out}.err", os.O_WRONLY | os.O_CREAT), 2)
+            faulthandler.register(signal.SIGUSR1)  # says where the processes of one that does not end are
             sys.exit(run(Path(out), case, int(workers)))
         print("begun", pid, flush=True)
         print("ended", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)

@@ -32,6 +32,7 @@ def test_the_average_follows_slowly_and_takes_integers_over():
     assert average.state["weight"].tolist() == pytest.approx([expected] * 2)
 
 
+@pytest.mark.slow
 def test_a_training_gives_the_average_and_resumes_it_exactly(tmp_path):
     config = small_config(epochs=2, averaging=AveragingConfig(0.5, 1.0))
     train(config, MadeUpData(4), settings(tmp_path / "whole"))

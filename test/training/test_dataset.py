@@ -196,6 +196,7 @@ def test_data_sets_are_joined_one_after_the_other(records):
             assert np.array_equal(wanted.truth.boxes, sample.truth.boxes)
 
 
+@pytest.mark.slow
 def test_a_model_trains_on_it(records, tmp_path):
     config = small_config(epochs=1, resize=(0.04, 0.05))
     assert train(config, NuScenesTraining(config, records), settings(tmp_path, precision="bf16")).steps == 5

@@ -66,9 +66,13 @@ class Training:
         """Return the exit status and what was said; in the end no process may be left."""
         ended = select.select([self.server.stdout], [], [], SOON)[0]
         alone = wait_for(lambda: not living(self.pid), 10.0)
+        if not (ended and alone):
+            os.killpg(self.pid, signal.SIGUSR1)
+            time.sleep(1.0)
         self.kill()
-        assert ended and alone
-        return self.status, Path(f"{self.out}.err").read_text().splitlines()
+        said = Path(f"{self.out}.err").read_text()
+        assert ended and alone, said
+        return self.status, said.splitlines()
 
     def kill(self):
         """Make sure that nothing is left, and that the server takes the next one."""

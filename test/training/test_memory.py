@@ -91,6 +91,7 @@ class Overflowing(RememberingStep):
         return {k: v * bad for k, v in losses.items()}, {**remembered, "seen": remembered["seen"] * bad}
 
 
+@pytest.mark.slow
 def test_a_step_that_fp16_skips_is_not_remembered(tmp_path, monkeypatch):
     family = dataclasses.replace(
         FAMILIES["sparsebev"], steps=lambda config: {"all": TrainedPart(Overflowing)}, order=Streams

@@ -29,6 +29,7 @@ def lines(out):
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_fp16_ends_where_every_step_would_be_skipped(tmp_path):
     with pytest.raises(TrainingError, match="overflow fp16: 10 steps in a row were skipped.* bf16 or fp32, or .* lr"):
         train(small_config(batch=1, epochs=2), BrokenData(every=1), settings(tmp_path, precision="fp16"))
@@ -36,6 +37,7 @@ def test_fp16_ends_where_every_step_would_be_skipped(tmp_path):
     assert (last["step"], last["skipped"], last["grad_norm"]) == (9, 9, None)
 
 
+@pytest.mark.slow
 def test_steps_that_fp16_skips_now_and_then_are_counted(tmp_path):
     result = train(
         small_config(batch=1, epochs=1),

@@ -149,6 +149,7 @@ def test_a_perspective_head_is_trained_beside_the_decoder(tmp_path):
     assert not torch.equal(weights["one"][key], weights["none"][key])
 
 
+@pytest.mark.slow
 def test_the_encoder_alone_learns_and_the_decoder_stays(tmp_path):
     config, data = encoder_config(epochs=8, encoder="scratch"), MadeUpData(2)
     train(config, data, settings(tmp_path / "encoder", part="encoder"))
@@ -214,6 +215,7 @@ class StoppingEncodable(EncodableMadeUpData):
         return data
 
 
+@pytest.mark.slow
 def test_a_decoder_that_was_interrupted_goes_on_with_the_features_of_its_own_encoder(tmp_path):
     config = encoder_config(epochs=2, encoder="scratch")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -239,6 +241,7 @@ def test_a_signal_while_images_are_encoded_ends_the_training(tmp_path):
     assert not (tmp_path / "out" / FEATURES).exists()
 
 
+@pytest.mark.slow
 def test_a_training_that_was_interrupted_goes_on_to_the_same_weights(tmp_path):
     config, data = small_config(), MadeUpData(samples=12)
     arguments = "-m", KIT, str(tmp_path / "cut"), "sparsebev", str(tmp_path / "marker")
@@ -309,6 +312,7 @@ def test_two_processes_go_on_exactly(tmp_path, name):
         assert any(not torch.equal(value, averaged[key]) for key, value in states[0]["weights"].items())
 
 
+@pytest.mark.slow
 def test_norms_are_synchronised_from_the_epoch_of_the_recipe(tmp_path, monkeypatch):
     begun = []
     monkeypatch.setattr(Processes, "synchronize_norms", lambda _, step: begun.append(step.epoch) or step)
@@ -456,6 +460,7 @@ class Stopping(MadeUpOccupancy):
         return super().sample(index, np.random.default_rng(0))
 
 
+@pytest.mark.slow
 def test_occupancy_is_learnt_by_heart_and_resumed_exactly(tmp_path):
     config = small_occupancy_config(
         epochs=1, batch=1, lr=5e-3, lr_drop_epochs=(), color_augmentation=False, dropout=0.1, panoptic=True

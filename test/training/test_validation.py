@@ -79,6 +79,7 @@ def test_what_cannot_be_validated_is_named(tmp_path):
     assert not (tmp_path / BEST).exists()
 
 
+@pytest.mark.slow
 def test_train_validates_on_the_data_sets_validation_split(synthetic_nuscenes, tmp_path):
     """By the command line: the detector's scores in val.jsonl, the results beside the training."""
     pytest.importorskip("nuscenes")

@@ -56,6 +56,7 @@ def test_alignments_differ_once_there_is_a_past(records, monkeypatch):
         assert (one - other).abs().max() > 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 def test_annotations_as_boxes_score_full_marks(records, tmp_path, monkeypatch, recompute):
     """Streamed, boxes are in base_link at the lidar's stamp; computed anew, in that at the front camera's exposure."""
