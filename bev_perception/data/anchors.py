@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from bev_perception.commands import command
 from bev_perception.data.records import Records
+from bev_perception.files import whole_file
 from bev_perception.strict import UserError
 
 #: numbers of an anchor: centre x, y, z (m), logarithms of length, width and height (m), sine and cosine of its yaw,
@@ -49,14 +49,8 @@ def annotated_boxes(records: Records) -> np.ndarray:
 
 def write_anchors(anchors: np.ndarray, path: Path) -> None:
     """Write anchors as a .npy file, completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with partial.open("wb") as file:
-            np.save(file, anchors)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        np.save(file, anchors)
 
 
 def read_anchors(path: str | Path, count: int) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from bev_perception.data.arrays import ArraysError, names_of, read_arrays
 from bev_perception.data.nuscenes import NuScenesError
+from bev_perception.files import whole_file
 from bev_perception.strict import ConfigError, inside
 from bev_perception.types import OCC3D_GRID, Occupancy
 
@@ -101,18 +101,13 @@ def unknown_as_free(semantics: np.ndarray, class_names: Sequence[str]) -> np.nda
 
 def write_labels(path: Path, labels: OccupancyLabels) -> None:
     """Write a file that read_labels reads, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {
         name: array.astype(np.uint8) if array.dtype == bool else array
         for name, array in vars(labels).items()
         if array is not None
     }
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
-    try:
+    with whole_file(path) as partial:
         np.savez_compressed(partial, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_occupancy(occupancy: Occupancy, directory: Path, name: str) -> None:
@@ -121,14 +116,8 @@ def write_occupancy(occupancy: Occupancy, directory: Path, name: str) -> None:
     It is the format of the challenge on Occ3D-nuScenes: <name>.npz with the labels `pred` [X, Y, Z] uint8, and beside
     them `instances` where objects are told apart.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     arrays = {"pred": occupancy.semantics}
     if occupancy.instances is not None:
         arrays["instances"] = occupancy.instances
-    path = inside(directory, f"{name}.npz")
-    partial = directory / f"{name}.{os.getpid()}.part.npz"
-    try:
+    with whole_file(inside(directory, f"{name}.npz")) as partial:
         np.savez_compressed(partial, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from bev_perception.data.caches import VARIABLE, CacheError, cache_root, is_own_
 from bev_perception.data.drive import CAMERAS
 from bev_perception.data.indexing import TABLES, Index, build_index
 from bev_perception.data.nuscenes import NuScenesError, known_splits
+from bev_perception.files import whole_file
 from bev_perception.geometry import make_transform, rotation_from_quaternion
 from bev_perception.strict import parse_json
 from bev_perception.types import Calibration
@@ -278,13 +279,9 @@ def _digest(directory: Path) -> str:
 
 def _write_index(index: Index, path: Path) -> None:
     """Write to a temporary name, then rename: several processes may do so at once; readers see complete files only."""
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
-    try:
+    with whole_file(path) as partial:
         np.savez_compressed(partial, **vars(index))
         partial.chmod(0o600)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _read_tables(directory: Path) -> dict[str, list[dict[str, Any]]]:

@@ -17,6 +17,7 @@ import numpy as np
 from bev_perception.classes import attribute_of
 from bev_perception.data.nuscenes import known_splits
 from bev_perception.evaluation.errors import EvaluationError
+from bev_perception.files import whole_file
 from bev_perception.geometry import quaternion_from_rotation, transform_points
 from bev_perception.strict import parse_json
 from bev_perception.types import NO_TRACK, Boxes3D
@@ -128,10 +129,8 @@ def _turned_about_z(quaternion: np.ndarray, yaws: np.ndarray) -> np.ndarray:
 
 def write_submission(results: Results, path: Path) -> None:
     """Write entries by sample token as a nuScenes result file, completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps({"meta": META, "results": results}))
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps({"meta": META, "results": results}))
 
 
 def task_of(path: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bev_perception.files import whole_file
 from bev_perception.models.checkpoint_names import own_names, weights_of
 from bev_perception.models.torch_files import MAX_NAME, ForeignError, StoredTensor, TorchFileError, read_torch_file
 from bev_perception.strict import UserError
@@ -172,18 +172,14 @@ def save_checkpoint(
     path = Path(path)
     if getattr(model, "legacy_boxes", False):
         metadata = {**metadata, "version": LEGACY_VERSION}
-    partial = path.with_name(path.name + ".partial")
+    tensors = {key: value.contiguous() for key, value in (weights or model.state_dict()).items()}
     try:
-        partial.unlink(missing_ok=True)
-        partial.touch()
-        mode = partial.stat().st_mode  # as the umask says; safetensors would let the owner alone read the file
-        save_file(
-            {key: value.contiguous() for key, value in (weights or model.state_dict()).items()}, partial, metadata
-        )
-        partial.chmod(mode)
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            partial.touch()
+            mode = partial.stat().st_mode  # as the umask says; safetensors would let the owner alone read the file
+            save_file(tensors, partial, metadata)
+            partial.chmod(mode)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise CheckpointError(f"{path} cannot be written ({error}); make room, or choose another place") from error
 
 

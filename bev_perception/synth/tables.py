@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bev_perception.data.nuscenes import TABLES
+from bev_perception.files import whole_file
 from bev_perception.synth.settings import CAMERAS, EVERY_SCENE, LIDAR, SPLITS, VAL_EVERY, VERSION
 
 Row = dict[str, Any]
@@ -117,6 +118,5 @@ def write_tables(root: Path, scenes: Iterable[dict[str, list[Row]]]) -> None:
 
 def write_json(path: Path, document: Any) -> None:
     """Write a JSON file, which only appears once it is complete."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(document))
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(document))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from bev_perception.files import whole_file
 from bev_perception.models.checkpoints import save_checkpoint
 from bev_perception.models.protocol import Model
 from bev_perception.strict import UserError
@@ -76,15 +77,12 @@ def save_state(
         "average": None if average is None else average.state,
         "memories": list(memories),
     }
-    partial = out / f"{STATE}.partial"
     try:
-        with partial.open("wb") as file:
+        with whole_file(out / STATE) as partial, partial.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, out / STATE)
     except (OSError, RuntimeError) as error:  # torch.save wraps what the file system says
-        partial.unlink(missing_ok=True)
         raise TrainingError(
             f"{out / STATE} cannot be written ({error}); make room and resume from the state saved before"
         ) from error

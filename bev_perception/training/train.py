@@ -116,7 +116,7 @@ def train(
     lr = recipe.lr if settings.lr is None else settings.lr
     with join_processes(settings.device) as processes, _StopOnSignal() as stop, contextlib.ExitStack() as stack:
         if processes.rank == 0:
-            stack.enter_context(one_writer(settings.out, "*.partial"))
+            stack.enter_context(one_writer(settings.out, "*.part.*"))
         stack.enter_context(tiny_is_zero())
         stack.enter_context(explained_losses())
         device = processes.device

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bev_perception.files import whole_file
 from bev_perception.strict import parse_json
 from bev_perception.training.state import WEIGHTS, TrainingError
 
@@ -63,14 +63,12 @@ class Validation:
         name, score = list(scores.items())[-1]
         best = math.isfinite(score) and all(score > row[name] for row in before if row.get(name) is not None)
         if best:
-            partial = self._out / f"{BEST}.partial"
-            shutil.copyfile(self._out / WEIGHTS, partial)
-            os.replace(partial, self._out / BEST)
+            with whole_file(self._out / BEST) as partial:
+                shutil.copyfile(self._out / WEIGHTS, partial)
         known = {name: value if math.isfinite(value) else None for name, value in scores.items()}
         rows = [*before, {"step": step, "epoch": epoch, **known}]
-        partial = self._out / f"{SCORES}.partial"
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(partial, self._out / SCORES)
+        with whole_file(self._out / SCORES) as partial:
+            partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
         shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
         LOG.info("after epoch %d: %s%s", epoch, shown, f"; the best so far, kept as {BEST}" if best else "")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from bev_perception.files import whole_file
 from bev_perception.geometry import box_corners, invert_transform, transform_points
 from bev_perception.types import Boxes3D, Frame
 from bev_perception.visualization.canvas import (
@@ -119,10 +120,8 @@ def box_colors(boxes: Boxes3D) -> list[Color]:
 def write_png(path: str | Path, picture: np.ndarray) -> None:
     """Write a BGR picture as a PNG file, which only appears once it is complete."""
     encoded = cv2.imencode(".png", picture)[1]
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    partial.write_bytes(encoded.tobytes())
-    partial.replace(path)
+    with whole_file(Path(path)) as partial:
+        partial.write_bytes(encoded.tobytes())
 
 
 def _draw_wireframe(picture: np.ndarray, corners: np.ndarray, camera: np.ndarray, color: Color, dashed: bool) -> None:

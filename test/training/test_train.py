@@ -388,9 +388,9 @@ def test_a_second_training_into_one_folder_is_refused_and_leftovers_of_a_killed_
     config, data = small_config(epochs=1), MadeUpData(2)
     with one_writer(tmp_path), pytest.raises(FolderError, match="another process is writing"):
         train(config, data, settings(tmp_path))
-    (tmp_path / f"{STATE}.partial").write_bytes(b"half")
+    (tmp_path / "state.123.part.pt").write_bytes(b"half")
     train(config, data, settings(tmp_path))
-    assert not list(tmp_path.glob("*.partial")) and (tmp_path / STATE).is_file()
+    assert not list(tmp_path.glob("*.part.*")) and (tmp_path / STATE).is_file()
 
 
 def test_the_batch_must_divide(tmp_path, monkeypatch):
