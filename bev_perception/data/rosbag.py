@@ -16,7 +16,7 @@ from rosbags.typesys import Stores, get_typestore
 from tqdm import tqdm
 
 from bev_perception.data import messages
-from bev_perception.data.bag_limits import UnpackError, check_metadata
+from bev_perception.data.bag_limits import UnpackError, check_files, check_metadata
 from bev_perception.data.bag_opening import foreign, foreign_topics_allowed, repair, ros1_bag, serialization
 from bev_perception.data.drive import CAMERAS, CameraRig, Drive, DriveImage, DrivePose
 from bev_perception.data.folders import whole_folder
@@ -465,6 +465,10 @@ def _open(path: Path) -> Reader:
     """Return an open rosbags Reader; the caller closes it."""
     if not path.exists():
         raise BagError(f"{path} does not exist; give the directory that `ros2 bag record` wrote, or its mcap file")
+    try:
+        check_files(path)
+    except OSError as error:
+        raise BagError(f"{path} is not read: {error}") from error
     if ros1 := ros1_bag(path):
         raise BagError(ros1)
     try:

@@ -1,5 +1,6 @@
 """Bags written from drives and read back, and bags that cannot be read."""
 
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -422,6 +423,46 @@ def test_the_files_of_a_bag_are_in_its_folder(tmp_path, small_drive):
     metadata.write_text(metadata.read_text().replace("- bag.mcap", "- ../other/other.mcap"))
     with pytest.raises(BagError, match="missing"):
         BagReader(tmp_path / "bag")
+
+
+def test_a_bag_is_found_through_links(tmp_path, bag):
+    (tmp_path / "link").symlink_to(bag)
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for file in bag.iterdir():
+        (moved / file.name).symlink_to(file)
+    topics = BagReader(bag).topics
+    assert BagReader(tmp_path / "link").topics == BagReader(moved).topics == topics
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../../etc/hostname", "..", ".", "''", "a/../..", "[x]", "{a: 1}", "5"])
+def test_metadata_names_no_files_elsewhere(tmp_path, bag, name):
+    text = (bag / "metadata.yaml").read_text()
+    assert "- drive.mcap" in text
+    (tmp_path / "metadata.yaml").write_text(text.replace("- drive.mcap", f"- {name}"))
+    with pytest.raises(BagError):
+        BagReader(tmp_path)
+
+
+@pytest.mark.parametrize("part", [0, 0.02, 0.5, 0.97])
+def test_messages_that_were_cut_cost_themselves_alone(tmp_path, bag, part):
+    """Of every topic, at any place; of another type than their topic's, the message is damaged or nonsense, as well."""
+    whole = list(itertools.islice(BagReader(bag).raw_messages(), 30))
+    recorder = Recorder(tmp_path / "cut")
+    for message in whole:
+        topic = message.topic
+        if topic.name not in recorder.connections:
+            connection = recorder.writer.add_connection(topic.name, topic.type_name, typestore=STORE)
+            recorder.connections[topic.name] = connection
+        connection = recorder.connections[topic.name]
+        recorder.writer.write(connection, message.stamp, message.data[: int(len(message.data) * part)])
+        recorder.writer.write(connection, message.stamp, whole[len(message.data) % len(whole)].data)
+        recorder.writer.write(connection, message.stamp, message.data)
+    recorder.close()
+    events = list(BagReader(tmp_path / "cut").events())
+    images = [event.image for event in events if isinstance(event, ImageEvent)]
+    assert len([e for e in events if isinstance(e, InvalidEvent)]) >= len(whole)
+    assert len(images) >= sum("compressed" in message.topic.name for message in whole) > 0
 
 
 @SLOW
