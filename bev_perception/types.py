@@ -54,7 +54,9 @@ _SYNONYMS = {
     ),
 }
 #: models of lenses that do not become ideal ones where their coefficients are zero or lie elsewhere than in D
-_OTHER_LENSES = re.compile(r"omni|mei|fov|double_sphere|^ds$|eucm|f_?theta|fisheye|cylind|spheric|stereograph|kannala|^kb")
+_OTHER_LENSES = re.compile(
+    r"omni|mei|fov|double_sphere|^ds$|eucm|f_?theta|fisheye|cylind|spheric|stereograph|kannala|^kb"
+)
 
 
 def _model_named(name: str) -> str:
@@ -167,8 +169,7 @@ class Calibration:
         coefficients = _without_padding(self.distortion, counts)
         if coefficients is None:
             raise UserError(
-                f"{model} takes {counts} coefficients, "
-                f"D of CameraInfo has {len(self.distortion)}: {self.distortion}"
+                f"{model} takes {counts} coefficients, D of CameraInfo has {len(self.distortion)}: {self.distortion}"
             )
         object.__setattr__(self, "distortion", coefficients)
 

@@ -286,8 +286,8 @@ def _find_topics(bag: BagReader, cameras: list[str] | None) -> BagReader:
 
     Raises BagError, with the options to choose from, where there is none or several.
     """
+    from bev_perception.data.bag_opening import BagError
     from bev_perception.data.bag_topics import choose, find_cameras, ready_to_paste
-    from bev_perception.data.rosbag import BagError
 
     found = find_cameras(bag.topics)
     chosen = choose(found, cameras, bag.prefix)

@@ -281,7 +281,9 @@ def change_safetensors(data, random):
         if kind == 0:
             entry["dtype"] = random.choice(["F64", "F16", "BF16", "I8", "U64", "BOOL", "F8_E4M3", "F4", "C64", "x", 1])
         elif kind == 1:
-            entry["shape"] = [random.choice([0, 1, 3, 4, 12, -1, 1 << 40, (1 << 64) - 1]) for _ in range(random.randrange(4))]
+            entry["shape"] = [
+                random.choice([0, 1, 3, 4, 12, -1, 1 << 40, (1 << 64) - 1]) for _ in range(random.randrange(4))
+            ]
         elif kind == 2:
             entry["data_offsets"] = [random.choice([0, 8, 12, 24, 48, 60, 61, 1 << 40, -1]) for _ in range(2)]
         else:
