@@ -11,6 +11,7 @@ import numpy as np
 from bev_perception.geometry import interpolate_transform
 from bev_perception.rig.description import Rig
 
+
 @dataclass(frozen=True)
 class Times:
     """When the messages of a topic (or of one tf link) were stamped and when they came, in the order of coming.
