@@ -6,11 +6,13 @@ import dataclasses
 import difflib
 import json
 import math
+import os
+import stat
 import typing
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -26,6 +28,49 @@ class UserError(ValueError):
 
 class ConfigError(UserError):
     """A configuration that cannot be used; the message names the file, the key and the remedy."""
+
+
+class NotAFileError(OSError, UserError):
+    """A pipe, a device or a directory where a file is read: reading it might never end."""
+
+
+#: what is no regular file -> how it is called
+_OTHERS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def check_regular(path: Path) -> None:
+    """Raise NotAFileError for a path, or what it links to, that exists and is no regular file."""
+    if path.exists():
+        _check_mode(path.stat().st_mode, path)
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Return a file opened for reading bytes; raise OSError if it is missing, and NotAFileError as check_regular."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # to open a pipe would wait for a writer
+    try:
+        _check_mode(os.fstat(handle).st_mode, path)
+    except NotAFileError:
+        os.close(handle)
+        raise
+    return os.fdopen(handle, "rb")
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the content of a file; raise OSError and NotAFileError as open_regular."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def _check_mode(mode: int, path: Path) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((name for is_kind, name in _OTHERS if is_kind(mode)), "no file")
+        raise NotAFileError(f"{path} is {kind}; give a regular file")
 
 
 _COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
@@ -93,21 +138,28 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     duplicate keys or aliases.
     """
     path = Path(path)
+    values = read_yaml_values(path)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping, got {type(values).__name__}; write `key: value` lines")
+    return values
+
+
+def read_yaml_values(path: Path) -> Any:
+    """Return the values in a YAML file, None for an empty one; raise ConfigError as read_yaml, but for no mapping."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes; give the file of a configuration")
-        values = _parse(data.decode())
+        return _parse(data.decode())
     except UnicodeDecodeError as error:
         raise ConfigError(f"cannot read {path}: it is not UTF-8 ({error}); save it as UTF-8") from error
+    except NotAFileError as error:
+        raise ConfigError(str(error)) from error
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error}; correct the file") from error
     except _NotYamlError as error:
         raise ConfigError(f"cannot read {path}: {error}; correct the file") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping, got {type(values).__name__}; write `key: value` lines")
-    return values
 
 
 class _NotYamlError(Exception):

@@ -10,6 +10,7 @@ Conventions throughout the package:
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,41 @@ DISTORTION_MODELS: dict[str, tuple[int, ...]] = {
     "rational_polynomial": _POLYNOMIAL,
     "equidistant": (4,),
 }
+#: other names that drivers and calibration tools give these models, in small letters with underscores
+_SYNONYMS = {
+    **dict.fromkeys(("radtan", "radial_tangential", "brown_conrady"), "plumb_bob"),
+    "rational": "rational_polynomial",
+    **dict.fromkeys(
+        ("equi", "fisheye", "opencv_fisheye", "kannala_brandt", "kannala_brandt4", "kb", "kb4"), "equidistant"
+    ),
+}
+#: models of lenses that do not become ideal ones where their coefficients are zero or lie elsewhere than in D
+_OTHER_LENSES = re.compile(
+    r"omni|mei|fov|double_sphere|^ds$|eucm|f_?theta|fisheye|cylind|spheric|stereograph|kannala|^kb"
+)
+
+
+def _model_named(name: str) -> str:
+    """Return the key of DISTORTION_MODELS that a driver means by a name; other names in small letters as they are."""
+    plain = re.sub(r"[\s/-]+", "_", name.strip().lower())
+    return _SYNONYMS.get(plain, plain)
+
+
+def _unknown_model(name: str, count: int) -> str:
+    """Return the message about a distortion model that is none of ours, or about none at all."""
+    known = [
+        " or ".join([model, *(name for name, meant in _SYNONYMS.items() if meant == model)])
+        for model in DISTORTION_MODELS
+    ]
+    what = f"distortion model {name!r} is unknown"
+    if not name:
+        what = f"CameraInfo names no distortion model, but D has {count} coefficients"
+    elif name == "pinhole":
+        what = f"distortion model 'pinhole' has no distortion, but D has {count} coefficients"
+    return (
+        f"{what}; supported: {'; '.join(known)}. Have the driver name the model that D was calibrated with, or publish "
+        "rectified images"
+    )
 
 
 def _without_padding(distortion: tuple[float, ...], counts: tuple[int, ...]) -> tuple[float, ...] | None:
@@ -67,7 +103,8 @@ class Calibration:
     intrinsics: [3, 3] float64, in pixels of the full, distorted image
     width: of the images that the intrinsics belong to, pixels
     height: of the images that the intrinsics belong to, pixels
-    distortion_model: a key of DISTORTION_MODELS, or "" for an ideal lens
+    distortion_model: a key of DISTORTION_MODELS or a name that drivers give one, which becomes the key; anything
+        where the lens is ideal
     distortion: coefficients in the order of sensor_msgs/CameraInfo, with zeros behind them or not; empty, or all zero
         in a polynomial model, means an ideal lens
     projection: [3, 3] float64, the left of P of CameraInfo: intrinsics of the rectified image; None if it is not known
@@ -118,20 +155,21 @@ class Calibration:
             raise UserError(f"D of CameraInfo holds NaN or infinity: {self.distortion}; recalibrate the camera")
         if not np.array_equal(k[2], (0, 0, 1)):
             raise UserError(f"the last row of K of CameraInfo is {k[2].tolist()}; it must be 0, 0, 1")
+        model = _model_named(self.distortion_model)
+        object.__setattr__(self, "distortion_model", model)
         # polynomial models with all-zero coefficients do not distort; an equidistant lens does
-        if not any(self.distortion) and (self.distortion_model != "equidistant" or not self.distortion):
+        if not any(self.distortion) and (model != "equidistant" or not self.distortion):
+            if model not in DISTORTION_MODELS and _OTHER_LENSES.search(model):
+                raise UserError(_unknown_model(model, len(self.distortion)))
             object.__setattr__(self, "distortion", ())
             return
-        if self.distortion_model not in DISTORTION_MODELS:
-            raise UserError(
-                f"distortion model {self.distortion_model!r} is unknown; supported: {', '.join(DISTORTION_MODELS)}"
-            )
-        counts = DISTORTION_MODELS[self.distortion_model]
+        if model not in DISTORTION_MODELS:
+            raise UserError(_unknown_model(model, len(self.distortion)))
+        counts = DISTORTION_MODELS[model]
         coefficients = _without_padding(self.distortion, counts)
         if coefficients is None:
             raise UserError(
-                f"{self.distortion_model} takes {counts} coefficients, "
-                f"D of CameraInfo has {len(self.distortion)}: {self.distortion}"
+                f"{model} takes {counts} coefficients, D of CameraInfo has {len(self.distortion)}: {self.distortion}"
             )
         object.__setattr__(self, "distortion", coefficients)
 

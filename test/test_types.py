@@ -12,6 +12,26 @@ def test_an_ideal_lens_has_no_distortion_whatever_it_is_called():
         assert Calibration(K, 1600, 900, model, d).distortion == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "d", "model"),
+    [
+        ("radtan", (0.1, 0.2, 0.3, 0.4), "plumb_bob"),
+        ("Brown Conrady", (0.1, 0.2, 0.3, 0.4, 0.5), "plumb_bob"),
+        ("Plumb Bob", (0.1, 0.2, 0.3, 0.4, 0.5), "plumb_bob"),
+        ("RATIONAL_POLYNOMIAL", (0.1,) * 8, "rational_polynomial"),
+        ("equi", (0.1, 0.2, 0.3, 0.4), "equidistant"),
+        ("fisheye", (0.1, 0.2, 0.3, 0.4), "equidistant"),
+        ("fisheye", (0.0,) * 4, "equidistant"),
+        ("kb4", (0.1, 0.2, 0.3, 0.4, 0.0), "equidistant"),
+        ("kannala_brandt", (0.0,) * 4, "equidistant"),
+        ("Kannala Brandt4", (0.1, 0.2, 0.3, 0.4, 0.0), "equidistant"),
+    ],
+)
+def test_lens_models_go_by_other_names(name, d, model):
+    named, meant = Calibration(K, 1600, 900, name, d), Calibration(K, 1600, 900, model, d)
+    assert (named.distortion_model, named.distortion) == (model, meant.distortion) and named.distortion
+
+
 def test_an_equidistant_lens_bends_without_coefficients():
     assert Calibration(K, 1600, 900, "equidistant", (0, 0, 0, 0)).distortion == (0.0, 0.0, 0.0, 0.0)
 
@@ -51,6 +71,13 @@ def broken(row, column, value):
         ((K, 0, 900), "0x900 pixels"),
         ((K, 1600, 900, "plumb_bob", (0.1, np.inf, 0, 0, 0)), "D of CameraInfo holds"),
         ((K, 1600, 900, "thin_prism", (0.1,)), "'thin_prism' is unknown; supported: plumb_bob"),
+        ((K, 1600, 900, "", (0.1,) * 5), "names no distortion model, but D has 5 coefficients; supported: plumb_bob"),
+        ((K, 1600, 900, "pinhole", (0.1,) * 5), "'pinhole' has no distortion, but D has 5 coefficients"),
+        ((K, 1600, 900, "ftheta", (0.0,) * 4), "'ftheta' is unknown; .*equidistant or equi or fisheye"),
+        ((K, 1600, 900, "omnidirectional", ()), "'omnidirectional' is unknown"),
+        ((K, 1600, 900, "inverse_brown_conrady", (0.1,) * 5), "'inverse_brown_conrady' is unknown"),
+        ((K, 1600, 900, "kb8", (0.1,) * 8), "'kb8' is unknown"),
+        ((K, 1600, 900, "fisheye", (0.1, 0.2, 0.3, 0.4, 0.5)), "equidistant takes .4,. coefficients.*has 5"),
         ((K, 1600, 900, "equidistant", (0.1, 0.2)), "takes .4,. coefficients.*has 2"),
         ((K, 1600, 900, "equidistant", (0.1, 0.2, 0, 0, 0.5)), "takes .4,. coefficients.*has 5"),
         ((K, 1600, 900, "plumb_bob", (0.1, 0.2, 0)), "coefficients.*has 3"),

@@ -19,7 +19,12 @@ def add_commands(commands: Commands) -> None:
         "Judges calibrations, mounting, neighbouring cameras, motion and times, and names remedies.",
     )
     check.add_argument(
-        "--bag", type=Path, required=True, help="directory of a rosbag2 bag; its first two minutes are read"
+        "--bag",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="a rosbag2 bag, of which the first two minutes are read; several are the parts of one recording that was "
+        "split",
     )
     add_variant(check, required=False, default=TINY_DETECTOR)
     add_bag_options(check)
@@ -51,7 +56,7 @@ def _check(args: argparse.Namespace) -> int:
     from bev_perception.rig.findings import FAIL, table, to_json, worst
     from bev_perception.visualization.rig import draw_rig
 
-    bag, settings = open_bag(args, args.bag)
+    bag, settings = open_bag(args, *args.bag)
     config = load_variant(args.variant)
     recording = read_recording(bag, settings, args.base_height, pictures=not args.no_pictures)
     findings = list(

@@ -82,7 +82,8 @@ def _add_eval(commands: Commands) -> None:
         "--bag",
         type=Path,
         nargs="+",
-        help="run on these bags instead of a split; scored if they are scenes of ROOT, otherwise only summarized",
+        help="run on these bags instead of a split; scored if they are scenes of ROOT, otherwise only summarized. A "
+        "bag without /tf_static is the next part of the one before, as of a recording that was split",
     )
     add_bag_options(evaluate)
     evaluate.add_argument("--data", type=Path, help="a nuScenes dataroot")
@@ -244,6 +245,7 @@ def _data_split(args: argparse.Namespace) -> tuple[str, str]:
 def _eval_bags(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from bev_perception.data.bag_topics import recordings
     from bev_perception.data.records import open_records
     from bev_perception.evaluation.replay import Replay
     from bev_perception.evaluation.tracking import BoxScores, check_tracking_devkit
@@ -268,12 +270,13 @@ def _eval_bags(args: argparse.Namespace) -> int:
     for option, given in (("--max-range", args.max_range is not None), ("--tracking", args.tracking)):
         if occupancy and given:
             raise UserError(f"{option} is about boxes; leave it out for occupancy")
-    for path in args.bag:
-        bag, settings = open_bag(args, path)
+    for parts in recordings(args.bag):
+        bag, settings = open_bag(args, *parts)
+        name = " + ".join(path.name for path in parts)
         frames = run_frames(replay.watch(bag.events()), pipeline, settings)
-        for frame, result in tqdm(frames, unit="frame", desc=path.name):
+        for frame, result in tqdm(frames, unit="frame", desc=name):
             replay.add(frame, result)
-        pipeline.reset(f"{path} has ended")
+        pipeline.reset(f"{name} has ended")
     pipeline.close()
     snapshot = pipeline.health.snapshot()
     print_notices(pipeline.health)

@@ -275,7 +275,9 @@ def open_bag(args: argparse.Namespace, *paths: Path) -> tuple[BagReader, Synchro
 
 def _lines(path: Path) -> list[str]:
     """Return the rules in a file; empty lines and those that begin with # are left out."""
-    lines = (line.strip() for line in path.read_text(errors="replace").splitlines())
+    from bev_perception.strict import read_regular
+
+    lines = (line.strip() for line in read_regular(path).decode(errors="replace").splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
 
@@ -284,8 +286,8 @@ def _find_topics(bag: BagReader, cameras: list[str] | None) -> BagReader:
 
     Raises BagError, with the options to choose from, where there is none or several.
     """
+    from bev_perception.data.bag_opening import BagError
     from bev_perception.data.bag_topics import choose, find_cameras, ready_to_paste
-    from bev_perception.data.rosbag import BagError
 
     found = find_cameras(bag.topics)
     chosen = choose(found, cameras, bag.prefix)

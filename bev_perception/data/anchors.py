@@ -9,7 +9,7 @@ import numpy as np
 from bev_perception.commands import command
 from bev_perception.data.records import Records
 from bev_perception.files import whole_file
-from bev_perception.strict import UserError
+from bev_perception.strict import UserError, check_regular
 
 #: numbers of an anchor: centre x, y, z (m), logarithms of length, width and height (m), sine and cosine of its yaw,
 #: velocity x, y, z (m/s)
@@ -60,6 +60,7 @@ def read_anchors(path: str | Path, count: int) -> np.ndarray:
     """
     remedy = f"make one with `{command(f'prepare anchors --count {count}')}`"
     try:
+        check_regular(Path(path))
         anchors = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"the anchors {path} cannot be read ({error}); {remedy}") from error

@@ -10,7 +10,7 @@ from typing import IO
 
 import numpy as np
 
-from bev_perception.strict import UserError
+from bev_perception.strict import UserError, open_regular
 
 _SUFFIX = ".npy"
 
@@ -29,7 +29,7 @@ def read_arrays(path: Path, names: Collection[str] | None = None, limit: int = 1
     Raises FileNotFoundError, and ArraysError for a file that is damaged, larger, or would have to be unpickled.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as opened, zipfile.ZipFile(opened) as archive:
             entries = {entry.filename.removesuffix(_SUFFIX): entry for entry in archive.infolist()}
             wanted = {name: entry for name, entry in entries.items() if names is None or name in names}
             if sum(entry.file_size for entry in wanted.values()) > limit:
@@ -47,7 +47,7 @@ def read_arrays(path: Path, names: Collection[str] | None = None, limit: int = 1
 
 def names_of(path: Path) -> list[str]:
     """Return the names of the arrays in an npz file; raise OSError or BadZipFile if it is none."""
-    with zipfile.ZipFile(path) as archive:
+    with open_regular(path) as opened, zipfile.ZipFile(opened) as archive:
         return [name.removesuffix(_SUFFIX) for name in archive.namelist()]
 
 

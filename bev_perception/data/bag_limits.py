@@ -17,7 +17,7 @@ import yaml
 from lz4.frame import LZ4FrameDecompressor
 from rosbags.rosbag2 import reader, storage_mcap
 
-from bev_perception.strict import UserError
+from bev_perception.strict import UserError, check_regular
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -34,6 +34,16 @@ MAX_METADATA, MAX_DEPTH = 1 << 22, 12
 
 class UnpackError(UserError):
     """A bag that would unpack to more than it may."""
+
+
+def check_files(path: Path) -> None:
+    """Raise NotAFileError for a bag, or one with a file in its directory, that is a pipe or a device.
+
+    path: of the bag, or of its mcap file. rosbags reads files of the directory alone, whatever metadata.yaml names.
+    """
+    for file in path.iterdir() if path.is_dir() else [path]:
+        if not file.is_dir():
+            check_regular(file)
 
 
 def check_metadata(path: Path) -> None:

@@ -1,12 +1,18 @@
-"""Find the cameras in a bag whose topics have other names than the node's, and rename topics by rules with patterns."""
+"""Find the cameras in a bag whose topics have other names than the node's, and rename topics by rules with patterns.
+
+And find the parts of a recording that was split.
+"""
 
 from __future__ import annotations
 
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
+from bev_perception.data.bag_opening import open_reader
 from bev_perception.data.drive import CAMERAS
 from bev_perception.data.rosbag import (
     CAMERA_INFO,
@@ -122,6 +128,29 @@ def read_rules(rules: Iterable[str], topics: Iterable[BagTopic]) -> dict[str, st
         for name, match in fitting:
             remap[name] = functools.reduce(lambda made, text: made.replace("*", text, 1), match.groups(), target)
     return remap
+
+
+def recordings(paths: Sequence[Path]) -> list[tuple[Path, ...]]:
+    """Return the bags of each recording: one that was split has /tf_static in its first bag alone.
+
+    paths: of bags. If some have no /tf_static, they are taken in order of time, and each belongs to the one before it.
+
+    Raises BagError for what is no bag.
+    """
+    latched, begins = {}, {}
+    for path in paths:
+        with closing(open_reader(path)) as reader:
+            latched[path] = any(c.topic.rsplit("/", 1)[-1] == "tf_static" for c in reader.connections if c.msgcount)
+            begins[path] = reader.start_time
+    if all(latched.values()):
+        return [(path,) for path in paths]
+    found: list[tuple[Path, ...]] = []
+    for path in sorted(begins, key=begins.__getitem__):
+        if latched[path] or not found:
+            found.append((path,))
+        else:
+            found[-1] += (path,)
+    return found
 
 
 def _matching(found: Sequence[FoundCamera], name: str) -> list[FoundCamera]:

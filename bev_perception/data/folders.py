@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bev_perception.strict import UserError
+from bev_perception.strict import UserError, open_regular
 
 
 class FolderError(UserError):
@@ -20,7 +20,7 @@ class FolderError(UserError):
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal digits."""
     found = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             found.update(block)
     return found.hexdigest()

@@ -12,7 +12,7 @@ import numpy as np
 
 from bev_perception.data.drive import CAMERAS, CameraRig, Drive, DriveEvent, DriveImage, DrivePose
 from bev_perception.geometry import make_transform, rotation_from_quaternion
-from bev_perception.strict import UserError, inside, parse_json
+from bev_perception.strict import UserError, inside, parse_json, read_regular
 from bev_perception.types import Calibration
 
 LOG = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def open_scene(root: str | Path, version: str, scene_name: str) -> Drive:
         for stamp in sorted(poses):
             yield DrivePose(stamp, _pose(tables.get("ego_pose", poses[stamp]["ego_pose_token"])))
             for record in files.get(stamp, []):
-                yield DriveImage(record["channel"].lower(), stamp, inside(root, record["filename"]).read_bytes())
+                yield DriveImage(record["channel"].lower(), stamp, read_regular(inside(root, record["filename"])))
 
     return Drive(scene_name, _rig(tables, present), len(poses) + len(present), events)
 
@@ -128,7 +128,7 @@ def known_splits(root: Path, version: str) -> dict[str, list[str]]:
     own: Any = {}
     if file.is_file():
         try:
-            own = parse_json(file.read_bytes())
+            own = parse_json(read_regular(file))
         except ValueError as error:
             raise NuScenesError(f"{file} is no JSON ({error}); write it anew or remove it") from error
     if not isinstance(own, dict) or not all(isinstance(names, list) for names in own.values()):

@@ -13,6 +13,7 @@ import numpy as np
 from bev_perception.config import FramesConfig
 from bev_perception.data.drive import CAMERAS
 from bev_perception.data.records import Records
+from bev_perception.strict import read_regular
 from bev_perception.types import CameraImage, Cameras, Frame, View
 
 #: image sets after which no more are collected before or after a key frame
@@ -131,7 +132,7 @@ def read_frame(records: Records, i: int, image_set: np.ndarray | None = None) ->
     views = tuple(
         View(
             CameraImage(
-                image.camera, image.stamp * 1000, image.camera, "jpeg", (records.root / image.path).read_bytes()
+                image.camera, image.stamp * 1000, image.camera, "jpeg", read_regular(records.root / image.path)
             ),
             image.calibration,
             image.sensor2ego,

@@ -23,7 +23,7 @@ from bev_perception.data.indexing import TABLES, Index, build_index
 from bev_perception.data.nuscenes import NuScenesError, known_splits
 from bev_perception.files import whole_file
 from bev_perception.geometry import make_transform, rotation_from_quaternion
-from bev_perception.strict import parse_json
+from bev_perception.strict import open_regular, parse_json, read_regular
 from bev_perception.types import Calibration
 
 LOG = logging.getLogger(__name__)
@@ -271,7 +271,7 @@ def _cached_index(directory: Path, places: list[Path]) -> Index:
 def _digest(directory: Path) -> str:
     digest = hashlib.blake2b(str(FORMAT).encode(), digest_size=12)
     for name in TABLES:
-        with (directory / f"{name}.json").open("rb") as table:
+        with open_regular(directory / f"{name}.json") as table:
             while chunk := table.read(1 << 24):
                 digest.update(chunk)
     return digest.hexdigest()
@@ -288,7 +288,7 @@ def _read_tables(directory: Path) -> dict[str, list[dict[str, Any]]]:
     tables = {}
     for name in tqdm(TABLES, desc=f"reading {directory.name}", unit="table"):
         try:
-            tables[name] = parse_json((directory / f"{name}.json").read_bytes())
+            tables[name] = parse_json(read_regular(directory / f"{name}.json"))
         except ValueError as error:
             raise NuScenesError(f"{directory / name}.json is damaged ({error}); unpack the archive again") from error
     return tables

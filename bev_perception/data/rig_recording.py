@@ -86,11 +86,15 @@ def _read_messages(bag: BagReader) -> _Messages:
 
 
 def _beginning(bag: BagReader) -> Iterator[tuple[int, BagEvent]]:
-    """Yield log time and event from the beginning of a bag."""
+    """Yield log time and event from the beginning of a bag: until READ after its first image.
+
+    Not after its first message: converters log /tf_static at time 0.
+    """
     first = None
     for logged, event in bag.logged_events():
-        first = logged if first is None else first
-        if logged > first + READ:
+        if first is None and isinstance(event, ImageEvent):
+            first = logged
+        if first is not None and logged > first + READ:
             return
         yield logged, event
 
@@ -220,9 +224,8 @@ def _with_pictures(bag: BagReader, recording: Recording) -> Recording:
         except ImageError:
             continue
         sizes.setdefault(image.camera, (bgr.shape[1], bgr.shape[0]))
-        found.setdefault(
-            (image.camera, image.stamp), Picture(image.camera, image.stamp, cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY))
-        )
+        gray = cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY)
+        found.setdefault((image.camera, image.stamp), Picture.of(image.camera, image.stamp, gray))
     usable = {key: picture for key, picture in found.items() if _fits(recording.rig, picture)}
     return replace(
         recording,
@@ -247,7 +250,7 @@ def _found_pairs(
 def _fits(rig: Rig, picture: Picture) -> bool:
     """Return whether a picture has the size of its calibration; another one is a finding, and comparable to nothing."""
     calibration = next((c.calibration for c in rig.cameras if c.name == picture.camera), None)
-    return calibration is not None and picture.gray.shape == (calibration.height, calibration.width)
+    return calibration is not None and picture.size == (calibration.width, calibration.height)
 
 
 def _choose_moments(recording: Recording) -> list[dict[str, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -11,18 +10,16 @@ from typing import Any
 
 import numpy as np
 from rosbags.interfaces import Connection, Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
-from rosbags.rosbag2 import Reader, StoragePlugin, Writer
+from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 from tqdm import tqdm
 
 from bev_perception.data import messages
-from bev_perception.data.bag_limits import UnpackError, check_metadata
-from bev_perception.data.bag_opening import foreign, foreign_topics_allowed, repair, ros1_bag, serialization
+from bev_perception.data.bag_opening import BagError, foreign, in_order_of_time, messages_of, open_reader, serialization
 from bev_perception.data.drive import CAMERAS, CameraRig, Drive, DriveImage, DrivePose
 from bev_perception.data.folders import whole_folder
 from bev_perception.geometry import quaternion_from_rotation
 from bev_perception.rig.description import CameraInfo
-from bev_perception.strict import UserError
 from bev_perception.types import BASE_FRAME, FIXED_FRAME, Calibration, CameraImage
 
 INPUT_PREFIX = "/bev_perception/input"
@@ -33,10 +30,6 @@ TF_MESSAGE = "tf2_msgs/msg/TFMessage"
 
 _TYPES = get_typestore(Stores.ROS2_JAZZY)
 _FOREVER = QosTime(9223372036, 854775807)  # what rosbag2 writes for an infinite deadline
-
-
-class BagError(UserError):
-    """A bag that cannot be written or read; the message names cause and remedy."""
 
 
 def image_topic(camera: str, prefix: str = INPUT_PREFIX) -> str:
@@ -300,7 +293,7 @@ class BagReader:
         object.__setattr__(self, "path", Path(self.path))
         connections: list[Connection] = []
         for path in self.parts:
-            with closing(_open(path)) as reader:
+            with closing(open_reader(path)) as reader:
                 connections += reader.connections
         object.__setattr__(self, "topics", _topics(c for c in connections if not foreign(c)))
         strangers = {f"{c.topic} [{serialization(c)}]" for c in connections if foreign(c)}
@@ -409,22 +402,7 @@ class BagReader:
         )
 
     def _messages(self, topics: set[str]) -> Iterator[tuple[Connection, int, bytes]]:
-        parts = [_messages_of(path, topics) for path in self.parts]
-        return heapq.merge(*parts, key=lambda message: message[1]) if len(parts) > 1 else parts[0]
-
-
-def _messages_of(path: Path, topics: set[str]) -> Iterator[tuple[Connection, int, bytes]]:
-    """Yield connection, log time (ns) and bytes of the messages in a bag, or in a part of one."""
-    with closing(_open(path)) as reader:
-        stream = iter(reader.messages([c for c in reader.connections if c.topic in topics and not foreign(c)]))
-        while True:
-            try:
-                item = next(stream)
-            except StopIteration:
-                return
-            except Exception as error:  # whatever the storage's parser meets in a damaged file
-                raise BagError(_damaged(path, error)) from error
-            yield item
+        return in_order_of_time(messages_of(path, topics) for path in self.parts)
 
 
 def _events(connection: Connection, camera: str, message: Any, remap: Mapping[str, str]) -> Iterator[BagEvent]:
@@ -459,36 +437,3 @@ def _topics(connections: Iterable[Connection]) -> tuple[BagTopic, ...]:
             qos, count = topics[name].qos + qos, topics[name].count + count
         topics[name] = BagTopic(name, connection.msgtype, qos, count)
     return tuple(topics[name] for name in sorted(topics))
-
-
-def _open(path: Path) -> Reader:
-    """Return an open rosbags Reader; the caller closes it."""
-    if not path.exists():
-        raise BagError(f"{path} does not exist; give the directory that `ros2 bag record` wrote, or its mcap file")
-    if ros1 := ros1_bag(path):
-        raise BagError(ros1)
-    try:
-        check_metadata(path)
-        reader = Reader(path)
-        with foreign_topics_allowed():
-            reader.open()
-    except FileNotFoundError as error:
-        raise BagError(
-            f"{path} is not a rosbag2 bag: it has no metadata.yaml; give the bag's directory or its mcap file, "
-            "or write the metadata anew with `ros2 bag reindex`"
-        ) from error
-    except Exception as error:  # whatever the storage's parser meets in a file that is no bag
-        raise BagError(_damaged(path, error)) from error
-    return reader
-
-
-def _damaged(path: Path, error: Exception) -> str:
-    reason = str(error) or type(error).__name__
-    if isinstance(error, UnpackError):
-        return f"{path} is not read: {reason}"
-    if "Serialization format" in reason:
-        return (
-            f"{path} has topics that are not of ROS 2 ({reason}); give the mcap file in it instead of the directory, "
-            "or leave these topics out with `ros2 bag convert`"
-        )
-    return f"{path} cannot be read as a bag ({reason}); {repair(path)}"

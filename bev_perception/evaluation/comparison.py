@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bev_perception.evaluation.errors import EvaluationError
-from bev_perception.strict import JsonError, parse_json
+from bev_perception.strict import JsonError, parse_json, read_regular
 
 
 def compare_benchmarks(first: Path, second: Path) -> str:
@@ -38,7 +38,7 @@ def compare_benchmarks(first: Path, second: Path) -> str:
 def _timings(path: Path) -> dict[str, dict[str, Any]]:
     """Return the timings in a file by variant, precision and device."""
     try:
-        document = parse_json(path.read_bytes())
+        document = parse_json(read_regular(path))
         found = document["stages"].values() if "stages" in document else [document]
         timings = {f"{t['variant']}, {t['precision']} on {t['device']}": t for t in found}
         for timing in timings.values():

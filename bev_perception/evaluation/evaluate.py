@@ -116,10 +116,13 @@ def evaluate(settings: EvalSettings) -> Scores | None:
         for i, result in tqdm(results, total=len(rows), desc=config.name, unit="frame", disable=processes.rank > 0):
             evaluation.add(i, result)
         parts = processes.gather(evaluation.part)
-    if processes.rank > 0:
-        return None
-    with one_writer(settings.out):
-        return evaluation.finish(parts)
+        try:
+            if processes.rank > 0:
+                return None
+            with one_writer(settings.out):
+                return evaluation.finish(parts)
+        finally:
+            processes.wait()  # in a training, the others would wait for the first one with little patience
 
 
 class _Evaluation(Protocol):

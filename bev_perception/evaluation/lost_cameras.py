@@ -15,7 +15,7 @@ from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.evaluate import EvalSettings, evaluate
 from bev_perception.evaluation.regression import headline
 from bev_perception.families.variants import load_variant, shipped_weights
-from bev_perception.strict import parse_json
+from bev_perception.strict import parse_json, read_regular
 
 #: file of the study in the directory of results
 STUDY_FILE = "lost_cameras.json"
@@ -102,7 +102,7 @@ def read_study(file: Path, of: dict[str, str] | None = None) -> list[LostCameras
     if not file.exists():
         return []
     try:
-        study = parse_json(file.read_text())
+        study = parse_json(read_regular(file))
         if of is not None and study["of"] != of:
             return []
         return [LostCameras(tuple(case["without"]), dict(case["scores"])) for case in study["cases"]]

@@ -50,19 +50,26 @@ class Processes:
 
     rank: index of this process, from 0
     world: number of processes; 1 without torchrun
+    group: through which they talk; None: the only one that there is
     """
 
     rank: int
     world: int
+    group: dist.ProcessGroup | None = None
 
     def first_before_others(self, make: Callable[[], T]) -> T:
         """Call `make` in the first process, then in the others, which can use files that the first has written."""
         if self.rank > 0:
-            dist.barrier()
+            self.wait()
         made = make()
-        if self.rank == 0 and self.world > 1:
-            dist.barrier()
+        if self.rank == 0:
+            self.wait()
         return made
+
+    def wait(self) -> None:
+        """Wait until all processes have come here."""
+        if self.world > 1:
+            dist.barrier(self.group)
 
     def share(self, records: Records) -> list[int]:
         """Return the rows of `records` that this process runs, scene by scene; see shard_scenes."""
@@ -76,25 +83,30 @@ class Processes:
         if self.world == 1:
             return [part]
         parts: list[T] | None = [part] * self.world if self.rank == 0 else None
-        dist.gather_object(part, parts)
+        dist.gather_object(part, parts, group=self.group)
         return parts or []
 
 
 @contextmanager
 def joined_processes() -> Iterator[Processes]:
-    """Connect the processes that torchrun started for the duration of the context.
+    """Connect the processes that torchrun started for the duration of the context; without torchrun, do nothing.
 
-    Without torchrun, or where they are connected already, as in a training that validates, do nothing.
+    Where they are connected already, as in a training that validates, they get a group of their own beside that one,
+    which would not wait until the first process has scored.
     """
-    processes = Processes(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-    own = processes.world > 1 and not dist.is_initialized()
-    if own:
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Processes(rank, world)
+        return
+    group = None
+    if dist.is_initialized():
+        group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    else:
         dist.init_process_group("gloo", timeout=PATIENCE)
     try:
-        yield processes
+        yield Processes(rank, world, group)
     finally:
-        if own:
-            dist.destroy_process_group()
+        dist.destroy_process_group(group)
 
 
 def own_device(name: str) -> torch.device:

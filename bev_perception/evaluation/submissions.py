@@ -19,7 +19,7 @@ from bev_perception.data.nuscenes import known_splits
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.files import whole_file
 from bev_perception.geometry import quaternion_from_rotation, transform_points
-from bev_perception.strict import parse_json
+from bev_perception.strict import open_regular, parse_json, read_regular
 from bev_perception.types import NO_TRACK, Boxes3D
 
 #: m from the car, in the ground plane, up to which a class counts (detection_cvpr_2019, tracking_nips_2019)
@@ -139,9 +139,9 @@ def task_of(path: Path) -> str:
     "detection" for a file without any; read_submission says what is wrong with it.
     """
     before = ""
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 16):
-            text = before + block
+            text = before + block.decode(errors="replace")
             found = [(text.index(key), task) for key, task in TASKS.items() if key in text]
             if found:
                 return min(found)[1]
@@ -157,7 +157,7 @@ def read_submission(path: Path, task: str) -> Results:
     Raises EvaluationError for a file that is damaged, empty or of another kind.
     """
     try:
-        document = parse_json(path.read_bytes())
+        document = parse_json(read_regular(path))
     except ValueError as error:
         raise EvaluationError(f"{path} is no JSON ({error}); give a result file of the {task} task") from error
     if not isinstance(document, dict) or not isinstance(document.get("results"), dict) or "meta" not in document:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bev_perception.files import whole_file
 from bev_perception.models.checkpoint_names import own_names, weights_of
 from bev_perception.models.torch_files import MAX_NAME, ForeignError, StoredTensor, TorchFileError, read_torch_file
-from bev_perception.strict import UserError
+from bev_perception.strict import NotAFileError, UserError, check_regular
 
 LOG = logging.getLogger(__name__)
 
@@ -185,7 +185,11 @@ def save_checkpoint(
 
 def _read(path: Path) -> tuple[dict[str, Stored], str | None, dict[str, str]]:
     """Return the weights, the version and the other metadata of the file at `path`."""
-    if not path.is_file():
+    try:
+        check_regular(path)
+    except NotAFileError as error:
+        raise CheckpointError(f"no checkpoint at {path}: {error}, ending in .safetensors, .pth or .pt") from error
+    if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}; download the variant's weights and give their path")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
@@ -199,7 +203,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Stored], str | None, dict[s
         with safe_open(path, framework="pt") as file:
             state: dict[str, Stored] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
             metadata = dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # damaged bytes can meet the reader, and PyTorch behind it, anywhere
         raise CheckpointError(
             f"{path} cannot be read as safetensors ({error}); it is damaged or cut off: download it again"
         ) from error

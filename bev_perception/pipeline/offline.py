@@ -25,7 +25,7 @@ from bev_perception.health import Health
 from bev_perception.pipeline.pipeline import Pipeline
 from bev_perception.sensing.synchronizer import Synchronizer, SynchronizerSettings
 from bev_perception.sensing.transforms import Transforms, open_transforms
-from bev_perception.strict import UserError, parse_json
+from bev_perception.strict import UserError, open_regular, parse_json
 from bev_perception.types import NO_TRACK, Boxes3D, Frame, FrameError, Result
 
 #: the entries "format" and "version" of a header
@@ -276,7 +276,7 @@ def read_results(path: Path) -> ResultsFile:
     """
     size = count = 0
     first = last = b""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for line in file:
             if not line.endswith(b"\n"):
                 break

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 
 from bev_perception.geometry import interpolate_transform
@@ -49,16 +50,29 @@ class PoseTrack:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A decoded picture of a camera.
+    """A picture of a camera in grey.
 
     camera: name
     stamp: ns
-    gray: [H, W] uint8
+    size: width and height, pixels
+    png: its grey values; a hundred unpacked pictures of large cameras take a gigabyte
     """
 
     camera: str
     stamp: int
-    gray: np.ndarray
+    size: tuple[int, int]
+    png: bytes
+
+    @classmethod
+    def of(cls, camera: str, stamp: int, gray: np.ndarray) -> Picture:
+        """Return the picture of grey values [H, W] uint8."""
+        packed = cv2.imencode(".png", gray, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+        return cls(camera, stamp, (gray.shape[1], gray.shape[0]), packed.tobytes())
+
+    @property
+    def gray(self) -> np.ndarray:
+        """The grey values, [H, W] uint8, decoded anew."""
+        return cv2.imdecode(np.frombuffer(self.png, np.uint8), cv2.IMREAD_GRAYSCALE)
 
 
 @dataclass(frozen=True)

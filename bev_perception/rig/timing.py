@@ -9,6 +9,7 @@ import numpy as np
 
 from bev_perception.rig.findings import FAIL, OK, WARN, Finding, grade, judged
 from bev_perception.rig.recording import Recording, Times
+from bev_perception.sensing.poses import MAX_TF_TIMEOUT, timeout_remedy
 
 #: share of the period by which the interval between two stamps may vary (95th percentile)
 JITTER, BAD_JITTER = 0.5, 2.0
@@ -148,9 +149,8 @@ def check_tf_timeout(recording: Recording, tf_timeout: float) -> Iterator[Findin
     late = float((waits > tf_timeout).mean())
     figure = f"poses come up to {needed:.2f} s of image time after their image; tf_timeout is {tf_timeout:g} s"
     level = OK if needed <= tf_timeout else FAIL if late > 0.5 else WARN
-    remedy = (
-        f"{late:.0%} of the images would go without a pose: set tf_timeout to {_rounded_up(needed)}, which delays "
-        "results by as much, or publish the odometry sooner"
+    remedy = f"{late:.0%} of the images would go without a pose: {timeout_remedy(needed, _rounded_up(needed))}" + (
+        ", which delays results by as much, or publish the odometry sooner" if needed <= MAX_TF_TIMEOUT else ""
     )
     yield judged("tf_timeout", "rig", level, figure, remedy)
 

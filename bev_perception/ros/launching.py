@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from bev_perception.ros.camera_topics import check_camera_names
-from bev_perception.strict import UserError
+from bev_perception.strict import ConfigError, UserError, read_yaml_values
 
 #: launch arguments that set the node's parameter of the same name: texts, numbers and truths
 TEXTS = (
@@ -88,11 +88,11 @@ def file_parameters(params_file: Path, node: str) -> dict[str, Any]:
 
     Raises UserError for a file that is missing, that sets no parameters, or none of this node.
     """
-    if not params_file.is_file():
+    if not params_file.exists():
         raise UserError(f"params_file {params_file} does not exist; give the path of a YAML file of parameters")
     try:
-        found = list(_sections(yaml.safe_load(params_file.read_text()), ""))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # RecursionError: of an alias of itself
+        found = list(_sections(read_yaml_values(params_file), ""))  # aliases are none for ROS's own reader, either
+    except ConfigError as error:
         raise UserError(f"params_file {params_file} is no YAML: {error}") from error
     if not found:
         raise UserError(

@@ -20,6 +20,7 @@ from bev_perception.families.variants import TINY_DETECTOR
 from bev_perception.pipeline.pipeline import PipelineSettings
 from bev_perception.results.costmap import OUTPUT_LIFETIME, CostmapSettings
 from bev_perception.ros.camera_topics import check_camera_names
+from bev_perception.sensing.poses import MAX_TF_TIMEOUT
 from bev_perception.sensing.synchronizer import SynchronizerSettings, camera_frames
 
 
@@ -90,7 +91,10 @@ PARAMETERS = (
         "camera_timeout", _SYNC.camera_timeout, "s of header time that a set waits for a missing camera.", (0.0, 1.0)
     ),
     ParameterSpec(
-        "tf_timeout", _SYNC.tf_timeout, "s of header time that a set waits for its tf and camera_info.", (0.0, 2.0)
+        "tf_timeout",
+        _SYNC.tf_timeout,
+        "s of header time that a set waits for its tf and camera_info.",
+        (0.0, MAX_TF_TIMEOUT),
     ),
     ParameterSpec("score_threshold", 0.3, "Boxes below this score are not published.", (0.0, 1.0), live=True),
     ParameterSpec("max_detections", 300, "At most so many boxes are published.", (1, 10000), live=True),

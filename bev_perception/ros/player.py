@@ -31,8 +31,9 @@ from rosgraph_msgs.msg import Clock
 from std_srvs.srv import SetBool
 
 from bev_perception.commands import ros_command
+from bev_perception.data.bag_opening import BagError
 from bev_perception.data.messages import stamp_ns
-from bev_perception.data.rosbag import COMPRESSED_IMAGE, IMAGE, BagError, BagReader, BagTopic
+from bev_perception.data.rosbag import COMPRESSED_IMAGE, IMAGE, BagReader, BagTopic
 from bev_perception.ros.endings import end_by, raise_exit
 from bev_perception.strict import UserError
 

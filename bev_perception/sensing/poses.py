@@ -8,6 +8,8 @@ import numpy as np
 
 from bev_perception.geometry import interpolate_transform
 
+#: s; the most that tf_timeout can be: what waits is bounded by counts
+MAX_TF_TIMEOUT = 2.0
 #: ns of poses that are remembered: what tf2 keeps by default, so that whatever can be looked up there can be here. A
 #: link may be as slow as one pose in 10 s, and an image may be 10 s late
 HORIZON = 10_000_000_000
@@ -127,3 +129,13 @@ class PoseBuffer:
         held, self._held_back = self._held_back, []
         for earlier in held:
             self.add(*earlier)
+
+
+def timeout_remedy(needed: float, rounded: str) -> str:
+    """Return what to do about poses that come `needed` s late; `rounded` is the tf_timeout for it."""
+    if needed <= MAX_TF_TIMEOUT:
+        return f"set tf_timeout to {rounded}"
+    return (
+        f"publish the odometry sooner, since tf_timeout can be {MAX_TF_TIMEOUT:g} s at most; compare the clocks of the "
+        "computers if it is not so late"
+    )

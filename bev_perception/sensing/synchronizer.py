@@ -19,7 +19,7 @@ import numpy as np
 
 from bev_perception.geometry import make_transform
 from bev_perception.health import CLOCK_OFF, LATE, NO_CALIBRATION, OK, REFUSED, Health
-from bev_perception.sensing.poses import PoseNotYetError
+from bev_perception.sensing.poses import PoseNotYetError, timeout_remedy
 from bev_perception.sensing.transforms import NoTransformError, Transforms
 from bev_perception.sensing.view_checks import optical_warning, rectified_warning, shared_frame_warning
 from bev_perception.strict import UserError
@@ -466,8 +466,8 @@ class Synchronizer:
     def _tf_advice(self) -> str:
         needed = math.ceil(10 * self._tf_lag + 1) / 10
         return (
-            f"poses come {self._tf_lag:.2f} s after the images, and tf_timeout is {self.settings.tf_timeout} s: "
-            f"set tf_timeout to {needed:.1f} s"
+            f"poses come {self._tf_lag:.2f} s after the images, and tf_timeout is {self.settings.tf_timeout:g} s: "
+            + timeout_remedy(needed, f"{needed:.1f} s")
         )
 
     def _view(self, image: CameraImage) -> View | _Unready:

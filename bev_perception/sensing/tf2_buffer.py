@@ -11,7 +11,7 @@ import numpy as np
 
 from bev_perception.geometry import quaternion_from_rotation, transform_from_quaternion
 from bev_perception.sensing.poses import HORIZON, PoseBuffer, PoseNotYetError, PoseTooOldError
-from bev_perception.sensing.transforms import NoTransformError, Transforms
+from bev_perception.sensing.transforms import Transforms, not_connected
 
 
 class Tf2Transforms(Transforms):
@@ -50,7 +50,9 @@ class Tf2Transforms(Transforms):
         except self._tf2.ExtrapolationException as error:
             raise self._late_or_old(source, target, stamp)(f"tf {target} -> {source}: {error}") from error
         except self._tf2.TransformException as error:
-            raise NoTransformError(f"tf does not connect {source!r} to {target!r}: {error}") from error
+            links = {**dict(sorted(self._static.items())), **dict(sorted(self._moving.items()))}
+            parents = {child: parent for child, (parent, _) in links.items()}
+            raise not_connected(source, target, parents, f"tf2 says: {error}") from error
         q, t = found.rotation, found.translation
         return transform_from_quaternion(q.w, q.x, q.y, q.z, (t.x, t.y, t.z))
 

@@ -7,16 +7,13 @@ So a stray message that makes a loop, or a second parent, disturbs the stamps ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from bev_perception.geometry import invert_transform
 from bev_perception.sensing.poses import PoseBuffer
-from bev_perception.sensing.transforms import NoTransformError, Transforms
-
-#: frames that an error names; a tracker may have hundreds in tf
-FRAMES_NAMED = 10
+from bev_perception.sensing.transforms import NoTransformError, Transforms, not_connected, some_of
 
 
 class TransformTree(Transforms):
@@ -97,7 +94,7 @@ class TransformTree(Transforms):
         if end == source:
             return invert_transform(target2top)
         if end != top:
-            raise lacking or self._not_connected(source, target)
+            raise lacking or not_connected(source, target, self._parents())
         return invert_transform(target2top) @ source2top
 
     def _climb(self, frame: str, goal: str, stamp: int, top: str | None) -> tuple[str, np.ndarray, LookupError | None]:
@@ -117,7 +114,9 @@ class TransformTree(Transforms):
                 break
             frame, child2parent = link
             if frame in passed:
-                raise NoTransformError(f"tf has a loop: {_some([*passed, frame], ' -> ')}; each frame needs one parent")
+                raise NoTransformError(
+                    f"tf has a loop: {some_of([*passed, frame], ' -> ')}; each frame needs one parent"
+                )
             passed[frame] = None
             transform = child2parent @ transform
         return frame, transform, None
@@ -134,20 +133,9 @@ class TransformTree(Transforms):
         except LookupError as error:
             raise type(error)(f"tf {history.parent} -> {frame}: {error}") from error
 
-    def _not_connected(self, source: str, target: str) -> NoTransformError:
-        known = [*sorted(self._static), *sorted(self._moving)]  # cameras are mounted: static frames help most
-        parents = {parent for parent, _ in self._static.values()} | {
-            h.parent for h in self._moving.values() if h.parent
-        }
-        tops = sorted(parents.difference(known))
-        return NoTransformError(
-            f"tf does not connect {source!r} to {target!r}; "
-            + (
-                f"known child frames: {_some(known, ', ')}; frames without a parent: {_some(tops, ', ')}"
-                if known
-                else "no tf has arrived"
-            )
-        )
+    def _parents(self) -> dict[str, str]:
+        static = {child: parent for child, (parent, _) in sorted(self._static.items())}
+        return static | {child: h.parent for child, h in sorted(self._moving.items()) if h.parent}
 
     def _need(self, frame: str) -> None:
         self._needed.pop(frame, None)
@@ -165,9 +153,3 @@ class TransformTree(Transforms):
     def _forget(self, child: str) -> None:
         history = self._moving.pop(child, None)
         self._count -= 0 if history is None else len(history)
-
-
-def _some(frames: Sequence[str], separator: str) -> str:
-    """Return the first frames' names, and how many more there are."""
-    more = len(frames) - FRAMES_NAMED
-    return separator.join(frames[:FRAMES_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from bev_perception.strict import UserError
+
+#: frames that a message names at most
+FRAMES_NAMED = 10
 
 
 class NoTransformError(LookupError):
@@ -91,6 +94,27 @@ class Transforms(ABC):
                 f"tf gives {child} the parent {parent} and, before, {before}; the newest is followed. Two nodes "
                 "publish this frame, unless its parent was changed on purpose"
             )
+
+
+def not_connected(source: str, target: str, parents: Mapping[str, str], reason: str = "") -> NoTransformError:
+    """Return the error for frames that are not connected, which names frames that are known.
+
+    parents: child -> parent of all links, those that help most first
+    reason: what else is to be said
+    """
+    tops = sorted(set(parents.values()).difference(parents))
+    known = (
+        f"known child frames: {some_of(list(parents), ', ')}; frames without a parent: {some_of(tops, ', ')}"
+        if parents
+        else "no tf has arrived"
+    )
+    return NoTransformError("; ".join(filter(None, [f"tf does not connect {source!r} to {target!r}", reason, known])))
+
+
+def some_of(frames: Sequence[str], separator: str) -> str:
+    """Return the first frames' names, and how many more there are."""
+    more = len(frames) - FRAMES_NAMED
+    return separator.join(frames[:FRAMES_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def open_transforms() -> Transforms:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -104,7 +104,8 @@ def train(
 
     SIGTERM or SIGINT ends training after the current step and saves the state. A resumed training gives the same result
     as an uninterrupted one (bit for bit on the CPU), as all randomness follows from seed, step and rank.
-    A single process that is waiting for a batch from its workers stops at once.
+    A single process that is waiting for a batch from its workers stops at once, and so does a validation, which a
+    resumed training begins anew.
     While images are being encoded, for a part whose encoder stays, a signal raises TrainingError: there is nothing to
     save yet.
 
@@ -169,7 +170,7 @@ def train(
 
         skips = SkippedSteps(scaler)
         # batch norms that learn statistics keep those of the first process, which are saved
-        wrap = functools.partial(processes.wrap, broadcast=recipe.encoder == "scratch", leaves_out=part.leaves_out)
+        wrap = partial(processes.wrap, broadcast=recipe.encoder == "scratch", leaves_out=part.leaves_out)
         losses_of = wrap(training_step)
 
         def save() -> None:
@@ -179,8 +180,9 @@ def train(
 
         with Progress(settings.out, done, total_steps, settings.log_every, silent=processes.rank > 0) as progress:
             first = done // steps_per_epoch
-            if validation is not None and done and done % steps_per_epoch == 0:  # in case it was ended in a validation
-                validation.after(first, epochs, done)
+            ended = done and done % steps_per_epoch == 0  # after an epoch, perhaps in its validation
+            if validation is not None and ended and not stop.done(partial(validation.after, first, epochs, done)):
+                return TrainResult(done, finished=False)
             for epoch in range(first, epochs):
                 training_step.epoch = epoch
                 if recipe.sync_norms_from is not None and epoch == max(first, recipe.sync_norms_from):
@@ -228,8 +230,8 @@ def train(
                 if done < (epoch + 1) * steps_per_epoch:  # stopped while the next batch was awaited
                     save()
                     return TrainResult(done, finished=False)
-                if validation is not None:
-                    validation.after(epoch + 1, epochs, done)
+                if validation is not None and not stop.done(partial(validation.after, epoch + 1, epochs, done)):
+                    return TrainResult(done, finished=False)
         return TrainResult(done, finished=True)
 
 
@@ -341,6 +343,25 @@ class _StopOnSignal:
             return
         finally:
             self._awaiting = False
+
+    def done(self, work: Callable[[], None]) -> bool:
+        """Do something that may be left unfinished, and return whether it was finished before a signal arrived.
+
+        In several processes, the one that a signal ends first breaks the connections of the others.
+        """
+        try:
+            self._awaiting = True
+            if not self.requested:
+                work()
+            self._awaiting = False
+        except _AwaitedNoLonger:
+            return False
+        except Exception:
+            if not self.requested:
+                raise
+        finally:
+            self._awaiting = False
+        return not self.requested
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True

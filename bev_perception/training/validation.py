@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bev_perception.files import whole_file
-from bev_perception.strict import parse_json
+from bev_perception.strict import parse_json, read_regular
 from bev_perception.training.state import WEIGHTS, TrainingError
 
 LOG = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Validation:
     def _read(self) -> list[dict[str, Any]]:
         path = self._out / SCORES
         try:
-            rows = [dict(parse_json(line)) for line in path.read_text().splitlines()] if path.exists() else []
+            rows = [dict(parse_json(line)) for line in read_regular(path).splitlines()] if path.exists() else []
             if not all(type(row.get("step")) is int for row in rows):
                 raise TypeError("a row has no step")
             return rows

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from bev_perception.strict import UserError, parse_json
+from bev_perception.strict import UserError, parse_json, read_regular
 
 Rows = list[dict[str, float]]
 #: the largest value over the smallest from which an axis is logarithmic
@@ -35,7 +35,7 @@ def _read(logs: Sequence[Path]) -> Rows:
     before = 0
     for log in logs:
         try:
-            own = [_known(parse_json(line)) for line in log.read_text().splitlines()]
+            own = [_known(parse_json(line)) for line in read_regular(log).splitlines()]
             rows |= {before + int(row["step"]): row | {"step": before + row["step"]} for row in own}
             before = max(rows)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,6 +1,7 @@
 """Bags with planted faults, read for the checks and checked by the command."""
 
 import json
+import types
 from dataclasses import replace
 
 import cv2
@@ -9,13 +10,15 @@ import pytest
 
 from bev_perception import cli
 from bev_perception.data.drive import CAMERAS, Drive, DriveImage, DrivePose
-from bev_perception.data.rig_recording import read_recording
-from bev_perception.data.rosbag import BagReader, write_bag
+from bev_perception.data.rig_recording import READ, _beginning, read_recording
+from bev_perception.data.rosbag import BagReader, ImageEvent, TransformEvent, write_bag
 from bev_perception.data.synthetic import synthetic_drive
 from bev_perception.geometry import make_transform
 from bev_perception.rig.check import check_recording, check_rig
 from bev_perception.rig.mounting import BODY_FROM_OPTICAL
+from bev_perception.rig.recording import Picture
 from bev_perception.sensing.synchronizer import SynchronizerSettings
+from bev_perception.types import CameraImage
 
 SETTINGS = SynchronizerSettings(CAMERAS)
 TIMES = {"max_stamp_difference": 0.05, "tf_timeout": 0.2}
@@ -102,6 +105,23 @@ def test_pictures_of_the_synthetic_drive_agree_with_its_calibrations(bag):
     findings = list(check_recording(read_recording(BagReader(bag), SETTINGS), **TIMES))
     assert failed(findings) == set()
     assert {"neighbours agree", "direction of motion", "scale of motion"} <= {f.check for f in findings}
+
+
+def test_two_minutes_are_counted_from_the_first_image_on():
+    """Not from the first message: converters log /tf_static at time 0."""
+    link = TransformEvent("base_link", "cam_front", 0, np.eye(4), True)
+    image = ImageEvent(CameraImage("cam_front", 1, "cam_front", "jpeg", b"x"))
+    start = 1_800_000_000 * 10**9
+    events = [(0, link), (start - 1, link), *((start + at, image) for at in (0, READ, READ + 1))]
+    bag = types.SimpleNamespace(logged_events=lambda: iter(events))
+    assert list(_beginning(bag)) == events[:-1]
+
+
+def test_pictures_are_kept_packed():
+    gray = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 255, (900, 1600), dtype=np.uint8), (0, 0), 3)
+    picture = Picture.of("cam_front", 1, gray)
+    assert picture.size == (1600, 900) and len(picture.png) < gray.nbytes
+    np.testing.assert_array_equal(picture.gray, gray)
 
 
 def test_the_settings_of_cameras_count(drive, tmp_path):

@@ -1,5 +1,7 @@
 """Bags written from drives and read back, and bags that cannot be read."""
 
+import itertools
+import re
 import tempfile
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from rosbags.typesys import Stores, get_typestore
 
 from bev_perception.data import bag_limits
+from bev_perception.data.bag_topics import recordings
 from bev_perception.data.drive import CAMERAS, CameraRig, Drive, DriveImage, DrivePose
 from bev_perception.data.folders import FolderError, one_writer
 from bev_perception.data.rosbag import (
@@ -303,6 +306,65 @@ def test_the_parts_of_a_split_recording_are_one_in_order_of_time(tmp_path):
         BagReader(tmp_path / "first", ("left",), "/car", others=(tmp_path / "nowhere",))
 
 
+def split_bag(tmp_path, stamps_of_files):
+    """A bag of several files, as `ros2 bag record` splits it, listed in this order."""
+    names = [f"part{number}" for number in range(len(stamps_of_files))]
+    for name, stamps in zip(names, stamps_of_files, strict=True):
+        recorder = Recorder(tmp_path / name)
+        for stamp in stamps:
+            recorder.write("/car/left/image/compressed", COMPRESSED, stamp, **compressed_image(stamp))
+        recorder.close()
+        (tmp_path / name / f"{name}.mcap").rename(tmp_path / f"{name}.mcap")
+    text = (tmp_path / name / "metadata.yaml").read_text()
+    files = "".join(rf"\1- {name}.mcap\n" for name in names)
+    text, found = re.subn(r"(?m)^( *)- part\d\.mcap\n", files, text)
+    assert found == 1
+    (tmp_path / "metadata.yaml").write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize("stamps", [[(5, 7), (9, 11)], [(9, 11), (5, 7)], [(5, 9), (7, 11)]])
+def test_the_files_of_a_bag_are_one_in_order_of_time(tmp_path, stamps):
+    bag = BagReader(split_bag(tmp_path, stamps), ("left",), "/car")
+    assert [event.image.stamp for event in bag.events()] == [5, 7, 9, 11]
+    assert [message.stamp for message in bag.raw_messages()] == [5, 7, 9, 11]
+
+
+def test_bags_without_tf_static_are_parts_of_the_one_before(tmp_path):
+    """Whatever the order that they are given in; where each has its own, they are recordings of their own."""
+    for name, stamp, static in (
+        ("a1", 5, True),
+        ("a2", 9, False),
+        ("b1", 20, True),
+        ("b2", 30, False),
+        ("c", 1, False),
+    ):
+        recorder = Recorder(tmp_path / name)
+        recorder.write("/car/left/image/compressed", COMPRESSED, stamp, **compressed_image(stamp))
+        if static:
+            recorder.write("/tf_static", "tf2_msgs/msg/TFMessage", stamp, transforms=[])
+        recorder.close()
+    a1, a2, b1, b2, c = (tmp_path / name for name in ("a1", "a2", "b1", "b2", "c"))
+    assert recordings([b1, a1]) == [(b1,), (a1,)]
+    assert recordings([b2, a2, b1, a1]) == [(a1, a2), (b1, b2)]
+    assert recordings([a1, c]) == [(c,), (a1,)]
+    with pytest.raises(BagError, match="does not exist"):
+        recordings([a1, tmp_path / "nowhere"])
+
+
+def test_of_a_bag_with_a_damaged_file_the_others_are_read(tmp_path):
+    path = split_bag(tmp_path, [(5, 7), (9, 11), (13,)])
+    content = bytearray((path / "part1.mcap").read_bytes())
+    at = content.index(b"jpeg") - 60  # within the first chunk
+    content[at - 40 : at + 90] = b"\xff" * 130
+    (path / "part1.mcap").write_bytes(content)
+    read = []
+    with pytest.raises(BagError):
+        for event in BagReader(path, ("left",), "/car").events():
+            read.append(event)
+    assert [event.image.stamp for event in read] == [5, 7, 13]
+
+
 def test_messages_that_cannot_be_used_are_told(tmp_path, small_drive):
     recorder = Recorder(tmp_path / "bag")
     prefix = "/bev_perception/input/cam_front"
@@ -422,6 +484,48 @@ def test_the_files_of_a_bag_are_in_its_folder(tmp_path, small_drive):
     metadata.write_text(metadata.read_text().replace("- bag.mcap", "- ../other/other.mcap"))
     with pytest.raises(BagError, match="missing"):
         BagReader(tmp_path / "bag")
+
+
+def test_a_bag_is_found_through_links(tmp_path, bag):
+    (tmp_path / "link").symlink_to(bag)
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for file in bag.iterdir():
+        (moved / file.name).symlink_to(file)
+    topics = BagReader(bag).topics
+    assert BagReader(tmp_path / "link").topics == BagReader(moved).topics == topics
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/hostname", "../../etc/hostname", "..", ".", "''", "a/../..", "[x]", "{a: 1}", "5"]
+)
+def test_metadata_names_no_files_elsewhere(tmp_path, bag, name):
+    text = (bag / "metadata.yaml").read_text()
+    assert "- drive.mcap" in text
+    (tmp_path / "metadata.yaml").write_text(text.replace("- drive.mcap", f"- {name}"))
+    with pytest.raises(BagError):
+        BagReader(tmp_path)
+
+
+@pytest.mark.parametrize("part", [0, 0.02, 0.5, 0.97])
+def test_messages_that_were_cut_cost_themselves_alone(tmp_path, bag, part):
+    """Of every topic, at any place; of another type than their topic's, the message is damaged or nonsense, as well."""
+    whole = list(itertools.islice(BagReader(bag).raw_messages(), 30))
+    recorder = Recorder(tmp_path / "cut")
+    for message in whole:
+        topic = message.topic
+        if topic.name not in recorder.connections:
+            connection = recorder.writer.add_connection(topic.name, topic.type_name, typestore=STORE)
+            recorder.connections[topic.name] = connection
+        connection = recorder.connections[topic.name]
+        recorder.writer.write(connection, message.stamp, message.data[: int(len(message.data) * part)])
+        recorder.writer.write(connection, message.stamp, whole[len(message.data) % len(whole)].data)
+        recorder.writer.write(connection, message.stamp, message.data)
+    recorder.close()
+    events = list(BagReader(tmp_path / "cut").events())
+    images = [event.image for event in events if isinstance(event, ImageEvent)]
+    assert len([e for e in events if isinstance(e, InvalidEvent)]) >= len(whole)
+    assert len(images) >= sum("compressed" in message.topic.name for message in whole) > 0
 
 
 @SLOW

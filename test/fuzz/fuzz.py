@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-KINDS = ("png", "jpeg", "checkpoint", "npz", "yaml", "json", "bag")
+KINDS = ("png", "jpeg", "checkpoint", "safetensors", "npz", "yaml", "json", "bag")
 #: MB that a process may take, most of it for the libraries
 MEMORY = 1500
 

@@ -118,6 +118,14 @@ def torch_seeds():
     return seeds
 
 
+def safetensors_seeds():
+    import torch
+    from safetensors.torch import save
+
+    weights = {"weight": torch.arange(12.0).reshape(3, 4), "bias": torch.ones(3)}
+    return [save(weights), save({k: v.half() for k, v in weights.items()}, {"trained": "false"})]
+
+
 def npz_seeds():
     seeds = []
     for save in (np.savez, np.savez_compressed):
@@ -212,6 +220,7 @@ KINDS = {
     "png": (png_seeds, read_image, ".png"),
     "jpeg": (jpeg_seeds, read_image, ".jpg"),
     "checkpoint": (torch_seeds, read_checkpoint, ".pth"),
+    "safetensors": (safetensors_seeds, read_checkpoint, ".safetensors"),
     "npz": (npz_seeds, read_npz, ".npz"),
     "yaml": (yaml_seeds, read_variant, ".yaml"),
     "json": (lambda: JSON_SEEDS, read_json, ".json"),
@@ -262,9 +271,36 @@ def change_png(data, random):
     return PNG_START + b"".join(chunk(*part) for part in parts)
 
 
-def mutate(data, random, png):
+def change_safetensors(data, random):
+    """Return the file with changed types, shapes and offsets in its header, whose length is right."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    for _ in range(random.randint(1, 3)):
+        entry = header[random.choice(["weight", "bias"])]
+        kind = random.randrange(4)
+        if kind == 0:
+            entry["dtype"] = random.choice(["F64", "F16", "BF16", "I8", "U64", "BOOL", "F8_E4M3", "F4", "C64", "x", 1])
+        elif kind == 1:
+            entry["shape"] = [
+                random.choice([0, 1, 3, 4, 12, -1, 1 << 40, (1 << 64) - 1]) for _ in range(random.randrange(4))
+            ]
+        elif kind == 2:
+            entry["data_offsets"] = [random.choice([0, 8, 12, 24, 48, 60, 61, 1 << 40, -1]) for _ in range(2)]
+        else:
+            header[random.choice(["weight", "other", "__metadata__"])] = random.choice([entry, {}, [], "x", None])
+            header.setdefault("weight", entry), header.setdefault("bias", entry)
+            header = {k: v if isinstance(v, dict) or k == "__metadata__" else dict(entry) for k, v in header.items()}
+    packed = json.dumps(header).encode()
+    return len(packed).to_bytes(8, "little") + packed + data[8 + size :]
+
+
+#: kind -> changes of its own, which leave the rest of a file right, so that readers get to what was changed
+CHANGES = {"png": change_png, "safetensors": change_safetensors}
+
+
+def mutate(data, random, kind):
     """Return a damaged copy of a seed."""
-    return change_png(data, random) if png and random.random() < 0.8 else change(data, random)
+    return CHANGES[kind](data, random) if kind in CHANGES and random.random() < 0.8 else change(data, random)
 
 
 def peak_memory():
@@ -282,7 +318,7 @@ def main(kind, first, count):
     with tempfile.TemporaryDirectory() as directory:
         for number in range(first, first + count):
             print("try", number, flush=True)
-            mutant = mutate(seeds[number % len(seeds)], random.Random(number), kind == "png")
+            mutant = mutate(seeds[number % len(seeds)], random.Random(number), kind)
             try:
                 read(mutant, Path(directory) / f"mutant{suffix}")
                 print("read", flush=True)

@@ -24,6 +24,7 @@ MUTANTS = {
     "png": "damaged PNG pictures",
     "jpeg": "damaged JPEG pictures",
     "checkpoint": "damaged checkpoints (.pth)",
+    "safetensors": "damaged checkpoints (.safetensors)",
     "npz": "damaged label files (.npz)",
     "yaml": "damaged variant files (YAML)",
     "json": "damaged result files (JSON)",

@@ -32,7 +32,7 @@ def wall_picture(mount, lens=LENS):
 
 def judge(given, lens=LENS):
     """Return the finding about two cameras that tf puts at `given`."""
-    moment = {name: Picture(name, 0, wall_picture(mount, lens)) for name, mount in MOUNTS.items()}
+    moment = {name: Picture.of(name, 0, wall_picture(mount, lens)) for name, mount in MOUNTS.items()}
     cameras = tuple(camera(name, lens, pose) for name, pose in given.items())
     (finding,) = check_neighbours(Recording(Rig(cameras), NOWHERE, {}, {}, [moment]))
     return finding

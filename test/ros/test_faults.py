@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 from kit import MS, PARAMETERS, SECOND, NodeProcess, Peer, new_domain, wait_until
+from rclpy.serialization import serialize_message
 from safetensors.numpy import load_file, save_file
 from sensor_msgs.msg import CompressedImage, Image
 from tf2_msgs.msg import TFMessage
@@ -222,6 +223,33 @@ def test_nan_in_tf_is_refused(running):
     peer.tf.publish(TFMessage(transforms=[bad]))
     wait_counted(peer, "dropped: bad tf", "not finite")
     recovers(node, peer)
+
+
+@pytest.mark.slow
+def test_messages_that_are_cut_cost_themselves_alone(running):
+    """On every topic: cut at any place, empty, and of other bytes."""
+    node, peer = running
+    recovers(node, peer)
+    messages = {
+        peer.tf: TFMessage(transforms=[stamped_transform("odom", "base_link", peer.now + 40 * MS, np.eye(4))] * 3),
+        peer.tf_static: TFMessage(transforms=[stamped_transform("base_link", "cam_front", 0, np.eye(4))]),
+        peer.images["cam_front"]: peer.image("cam_front", peer.now + 40 * MS),
+        peer.infos["cam_front"]: peer.info("cam_front", peer.now + 40 * MS),
+    }
+    for publisher, message in messages.items():
+        whole = serialize_message(message)
+        for part in (0, 1, 4, 7, len(whole) // 2, len(whole) - 5):
+            publisher.publish(whole[:part])
+        publisher.publish(bytes(range(256)))
+        stamps = []
+
+        def detects(stamps=stamps):  # under load images are lost, and a later set is detected in
+            stamps.append(peer.send_set())
+            time.sleep(1.0)
+            return set(stamps) & set(peer.stamps())
+
+        wait_until(detects, 40, f"detections after cut messages on {publisher.topic_name}")
+    assert node.alive()
 
 
 def test_parameter_out_of_range_is_refused(running):

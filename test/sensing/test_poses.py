@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bev_perception import geometry
-from bev_perception.sensing.poses import PoseBuffer, PoseNotYetError, PoseTooOldError
+from bev_perception.sensing.poses import PoseBuffer, PoseNotYetError, PoseTooOldError, timeout_remedy
 
 SECOND = 1_000_000_000
 
@@ -88,3 +88,8 @@ def test_pose_buffer_is_bounded_when_time_hardly_passes():
         buffer.add(k * 10_000, "odom", pose)
     assert len(buffer) == PoseBuffer.POSES_KEPT
     assert buffer.newest == (PoseBuffer.POSES_KEPT + 499) * 10_000
+
+
+def test_no_remedy_names_more_than_tf_timeout_can_be():
+    assert timeout_remedy(0.53, "0.6 s") == "set tf_timeout to 0.6 s"
+    assert "set tf_timeout" not in timeout_remedy(2.3, "2.3 s") and "2 s at most" in timeout_remedy(2.3, "2.3 s")

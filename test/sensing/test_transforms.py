@@ -310,3 +310,11 @@ def test_ten_thousand_look_ups_follow_the_rules_of_tf2(seed):
                 assert np.allclose(ours, tf2, atol=1e-9)
                 found["transform"] += 1
     assert all(count > 20 for count in found.values()), found
+
+
+def test_frames_that_are_not_connected_are_told_with_those_that_are_known(holder):
+    with pytest.raises(NoTransformError, match="no tf has arrived"):
+        holder.lookup("cam", "odom", NOW)
+    drive(holder)
+    with pytest.raises(NoTransformError, match="'lidar' to 'odom'.*child frames: cam, base_link; .*a parent: odom$"):
+        holder.lookup("lidar", "odom", NOW)

@@ -52,8 +52,15 @@ def run(out, case, workers):
         loop.save_state = fail
     if case.startswith("busy"):  # in the first step, while readers are at work
         loop.Progress.step = fail
+
+    def validate(weights):
+        (out / "marker").touch()
+        time.sleep(600)
+
+    how = settings(out, workers=workers, val_every=1)
     try:
-        result = loop.train(small_config(batch=1), EndingData(out / "marker", case), settings(out, workers=workers))
+        data = EndingData(out / "marker", case)
+        result = loop.train(small_config(batch=1), data, how, validate if case == "validate" else None)
     except (UserError, OSError) as error:  # as the command line does
         print(f"bev_perception: {error}", file=sys.stderr)
         return 1

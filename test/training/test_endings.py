@@ -151,6 +151,18 @@ def test_a_signal_while_data_are_awaited_ends_in_order(start, tmp_path, case, nu
 
 
 @pytest.mark.timeout(150)
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 2)])
+def test_a_signal_in_a_validation_ends_it_in_order(start, tmp_path, number, workers):
+    """Between two epochs, or after the last: the resumed training makes up for it."""
+    training = start("validate", workers).at_marker()
+    os.kill(training.pid, number)
+    status, said = training.end()
+    done = torch.load(tmp_path / "out" / STATE, weights_only=True)["step"]
+    assert status == 0 and f"steps={done}, finished=False" in said[-1]
+    assert done == 3  # of one epoch
+
+
+@pytest.mark.timeout(150)
 def test_readers_end_with_a_trainer_that_is_killed(start):
     training = start("stay@3", 4).at_marker()
     os.kill(training.pid, signal.SIGKILL)
