@@ -5,20 +5,26 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bev_perception.cli.options import (
     LABELS_HELP,
     Commands,
+    add_bag_options,
     add_command,
     add_data,
     add_version,
     data_version,
     duration,
+    open_bag,
     whole_number,
 )
 from bev_perception.data.drive import NUSCENES_IMAGE_SIZE
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
 from bev_perception.strict import UserError
+
+if TYPE_CHECKING:
+    from bev_perception.rig.description import Rig
 
 
 def add_commands(commands: Commands) -> None:
@@ -79,9 +85,25 @@ def _add_synth(commands: Commands) -> None:
     synth.add_argument(
         "--image-width",
         type=int,
-        default=NUSCENES_IMAGE_SIZE[0],
-        help="width of the images; the height is 9/16 of it (default: %(default)s)",
+        help=f"width of the images; the height is 9/16 of it (default: {NUSCENES_IMAGE_SIZE[0]})",
     )
+    synth.add_argument(
+        "--weather",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        metavar="NAMES",
+        help="of the scenes by turns, such as day,dusk,rain,night (default: any but night, by chance)",
+    )
+    rig = synth.add_mutually_exclusive_group()
+    rig.add_argument("--rig", type=Path, help="YAML file of your cameras, docs/own-rig.md (default: nuScenes' rigs)")
+    rig.add_argument(
+        "--rig-from",
+        type=Path,
+        metavar="BAG",
+        help="take the cameras of a bag: its camera_info and tf",
+    )
+    synth.add_argument("--no-lidar", action="store_true", help="leave the files of lidar points empty")
+    add_bag_options(synth.add_argument_group("how --rig-from is read"))
     synth.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes (default: %(default)s)")
     synth.set_defaults(command=_synth)
 
@@ -90,12 +112,44 @@ def _synth(args: argparse.Namespace) -> int:
     from bev_perception.synth.generate import generate
     from bev_perception.synth.settings import SPLITS, VERSION, SynthSettings
 
-    size = (args.image_width, args.image_width * 9 // 16)
-    settings = SynthSettings(seconds=args.seconds, seed=args.seed, camera_rate=args.camera_rate, image_size=size)
+    rig = _own_rig(args)
+    if rig is not None and args.image_width is not None:
+        raise UserError("--image-width is for the rigs of nuScenes; the size of your pictures is in the rig")
+    width = args.image_width or NUSCENES_IMAGE_SIZE[0]
+    settings = SynthSettings(
+        seconds=args.seconds,
+        seed=args.seed,
+        camera_rate=args.camera_rate,
+        image_size=(width, width * 9 // 16),
+        weather=args.weather,
+        rig=rig,
+        lidar=not args.no_lidar,
+    )
     made = generate(args.out, settings, args.scenes, args.workers)
     kept = f", {args.scenes - made} were there already" if made < args.scenes else ""
     print(f"wrote {args.out}: {made} scenes{kept}; version {VERSION}, splits {' and '.join(SPLITS)}")
     return 0
+
+
+def _own_rig(args: argparse.Namespace) -> Rig | None:
+    """Return the rig of --rig or --rig-from; write that of a bag to ROOT/rig.yaml, to be looked at and varied."""
+    if args.rig is not None:
+        from bev_perception.rig.rig_file import read_rig
+
+        return read_rig(args.rig)
+    if args.rig_from is None:
+        return None
+    import yaml
+
+    from bev_perception.data.rig_recording import read_recording
+    from bev_perception.rig.rig_file import rig_document
+
+    bag, settings = open_bag(args, args.rig_from)
+    rig = read_recording(bag, settings, settings.base_height, pictures=False).rig
+    document = yaml.safe_dump(rig_document(rig), sort_keys=False, default_flow_style=None)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "rig.yaml").write_text(document)
+    return rig
 
 
 def _add_prepare(commands: Commands) -> None:

@@ -126,7 +126,7 @@ def run_rows(
     device: to run on
     records: the key frames
     rows: indices into `records`, ascending
-    how: precision, engine, nms; the engine is not used with `recompute`
+    how: precision, engine, nms, image_fit; the engine is not used with `recompute`
     memory: False wipes the memory before each frame
     recompute: whether all frames of a key frame's queue are computed anew, see Model.recompute
     without: cameras whose images are left out of every frame
@@ -144,7 +144,7 @@ def run_rows(
     config = replace(config, nms=how.nms_of(config))
     loaded = load_weights(config, checkpoint, device)
     if recompute:
-        yield from recompute_rows(config, loaded.model, device, records, rows)
+        yield from recompute_rows(config, loaded.model, device, records, rows, how.image_fit)
         return
     if config.frames.future:
         if not memory:
@@ -154,7 +154,8 @@ def run_rows(
             )
         check_precision(how.precision, device)
         use_engine(loaded.model, config, how.engine, how.precision, device)
-        yield from run_in_queues(config, loaded.model, device, records, rows, how.precision, without=without)
+        fit = how.image_fit
+        yield from run_in_queues(config, loaded.model, device, records, rows, how.precision, None, without, fit)
         return
     loaded.model.for_benchmark = True
     pipeline = Pipeline([loaded], device, how)
@@ -197,6 +198,7 @@ def run_in_queues(
     precision: str = PipelineSettings.precision,
     limits: Limits | None = None,
     without: Collection[str] = (),
+    image_fit: str = PipelineSettings.image_fit,
 ) -> Iterator[tuple[int, Result]]:
     """Run a model on the whole queue of past and future frames of each row, and yield the row with its result.
 
@@ -211,11 +213,12 @@ def run_in_queues(
     precision: of backbone and neck, as in PipelineSettings
     limits: score threshold and number of the boxes; None takes the variant's own
     without: cameras whose images are left out
+    image_fit: as in PipelineSettings
 
     Raises EvaluationError for images that cannot be used.
     """
     check_precision(precision, device)
-    preprocess = Preprocessor(config, device)
+    preprocess = Preprocessor(config, device, image_fit)
     inputs: dict[tuple[int, ...], ModelInput] = {}
     encoded: dict[tuple[int, ...], Encoded] = {}
     scene, tracks = "", Tracks()
@@ -253,6 +256,7 @@ def recompute_rows(
     device: torch.device,
     records: Records,
     rows: Iterable[int],
+    image_fit: str = PipelineSettings.image_fit,
 ) -> Iterator[tuple[int, Result]]:
     """Run a model on each row and its past key frames, all computed anew in float32; yield the row with its result.
 
@@ -262,7 +266,7 @@ def recompute_rows(
     """
     if type(model).recompute is Model.recompute:
         raise EvaluationError(f"{config.name} is evaluated with what it remembers; leave --alignment out")
-    preprocess = Preprocessor(config, device)
+    preprocess = Preprocessor(config, device, image_fit)
     inputs: dict[tuple[int, ...], ModelInput] = {}
     scene, tracks = "", Tracks()
     try:

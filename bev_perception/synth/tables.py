@@ -72,8 +72,11 @@ def linked(rows: Sequence[Row]) -> list[Row]:
     return list(rows)
 
 
-def _common() -> dict[str, list[Row]]:
-    """Return the tables that do not depend on the scenes."""
+def _common(cameras: Sequence[str]) -> dict[str, list[Row]]:
+    """Return the tables that do not depend on the scenes.
+
+    cameras: channels
+    """
     return {
         "category": [{"token": category_token(name), "name": name, "description": ""} for name in CATEGORIES],
         "attribute": [{"token": attribute_token(name), "name": name, "description": ""} for name in ATTRIBUTES],
@@ -83,7 +86,7 @@ def _common() -> dict[str, list[Row]]:
         ],
         "sensor": [
             {"token": sensor_token(channel), "channel": channel, "modality": "lidar" if channel == LIDAR else "camera"}
-            for channel in (*CAMERAS, LIDAR)
+            for channel in (*cameras, LIDAR)
         ],
     }
 
@@ -98,13 +101,14 @@ def splits_of(names: Sequence[str]) -> dict[str, list[str]]:
     }
 
 
-def write_tables(root: Path, scenes: Iterable[dict[str, list[Row]]]) -> None:
+def write_tables(root: Path, scenes: Iterable[dict[str, list[Row]]], cameras: Sequence[str] = CAMERAS) -> None:
     """Write all tables and splits.json.
 
     root: the dataroot
     scenes: rows of each scene by table (SCENE_TABLES)
+    cameras: channels
     """
-    tables: dict[str, list[Row]] = {name: [] for name in TABLES} | _common()
+    tables: dict[str, list[Row]] = {name: [] for name in TABLES} | _common(cameras)
     for scene in scenes:
         for name in SCENE_TABLES:
             tables[name] += scene[name]

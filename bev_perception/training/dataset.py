@@ -20,8 +20,9 @@ from bev_perception.data.occupancy_labels import LABELS_FOLDER
 from bev_perception.data.queues import evaluation_queue, key_frame_queue, read_frame, stored_cameras, training_queue
 from bev_perception.data.records import Records
 from bev_perception.families.catalog import family_of
+from bev_perception.sensing.image_transform import ImageTransform, image_transform
 from bev_perception.sensing.images import ImageError, decode_image
-from bev_perception.sensing.preprocess import ImageTransform, image_transform, resample_image
+from bev_perception.sensing.preprocess import resample_image
 from bev_perception.supervision.samples import EncodableData, Encode, TrainingSample
 from bev_perception.supervision.truths import Sight
 from bev_perception.training.state import TrainingError
