@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,11 +27,14 @@ from bev_perception.data.occupancy_labels import LABELS_FOLDER
 from bev_perception.strict import UserError
 
 if TYPE_CHECKING:
+    from bev_perception.data.rosbag import BagReader
     from bev_perception.rig.description import Rig
+    from bev_perception.sensing.synchronizer import SynchronizerSettings
+    from bev_perception.types import Frame
 
 
 def add_commands(commands: Commands) -> None:
-    """Add `bag create`, `synth`, `prepare panoptic-occ` and `prepare anchors`."""
+    """Add `bag create`, `synth` and the commands of `prepare`."""
     _add_bag(commands)
     _add_synth(commands)
     _add_prepare(commands)
@@ -153,9 +159,10 @@ def _own_rig(args: argparse.Namespace) -> Rig | None:
 
 
 def _add_prepare(commands: Commands) -> None:
-    prepare = add_command(commands, "prepare", "prepare labels and anchors for training").add_subparsers(
+    prepare = add_command(commands, "prepare", "prepare data sets, labels and anchors for training").add_subparsers(
         required=True, metavar="COMMAND"
     )
+    _add_dataset(prepare)
     panoptic = add_command(
         prepare,
         "panoptic-occ",
@@ -197,6 +204,59 @@ def _add_prepare(commands: Commands) -> None:
     anchors.add_argument("--seed", type=whole_number(0), default=0, help="of the clustering (default: %(default)s)")
     anchors.add_argument("--out", type=Path, required=True, help=".npy file to write")
     anchors.set_defaults(command=_prepare_anchors)
+
+
+def _add_dataset(prepare: Commands) -> None:
+    dataset = add_command(
+        prepare,
+        "dataset",
+        "write bags and boxes of your own as a nuScenes dataroot",
+        "nuscenes-devkit, train, eval and show take it. docs/own-data.md describes the file of boxes.",
+    )
+    dataset.add_argument("--bag", type=Path, nargs="+", required=True, help="rosbag2 bags, each a recording of its own")
+    dataset.add_argument("--boxes", type=Path, required=True, help="JSON lines, a box on each")
+    dataset.add_argument(
+        "--classes", type=Path, required=True, help="YAML file, class of the boxes: class of the data set, or null"
+    )
+    dataset.add_argument("--lidar", default="", metavar="TOPIC", help="of PointCloud2 (default: no lidar)")
+    dataset.add_argument(
+        "--val-every",
+        type=whole_number(1),
+        default=5,
+        help="every N-th scene, from the first one on, is for validation; a lone scene is for both "
+        "(default: %(default)s)",
+    )
+    add_bag_options(dataset)
+    dataset.add_argument("out", type=Path, metavar="ROOT", help="dataroot to create")
+    dataset.set_defaults(command=_prepare_dataset)
+
+
+def _prepare_dataset(args: argparse.Namespace) -> int:
+    from bev_perception.data.own_boxes import check_mapped, read_classes, read_own_boxes
+    from bev_perception.data.own_dataset import VERSION, write_own_dataset
+    from bev_perception.data.own_recording import OwnRecording
+
+    boxes, classes = read_own_boxes(args.boxes), read_classes(args.classes)
+    check_mapped(boxes, classes, args.classes)
+    recordings = []
+    for path in args.bag:
+        bag, settings = open_bag(args, path)
+        frames = partial(_frames, bag, settings)
+        recordings.append(OwnRecording(path.resolve().stem, bag, frames, settings, args.lidar))
+    made = write_own_dataset(args.out, recordings, boxes, classes, args.base_height, args.val_every, print)
+    for remark in made.remarks:
+        print(f"bev_perception: {remark}", file=sys.stderr)
+    counts = ", ".join(f"{name} {count}" for name, count in made.boxes.items())
+    frames_made = sum(made.scenes.values())
+    print(f"wrote {args.out}: {VERSION}, {len(made.scenes)} scenes, {frames_made} key frames; boxes: {counts}")
+    return 0
+
+
+def _frames(bag: BagReader, settings: SynchronizerSettings) -> Iterator[Frame]:
+    from bev_perception.health import Health
+    from bev_perception.pipeline.offline import collect_frames
+
+    return collect_frames(bag.events(), settings, Health())
 
 
 def _prepare_panoptic(args: argparse.Namespace) -> int:

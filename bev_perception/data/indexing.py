@@ -1,6 +1,7 @@
 """Convert the JSON tables of nuScenes (Caesar et al., CVPR 2020) to flat arrays: key frames, sweeps, images, boxes.
 
-An image set is [6] indices into the table of images, one for each camera. Frame queues are made of image sets.
+An image set is [N] indices into the table of images, one for each of the N cameras that the tables list. Frame queues
+are made of image sets.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.geometry import invert_transform, make_transform, rotation_from_quaternion, transform_points
 from bev_perception.strict import inside
 
-CHANNELS = tuple(camera.upper() for camera in CAMERAS)
 LIDAR = "LIDAR_TOP"
+#: in our own data sets, where the rays of LIDAR begin: its points are stored in the frame that variants are trained in
+LIDAR_ORIGIN = "LIDAR_ORIGIN"
 #: the tables that an index is made of
 TABLES = (
     "calibrated_sensor",
@@ -36,7 +38,7 @@ SWEEPS = 5
 #: s, to a neighbouring annotation; over a longer time no velocity is computed (as in nuscenes-devkit)
 MAX_VELOCITY_TIME = 1.5
 #: the detection task's name of nuScenes' categories; the others take no part in it
-_CLASS_OF = {
+CLASS_OF = {
     "human.pedestrian.adult": "pedestrian",
     "human.pedestrian.child": "pedestrian",
     "human.pedestrian.construction_worker": "pedestrian",
@@ -60,14 +62,15 @@ Row = dict[str, Any]
 class Index:
     """All S key frames of one version of nuScenes in order of time, with I images, C calibrations and A boxes.
 
+    camera_names: [N], channels of the cameras in lower case; those of nuScenes come first, in the order of CAMERAS
     tokens: [S]
     scenes: [S], names
     stamps: [S], us
     lidar2ego: [S, 4, 4]
     ego2global: [S, 4, 4], at the lidar's stamp
     lidar_path: [S], bytes, relative to the dataroot
-    cameras: [S, 6], image set of the key frame
-    sweeps: [S, 5, 6], image sets before it, newest first; -1 in the first key frame of a scene
+    cameras: [S, N], image set of the key frame
+    sweeps: [S, 5, N], image sets before it, newest first; -1 in the first key frame of a scene
     image_path: [I], bytes, relative to the dataroot
     image_stamp: [I], us
     image_size: [I, 2], width and height, pixels
@@ -84,6 +87,7 @@ class Index:
     instances: [A], as in records.Annotations
     """
 
+    camera_names: np.ndarray
     tokens: np.ndarray
     scenes: np.ndarray
     stamps: np.ndarray
@@ -130,6 +134,7 @@ class _Builder:
 
     def __init__(self, tables: dict[str, list[Row]]) -> None:
         sensors = {row["token"]: row["channel"] for row in tables["sensor"]}
+        self._cameras = _cameras(tables["sensor"])
         self._channels = {row["token"]: sensors[row["sensor_token"]] for row in tables["calibrated_sensor"]}
         self._calibrations = {row["token"]: row for row in tables["calibrated_sensor"]}
         self._poses = {row["token"]: row for row in tables["ego_pose"]}
@@ -163,12 +168,12 @@ class _Builder:
         box_start = [0]
         for sample in tqdm(samples, desc="indexing nuScenes", unit="sample"):
             key_data = self._key_data.get(sample["token"], {})
-            lacking = [channel for channel in (LIDAR, *CHANNELS) if channel not in key_data]
+            lacking = [channel for channel in (LIDAR, *self._cameras) if channel not in key_data]
             if lacking:
                 raise NuScenesError(f"sample {sample['token']} has no {', '.join(lacking)}; is the archive complete?")
             lidar2ego = _transform(self._calibrations[key_data[LIDAR]["calibrated_sensor_token"]])
             ego2global = _transform(self._poses[key_data[LIDAR]["ego_pose_token"]])
-            cameras = [key_data[channel] for channel in CHANNELS]
+            cameras = [key_data[channel] for channel in self._cameras]
             columns["lidar2ego"].append(lidar2ego)
             columns["ego2global"].append(ego2global)
             columns["lidar_path"].append(_path(key_data[LIDAR]["filename"]))
@@ -183,6 +188,7 @@ class _Builder:
         places, velocities, names, *counts, instances = zip(*boxes, strict=True) if boxes else ((),) * 6
         lidar_points, radar_points = counts
         return Index(
+            camera_names=np.array([channel.lower() for channel in self._cameras]),
             tokens=np.array([sample["token"] for sample in samples]),
             scenes=np.array([self._scenes[sample["scene_token"]] for sample in samples]),
             stamps=np.array([sample["timestamp"] for sample in samples], np.int64),
@@ -213,7 +219,7 @@ class _Builder:
     def _sweeps(self, cameras: list[Row], first: bool) -> list[list[int]]:
         """Follow the chain of images of each camera back; once a chain has ended, the last image set repeats."""
         if first:
-            return [[-1] * len(CHANNELS)] * SWEEPS
+            return [[-1] * len(cameras)] * SWEEPS
         sweeps = []
         images = cameras
         for _ in range(SWEEPS):
@@ -231,13 +237,18 @@ class _Builder:
         yaw = np.arctan2(-rotation[0, 1], rotation[0, 0])
         velocity = global2lidar[:3, :2] @ self._velocity(row)  # [3]; nuScenes' velocities are level
         category = self._category[row["instance_token"]]
-        name = _CLASS_OF.get(category, category)
+        name = CLASS_OF.get(category, category)
         points = row["num_lidar_pts"], row["num_radar_pts"]
         instance = self._instances[row["instance_token"]]
         return (*center, length, width, height, yaw), velocity[:2], name, *points, instance
 
     def _velocity(self, row: Row) -> np.ndarray:
-        """Return the velocity [2] of an annotation in the global frame, from its neighbours; NaN without any."""
+        """Return the velocity [2] of an annotation in the global frame, from its neighbours; NaN without any.
+
+        A row of our own data sets may give it, which tables of nuScenes never do.
+        """
+        if "velocity" in row:
+            return np.array(row["velocity"], np.float64).reshape(2)
         before, after = (self._annotations[row[side]] if row[side] else row for side in ("prev", "next"))
         seconds = 1e-6 * (self._stamp(after) - self._stamp(before))
         sides = (before is not row) + (after is not row)
@@ -247,6 +258,19 @@ class _Builder:
 
     def _stamp(self, annotation: Row) -> int:
         return int(self._samples[annotation["sample_token"]]["timestamp"])
+
+
+def _cameras(sensors: list[Row]) -> list[str]:
+    """Return the channels of the cameras: those of nuScenes first, in the order of CAMERAS, then the others as listed.
+
+    Raises NuScenesError for a table without cameras, or with two whose names differ in case alone.
+    """
+    channels = {row["channel"].lower(): row["channel"] for row in sensors if row["modality"] == "camera"}
+    if len(channels) < sum(row["modality"] == "camera" for row in sensors):
+        raise NuScenesError("two cameras in the table of sensors have the same name; names differ in more than case")
+    if not channels:
+        raise NuScenesError("the table of sensors lists no camera; unpack the archive again")
+    return [channels[name] for name in dict.fromkeys((*CAMERAS, *channels)) if name in channels]
 
 
 def _check_names(names: list[str]) -> None:

@@ -37,6 +37,7 @@ SPLITS = {
     "v1.0-trainval": {"train": "train", "val": "val"},
     "v1.0-mini": {"train": "mini_train", "val": "mini_val"},
     "v1.0-synth": {"train": "synth_train", "val": "synth_val"},
+    "v1.0-own": {"train": "own_train", "val": "own_val"},
 }
 
 

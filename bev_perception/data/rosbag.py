@@ -331,13 +331,13 @@ class BagReader:
             )
         return hints
 
-    def raw_messages(self) -> Iterator[RawMessage]:
-        """Yield every message as it was recorded, in order of log time.
+    def raw_messages(self, names: Iterable[str] | None = None) -> Iterator[RawMessage]:
+        """Yield every message of these topics, or of all, as it was recorded, in order of log time.
 
         Raises BagError at the first damaged place.
         """
         topics = {topic.name: topic for topic in self.topics}
-        for connection, stamp, data in self._messages(set(topics)):
+        for connection, stamp, data in self._messages(set(topics if names is None else names)):
             yield RawMessage(topics[connection.topic], stamp, data)
 
     def events(self) -> Iterator[BagEvent]:
@@ -416,7 +416,8 @@ class BagReader:
 def _messages_of(path: Path, topics: set[str]) -> Iterator[tuple[Connection, int, bytes]]:
     """Yield connection, log time (ns) and bytes of the messages in a bag, or in a part of one."""
     with closing(_open(path)) as reader:
-        stream = iter(reader.messages([c for c in reader.connections if c.topic in topics and not foreign(c)]))
+        wanted = [c for c in reader.connections if c.topic in topics and not foreign(c)]
+        stream = iter(reader.messages(wanted) if wanted else ())  # rosbags takes an empty list for all topics
         while True:
             try:
                 item = next(stream)

@@ -14,10 +14,11 @@ from typing import Any
 import cv2
 from tqdm import tqdm
 
+from bev_perception.data.table_rows import write_json
 from bev_perception.rig.rig_file import rig_document
 from bev_perception.synth.scene import make_scene, scene_name
 from bev_perception.synth.settings import KEY_RATE, SynthError, SynthSettings, cameras_of, key_frames
-from bev_perception.synth.tables import write_json, write_tables
+from bev_perception.synth.tables import write_tables
 
 #: version of what a scene of given settings looks like; raise it with every change of that
 FORMAT = 3

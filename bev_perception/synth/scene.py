@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from bev_perception.data.drive import NUSCENES_IMAGE_SIZE, CameraRig
+from bev_perception.data.table_rows import Row, linked, pose_row, token_of
 from bev_perception.geometry import invert_transform, quaternion_from_rotation, rotation_from_yaw, transform_points
 from bev_perception.synth.compiled import kernel
 from bev_perception.synth.lidar import sweep
@@ -30,15 +31,7 @@ from bev_perception.synth.settings import (
     lidar_of,
     make_schedule,
 )
-from bev_perception.synth.tables import (
-    SCENE_TABLES,
-    Row,
-    attribute_token,
-    category_token,
-    linked,
-    sensor_token,
-    token_of,
-)
+from bev_perception.synth.tables import SCENE_TABLES, attribute_token, category_token, sensor_token
 from bev_perception.synth.world import World, make_world
 
 #: us, start of the first scene (September 2020), and time from the start of one scene to that of the next
@@ -158,7 +151,7 @@ class _SceneMaker:
         filename = f"{folder}/{self._name}__{channel}__{stamp}.{suffix}"
         token = self._token(channel, stamp)
         pose = self._ego2global(self._time(stamp))
-        self._rows["ego_pose"].append({"token": token, "timestamp": stamp, **_pose_row(pose)})
+        self._rows["ego_pose"].append({"token": token, "timestamp": stamp, **pose_row(pose)})
         row = {
             "token": token,
             "sample_token": self._sample_token(key),
@@ -355,7 +348,7 @@ class _SceneMaker:
             {
                 "token": self._token("calibration", channel),
                 "sensor_token": sensor_token(channel),
-                **_pose_row(sensor2ego),
+                **pose_row(sensor2ego),
                 "camera_intrinsic": intrinsics,
             }
         )
@@ -373,10 +366,6 @@ class _SceneMaker:
         path.parent.mkdir(parents=True, exist_ok=True)
         mask = np.uint8(255) * (fine < pavement)[::-1]
         path.write_bytes(cv2.imencode(".png", mask)[1].tobytes())
-
-
-def _pose_row(pose: np.ndarray) -> dict[str, list[float]]:
-    return {"rotation": quaternion_from_rotation(pose[:3, :3]).tolist(), "translation": pose[:3, 3].tolist()}
 
 
 @kernel

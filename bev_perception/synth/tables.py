@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from bev_perception.data.nuscenes import TABLES
+from bev_perception.data.table_rows import Row, token_of, write_json
 from bev_perception.synth.settings import CAMERAS, EVERY_SCENE, LIDAR, SPLITS, VAL_EVERY, VERSION
 
-Row = dict[str, Any]
 #: tables that each scene adds rows to; the others are the same for all scenes
 SCENE_TABLES = tuple(name for name in TABLES if name not in ("attribute", "category", "sensor", "visibility"))
 CATEGORIES = (
@@ -44,11 +41,6 @@ ATTRIBUTES = (
 _LEVELS = {"1": "v0-40", "2": "v40-60", "3": "v60-80", "4": "v80-100"}
 
 
-def token_of(*what: object) -> str:
-    """Return the token of something, 32 hexadecimal digits; the same arguments always give the same token."""
-    return hashlib.blake2b("/".join(map(str, what)).encode(), digest_size=16).hexdigest()
-
-
 def category_token(name: str) -> str:
     """Return the token of a category."""
     return token_of("category", name)
@@ -62,14 +54,6 @@ def attribute_token(name: str) -> str:
 def sensor_token(channel: str) -> str:
     """Return the token of a sensor."""
     return token_of("sensor", channel)
-
-
-def linked(rows: Sequence[Row]) -> list[Row]:
-    """Fill in prev and next of consecutive rows."""
-    for k, row in enumerate(rows):
-        row["prev"] = rows[k - 1]["token"] if k else ""
-        row["next"] = rows[k + 1]["token"] if k + 1 < len(rows) else ""
-    return list(rows)
 
 
 def _common(cameras: Sequence[str]) -> dict[str, list[Row]]:
@@ -117,10 +101,3 @@ def write_tables(root: Path, scenes: Iterable[dict[str, list[Row]]], cameras: Se
     for name, rows in tables.items():
         write_json(directory / f"{name}.json", rows)
     write_json(directory / "splits.json", splits_of([row["name"] for row in tables["scene"]]))
-
-
-def write_json(path: Path, document: Any) -> None:
-    """Write a JSON file, which only appears once it is complete."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(document))
-    partial.replace(path)

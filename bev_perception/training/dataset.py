@@ -120,7 +120,7 @@ class NuScenesTraining:
         truth = self._truths.read(index, sight)
         if truth is None:
             return None
-        stamps = np.array([records.image_stamps(image_set) for image_set in queue])  # [T, 6] us
+        stamps = np.array([records.image_stamps(image_set) for image_set in queue])  # [T, N] us
         return TrainingSample(
             images=self._images(index, queue, transforms),
             cameras=cameras,
@@ -132,7 +132,7 @@ class NuScenesTraining:
         )
 
     def _queue(self, index: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """Return the image sets [6] of the model's frames, see queues."""
+        """Return the image sets [N] of the model's frames, see queues."""
         frames, spacings = self._config.frames, self._recipe.key_frames
         if spacings is None:
             return training_queue(self._records, index, frames, rng)
@@ -169,7 +169,7 @@ class NuScenesTraining:
         return self._pixels(index, queue, transforms)
 
     def _pixels(self, index: int, queue: Sequence[np.ndarray], transforms: Sequence[ImageTransform]) -> np.ndarray:
-        """Return [T, 6, h, w, 3] uint8 BGR; repeated frames are read once."""
+        """Return [T, N, h, w, 3] uint8 BGR; repeated frames are read once."""
         read: dict[tuple[int, ...], np.ndarray] = {}
         for image_set in queue:
             key = tuple(image_set.tolist())
