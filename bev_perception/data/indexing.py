@@ -6,6 +6,7 @@ are made of image sets.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from bev_perception.data.drive import CAMERAS
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.geometry import invert_transform, make_transform, rotation_from_quaternion, transform_points
 from bev_perception.strict import inside
+from bev_perception.types import DISTORTION_MODELS
 
 LIDAR = "LIDAR_TOP"
 #: in our own data sets, where the rays of LIDAR begin: its points are stored in the frame that variants are trained in
@@ -33,6 +35,8 @@ TABLES = (
     "scene",
     "sensor",
 )
+#: distortion coefficients that a lens has at most
+MOST_COEFFICIENTS = max(max(counts) for counts in DISTORTION_MODELS.values())
 #: images between two key frames: 12 Hz against 2 Hz
 SWEEPS = 5
 #: s, to a neighbouring annotation; over a longer time no velocity is computed (as in nuscenes-devkit)
@@ -78,6 +82,8 @@ class Index:
     image_pose: [I, 7], ego pose: quaternion w, x, y, z, then translation (m)
     sensor2ego: [C, 4, 4]
     intrinsics: [C, 3, 3]
+    lens_models: [C], distortion models of Calibration, "" for ideal lenses, which all of nuScenes are
+    distortions: [C, 14], coefficients of Calibration with zeros behind them
     box_start: [S + 1]; key frame s has the boxes from box_start[s] to box_start[s + 1]
     boxes: [A, 7], as in records.Annotations
     velocities: [A, 2], as in records.Annotations
@@ -103,6 +109,8 @@ class Index:
     image_pose: np.ndarray
     sensor2ego: np.ndarray
     intrinsics: np.ndarray
+    lens_models: np.ndarray
+    distortions: np.ndarray
     box_start: np.ndarray
     boxes: np.ndarray
     velocities: np.ndarray
@@ -185,6 +193,7 @@ class _Builder:
         calibrations = {token: k for k, token in enumerate(self._calibrations)}
         images = [self._data[token] for token in self._images]
         poses = [self._poses[image["ego_pose_token"]] for image in images]
+        lenses = [row.get("camera_distortion") or {} for row in self._calibrations.values()]
         places, velocities, names, *counts, instances = zip(*boxes, strict=True) if boxes else ((),) * 6
         lidar_points, radar_points = counts
         return Index(
@@ -204,6 +213,8 @@ class _Builder:
             image_pose=np.array([(*pose["rotation"], *pose["translation"]) for pose in poses], np.float64),
             sensor2ego=np.stack([_transform(row) for row in self._calibrations.values()]),
             intrinsics=np.array([row["camera_intrinsic"] or np.eye(3) for row in self._calibrations.values()]),
+            lens_models=np.array([str(lens.get("model", "")) for lens in lenses]),
+            distortions=np.array([_padded(lens.get("coefficients", ())) for lens in lenses]),
             box_start=np.array(box_start, np.int64),
             boxes=np.array(places, np.float64).reshape(-1, 7),
             velocities=np.array(velocities, np.float64).reshape(-1, 2),
@@ -294,6 +305,11 @@ def _check_chains(samples: dict[str, Row]) -> None:
             chain.add(token)
             token = samples[token]["next"]
         done |= chain
+
+
+def _padded(coefficients: Sequence[float]) -> list[float]:
+    """Return the coefficients of a lens with zeros behind them, as many as any model has."""
+    return [*map(float, coefficients), *[0.0] * (MOST_COEFFICIENTS - len(coefficients))]
 
 
 def _path(name: str) -> bytes:

@@ -27,7 +27,7 @@ from bev_perception.types import Calibration
 LOG = logging.getLogger(__name__)
 
 #: format of the cached index; increase it with every change of its contents
-FORMAT = 3
+FORMAT = 4
 #: the most bytes of an index; that of nuScenes' 34,149 key frames has 0.3 GB
 MAX_INDEX = 1 << 32
 #: float32 values of a lidar point: x, y, z, intensity, ring
@@ -186,7 +186,13 @@ class Records:
                     camera=camera,
                     path=path,
                     stamp=int(index.image_stamp[image]),
-                    calibration=Calibration(index.intrinsics[mounted], width, height),
+                    calibration=Calibration(
+                        index.intrinsics[mounted],
+                        width,
+                        height,
+                        str(index.lens_models[mounted]),
+                        tuple(index.distortions[mounted].tolist()) if index.lens_models[mounted] else (),
+                    ),
                     sensor2ego=index.sensor2ego[mounted],
                     ego2global=make_transform(rotation_from_quaternion(*pose[:4]), pose[4:]),
                 )
