@@ -110,6 +110,31 @@ class ReferenceFrameConfig:
 
 
 @dataclass(frozen=True)
+class TrainedCamerasConfig:
+    """How the cameras saw that the variant was trained with, which `image_fit` imitates with others.
+
+    The defaults are those of nuScenes (Caesar et al., CVPR 2020), rounded.
+
+    size: width and height of their pictures, pixels
+    focals: focal lengths among them, pixels of these pictures
+    horizon: row of the horizon in these pictures, pixels
+    height: above the ground, m
+    """
+
+    size: tuple[int, int] = (1600, 900)
+    focals: tuple[float, ...] = (1260.0, 805.0)
+    horizon: float = 465.0
+    height: float = 1.54
+
+    def __post_init__(self) -> None:
+        """Check the values that a type cannot."""
+        if not self.focals or min(*self.size, *self.focals, self.height) <= 0:
+            raise ConfigError("trained_cameras: size, focals (at least one) and height must be positive")
+        if not 0 < self.horizon < self.size[1]:
+            raise ConfigError(f"trained_cameras.horizon is {self.horizon}; it must be a row of the pictures")
+
+
+@dataclass(frozen=True)
 class EVA02Config:
     """The vision transformer of the backbone "eva02"; the defaults are EVA02-L as a detector's backbone.
 
@@ -423,6 +448,7 @@ class VariantConfig:
     backbone: the image backbone
     neck: what makes a pyramid of the backbone's maps
     reference_frame: the frame that the model works in
+    trained_cameras: how the cameras saw that it was trained with
     class_names: the classes that it tells apart; unless given, those of the family
     nms: how further boxes of one object are dropped behind its own decoding: "none", "distance" or "rotated_iou"
     training: how it is trained; a variant without it cannot be
@@ -437,6 +463,7 @@ class VariantConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     neck: NeckConfig = field(default_factory=NeckConfig)
     reference_frame: ReferenceFrameConfig = field(default_factory=ReferenceFrameConfig)
+    trained_cameras: TrainedCamerasConfig = field(default_factory=TrainedCamerasConfig)
     class_names: tuple[str, ...] = ()
     nms: str = "none"
     training: TrainingConfig | None = None

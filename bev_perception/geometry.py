@@ -159,3 +159,26 @@ def interpolate_transform(a: np.ndarray, b: np.ndarray, weight: float) -> np.nda
         q = (math.sin((1 - weight) * angle) * qa + math.sin(weight * angle) * qb) / math.sin(angle)
     translation = (1 - weight) * a[:3, 3] + weight * b[:3, 3]
     return make_transform(rotation_from_quaternion(*q), translation)
+
+
+def optical_rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
+    """Return the rotation [3, 3] of a camera's optical frame (x right, y down, z ahead) to a frame with z up.
+
+    yaw: rad to the left of its x axis
+    pitch: rad above the horizon
+    roll: rad clockwise about the view's axis
+    """
+    ahead = np.array([np.cos(pitch) * np.cos(yaw), np.cos(pitch) * np.sin(yaw), np.sin(pitch)])
+    level = np.array([np.sin(yaw), -np.cos(yaw), 0.0])  # to the right
+    below = np.cross(ahead, level)
+    right = np.cos(roll) * level + np.sin(roll) * below
+    return np.stack([right, np.cos(roll) * below - np.sin(roll) * level, ahead], axis=1)
+
+
+def optical_angles(rotation: np.ndarray) -> tuple[float, float, float]:
+    """Return yaw, pitch and roll (rad) of an optical frame, of which optical_rotation makes its rotation [3, 3]."""
+    right, ahead = rotation[:, 0], rotation[:, 2]
+    yaw = float(np.arctan2(ahead[1], ahead[0]))
+    level = np.array([np.sin(yaw), -np.cos(yaw), 0.0])
+    roll = float(np.arctan2(right @ np.cross(ahead, level), right @ level))
+    return yaw, float(np.arcsin(np.clip(ahead[2], -1.0, 1.0))), roll

@@ -227,6 +227,7 @@ class Frame:
     missing: camera name -> why the camera is missing
     lidar2global: [4, 4], at `stamp`, from the lidar frame that boxes were trained in (that of nuScenes) to the global
         frame; None takes the lidar's nominal mounting on base_link from the variant
+    base_height: m, of base_link above the ground
     """
 
     stamp: int
@@ -235,6 +236,7 @@ class Frame:
     ego2global: np.ndarray
     missing: dict[str, str] = field(default_factory=dict)
     lidar2global: np.ndarray | None = None
+    base_height: float = 0.0
 
 
 @dataclass(frozen=True)

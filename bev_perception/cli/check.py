@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from bev_perception.cli.options import Commands, add_bag_options, add_command, add_variant, finite, open_bag
+from bev_perception.cli.options import Commands, add_bag_options, add_command, add_variant, open_bag
 from bev_perception.families.variants import TINY_DETECTOR
 
 
@@ -28,13 +28,6 @@ def add_commands(commands: Commands) -> None:
     )
     add_variant(check, required=False, default=TINY_DETECTOR)
     add_bag_options(check)
-    check.add_argument(
-        "--base-height",
-        type=finite,
-        default=0.0,
-        metavar="METERS",
-        help="m, of the base frame above the ground (default: %(default)s)",
-    )
     check.add_argument(
         "--no-pictures", action="store_true", help="leave out what needs pictures; a few seconds at most"
     )
@@ -58,7 +51,7 @@ def _check(args: argparse.Namespace) -> int:
 
     bag, settings = open_bag(args, *args.bag)
     config = load_variant(args.variant)
-    recording = read_recording(bag, settings, args.base_height, pictures=not args.no_pictures)
+    recording = read_recording(bag, settings, settings.base_height, pictures=not args.no_pictures)
     findings = list(
         check_recording(
             recording,

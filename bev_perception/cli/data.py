@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bev_perception.cli.options import (
     LABELS_HELP,
     Commands,
+    add_bag_options,
     add_command,
     add_data,
     add_version,
     data_version,
     duration,
+    open_bag,
     whole_number,
 )
 from bev_perception.data.drive import NUSCENES_IMAGE_SIZE
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
 from bev_perception.strict import UserError
 
+if TYPE_CHECKING:
+    from bev_perception.data.rosbag import BagReader
+    from bev_perception.rig.description import Rig
+    from bev_perception.sensing.synchronizer import SynchronizerSettings
+    from bev_perception.types import Frame
+
 
 def add_commands(commands: Commands) -> None:
-    """Add `bag create`, `synth`, `prepare panoptic-occ` and `prepare anchors`."""
+    """Add `bag create`, `synth` and the commands of `prepare`."""
     _add_bag(commands)
     _add_synth(commands)
     _add_prepare(commands)
@@ -79,9 +91,25 @@ def _add_synth(commands: Commands) -> None:
     synth.add_argument(
         "--image-width",
         type=int,
-        default=NUSCENES_IMAGE_SIZE[0],
-        help="width of the images; the height is 9/16 of it (default: %(default)s)",
+        help=f"width of the images; the height is 9/16 of it (default: {NUSCENES_IMAGE_SIZE[0]})",
     )
+    synth.add_argument(
+        "--weather",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        metavar="NAMES",
+        help="of the scenes by turns, such as day,dusk,rain,night (default: any but night, by chance)",
+    )
+    rig = synth.add_mutually_exclusive_group()
+    rig.add_argument("--rig", type=Path, help="YAML file of your cameras, docs/own-rig.md (default: nuScenes' rigs)")
+    rig.add_argument(
+        "--rig-from",
+        type=Path,
+        metavar="BAG",
+        help="take the cameras of a bag: its camera_info and tf",
+    )
+    synth.add_argument("--no-lidar", action="store_true", help="leave the files of lidar points empty")
+    add_bag_options(synth.add_argument_group("how --rig-from is read"))
     synth.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes (default: %(default)s)")
     synth.set_defaults(command=_synth)
 
@@ -90,18 +118,51 @@ def _synth(args: argparse.Namespace) -> int:
     from bev_perception.synth.generate import generate
     from bev_perception.synth.settings import SPLITS, VERSION, SynthSettings
 
-    size = (args.image_width, args.image_width * 9 // 16)
-    settings = SynthSettings(seconds=args.seconds, seed=args.seed, camera_rate=args.camera_rate, image_size=size)
+    rig = _own_rig(args)
+    if rig is not None and args.image_width is not None:
+        raise UserError("--image-width is for the rigs of nuScenes; the size of your pictures is in the rig")
+    width = args.image_width or NUSCENES_IMAGE_SIZE[0]
+    settings = SynthSettings(
+        seconds=args.seconds,
+        seed=args.seed,
+        camera_rate=args.camera_rate,
+        image_size=(width, width * 9 // 16),
+        weather=args.weather,
+        rig=rig,
+        lidar=not args.no_lidar,
+    )
     made = generate(args.out, settings, args.scenes, args.workers)
     kept = f", {args.scenes - made} were there already" if made < args.scenes else ""
     print(f"wrote {args.out}: {made} scenes{kept}; version {VERSION}, splits {' and '.join(SPLITS)}")
     return 0
 
 
+def _own_rig(args: argparse.Namespace) -> Rig | None:
+    """Return the rig of --rig or --rig-from; write that of a bag to ROOT/rig.yaml, to be looked at and varied."""
+    if args.rig is not None:
+        from bev_perception.rig.rig_file import read_rig
+
+        return read_rig(args.rig)
+    if args.rig_from is None:
+        return None
+    import yaml
+
+    from bev_perception.data.rig_recording import read_recording
+    from bev_perception.rig.rig_file import rig_document
+
+    bag, settings = open_bag(args, args.rig_from)
+    rig = read_recording(bag, settings, settings.base_height, pictures=False).rig
+    document = yaml.safe_dump(rig_document(rig), sort_keys=False, default_flow_style=None)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "rig.yaml").write_text(document)
+    return rig
+
+
 def _add_prepare(commands: Commands) -> None:
-    prepare = add_command(commands, "prepare", "prepare labels and anchors for training").add_subparsers(
+    prepare = add_command(commands, "prepare", "prepare data sets, labels and anchors for training").add_subparsers(
         required=True, metavar="COMMAND"
     )
+    _add_dataset(prepare)
     panoptic = add_command(
         prepare,
         "panoptic-occ",
@@ -143,6 +204,59 @@ def _add_prepare(commands: Commands) -> None:
     anchors.add_argument("--seed", type=whole_number(0), default=0, help="of the clustering (default: %(default)s)")
     anchors.add_argument("--out", type=Path, required=True, help=".npy file to write")
     anchors.set_defaults(command=_prepare_anchors)
+
+
+def _add_dataset(prepare: Commands) -> None:
+    dataset = add_command(
+        prepare,
+        "dataset",
+        "write bags and boxes of your own as a nuScenes dataroot",
+        "nuscenes-devkit, train, eval and show take it. docs/own-data.md describes the file of boxes.",
+    )
+    dataset.add_argument("--bag", type=Path, nargs="+", required=True, help="rosbag2 bags, each a recording of its own")
+    dataset.add_argument("--boxes", type=Path, required=True, help="JSON lines, a box on each")
+    dataset.add_argument(
+        "--classes", type=Path, required=True, help="YAML file, class of the boxes: class of the data set, or null"
+    )
+    dataset.add_argument("--lidar", default="", metavar="TOPIC", help="of PointCloud2 (default: no lidar)")
+    dataset.add_argument(
+        "--val-every",
+        type=whole_number(1),
+        default=5,
+        help="every N-th scene, from the first one on, is for validation; a lone scene is for both "
+        "(default: %(default)s)",
+    )
+    add_bag_options(dataset)
+    dataset.add_argument("out", type=Path, metavar="ROOT", help="dataroot to create")
+    dataset.set_defaults(command=_prepare_dataset)
+
+
+def _prepare_dataset(args: argparse.Namespace) -> int:
+    from bev_perception.data.own_boxes import check_mapped, read_classes, read_own_boxes
+    from bev_perception.data.own_dataset import VERSION, write_own_dataset
+    from bev_perception.data.own_recording import OwnRecording
+
+    boxes, classes = read_own_boxes(args.boxes), read_classes(args.classes)
+    check_mapped(boxes, classes, args.classes)
+    recordings = []
+    for path in args.bag:
+        bag, settings = open_bag(args, path)
+        frames = partial(_frames, bag, settings)
+        recordings.append(OwnRecording(path.resolve().stem, bag, frames, settings, args.lidar))
+    made = write_own_dataset(args.out, recordings, boxes, classes, args.base_height, args.val_every, print)
+    for remark in made.remarks:
+        print(f"bev_perception: {remark}", file=sys.stderr)
+    counts = ", ".join(f"{name} {count}" for name, count in made.boxes.items())
+    frames_made = sum(made.scenes.values())
+    print(f"wrote {args.out}: {VERSION}, {len(made.scenes)} scenes, {frames_made} key frames; boxes: {counts}")
+    return 0
+
+
+def _frames(bag: BagReader, settings: SynchronizerSettings) -> Iterator[Frame]:
+    from bev_perception.health import Health
+    from bev_perception.pipeline.offline import collect_frames
+
+    return collect_frames(bag.events(), settings, Health())
 
 
 def _prepare_panoptic(args: argparse.Namespace) -> int:

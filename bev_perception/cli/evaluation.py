@@ -15,6 +15,7 @@ from bev_perception.cli.options import (
     add_checkpoint,
     add_command,
     add_engine,
+    add_image_fit,
     add_nms,
     add_precision,
     add_variant,
@@ -129,6 +130,7 @@ def _add_eval(commands: Commands) -> None:
     )
     evaluate.add_argument("--device", default="auto", help=DEVICE_HELP)
     add_nms(evaluate)
+    add_image_fit(evaluate)
     add_precision(evaluate)
     add_engine(evaluate)
     evaluate.set_defaults(command=_eval)
@@ -223,6 +225,7 @@ def _eval_settings(args: argparse.Namespace) -> EvalSettings:
         precision=args.precision,
         nms=args.nms,
         engine=args.engine,
+        image_fit=args.image_fit,
         scenes=tuple(args.scenes),
         max_range=args.max_range,
         memory=not args.no_memory,
@@ -264,7 +267,7 @@ def _eval_bags(args: argparse.Namespace) -> int:
             raise UserError("--tracking scores tracks; name --data, the nuScenes dataroot that the bags are scenes of")
         check_tracking_devkit()
     replay = Replay(open_records(args.data, version) if args.data else None, args.labels, args.tracking)
-    how = PipelineSettings(nms=args.nms, precision=args.precision, engine=args.engine)
+    how = PipelineSettings(nms=args.nms, precision=args.precision, engine=args.engine, image_fit=args.image_fit)
     pipeline = load_pipeline(args.variant, args.checkpoint, args.device, how)
     occupancy = OCCUPANCY in pipeline.gives
     for option, given in (("--max-range", args.max_range is not None), ("--tracking", args.tracking)):

@@ -17,6 +17,7 @@ from bev_perception.cli.options import (
     add_checkpoint,
     add_command,
     add_engine,
+    add_image_fit,
     add_nms,
     add_precision,
     add_variant,
@@ -127,6 +128,7 @@ def _add_run(commands: Commands) -> None:
         help="where track ids come from if the variant gives none (default: %(default)s)",
     )
     add_nms(run)
+    add_image_fit(run)
     add_precision(run)
     add_engine(run)
     run.set_defaults(command=_run)
@@ -146,6 +148,7 @@ def _run(args: argparse.Namespace) -> int:
         score_threshold=args.score_threshold,
         tracker=args.tracker,
         nms=args.nms,
+        image_fit=args.image_fit,
         precision=args.precision,
         engine=args.engine,
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bev_perception.config import NMS
+from bev_perception.sensing.image_fit import IMAGE_FIT, IMAGE_FITS
 from bev_perception.types import BASE_FRAME, FIXED_FRAME
 
 if TYPE_CHECKING:
@@ -198,7 +199,17 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_bag_options(parser: argparse.ArgumentParser) -> None:
+def add_image_fit(parser: argparse.ArgumentParser) -> None:
+    """Add --image-fit."""
+    parser.add_argument(
+        "--image-fit",
+        choices=IMAGE_FITS,
+        default=IMAGE_FIT,
+        help="how pictures unlike those of the training become inputs, docs/own-rig.md (default: %(default)s)",
+    )
+
+
+def add_bag_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add the options that open_bag reads."""
     parser.add_argument("--cameras", nargs="+", help="cameras in the bag (default: the six of nuScenes)")
     parser.add_argument("--prefix", help="prefix of the cameras' topics (default: /bev_perception/input)")
@@ -236,6 +247,13 @@ def add_bag_options(parser: argparse.ArgumentParser) -> None:
         "and D",
     )
     parser.add_argument("--base-frame", default=BASE_FRAME, help="tf frame of the vehicle (default: %(default)s)")
+    parser.add_argument(
+        "--base-height",
+        type=finite,
+        default=0.0,
+        metavar="METERS",
+        help="m, of the vehicle's frame above the ground (default: %(default)s)",
+    )
     parser.add_argument("--fixed-frame", default=FIXED_FRAME, help="tf frame of the world (default: %(default)s)")
 
 
@@ -267,6 +285,7 @@ def open_bag(args: argparse.Namespace, *paths: Path) -> tuple[BagReader, Synchro
         args.anchor,
         base_frame=args.base_frame,
         fixed_frame=args.fixed_frame,
+        base_height=args.base_height,
         camera_frames=camera_frames(args.camera_frames),
         rectified=() if args.rectified is None else tuple(args.rectified) or ("*",),
         **given,

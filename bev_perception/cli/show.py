@@ -13,6 +13,7 @@ from bev_perception.cli.options import (
     add_checkpoint,
     add_command,
     add_data,
+    add_image_fit,
     add_variant,
     add_version,
     data_version,
@@ -79,6 +80,7 @@ def add_commands(commands: Commands) -> None:
         source.add_argument("--bag", type=Path, help="directory of a rosbag2 bag")
         add_version(parser)
         add_bag_options(parser)
+        add_image_fit(parser)
         parser.add_argument("--device", default="auto", help=DEVICE_HELP)
 
     truth = add_command(show, "truth", "draw the boxes of nuScenes in the images and from above, without a variant")
@@ -145,7 +147,7 @@ def _show_occupancy(args: argparse.Namespace) -> int:
 def _show_what(args: argparse.Namespace) -> tuple[ShowSettings, Source]:
     from bev_perception.visualization.show import BagFrames, KeyFrames, ShowSettings
 
-    settings = ShowSettings(args.variant, args.checkpoint, args.out, args.device, args.video)
+    settings = ShowSettings(args.variant, args.checkpoint, args.out, args.device, args.video, args.image_fit)
     if args.bag is not None:
         if args.scene or args.sample:
             raise UserError("--scene and --sample choose among the key frames of --data; a bag is shown whole")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bev_perception.config import BevAugmentationConfig, ImageConfig
-from bev_perception.sensing.preprocess import ImageTransform
+from bev_perception.sensing.image_transform import ImageTransform
 from bev_perception.strict import UserError
 
 #: ranges of the random colour changes (shift of 0..255 values, factors, degrees); half of the images get each of them

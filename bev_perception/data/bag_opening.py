@@ -54,7 +54,8 @@ def messages_of(path: Path, topics: Collection[str]) -> Iterator[Logged]:
     """Yield the messages of a bag, or of a part of one, in order of log time; raise BagError at a damaged place."""
     with closing(open_reader(path)) as reader:
         wanted = [c for c in reader.connections if c.topic in topics and not foreign(c)]
-        stream = in_order_of_time(part.messages(wanted) for part in _files(reader))
+        files = _files(reader) if wanted else []  # rosbags takes an empty list for all topics
+        stream = in_order_of_time(part.messages(wanted) for part in files)
         while True:
             try:
                 item = next(stream)

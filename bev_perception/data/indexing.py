@@ -1,10 +1,12 @@
 """Convert the JSON tables of nuScenes (Caesar et al., CVPR 2020) to flat arrays: key frames, sweeps, images, boxes.
 
-An image set is [6] indices into the table of images, one for each camera. Frame queues are made of image sets.
+An image set is [N] indices into the table of images, one for each of the N cameras that the tables list. Frame queues
+are made of image sets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,11 @@ from bev_perception.data.drive import CAMERAS
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.geometry import invert_transform, make_transform, rotation_from_quaternion, transform_points
 from bev_perception.strict import inside
+from bev_perception.types import DISTORTION_MODELS
 
-CHANNELS = tuple(camera.upper() for camera in CAMERAS)
 LIDAR = "LIDAR_TOP"
+#: in our own data sets, where the rays of LIDAR begin: its points are stored in the frame that variants are trained in
+LIDAR_ORIGIN = "LIDAR_ORIGIN"
 #: the tables that an index is made of
 TABLES = (
     "calibrated_sensor",
@@ -31,12 +35,14 @@ TABLES = (
     "scene",
     "sensor",
 )
+#: distortion coefficients that a lens has at most
+MOST_COEFFICIENTS = max(max(counts) for counts in DISTORTION_MODELS.values())
 #: images between two key frames: 12 Hz against 2 Hz
 SWEEPS = 5
 #: s, to a neighbouring annotation; over a longer time no velocity is computed (as in nuscenes-devkit)
 MAX_VELOCITY_TIME = 1.5
 #: the detection task's name of nuScenes' categories; the others take no part in it
-_CLASS_OF = {
+CLASS_OF = {
     "human.pedestrian.adult": "pedestrian",
     "human.pedestrian.child": "pedestrian",
     "human.pedestrian.construction_worker": "pedestrian",
@@ -60,14 +66,15 @@ Row = dict[str, Any]
 class Index:
     """All S key frames of one version of nuScenes in order of time, with I images, C calibrations and A boxes.
 
+    camera_names: [N], channels of the cameras in lower case; those of nuScenes come first, in the order of CAMERAS
     tokens: [S]
     scenes: [S], names
     stamps: [S], us
     lidar2ego: [S, 4, 4]
     ego2global: [S, 4, 4], at the lidar's stamp
     lidar_path: [S], bytes, relative to the dataroot
-    cameras: [S, 6], image set of the key frame
-    sweeps: [S, 5, 6], image sets before it, newest first; -1 in the first key frame of a scene
+    cameras: [S, N], image set of the key frame
+    sweeps: [S, 5, N], image sets before it, newest first; -1 in the first key frame of a scene
     image_path: [I], bytes, relative to the dataroot
     image_stamp: [I], us
     image_size: [I, 2], width and height, pixels
@@ -75,6 +82,8 @@ class Index:
     image_pose: [I, 7], ego pose: quaternion w, x, y, z, then translation (m)
     sensor2ego: [C, 4, 4]
     intrinsics: [C, 3, 3]
+    lens_models: [C], distortion models of Calibration, "" for ideal lenses, which all of nuScenes are
+    distortions: [C, 14], coefficients of Calibration with zeros behind them
     box_start: [S + 1]; key frame s has the boxes from box_start[s] to box_start[s + 1]
     boxes: [A, 7], as in records.Annotations
     velocities: [A, 2], as in records.Annotations
@@ -84,6 +93,7 @@ class Index:
     instances: [A], as in records.Annotations
     """
 
+    camera_names: np.ndarray
     tokens: np.ndarray
     scenes: np.ndarray
     stamps: np.ndarray
@@ -99,6 +109,8 @@ class Index:
     image_pose: np.ndarray
     sensor2ego: np.ndarray
     intrinsics: np.ndarray
+    lens_models: np.ndarray
+    distortions: np.ndarray
     box_start: np.ndarray
     boxes: np.ndarray
     velocities: np.ndarray
@@ -130,6 +142,7 @@ class _Builder:
 
     def __init__(self, tables: dict[str, list[Row]]) -> None:
         sensors = {row["token"]: row["channel"] for row in tables["sensor"]}
+        self._cameras = _cameras(tables["sensor"])
         self._channels = {row["token"]: sensors[row["sensor_token"]] for row in tables["calibrated_sensor"]}
         self._calibrations = {row["token"]: row for row in tables["calibrated_sensor"]}
         self._poses = {row["token"]: row for row in tables["ego_pose"]}
@@ -163,12 +176,12 @@ class _Builder:
         box_start = [0]
         for sample in tqdm(samples, desc="indexing nuScenes", unit="sample"):
             key_data = self._key_data.get(sample["token"], {})
-            lacking = [channel for channel in (LIDAR, *CHANNELS) if channel not in key_data]
+            lacking = [channel for channel in (LIDAR, *self._cameras) if channel not in key_data]
             if lacking:
                 raise NuScenesError(f"sample {sample['token']} has no {', '.join(lacking)}; is the archive complete?")
             lidar2ego = _transform(self._calibrations[key_data[LIDAR]["calibrated_sensor_token"]])
             ego2global = _transform(self._poses[key_data[LIDAR]["ego_pose_token"]])
-            cameras = [key_data[channel] for channel in CHANNELS]
+            cameras = [key_data[channel] for channel in self._cameras]
             columns["lidar2ego"].append(lidar2ego)
             columns["ego2global"].append(ego2global)
             columns["lidar_path"].append(_path(key_data[LIDAR]["filename"]))
@@ -180,9 +193,11 @@ class _Builder:
         calibrations = {token: k for k, token in enumerate(self._calibrations)}
         images = [self._data[token] for token in self._images]
         poses = [self._poses[image["ego_pose_token"]] for image in images]
+        lenses = [row.get("camera_distortion") or {} for row in self._calibrations.values()]
         places, velocities, names, *counts, instances = zip(*boxes, strict=True) if boxes else ((),) * 6
         lidar_points, radar_points = counts
         return Index(
+            camera_names=np.array([channel.lower() for channel in self._cameras]),
             tokens=np.array([sample["token"] for sample in samples]),
             scenes=np.array([self._scenes[sample["scene_token"]] for sample in samples]),
             stamps=np.array([sample["timestamp"] for sample in samples], np.int64),
@@ -198,6 +213,8 @@ class _Builder:
             image_pose=np.array([(*pose["rotation"], *pose["translation"]) for pose in poses], np.float64),
             sensor2ego=np.stack([_transform(row) for row in self._calibrations.values()]),
             intrinsics=np.array([row["camera_intrinsic"] or np.eye(3) for row in self._calibrations.values()]),
+            lens_models=np.array([str(lens.get("model", "")) for lens in lenses]),
+            distortions=np.array([_padded(lens.get("coefficients", ())) for lens in lenses]),
             box_start=np.array(box_start, np.int64),
             boxes=np.array(places, np.float64).reshape(-1, 7),
             velocities=np.array(velocities, np.float64).reshape(-1, 2),
@@ -213,7 +230,7 @@ class _Builder:
     def _sweeps(self, cameras: list[Row], first: bool) -> list[list[int]]:
         """Follow the chain of images of each camera back; once a chain has ended, the last image set repeats."""
         if first:
-            return [[-1] * len(CHANNELS)] * SWEEPS
+            return [[-1] * len(cameras)] * SWEEPS
         sweeps = []
         images = cameras
         for _ in range(SWEEPS):
@@ -231,13 +248,18 @@ class _Builder:
         yaw = np.arctan2(-rotation[0, 1], rotation[0, 0])
         velocity = global2lidar[:3, :2] @ self._velocity(row)  # [3]; nuScenes' velocities are level
         category = self._category[row["instance_token"]]
-        name = _CLASS_OF.get(category, category)
+        name = CLASS_OF.get(category, category)
         points = row["num_lidar_pts"], row["num_radar_pts"]
         instance = self._instances[row["instance_token"]]
         return (*center, length, width, height, yaw), velocity[:2], name, *points, instance
 
     def _velocity(self, row: Row) -> np.ndarray:
-        """Return the velocity [2] of an annotation in the global frame, from its neighbours; NaN without any."""
+        """Return the velocity [2] of an annotation in the global frame, from its neighbours; NaN without any.
+
+        A row of our own data sets may give it, which tables of nuScenes never do.
+        """
+        if "velocity" in row:
+            return np.array(row["velocity"], np.float64).reshape(2)
         before, after = (self._annotations[row[side]] if row[side] else row for side in ("prev", "next"))
         seconds = 1e-6 * (self._stamp(after) - self._stamp(before))
         sides = (before is not row) + (after is not row)
@@ -247,6 +269,19 @@ class _Builder:
 
     def _stamp(self, annotation: Row) -> int:
         return int(self._samples[annotation["sample_token"]]["timestamp"])
+
+
+def _cameras(sensors: list[Row]) -> list[str]:
+    """Return the channels of the cameras: those of nuScenes first, in the order of CAMERAS, then the others as listed.
+
+    Raises NuScenesError for a table without cameras, or with two whose names differ in case alone.
+    """
+    channels = {row["channel"].lower(): row["channel"] for row in sensors if row["modality"] == "camera"}
+    if len(channels) < sum(row["modality"] == "camera" for row in sensors):
+        raise NuScenesError("two cameras in the table of sensors have the same name; names differ in more than case")
+    if not channels:
+        raise NuScenesError("the table of sensors lists no camera; unpack the archive again")
+    return [channels[name] for name in dict.fromkeys((*CAMERAS, *channels)) if name in channels]
 
 
 def _check_names(names: list[str]) -> None:
@@ -270,6 +305,11 @@ def _check_chains(samples: dict[str, Row]) -> None:
             chain.add(token)
             token = samples[token]["next"]
         done |= chain
+
+
+def _padded(coefficients: Sequence[float]) -> list[float]:
+    """Return the coefficients of a lens with zeros behind them, as many as any model has."""
+    return [*map(float, coefficients), *[0.0] * (MOST_COEFFICIENTS - len(coefficients))]
 
 
 def _path(name: str) -> bytes:

@@ -37,6 +37,7 @@ SPLITS = {
     "v1.0-trainval": {"train": "train", "val": "val"},
     "v1.0-mini": {"train": "mini_train", "val": "mini_val"},
     "v1.0-synth": {"train": "synth_train", "val": "synth_val"},
+    "v1.0-own": {"train": "own_train", "val": "own_val"},
 }
 
 
@@ -45,7 +46,7 @@ class NuScenesError(UserError):
 
 
 def open_scene(root: str | Path, version: str, scene_name: str) -> Drive:
-    """Return a scene as a Drive: images of the six cameras (key frames and sweeps), and the ego poses of all sensors.
+    """Return a scene as a Drive: images of all cameras (key frames and sweeps), and the ego poses of all sensors.
 
     Images that are not on this disk are left out, and their number is logged.
 
@@ -60,7 +61,7 @@ def open_scene(root: str | Path, version: str, scene_name: str) -> Drive:
     records = _records(tables, _scene(tables, scene_name))
     # in synthetic data sets without sweeps, several rows name the file of a key frame: each file counts once
     files_once = {record["filename"]: record for record in reversed(records)}
-    images = [record for record in files_once.values() if record["channel"].lower() in CAMERAS]
+    images = [record for record in files_once.values() if record["sensor_modality"] == "camera"]
     present = [record for record in images if inside(root, record["filename"]).is_file()]
     if not present:
         raise NuScenesError(
@@ -189,13 +190,15 @@ def _pose(record: Any) -> np.ndarray:
 
 
 def _rig(tables: Any, images: list[Any]) -> tuple[CameraRig, ...]:
-    """Return the cameras that have images; images of nuScenes have no distortion."""
+    """Return the cameras that have images, those of nuScenes first; images of nuScenes have no distortion."""
     first = {record["channel"].lower(): record for record in reversed(images)}
     cameras = []
-    for name in CAMERAS:
+    for name in dict.fromkeys((*CAMERAS, *sorted(first))):
         if name in first:
             mounted = tables.get("calibrated_sensor", first[name]["calibrated_sensor_token"])
             size = first[name]["width"], first[name]["height"]
-            calibration = Calibration(np.array(mounted["camera_intrinsic"]), *size)
+            lens = mounted.get("camera_distortion") or {"model": "", "coefficients": ()}
+            distortion = tuple(lens["coefficients"])
+            calibration = Calibration(np.array(mounted["camera_intrinsic"]), *size, lens["model"], distortion)
             cameras.append(CameraRig(name, calibration, _pose(mounted)))
     return tuple(cameras)

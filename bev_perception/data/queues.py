@@ -1,6 +1,6 @@
 """Frame queues over nuScenes records: which images a model sees with a key frame; after Liu et al., ICCV 2023.
 
-A frame of a queue is an image set, [6] indices of images; see records.Records. Occupancy models are trained and
+A frame of a queue is an image set, [N] indices of images; see records.Records. Occupancy models are trained and
 evaluated with the same queues (Liu et al., ECCV 2024).
 """
 
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from bev_perception.config import FramesConfig
-from bev_perception.data.drive import CAMERAS
 from bev_perception.data.records import Records
 from bev_perception.strict import read_regular
 from bev_perception.types import CameraImage, Cameras, Frame, View
@@ -102,7 +101,7 @@ def _in_order(
 
 
 def stored_cameras(records: Records, queue: Sequence[np.ndarray]) -> Cameras:
-    """Return the matrices, all [T, 6, ...], of the cameras of a queue, for its images as they are stored."""
+    """Return the matrices, all [T, N, ...], of the cameras of a queue, for its images as they are stored."""
     images = [image for image_set in queue for image in records.images(image_set)]
     shape = (len(queue), -1)
     return Cameras(
@@ -114,7 +113,7 @@ def stored_cameras(records: Records, queue: Sequence[np.ndarray]) -> Cameras:
 
 
 def reference2image(records: Records, i: int, queue: Sequence[np.ndarray]) -> np.ndarray:
-    """Return [T, 6, 4, 4] float64: lidar frame of key frame i to depth-scaled pixels of the images as stored."""
+    """Return [T, N, 4, 4] float64: lidar frame of key frame i to depth-scaled pixels of the images as stored."""
     return stored_cameras(records, queue).global2image @ records.lidar2global(i)
 
 
@@ -142,7 +141,7 @@ def read_frame(records: Records, i: int, image_set: np.ndarray | None = None) ->
     )
     return Frame(
         stamp=records.stamps[i] * 1000,
-        cameras=CAMERAS,
+        cameras=records.camera_names,
         views=views,
         ego2global=records.ego2global(i),
         lidar2global=records.lidar2global(i),

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from bev_perception.data.arrays import ArraysError, read_arrays
 from bev_perception.data.caches import VARIABLE, CacheError, cache_root, is_own_file, private_directory
-from bev_perception.data.drive import CAMERAS
 from bev_perception.data.indexing import TABLES, Index, build_index
 from bev_perception.data.nuscenes import NuScenesError, known_splits
 from bev_perception.files import whole_file
@@ -29,7 +28,7 @@ from bev_perception.types import Calibration
 LOG = logging.getLogger(__name__)
 
 #: format of the cached index; increase it with every change of its contents
-FORMAT = 2
+FORMAT = 4
 #: the most bytes of an index; that of nuScenes' 34,149 key frames has 0.3 GB
 MAX_INDEX = 1 << 32
 #: float32 values of a lidar point: x, y, z, intensity, ring
@@ -89,6 +88,7 @@ class Annotations:
 class Records:
     """The key frames of some scenes, in order of time; made by open_records and open_split.
 
+    camera_names: of the N cameras, in the order of every image set
     tokens: sample token of each key frame
     scenes: scene name of each key frame
     stamps: stamp of each key frame, us
@@ -104,6 +104,7 @@ class Records:
         self.root = root
         self._index = index
         self._rows = rows
+        self.camera_names: tuple[str, ...] = tuple(index.camera_names.tolist())
         self.tokens: list[str] = index.tokens[rows].tolist()
         self.scenes: list[str] = index.scenes[rows].tolist()
         self.stamps: list[int] = index.stamps[rows].tolist()
@@ -134,11 +135,11 @@ class Records:
         return self.ego2global(i) @ self.lidar2ego(i)
 
     def cameras(self, i: int) -> np.ndarray:
-        """Return the image set [6] of key frame i."""
+        """Return the image set [N] of key frame i."""
         return self._index.cameras[self._rows[i]]
 
     def sweeps(self, i: int) -> np.ndarray:
-        """Return the image sets [5, 6] before key frame i, newest first; [0, 6] if it is the first of its scene."""
+        """Return the image sets [5, N] before key frame i, newest first; [0, N] if it is the first of its scene."""
         sweeps = self._index.sweeps[self._rows[i]]
         return sweeps if sweeps[0, 0] >= 0 else sweeps[:0]
 
@@ -174,10 +175,10 @@ class Records:
         return self._index.image_stamp[image_set].tolist()
 
     def images(self, image_set: np.ndarray) -> list[CameraRecord]:
-        """Return the six images of an image set."""
+        """Return the images of an image set, one a camera."""
         index = self._index
         found = []
-        for camera, image, path in zip(CAMERAS, image_set, self.paths(image_set), strict=True):
+        for camera, image, path in zip(self.camera_names, image_set, self.paths(image_set), strict=True):
             mounted = index.image_calibration[image]
             width, height = index.image_size[image].tolist()
             pose = index.image_pose[image]
@@ -186,7 +187,13 @@ class Records:
                     camera=camera,
                     path=path,
                     stamp=int(index.image_stamp[image]),
-                    calibration=Calibration(index.intrinsics[mounted], width, height),
+                    calibration=Calibration(
+                        index.intrinsics[mounted],
+                        width,
+                        height,
+                        str(index.lens_models[mounted]),
+                        tuple(index.distortions[mounted].tolist()) if index.lens_models[mounted] else (),
+                    ),
                     sensor2ego=index.sensor2ego[mounted],
                     ego2global=make_transform(rotation_from_quaternion(*pose[:4]), pose[4:]),
                 )

@@ -174,7 +174,7 @@ def _poses(transforms: list[tuple[int, TransformEvent]], base_frame: str, fixed_
     if link is None:
         link = next((frame for frame in _ancestors(fixed_frame, parents) if frame in moving), None)
     stamps, poses = [], []
-    tree = _History(transforms)
+    tree = History(transforms)
     for stamp in sorted({event.stamp for _, event in transforms if event.child == link}):
         pose = tree.at(base_frame, fixed_frame, stamp)
         if pose is not None:
@@ -183,10 +183,11 @@ def _poses(transforms: list[tuple[int, TransformEvent]], base_frame: str, fixed_
     return PoseTrack(np.array(stamps, np.int64), np.array(poses).reshape(-1, 4, 4))
 
 
-class _History:
+class History:
     """All links of a recording, looked up in the order of stamps."""
 
     def __init__(self, transforms: list[tuple[int, TransformEvent]]) -> None:
+        """Take the transforms of a recording, each with its log time (ns)."""
         self._tree = TransformTree()
         self._moving = sorted((e for _, e in transforms if not e.static), key=lambda e: e.stamp)
         self._next = 0
@@ -195,6 +196,7 @@ class _History:
                 _add(self._tree, event)
 
     def at(self, base_frame: str, fixed_frame: str, stamp: int) -> np.ndarray | None:
+        """Return base2fixed [4, 4] at `stamp` (ns), which must not be before that of the last call; None without it."""
         ahead = 1_000_000_000  # ns; a slower link needs its next pose to be interpolated
         while self._next < len(self._moving) and self._moving[self._next].stamp <= stamp + ahead:
             _add(self._tree, self._moving[self._next])

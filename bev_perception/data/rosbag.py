@@ -324,13 +324,13 @@ class BagReader:
             )
         return hints
 
-    def raw_messages(self) -> Iterator[RawMessage]:
-        """Yield every message as it was recorded, in order of log time.
+    def raw_messages(self, names: Iterable[str] | None = None) -> Iterator[RawMessage]:
+        """Yield every message of these topics, or of all, as it was recorded, in order of log time.
 
         Raises BagError at the first damaged place.
         """
         topics = {topic.name: topic for topic in self.topics}
-        for connection, stamp, data in self._messages(set(topics)):
+        for connection, stamp, data in self._messages(set(topics if names is None else names)):
             yield RawMessage(topics[connection.topic], stamp, data)
 
     def events(self) -> Iterator[BagEvent]:

@@ -61,6 +61,7 @@ class EvalSettings:
     precision: of backbone and neck, as in PipelineSettings
     nms: how further boxes of one object are dropped, as in PipelineSettings
     engine: that computes them, as in PipelineSettings; not with `recompute`
+    image_fit: how pictures unlike those of the training become inputs, as in PipelineSettings
     scenes: names of the only scenes of the split to run and score; empty: all
     max_range: m, distance from the car up to which boxes count, as in score_results; None: by class
     memory: False wipes the memory before each frame
@@ -82,6 +83,7 @@ class EvalSettings:
     precision: str = PipelineSettings.precision
     nms: str = PipelineSettings.nms
     engine: str = PipelineSettings.engine
+    image_fit: str = PipelineSettings.image_fit
     scenes: tuple[str, ...] = ()
     max_range: float | None = None
     memory: bool = True
@@ -110,7 +112,9 @@ def evaluate(settings: EvalSettings) -> Scores | None:
         check_images(records, config)
         evaluation = _evaluation(settings, config, records, device)
         rows = processes.share(records)
-        how = PipelineSettings(precision=settings.precision, nms=settings.nms, engine=settings.engine)
+        how = PipelineSettings(
+            precision=settings.precision, nms=settings.nms, engine=settings.engine, image_fit=settings.image_fit
+        )
         memory, recompute, without = settings.memory, settings.recompute, settings.without
         results = run_rows(config, settings.checkpoint, device, records, rows, how, memory, recompute, without)
         for i, result in tqdm(results, total=len(rows), desc=config.name, unit="frame", disable=processes.rank > 0):

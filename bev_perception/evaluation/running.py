@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 
 from bev_perception.config import VariantConfig
-from bev_perception.data.drive import CAMERAS
 from bev_perception.data.queues import evaluation_queue, key_frame_queue, read_frame
 from bev_perception.data.records import Records
 from bev_perception.data.sequences import shard_scenes
@@ -138,7 +137,7 @@ def run_rows(
     device: to run on
     records: the key frames
     rows: indices into `records`, ascending
-    how: precision, engine, nms; the engine is not used with `recompute`
+    how: precision, engine, nms, image_fit; the engine is not used with `recompute`
     memory: False wipes the memory before each frame
     recompute: whether all frames of a key frame's queue are computed anew, see Model.recompute
     without: cameras whose images are left out of every frame
@@ -146,9 +145,10 @@ def run_rows(
     Raises EvaluationError for cameras that there are not or if `recompute` is to do without some, for a variant with
     future frames if `memory` is False, and for one that cannot recompute.
     """
-    if unknown := sorted(set(without) - set(CAMERAS)):
-        raise EvaluationError(f"{', '.join(unknown)}: there is no such camera; there are {', '.join(CAMERAS)}")
-    if set(without) == set(CAMERAS):
+    cameras = records.camera_names
+    if unknown := sorted(set(without) - set(cameras)):
+        raise EvaluationError(f"{', '.join(unknown)}: there is no such camera; there are {', '.join(cameras)}")
+    if set(without) == set(cameras):
         raise EvaluationError("no camera would be left; leave fewer out")
     if recompute and without:
         raise EvaluationError("with --alignment all frames are computed with every camera; leave --without out")
@@ -156,7 +156,7 @@ def run_rows(
     config = replace(config, nms=how.nms_of(config))
     loaded = load_weights(config, checkpoint, device)
     if recompute:
-        yield from recompute_rows(config, loaded.model, device, records, rows)
+        yield from recompute_rows(config, loaded.model, device, records, rows, how.image_fit)
         return
     if config.frames.future:
         if not memory:
@@ -166,7 +166,8 @@ def run_rows(
             )
         check_precision(how.precision, device)
         use_engine(loaded.model, config, how.engine, how.precision, device)
-        yield from run_in_queues(config, loaded.model, device, records, rows, how.precision, without=without)
+        fit = how.image_fit
+        yield from run_in_queues(config, loaded.model, device, records, rows, how.precision, None, without, fit)
         return
     loaded.model.for_benchmark = True
     pipeline = Pipeline([loaded], device, how)
@@ -209,6 +210,7 @@ def run_in_queues(
     precision: str = PipelineSettings.precision,
     limits: Limits | None = None,
     without: Collection[str] = (),
+    image_fit: str = PipelineSettings.image_fit,
 ) -> Iterator[tuple[int, Result]]:
     """Run a model on the whole queue of past and future frames of each row, and yield the row with its result.
 
@@ -223,11 +225,12 @@ def run_in_queues(
     precision: of backbone and neck, as in PipelineSettings
     limits: score threshold and number of the boxes; None takes the variant's own
     without: cameras whose images are left out
+    image_fit: as in PipelineSettings
 
     Raises EvaluationError for images that cannot be used.
     """
     check_precision(precision, device)
-    preprocess = Preprocessor(config, device)
+    preprocess = Preprocessor(config, device, image_fit)
     inputs: dict[tuple[int, ...], ModelInput] = {}
     encoded: dict[tuple[int, ...], Encoded] = {}
     scene, tracks = "", Tracks()
@@ -265,6 +268,7 @@ def recompute_rows(
     device: torch.device,
     records: Records,
     rows: Iterable[int],
+    image_fit: str = PipelineSettings.image_fit,
 ) -> Iterator[tuple[int, Result]]:
     """Run a model on each row and its past key frames, all computed anew in float32; yield the row with its result.
 
@@ -274,7 +278,11 @@ def recompute_rows(
     """
     if type(model).recompute is Model.recompute:
         raise EvaluationError(f"{config.name} is evaluated with what it remembers; leave --alignment out")
-    preprocess = Preprocessor(config, device)
+    if lacking := set(model.exposures or ()) - set(records.camera_names):
+        raise EvaluationError(
+            f"--alignment needs {' and '.join(sorted(lacking))}, which this data set lacks; leave it out"
+        )
+    preprocess = Preprocessor(config, device, image_fit)
     inputs: dict[tuple[int, ...], ModelInput] = {}
     scene, tracks = "", Tracks()
     try:
@@ -282,13 +290,13 @@ def recompute_rows(
             queue = [tuple(image_set.tolist()) for image_set in key_frame_queue(records, i, config.frames, 1)]
             distinct = dict.fromkeys(queue)
             inputs = {s: inputs.get(s) or _load(preprocess, records, i, np.array(s), ()) for s in distinct}
-            frames = [_at_exposure(inputs[s], model, 0) for s in queue]
+            frames = [_at_exposure(inputs[s], model, 0, records) for s in queue]
             with torch.inference_mode(), strict_float32(device):
                 outputs = model.recompute(frames)
             seen, boxes = model.decode(outputs, Limits()), None
             stamp, ego2global = records.stamps[i] * 1000, records.ego2global(i)
             if seen.boxes is not None:
-                exported2global = _at_exposure(inputs[queue[0]], model, 1).reference2global
+                exported2global = _at_exposure(inputs[queue[0]], model, 1, records).reference2global
                 found = without_duplicates(seen.boxes, config.nms)
                 boxes = to_ego(found, invert_transform(ego2global) @ exported2global)
                 if records.scenes[i] != scene:
@@ -300,11 +308,11 @@ def recompute_rows(
         preprocess.close()
 
 
-def _at_exposure(inputs: ModelInput, model: Model, which: int) -> ModelInput:
+def _at_exposure(inputs: ModelInput, model: Model, which: int, records: Records) -> ModelInput:
     """Return a frame whose reference frame is base_link at the exposure that the model names, see Model.exposures."""
     if model.exposures is None:
         return inputs
-    return inputs.seen_from(inputs.cameras.ego2global[CAMERAS.index(model.exposures[which])])
+    return inputs.seen_from(inputs.cameras.ego2global[records.camera_names.index(model.exposures[which])])
 
 
 def leave_out(frame: Frame, cameras: Collection[str]) -> Frame:

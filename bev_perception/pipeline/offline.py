@@ -111,6 +111,7 @@ def results_header(
         "nms": {variant.config.name: how.nms_of(variant.config) for variant in pipeline.variants},
         "precision": how.precision,
         "engine": how.engine,
+        "image_fit": how.image_fit,
         "bag": " ".join(path.resolve().name for path in bag.parts),
         "occupancy": None if occupancy is None else occupancy.resolve().name,
         "cameras": list(settings.cameras),
@@ -120,6 +121,7 @@ def results_header(
         "camera_frames": dict(settings.camera_frames),
         "rectified": list(settings.rectified),
         "frame_id": settings.base_frame,
+        "base_height": settings.base_height,
         "fixed_frame": settings.fixed_frame,
         "units": {"stamp": "ns", "center": "m", "size": "m", "yaw": "rad", "velocity": "m/s", "memory_interval": "s"},
         "box": {

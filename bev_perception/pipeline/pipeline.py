@@ -22,6 +22,7 @@ from bev_perception.pipeline.engines import check_engine
 from bev_perception.pipeline.engines.part import input_size
 from bev_perception.results.boxes import to_ego
 from bev_perception.results.duplicates import without_duplicates
+from bev_perception.sensing.image_fit import IMAGE_FIT, check_image_fit
 from bev_perception.sensing.preprocess import Preprocessor, reference2base
 from bev_perception.strict import ConfigError
 from bev_perception.tracking.tracker import TRACKERS, Tracks, follow
@@ -45,6 +46,8 @@ class PipelineSettings:
     precision: of backbone and neck: "fp32", "tf32", "bf16" or "fp16" (see models/precision.py); cannot be changed once
         the pipeline runs; everything else computes in float32
     engine: what computes backbone and neck, see pipeline/engines; cannot be changed once the pipeline runs
+    image_fit: how pictures unlike those of the training become inputs, see sensing/image_fit.py; cannot be changed once
+        the pipeline runs
     max_speed: m/s; faster ego motion is a pose jump, which wipes the memory
     max_turn_rate: rad/s; faster turning is a pose jump, which wipes the memory
     """
@@ -56,6 +59,7 @@ class PipelineSettings:
     nms: str = "auto"
     precision: str = "fp32"
     engine: str = "eager"
+    image_fit: str = IMAGE_FIT
     max_speed: float = 80.0
     max_turn_rate: float = 4.0
 
@@ -67,6 +71,7 @@ class PipelineSettings:
             raise ConfigError(f"max_detections is {self.max_detections}; it must be at least 1")
         if not self.memory_interval > 0:
             raise ConfigError(f"memory_interval is {self.memory_interval} s; it must be positive")
+        check_image_fit(self.image_fit)
         if self.tracker not in TRACKERS:
             raise ConfigError(f"tracker is {self.tracker!r}; it must be one of {', '.join(TRACKERS)}")
         if self.nms not in NMS_SETTINGS:
@@ -132,7 +137,7 @@ class Pipeline:
         self._preprocess: dict[ImageConfig, Preprocessor] = {}
         for variant in variants:
             if variant.config.image not in self._preprocess:
-                self._preprocess[variant.config.image] = Preprocessor(variant.config, device)
+                self._preprocess[variant.config.image] = Preprocessor(variant.config, device, self.settings.image_fit)
         self._interval = self._memory_interval()
         self._encoders = [
             Encoder(group, self._interval, self.settings.precision) for group in group_by_encoder(variants)
@@ -260,7 +265,7 @@ class Pipeline:
             if seen.boxes is not None:
                 reference_boxes = without_duplicates(seen.boxes, self.settings.nms_of(stream.config))
                 boxes = to_ego(reference_boxes, reference2base(stream.config, frame))
-            occupancy = occupancy if seen.occupancy is None else seen.occupancy
+            occupancy = occupancy if seen.occupancy is None else _in_base(seen.occupancy, frame)
         return Perception(boxes, occupancy), reference_boxes
 
     def _follow(self, boxes: Boxes3D | None, frame: Frame, broken: Break | None) -> tuple[Tracks, np.ndarray | None]:
@@ -320,6 +325,12 @@ class Pipeline:
             torch.cuda.synchronize(self.device)
 
 
+def _in_base(occupancy: Occupancy, frame: Frame) -> Occupancy:
+    """Return the occupancy of a variant, which is relative to the ground below base_link, in base_link."""
+    x, y, z = occupancy.grid.origin
+    return replace(occupancy, grid=replace(occupancy.grid, origin=(x, y, z - frame.base_height)))
+
+
 def _with_ids(boxes: Boxes3D | None, ids: np.ndarray | None) -> Boxes3D | None:
     """Return boxes with the ids of the tracker, or with those that they have."""
     return boxes if boxes is None or ids is None else replace(boxes, track_ids=ids)
@@ -334,6 +345,13 @@ def _check_variants(configs: Sequence[VariantConfig]) -> None:
             raise ConfigError(
                 f"{config.name} looks {config.frames.future} frames into the future, which a live camera stream "
                 "does not have; choose a variant with frames.future = 0"
+            )
+    trained: dict[ImageConfig, VariantConfig] = {}
+    for config in configs:
+        other = trained.setdefault(config.image, config)
+        if other.trained_cameras != config.trained_cameras:
+            raise ConfigError(
+                f"{other.name} and {config.name} take the same images, but of other trained_cameras; run one of them"
             )
     given: dict[str, str] = {}
     for config in configs:

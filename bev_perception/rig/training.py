@@ -11,7 +11,7 @@ from bev_perception.config import VariantConfig
 from bev_perception.rig.description import Rig, RigCamera
 from bev_perception.rig.findings import FAIL, OK, WARN, Finding, grade, judged
 from bev_perception.rig.mounting import TOO_STEEP, seen_headings
-from bev_perception.sensing.preprocess import ImageTransform, image_transform
+from bev_perception.sensing.image_transform import ImageTransform, image_transform
 from bev_perception.strict import UserError
 
 #: ratios of focal lengths from which depth suffers, and from which it is lost

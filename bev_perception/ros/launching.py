@@ -25,10 +25,11 @@ TEXTS = (
     "device",
     "precision",
     "engine",
+    "image_fit",
     "base_frame",
     "fixed_frame",
 )
-NUMBERS = ("score_threshold", "max_detections", "tf_timeout")
+NUMBERS = ("base_height", "score_threshold", "max_detections", "tf_timeout")
 TRUTHS = ("autostart", "use_sim_time")
 _WORDS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 

@@ -65,6 +65,11 @@ PARAMETERS = (
         _PIPELINE.engine,
         "Computes backbone and neck: eager, compile, onnxruntime, openvino or tensorrt; built when first configured.",
     ),
+    ParameterSpec(
+        "image_fit",
+        _PIPELINE.image_fit,
+        "How pictures unlike those of the training become inputs: as_trained, horizon or virtual.",
+    ),
     ParameterSpec("autostart", True, "Configure and activate at once; false leaves it to a lifecycle manager."),
     ParameterSpec("cameras", list(CAMERAS), "Camera names; each has ~/input/<camera>/image and camera_info."),
     ParameterSpec("anchor_camera", "", "Camera whose stamp a set takes; empty is the first of cameras."),
@@ -80,6 +85,7 @@ PARAMETERS = (
         [""],
         "Cameras whose images are rectified, or * for all: R and P of camera_info count, not K and D.",
     ),
+    ParameterSpec("base_height", _SYNC.base_height, "m; how high base_frame is above the ground.", (-10.0, 10.0)),
     ParameterSpec("fixed_frame", _SYNC.fixed_frame, "tf frame that does not move with the vehicle (odometry)."),
     ParameterSpec(
         "max_stamp_difference",
@@ -221,6 +227,7 @@ def synchronizer_settings(node: Node) -> SynchronizerSettings:
         tf_timeout=get("tf_timeout"),
         base_frame=get("base_frame"),
         fixed_frame=get("fixed_frame"),
+        base_height=get("base_height"),
         camera_frames=camera_frames(filter(None, get("camera_frames"))),
         rectified=tuple(filter(None, get("rectified"))),
     )
@@ -237,6 +244,7 @@ def pipeline_settings(node: Node) -> PipelineSettings:
         nms=get("nms"),
         precision=get("precision"),
         engine=get("engine"),
+        image_fit=get("image_fit"),
     )
 
 

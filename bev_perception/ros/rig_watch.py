@@ -63,4 +63,4 @@ def rig_of_frame(frame: Frame, base_frame: str) -> Rig:
         for view in frame.views
         if view is not None
     ]
-    return Rig(tuple(cameras), base_frame=base_frame)
+    return Rig(tuple(cameras), frame.base_height, base_frame)

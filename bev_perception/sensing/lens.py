@@ -17,6 +17,8 @@ def undistortion_map(
     source_hw: tuple[int, int],
     source2output: np.ndarray,
     output_wh: tuple[int, int],
+    camera: np.ndarray | None = None,
+    turn: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return maps x, y [h, w] float32 for cv2.remap: each output pixel's position in the distorted source image.
 
@@ -26,34 +28,38 @@ def undistortion_map(
     source_hw: (height, width) of the source image, pixels
     source2output: [3, 3], pixel centres of the undistorted source image (integers) to those of the output
     output_wh: (width, height) of the output, pixels
+    camera: [3, 3], intrinsics of another, ideal lens that the undistorted source image is of; None: the real one's
+    turn: [3, 3], optical frame of the source to that of the undistorted source image; None: they are one
 
     A pixel that the source does not show gets OUTSIDE. It lies beyond the source's border, or so far off the optical
     axis that the distortion polynomial is no longer monotonic and would show a part of the scene twice.
     """
-    d = np.array(distortion, np.float64)
-    output_camera = source2output @ intrinsics
+    d = np.array(distortion or (0.0,) * 4, np.float64)
+    output_camera = source2output @ (intrinsics if camera is None else camera)
+    turn = np.eye(3) if turn is None else turn
     with np.errstate(all="ignore"):  # coefficients that no lens has give NaN, which shows nothing
         # both functions convert integer output pixels to rays with the inverse of output_camera
         if model == "equidistant":
-            x, y = cv2.fisheye.initUndistortRectifyMap(intrinsics, d, np.eye(3), output_camera, output_wh, cv2.CV_32FC1)
+            x, y = cv2.fisheye.initUndistortRectifyMap(intrinsics, d, turn, output_camera, output_wh, cv2.CV_32FC1)
         else:
-            x, y = cv2.initUndistortRectifyMap(intrinsics, d, np.eye(3), output_camera, output_wh, cv2.CV_32FC1)
+            x, y = cv2.initUndistortRectifyMap(intrinsics, d, turn, output_camera, output_wh, cv2.CV_32FC1)
 
         height, width = source_hw
         seen = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
-        radius = _ray_radius(output_camera, output_wh)
-        seen &= radius < _turning_radius(model, d, float(radius.max()))
+        radius = _ray_radius(output_camera, output_wh, turn)
+        seen &= radius < _turning_radius(model, d, float(radius[np.isfinite(radius)].max(initial=0.0)))
     # the outer half of a border pixel shows that pixel, not a blend with the black around the image
     x, y = np.clip(x, 0, width - 1), np.clip(y, 0, height - 1)
     x[~seen] = y[~seen] = OUTSIDE
     return x, y
 
 
-def _ray_radius(camera: np.ndarray, size_wh: tuple[int, int]) -> np.ndarray:
-    """Return the tangent [h, w] of the angle between each pixel's ray and the optical axis."""
+def _ray_radius(camera: np.ndarray, size_wh: tuple[int, int], turn: np.ndarray) -> np.ndarray:
+    """Return the tangent [h, w] of the angle between each pixel's ray and the source's axis; infinity behind it."""
     u, v = np.meshgrid(np.arange(size_wh[0]), np.arange(size_wh[1]))
-    rays = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(camera).T  # [h, w, 3]
-    return np.hypot(rays[..., 0], rays[..., 1])
+    rays = np.stack([u, v, np.ones_like(u)], -1) @ (turn.T @ np.linalg.inv(camera)).T  # [h, w, 3]
+    ahead = rays[..., 2] > 1e-6
+    return np.where(ahead, np.hypot(rays[..., 0], rays[..., 1]) / np.where(ahead, rays[..., 2], 1.0), np.inf)
 
 
 def _turning_radius(model: str, d: np.ndarray, limit: float) -> float:

@@ -15,6 +15,8 @@ from PIL import Image
 
 from bev_perception.config import ImageConfig, VariantConfig
 from bev_perception.geometry import invert_transform, make_transform, rotation_from_yaw
+from bev_perception.sensing.image_fit import IMAGE_FIT, FittedView, check_image_fit, fit_view
+from bev_perception.sensing.image_transform import ImageTransform
 from bev_perception.sensing.images import ImageError, decode_image
 from bev_perception.sensing.lens import OUTSIDE, undistortion_map
 from bev_perception.sensing.view_checks import cut_off_warning
@@ -39,94 +41,18 @@ class NoUsableViewError(FrameError):
     cause = "no usable view"
 
 
-@dataclass(frozen=True)
-class ImageTransform:
-    """Resize, crop, flip and rotation from a camera's image to the network's input; sizes are (width, height), pixels.
-
-    source: size of the camera's image
-    resize: ratio of the resize
-    resized: size after the resize
-    crop: left and top pixel that the crop keeps; may be negative: the crop is black outside of the resized image
-    size: size of the result
-    flip: whether left and right are swapped after the crop (training only)
-    rotation: degrees, counter-clockwise about the middle of the result, after the flip (training only)
-    """
-
-    source: tuple[int, int]
-    resize: float
-    resized: tuple[int, int]
-    crop: tuple[int, int]
-    size: tuple[int, int]
-    flip: bool = False
-    rotation: float = 0.0
-
-    @property
-    def ida(self) -> np.ndarray:
-        """The [4, 4] float64 matrix from depth-scaled source pixels (u*d, v*d, d, 1) to those of the result.
-
-        As in Liu et al., ICCV 2023, since the variants were trained with it: u' = resize * u - left, without the half
-        pixel by which a resize shifts pixel centres, and with the ratio before `resized` was truncated; a flip is
-        u'' = width - u'. A rotation leaves the middle, (width, height) / 2, where it is.
-        """
-        matrix = np.diag([self.resize, self.resize, 1.0, 1.0])
-        matrix[:2, 2] = -self.crop[0], -self.crop[1]
-        if self.flip:
-            matrix[0] = self.size[0] * matrix[2] - matrix[0]
-        if self.rotation:
-            matrix[:3] = _rotation_about(self.rotation, self.size[0] / 2, self.size[1] / 2) @ matrix[:3]
-        return matrix
-
-    @property
-    def source2output(self) -> np.ndarray:
-        """The [3, 3] matrix from source to result pixel centres (integers), exactly as the resampling places them."""
-        scale_x, scale_y = self.resized[0] / self.source[0], self.resized[1] / self.source[1]
-        matrix = np.array(
-            [
-                [scale_x, 0.0, (scale_x - 1) / 2 - self.crop[0]],
-                [0.0, scale_y, (scale_y - 1) / 2 - self.crop[1]],
-                [0.0, 0.0, 1.0],
-            ]
-        )
-        if self.flip:
-            matrix[0] = (self.size[0] - 1) * matrix[2] - matrix[0]
-        if self.rotation:
-            matrix = _rotation_about(self.rotation, (self.size[0] - 1) / 2, (self.size[1] - 1) / 2) @ matrix
-        return matrix
-
-
-def _rotation_about(degrees: float, x: float, y: float) -> np.ndarray:
-    """Return the [3, 3] rotation of homogeneous pixels about (x, y), counter-clockwise as one looks at the image."""
-    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))  # y points down in images
-    return np.array([[c, s, x - c * x - s * y], [-s, c, y + s * x - c * y], [0.0, 0.0, 1.0]])
-
-
-def image_transform(source_hw: tuple[int, int], config: ImageConfig) -> ImageTransform:
-    """Return the transform for inference with a source image of (height, width).
-
-    The image is resized to cover the input, keeping its aspect ratio; the crop keeps the bottom rows and the middle
-    columns.
-    """
-    height, width = source_hw
-    if height <= 0 or width <= 0:
-        raise UserError(f"an image of {width}x{height} pixels cannot be resized; check the camera's CameraInfo")
-    resize = max(config.height / height, config.width / width)
-    # int(width * resize) in integer arithmetic: in floating point, 49 * (1 / 49) is slightly less than 1
-    if config.height * width >= config.width * height:
-        resized = (width * config.height // height, config.height)
-    else:
-        resized = (config.width, height * config.width // width)
-    crop = ((resized[0] - config.width) // 2, resized[1] - config.height)
-    return ImageTransform((width, height), resize, resized, crop, (config.width, config.height))
-
-
 def resample_image(
-    bgr: np.ndarray, transform: ImageTransform, lens_map: tuple[np.ndarray, np.ndarray] | None = None
+    bgr: np.ndarray,
+    transform: ImageTransform,
+    lens_map: tuple[np.ndarray, np.ndarray] | None = None,
+    outside: tuple[int, int, int] = (0, 0, 0),
 ) -> np.ndarray:
     """Undistort, resize, crop, flip and rotate an image; return [h, w, 3] uint8.
 
     bgr: [H, W, 3] uint8
     transform: resize, crop, flip and rotation
     lens_map: from undistortion_map for the same transform; None for an image without distortion
+    outside: BGR of the pixels that the image does not show
 
     Without a map this is Pillow's antialiased bicubic resize, which the variants were trained with: bit for bit for the
     usual sizes, up to rounding of single values for others. With a map, the image is low-pass filtered with the same
@@ -135,23 +61,37 @@ def resample_image(
     if bgr.shape[1::-1] != transform.source:
         raise ValueError(f"an image of {bgr.shape[1::-1]} pixels does not fit a transform for {transform.source}")
     if lens_map is None:
-        output = _resize_and_crop(bgr, transform)
+        output = _resize_and_crop(bgr, transform, outside)
         if transform.flip:
             output = output[:, ::-1]
         if transform.rotation:  # by the nearest pixel, black outside, as the variants were trained
             output = np.asarray(Image.fromarray(output).rotate(transform.rotation))
         return np.ascontiguousarray(output)
-    kernels = [_bicubic_kernel(n / of) for n, of in zip(transform.resized, transform.source, strict=True)]
-    smooth = cv2.sepFilter2D(bgr, -1, kernels[0], kernels[1], borderType=cv2.BORDER_REPLICATE)
-    return cv2.remap(smooth, lens_map[0], lens_map[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+    scale = transform.resized[0] / transform.source[0], transform.resized[1] / transform.source[1]
+    return _sample(bgr, lens_map, scale, outside)
 
 
-def _resize_and_crop(bgr: np.ndarray, transform: ImageTransform) -> np.ndarray:
+def _sample(
+    bgr: np.ndarray,
+    lens_map: tuple[np.ndarray, np.ndarray],
+    scale: tuple[float, float],
+    outside: tuple[int, int, int],
+) -> np.ndarray:
+    """Low-pass filter an image for a resize by `scale`, along x and y, and sample it once at the places of a map."""
+    smooth = cv2.sepFilter2D(
+        bgr, -1, _bicubic_kernel(scale[0]), _bicubic_kernel(scale[1]), borderType=cv2.BORDER_REPLICATE
+    )
+    return cv2.remap(
+        smooth, lens_map[0], lens_map[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=outside
+    )
+
+
+def _resize_and_crop(bgr: np.ndarray, transform: ImageTransform, outside: tuple[int, int, int]) -> np.ndarray:
     columns, rows = (
         _Span.of(*axis)
         for axis in zip(transform.source, transform.resized, transform.crop, transform.size, strict=True)
     )
-    output = np.zeros((transform.size[1], transform.size[0], 3), np.uint8)
+    output = np.full((transform.size[1], transform.size[0], 3), outside, np.uint8)
     if not columns.size or not rows.size:
         return output
     part = bgr[rows.source_start : rows.source_stop, columns.source_start : columns.source_stop]
@@ -262,8 +202,13 @@ def normalize_images(pixels: torch.Tensor, config: ImageConfig) -> torch.Tensor:
     return images
 
 
+def above_ground(frame: Frame) -> np.ndarray:
+    """Return the [4, 4] transform from the point on the ground below base_link, as in training, to base_link."""
+    return make_transform(np.eye(3), np.array([0.0, 0.0, -frame.base_height]))
+
+
 def reference2ego(config: VariantConfig) -> np.ndarray:
-    """Return the [4, 4] transform from the model's reference frame to base_link, as the variant defines it."""
+    """Return the [4, 4] transform from the model's reference frame to a base_link on the ground, as in training."""
     frame = config.reference_frame
     return make_transform(rotation_from_yaw(frame.yaw), np.array(frame.translation))
 
@@ -272,23 +217,34 @@ def reference2base(config: VariantConfig, frame: Frame) -> np.ndarray:
     """Return the [4, 4] transform from the model's reference frame to base_link at the frame's stamp."""
     if frame.lidar2global is not None and config.reference_frame.is_lidar:
         return invert_transform(frame.ego2global) @ frame.lidar2global
-    return reference2ego(config)
+    return above_ground(frame) @ reference2ego(config)
 
 
 def reference2global(config: VariantConfig, frame: Frame) -> np.ndarray:
     """Return the [4, 4] transform from the model's reference frame to the global frame at the frame's stamp."""
     if frame.lidar2global is not None and config.reference_frame.is_lidar:
         return frame.lidar2global
-    return frame.ego2global @ reference2ego(config)
+    return frame.ego2global @ reference2base(config, frame)
 
 
 class Preprocessor:
     """Turns frames into inputs of one variant's model on `device`; the cameras are processed in parallel threads."""
 
-    def __init__(self, config: VariantConfig, device: torch.device | str) -> None:
-        """Start the thread pool; `close` ends it."""
+    def __init__(self, config: VariantConfig, device: torch.device | str, image_fit: str = IMAGE_FIT) -> None:
+        """Start the thread pool; `close` ends it.
+
+        config: of the variant
+        device: for the inputs
+        image_fit: how pictures unlike those of the training become inputs, one of IMAGE_FITS
+
+        Raises ConfigError for another image_fit.
+        """
+        check_image_fit(image_fit)
         self._config = config
         self._device = torch.device(device)
+        self._image_fit = image_fit
+        mean = dict(zip(CHANNELS[config.image.channel_order], config.image.mean, strict=True))
+        self._gray = (round(mean[0]), round(mean[1]), round(mean[2]))  # normalised nearly the zeros of the padding
         self._lens_map = functools.lru_cache(MAX_LENS_MAPS)(_lens_map)
         self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="preprocess")
 
@@ -343,8 +299,10 @@ class Preprocessor:
         for view in frame.views:
             if view is None:
                 continue
-            transform = image_transform((view.calibration.height, view.calibration.width), size)
-            warning = cut_off_warning(view, transform.source2output, (size.height, size.width))
+            fitted = fit_view(view.calibration, view.sensor2ego, self._config, self._image_fit)
+            if fitted.turn is not None:  # level, with a horizon like the training's
+                continue
+            warning = cut_off_warning(view, fitted.transform.source2output, (size.height, size.width))
             if warning:
                 found[view.image.camera] = warning
         return found
@@ -357,9 +315,9 @@ class Preprocessor:
         if not np.isfinite(view.ego2global @ view.sensor2ego).all():
             return "its pose holds NaN or infinity; check what publishes tf"
         try:
-            transform = image_transform((calibration.height, calibration.width), self._config.image)
-            bgr = decode_image(view.image, transform.source)
-            pixels[:] = resample_image(bgr, transform, self._find_lens_map(calibration, transform))
+            fitted = fit_view(calibration, view.sensor2ego, self._config, self._image_fit)
+            bgr = decode_image(view.image, (calibration.width, calibration.height))
+            pixels[:] = self._resample(bgr, calibration, fitted)
         except ImageError as error:
             return str(error)
         except (cv2.error, np.linalg.LinAlgError, ValueError, ArithmeticError, MemoryError) as error:
@@ -367,29 +325,50 @@ class Preprocessor:
                 f"its image cannot be undistorted and resized with K, D and size of its CameraInfo ({error}); "
                 "recalibrate the camera"
             )
-        cameras.intrinsics[i], cameras.source2image[i] = calibration.intrinsics, transform.ida
-        cameras.sensor2ego[i], cameras.ego2global[i] = view.sensor2ego, view.ego2global
+        cameras.intrinsics[i], cameras.source2image[i] = fitted.calibration.intrinsics, fitted.transform.ida
+        cameras.sensor2ego[i], cameras.ego2global[i] = fitted.sensor2ego, view.ego2global
         return None
 
-    def _find_lens_map(
-        self, calibration: Calibration, transform: ImageTransform
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        if not calibration.distortion:
-            return None
-        k = tuple(calibration.intrinsics.ravel().tolist())
-        x, y = self._lens_map(k, calibration.distortion_model, calibration.distortion, transform)
-        if not len(x):
-            raise UserError(f"D bends the picture so far that less than {LEAST_SEEN:.0%} of the model's image are left")
-        return x, y
+    def _resample(self, bgr: np.ndarray, calibration: Calibration, fitted: FittedView) -> np.ndarray:
+        """Return the input's pixels [h, w, 3]; with a fit, what the picture does not show is gray, else black."""
+        outside = (0, 0, 0) if self._image_fit == "as_trained" else self._gray
+        if not calibration.distortion and fitted.turn is None:
+            return resample_image(bgr, fitted.transform, outside=outside)
+        k, turn = _plain(calibration.intrinsics), None if fitted.turn is None else _plain(fitted.turn)
+        source_hw = (calibration.height, calibration.width)
+        lens = (k, calibration.distortion_model, calibration.distortion, source_hw)
+        maps = self._lens_map(lens, _plain(fitted.calibration.intrinsics), turn, fitted.transform)
+        if not len(maps[0]):
+            raise UserError(
+                f"of the model's image, less than {LEAST_SEEN:.0%} are left, as D bends the picture so far or it shows "
+                "too little around the horizon"
+            )
+        resized, source = fitted.transform.resized, fitted.transform.source
+        focals = np.diag(fitted.calibration.intrinsics)[:2] / np.diag(calibration.intrinsics)[:2]
+        return _sample(bgr, maps, (resized[0] / source[0] * focals[0], resized[1] / source[1] * focals[1]), outside)
+
+
+def _plain(matrix: np.ndarray) -> tuple[float, ...]:
+    """Return a matrix as a key of a cache."""
+    return tuple(matrix.ravel().tolist())
 
 
 def _lens_map(
-    intrinsics: tuple[float, ...], model: str, distortion: tuple[float, ...], transform: ImageTransform
+    lens: tuple[tuple[float, ...], str, tuple[float, ...], tuple[int, int]],
+    camera: tuple[float, ...],
+    turn: tuple[float, ...] | None,
+    transform: ImageTransform,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute undistortion_map from hashable arguments, so that it can be cached; empty where it sees LEAST_SEEN."""
-    k = np.array(intrinsics).reshape(3, 3)
-    source_hw = transform.source[::-1]
-    x, y = undistortion_map(k, model, distortion, source_hw, transform.source2output, transform.size)
+    """Compute undistortion_map from hashable arguments, so that it can be cached; empty where it sees LEAST_SEEN.
+
+    lens: intrinsics, distortion model and coefficients, and the size (height, width) of the picture
+    camera: intrinsics of the camera that the network is told of
+    turn: optical frame of the picture to that of this camera, if it is another one
+    transform: from the pictures of this camera to the input
+    """
+    k, own = np.array(lens[0]).reshape(3, 3), np.array(camera).reshape(3, 3)
+    turned = None if turn is None else np.array(turn).reshape(3, 3)
+    x, y = undistortion_map(k, *lens[1:], transform.source2output, transform.size, own, turned)
     if (x != OUTSIDE).mean() < LEAST_SEEN:  # not an error, which the cache would not keep
         return np.empty(0), np.empty(0)
     return x, y

@@ -50,6 +50,7 @@ class SynchronizerSettings:
     tf_timeout: s; how long a set waits for its camera_info and tf.
     base_frame: tf frame of the vehicle.
     fixed_frame: tf frame of the world that the vehicle moves in.
+    base_height: m; how high base_frame is above the ground.
     camera_frames: camera -> tf frame that its images are of, whatever their header says.
     rectified: cameras whose images are rectified, so that R and P of their CameraInfo count, not K and D; "*": all.
     """
@@ -63,6 +64,7 @@ class SynchronizerSettings:
     fixed_frame: str = FIXED_FRAME
     camera_frames: Mapping[str, str] = field(default_factory=dict)
     rectified: tuple[str, ...] = ()
+    base_height: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the camera names and the times."""
@@ -76,6 +78,8 @@ class SynchronizerSettings:
                 raise UserError(
                     f"{name} names {', '.join(sorted(strangers))}, none of the cameras {list(self.cameras)}"
                 )
+        if not math.isfinite(self.base_height):
+            raise UserError(f"base_height is {self.base_height} m; it must be finite")
         for name in ("max_stamp_difference", "camera_timeout", "tf_timeout"):
             seconds = getattr(self, name)
             if not (math.isfinite(seconds) and seconds >= 0):
@@ -442,7 +446,8 @@ class Synchronizer:
         frames = {v.image.camera: self._frame_of(v.image) for v in views if v is not None}
         if warning := shared_frame_warning(frames):
             self.health.notice("cameras share a frame", warning)
-        return True, Frame(image_set.stamp, self.settings.cameras, tuple(views), ego2global, missing)
+        height = self.settings.base_height
+        return True, Frame(image_set.stamp, self.settings.cameras, tuple(views), ego2global, missing, None, height)
 
     def _drop_without_pose(self, stamp: int, pose: _Unready) -> None:
         if self._without_pose is None and pose.may_come and pose.lack is None:

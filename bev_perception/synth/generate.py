@@ -7,16 +7,18 @@ import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 import cv2
 from tqdm import tqdm
 
+from bev_perception.data.table_rows import write_json
+from bev_perception.rig.rig_file import rig_document
 from bev_perception.synth.scene import make_scene, scene_name
-from bev_perception.synth.settings import CAMERAS, KEY_RATE, SynthError, SynthSettings, key_frames
-from bev_perception.synth.tables import write_json, write_tables
+from bev_perception.synth.settings import KEY_RATE, SynthError, SynthSettings, cameras_of, key_frames
+from bev_perception.synth.tables import write_tables
 
 #: version of what a scene of given settings looks like; raise it with every change of that
 FORMAT = 3
@@ -43,11 +45,13 @@ def generate(root: Path, settings: SynthSettings, scenes: int, workers: int = 1)
     _claim(root, settings)
     todo = [k for k in range(scenes) if not _rows_file(root, settings, k).exists()]
     keys = key_frames(settings)
-    steps = keys + len(CAMERAS) * (1 + settings.camera_rate // KEY_RATE * (keys - 1))  # label files and images
+    cameras = cameras_of(settings)
+    steps = keys + len(cameras) * (1 + settings.camera_rate // KEY_RATE * (keys - 1))  # label files and images
     with tqdm(total=len(todo) * steps, desc=f"making {len(todo)} scenes", unit="file") as bar:
         for done in _make(root, settings, todo, workers):
             bar.update(done)
-    write_tables(root, (json.loads(_rows_file(root, settings, k).read_bytes()) for k in range(scenes)))
+    rows = (json.loads(_rows_file(root, settings, k).read_bytes()) for k in range(scenes))
+    write_tables(root, rows, tuple(cameras))
     return len(todo)
 
 
@@ -57,7 +61,7 @@ def _claim(root: Path, settings: SynthSettings) -> None:
     Raises SynthError if they differ.
     """
     file = root / PROGRESS / "settings.json"
-    wanted = json.loads(json.dumps({"format": FORMAT, **asdict(settings)}))
+    wanted = json.loads(json.dumps({"format": FORMAT, **_plain(settings)}))
     if file.exists():
         found = json.loads(file.read_bytes())
         if found != wanted:
@@ -66,6 +70,16 @@ def _claim(root: Path, settings: SynthSettings) -> None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, wanted)
+
+
+def _plain(settings: SynthSettings) -> dict[str, Any]:
+    """Return the settings as plain values; later ones only where they are not at their defaults, as before them."""
+    values = {of.name: getattr(settings, of.name) for of in fields(settings)}
+    if settings.rig is not None:
+        values["rig"] = rig_document(settings.rig)
+    later = {of.name: of.default for of in fields(settings) if of.name in ("weather", "rig", "lidar")}
+    assert MISSING not in later.values()
+    return {name: value for name, value in values.items() if name not in later or value != later[name]}
 
 
 def _rows_file(root: Path, settings: SynthSettings, index: int) -> Path:

@@ -14,11 +14,12 @@ import numpy as np
 from bev_perception.classes import OCC3D_CLASSES
 from bev_perception.data.drive import NUSCENES_IMAGE_SIZE
 from bev_perception.geometry import invert_transform
+from bev_perception.rig.projection import rays_of
 from bev_perception.synth.compiled import hot, kernel
 from bev_perception.synth.ground import Ground, kind_at
 from bev_perception.synth.polygons import Poses, turned
 from bev_perception.synth.solids import MAX_FACES, Solids
-from bev_perception.types import OCC3D_GRID
+from bev_perception.types import OCC3D_GRID, Calibration
 
 FREE = len(OCC3D_CLASSES) - 1
 #: classes below this one are things; where a thing and ground or scenery share a voxel, the thing takes it
@@ -80,18 +81,20 @@ def label(
     return Labels(semantics, instances, mask_lidar, mask_camera)
 
 
-def camera_rays(camera_matrix: np.ndarray, image_size: tuple[int, int], rotation: np.ndarray) -> np.ndarray:
+def camera_rays(calibration: Calibration, rotation: np.ndarray) -> np.ndarray:
     """Return the directions [n, 3] of rays spread over an image.
 
-    camera_matrix: [3, 3], pixels
-    image_size: width, height, pixels
+    calibration: of the camera
     rotation: [3, 3] from the camera's frame to the frame of the result
     """
-    width, height = image_size
+    width, height = calibration.width, calibration.height
     step = max(1.0, _PIXELS * width / NUSCENES_IMAGE_SIZE[0])
     u, v = np.meshgrid(np.arange(0, width, step), np.arange(0, height, step))
+    if calibration.distortion:
+        rays = rays_of(calibration, np.stack([u.ravel(), v.ravel()], axis=1)) @ rotation.T
+        return rays[np.isfinite(rays).all(1)]
     pixels = np.stack([u.ravel(), v.ravel(), np.ones(u.size)], axis=1)
-    rays = pixels @ (rotation @ np.linalg.inv(camera_matrix)).T
+    rays = pixels @ (rotation @ np.linalg.inv(calibration.intrinsics)).T
     return rays / np.linalg.norm(rays, axis=1, keepdims=True)
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from bev_perception.data.drive import NUSCENES_IMAGE_SIZE
+from bev_perception.data.drive import NUSCENES_IMAGE_SIZE, CameraRig
 from bev_perception.geometry import invert_transform
 from bev_perception.synth.compiled import kernel
+from bev_perception.synth.lenses import Pinhole, pinholes_of, sample
 from bev_perception.synth.polygons import Camera, Poses
 from bev_perception.synth.rasterizer import (
     Canvas,
@@ -20,7 +21,6 @@ from bev_perception.synth.rasterizer import (
     draw_shadows,
     new_canvas,
 )
-from bev_perception.synth.settings import RIGS, SynthSettings
 from bev_perception.synth.solids import Solids
 from bev_perception.synth.world import World
 
@@ -48,21 +48,23 @@ class View:
 class Photographer:
     """Takes a scene's images with one rig."""
 
-    def __init__(self, world: World, rig: int, settings: SynthSettings, rng: np.random.Generator) -> None:
+    def __init__(
+        self, world: World, cameras: dict[str, CameraRig], rng: np.random.Generator, tail: bool = False
+    ) -> None:
         """Prepare what does not depend on time: exposure, noise, vignette, drops on the lenses.
 
         world: the scene
-        rig: number of the rig, an index of RIGS
-        settings: of the data set
+        cameras: by channel, with their poses above the point on the ground that the world moves
         rng: source of all random choices
+        tail: whether the car's own tail shows in CAM_BACK
         """
-        self._world, self._mounts, self._size = world, RIGS[rig], settings.image_size
-        self._canvas = new_canvas(settings.image_size, len(world.solids.classes))
-        width, height = settings.image_size
-        y, x = np.mgrid[0:height, 0:width]
-        r = np.hypot((x - width / 2) / (width / 2), (y - height / 2) / (width / 2))
-        self._vignette = (256 * (1 - 0.16 * np.clip(r, 0, 1.2) ** 2.5)).astype(np.int32)
-        channels = [channel for channel in self._mounts if channel.startswith("CAM_")]
+        self._world, self._cameras = world, cameras
+        self._pinholes = {channel: pinholes_of(camera.calibration) for channel, camera in cameras.items()}
+        self._canvases: dict[tuple[int, int], Canvas] = {}
+        sizes = {channel: (c.calibration.width, c.calibration.height) for channel, c in cameras.items()}
+        self._vignettes = {size: _vignette(size) for size in sizes.values()}
+        width = max(size[0] for size in sizes.values())
+        channels = list(cameras)
         gains = {channel: 256 * rng.uniform(0.94, 1.06) * rng.uniform(0.98, 1.02, 3) for channel in channels}
         self._gains = {channel: gain.astype(np.int32) for channel, gain in gains.items()}
         self._curve = np.rint(255 * np.linspace(0, 1, 256) ** rng.uniform(0.66, 0.86)).astype(np.int32)
@@ -72,20 +74,21 @@ class Photographer:
             0, strength, (rows, columns + width, 3)
         )
         self._noise = np.rint(grain).astype(np.int8)  # [rows, columns + W, 3]
-        self._drops = {
-            channel: _drops(rng, settings.image_size) if world.weather == "rain" else () for channel in channels
-        }
-        self._bonnet = {"CAM_BACK": _bonnet(settings.image_size)}
+        self._drops = {channel: _drops(rng, sizes[channel]) if world.weather == "rain" else () for channel in channels}
+        self._bonnet = {"CAM_BACK": _bonnet(sizes["CAM_BACK"])} if tail else {}
 
     def camera(self, channel: str, ego2global: np.ndarray) -> Camera:
-        """Return a camera at its position in the world.
+        """Return a camera at its position in the world, as it is drawn: the part ahead of it, without distortion.
 
         channel: name of the camera
         ego2global: [4, 4]
         """
-        mount = self._mounts[channel]
-        global2sensor = invert_transform(ego2global @ mount.sensor2ego)
-        k = mount.camera_matrix(self._size)
+        return self._drawing(self._cameras[channel], self._pinholes[channel][0], ego2global)
+
+    def _drawing(self, camera: CameraRig, pinhole: Pinhole, ego2global: np.ndarray) -> Camera:
+        turned = camera.sensor2ego.copy()
+        turned[:3, :3] = camera.sensor2ego[:3, :3] @ pinhole.turn.T
+        global2sensor, k = invert_transform(ego2global @ turned), pinhole.k
         position = np.ascontiguousarray(-global2sensor[:3, :3].T @ global2sensor[:3, 3])
         return Camera(np.ascontiguousarray(global2sensor[:3, :3]), position, k[0, 0], k[1, 1], k[0, 2], k[1, 2])
 
@@ -96,20 +99,37 @@ class Photographer:
         time: s from the scene's start
         with_extent: whether to count the visible and the hidden pixels of each object
         """
-        world, canvas = self._world, self._canvas
-        camera = self.camera(channel, world.ego2global(time))
-        draw(world, world.solids_at(time), world.poses_at(time), camera, canvas, with_extent)
-        seen = (
-            np.bincount(canvas.owners[canvas.owners >= 0], minlength=len(canvas.extent))
-            if with_extent
-            else canvas.extent
-        )
-        image = self._develop(channel, time)
-        return View(image, canvas.owners, seen, canvas.extent.copy())
+        world, mounted = self._world, self._cameras[channel]
+        lens, objects = mounted.calibration, len(self._world.solids.classes)
+        colors = np.zeros((lens.height, lens.width, 3), np.uint8)
+        owners = np.full((lens.height, lens.width), -1, np.int16)
+        extent, drawn = np.zeros(objects, np.int64), np.zeros(objects, np.int64)
+        solids, poses, ego2global = world.solids_at(time), world.poses_at(time), world.ego2global(time)
+        for pinhole in self._pinholes[channel]:
+            canvas = self._canvas(pinhole.size)
+            draw(world, solids, poses, self._drawing(mounted, pinhole, ego2global), canvas, with_extent)
+            if pinhole.maps is None:
+                colors, owners = canvas.colors, canvas.owners
+            else:
+                sample(pinhole, canvas.colors, colors)
+                sample(pinhole, canvas.owners, owners, nearest=True)
+            extent += canvas.extent
+            drawn += _pixels_of(canvas.owners, objects)
+        seen = _pixels_of(owners, objects) if with_extent else np.zeros(objects, np.int64)
+        # what is drawn has other pixels than the picture where the lens bends: the share that is visible counts
+        bent = self._pinholes[channel][0].maps is not None
+        whole = np.where(drawn > 0, extent * seen // np.maximum(drawn, 1), extent) if bent else extent
+        return View(self._develop(colors, channel, time), owners, seen, whole)
 
-    def _develop(self, channel: str, time: float) -> np.ndarray:
+    def _canvas(self, size: tuple[int, int]) -> Canvas:
+        if size not in self._canvases:
+            self._canvases[size] = new_canvas(size, len(self._world.solids.classes))
+        return self._canvases[size]
+
+    def _develop(self, colors: np.ndarray, channel: str, time: float) -> np.ndarray:
         """Return the image as it comes out of the camera."""
-        image = cv2.GaussianBlur(self._canvas.colors, (3, 3), 0.55 * self._size[0] / NUSCENES_IMAGE_SIZE[0] + 0.05)
+        height, width = colors.shape[:2]
+        image = cv2.GaussianBlur(colors, (3, 3), 0.55 * width / NUSCENES_IMAGE_SIZE[0] + 0.05)
         for x, y, radius in self._drops[channel]:
             _blur_drop(image, x, y, radius)
         if channel in self._bonnet:
@@ -117,8 +137,21 @@ class Photographer:
             tone = np.clip(color * self._world.light.skylight * 1.25, 0, 1) * 255
             image[mask] = tone.astype(np.uint8)
         jump = 7919 * round(time * 1e6) % (1 << 20)  # another part of the noise for every image
-        _expose(image, self._curve, self._vignette, self._gains[channel], self._noise, jump)
+        _expose(image, self._curve, self._vignettes[width, height], self._gains[channel], self._noise, jump)
         return image
+
+
+def _pixels_of(owners: np.ndarray, objects: int) -> np.ndarray:
+    """Return the number of pixels of each object."""
+    return np.bincount(owners[owners >= 0], minlength=objects)
+
+
+def _vignette(size: tuple[int, int]) -> np.ndarray:
+    """Return how bright a picture's pixels are, [height, width] in 1 / 256."""
+    width, height = size
+    y, x = np.mgrid[0:height, 0:width]
+    r = np.hypot((x - width / 2) / (width / 2), (y - height / 2) / (width / 2))
+    return (256 * (1 - 0.16 * np.clip(r, 0, 1.2) ** 2.5)).astype(np.int32)
 
 
 def draw(world: World, solids: Solids, poses: Poses, camera: Camera, canvas: Canvas, with_extent: bool = False) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from bev_perception.data.drive import NUSCENES_IMAGE_SIZE
+from bev_perception.data.drive import NUSCENES_IMAGE_SIZE, CameraRig
+from bev_perception.data.table_rows import Row, linked, pose_row, token_of
 from bev_perception.geometry import invert_transform, quaternion_from_rotation, rotation_from_yaw, transform_points
 from bev_perception.synth.compiled import kernel
 from bev_perception.synth.lidar import sweep
@@ -20,23 +21,17 @@ from bev_perception.synth.pictures import Photographer, visibility
 from bev_perception.synth.roads import CELL
 from bev_perception.synth.settings import (
     CAMERA_RATES,
-    CAMERAS,
     KEY_RATE,
     LIDAR,
     RIGS,
+    WEATHER,
     Schedule,
     SynthSettings,
+    cameras_of,
+    lidar_of,
     make_schedule,
 )
-from bev_perception.synth.tables import (
-    SCENE_TABLES,
-    Row,
-    attribute_token,
-    category_token,
-    linked,
-    sensor_token,
-    token_of,
-)
+from bev_perception.synth.tables import SCENE_TABLES, attribute_token, category_token, sensor_token
 from bev_perception.synth.world import World, make_world
 
 #: us, start of the first scene (September 2020), and time from the start of one scene to that of the next
@@ -97,14 +92,17 @@ class _SceneMaker:
         self._root, self._settings, self._tick = root, settings, tick
         self._name = scene_name(settings.seed, index)
         self._start = EPOCH + index * BETWEEN
-        self._world: World = make_world((settings.seed, index, 0), settings.seconds)
+        kinds = WEATHER[settings.weather[index % len(settings.weather)]] if settings.weather else ()
+        self._world: World = make_world((settings.seed, index, 0), settings.seconds, kinds)
         self._rng = np.random.default_rng((settings.seed, index, 1))
         self._rig = int(self._rng.integers(len(RIGS)))
         self._schedule: Schedule = make_schedule(settings, self._start, self._rng)
-        self._photographer = Photographer(self._world, self._rig, settings, self._rng)
+        self._cameras, self._lidar2ego = cameras_of(settings, self._rig), lidar_of(settings, self._rig)
+        above = {c: replace(camera, sensor2ego=self._above_ground(camera)) for c, camera in self._cameras.items()}
+        self._photographer = Photographer(self._world, above, self._rng, tail=settings.rig is None)
         self._boxed = np.array([bool(thing.category) for thing in self._world.things] + [False])
         self._rows: dict[str, list[Row]] = {name: [] for name in SCENE_TABLES}
-        self._data: dict[str, list[Row]] = {channel: [] for channel in (*CAMERAS, LIDAR)}
+        self._data: dict[str, list[Row]] = {channel: [] for channel in (*self._cameras, LIDAR)}
 
     def make(self) -> dict[str, list[Row]]:
         keys = len(self._schedule.key_stamps)
@@ -130,6 +128,14 @@ class _SceneMaker:
             self._rows["sample_data"] += linked(spaced)
         return self._rows
 
+    def _above_ground(self, camera: CameraRig) -> np.ndarray:
+        """Return a camera's pose [4, 4] above the point on the ground that the world moves."""
+        return self._settings.base2ground @ camera.sensor2ego
+
+    def _ego2global(self, time: float) -> np.ndarray:
+        """Return the pose [4, 4] of base_link."""
+        return self._world.ego2global(time) @ self._settings.base2ground
+
     def _time(self, stamp: int) -> float:
         return (stamp - self._start) * 1e-6
 
@@ -144,8 +150,8 @@ class _SceneMaker:
         folder = f"{'samples' if is_key else 'sweeps'}/{channel}"
         filename = f"{folder}/{self._name}__{channel}__{stamp}.{suffix}"
         token = self._token(channel, stamp)
-        pose = self._world.ego2global(self._time(stamp))
-        self._rows["ego_pose"].append({"token": token, "timestamp": stamp, **_pose_row(pose)})
+        pose = self._ego2global(self._time(stamp))
+        self._rows["ego_pose"].append({"token": token, "timestamp": stamp, **pose_row(pose)})
         row = {
             "token": token,
             "sample_token": self._sample_token(key),
@@ -190,11 +196,11 @@ class _SceneMaker:
         """
         world, stamp = self._world, int(self._schedule.key_stamps[key])
         time = self._time(stamp)
-        ego2global = world.ego2global(time)
-        lidar2global = ego2global @ RIGS[self._rig][LIDAR].sensor2ego
+        ego2global = self._ego2global(time)
+        lidar2global = ego2global @ self._lidar2ego
         points, _ = sweep(world.solids, world.poses_at(time), world.ground, lidar2global, world.light.wet, self._rng)
         path = self._add_data(LIDAR, stamp, key, True, "pcd.bin", fileformat="pcd", width=0, height=0)
-        path.write_bytes(points.tobytes())
+        path.write_bytes(points.tobytes() if self._settings.lidar else b"")
 
         things, places = np.flatnonzero(self._boxed), world.places_at(time)[self._boxed]
         middles, sizes = (np.array(a) for a in zip(*(world.things[o].box for o in things), strict=True))
@@ -217,7 +223,8 @@ class _SceneMaker:
 
     def _noticed(self, sights: list[_Sight]) -> np.ndarray:
         """Return [S, n] bool: a thing has a box from the first key frame in which it is visible to the last."""
-        enough = BOX_PIXELS * (self._settings.image_size[0] / NUSCENES_IMAGE_SIZE[0]) ** 2
+        width = sum(camera.calibration.width for camera in self._cameras.values()) / len(self._cameras)
+        enough = BOX_PIXELS * (width / NUSCENES_IMAGE_SIZE[0]) ** 2
         shows = np.array([((v.hits > 0) | (v.seen >= enough)) & (v.distance < BOX_REACH) for v in sights])
         begun, to_come = np.logical_or.accumulate(shows), np.logical_or.accumulate(shows[::-1])[::-1]
         return begun & to_come
@@ -229,7 +236,7 @@ class _SceneMaker:
         noticed: [n] bool, which of the things that may have a box have one
         """
         world, time = self._world, self._time(int(self._schedule.key_stamps[key]))
-        ego2global, lidar2ego = world.ego2global(time), RIGS[self._rig][LIDAR].sensor2ego
+        ego2global, lidar2ego = self._ego2global(time), self._lidar2ego
         present = ~self._boxed
         present[self._boxed] = noticed
         labels = label(
@@ -247,15 +254,14 @@ class _SceneMaker:
         np.savez_compressed(folder / "labels.npz", **vars(labels))
 
     def _rays(self, key: int, ego2global: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return ray origins and directions of a key frame's six images, in the ego frame at the lidar's stamp."""
+        """Return ray origins and directions of a key frame's images, in the ego frame at the lidar's stamp."""
         found = []
         for shot in self._schedule.shots:
             if shot.key == key:
-                mount = RIGS[self._rig][shot.channel]
-                sensor2global = self._world.ego2global(self._time(shot.stamp)) @ mount.sensor2ego
+                camera = self._cameras[shot.channel]
+                sensor2global = self._ego2global(self._time(shot.stamp)) @ camera.sensor2ego
                 sensor2ego = invert_transform(ego2global) @ sensor2global
-                size = self._settings.image_size
-                found.append((sensor2ego[:3, 3], camera_rays(mount.camera_matrix(size), size, sensor2ego[:3, :3])))
+                found.append((sensor2ego[:3, 3], camera_rays(camera.calibration, sensor2ego[:3, :3])))
         return found
 
     def _add_annotations(self, sights: list[_Sight], noticed: np.ndarray) -> None:
@@ -329,16 +335,23 @@ class _SceneMaker:
                 "log_tokens": [self._token("log")],
             }
         )
-        for channel, mount in RIGS[self._rig].items():
-            matrix = [] if mount.intrinsics is None else mount.camera_matrix(self._settings.image_size).tolist()
-            self._rows["calibrated_sensor"].append(
-                {
-                    "token": self._token("calibration", channel),
-                    "sensor_token": sensor_token(channel),
-                    **_pose_row(mount.sensor2ego),
-                    "camera_intrinsic": matrix,
-                }
-            )
+        for channel, camera in self._cameras.items():
+            calibration = camera.calibration
+            self._add_sensor(channel, camera.sensor2ego, calibration.intrinsics.tolist())
+            if calibration.distortion:  # nuScenes' own pictures have none, and no place for it
+                lens = {"model": calibration.distortion_model, "coefficients": list(calibration.distortion)}
+                self._rows["calibrated_sensor"][-1]["camera_distortion"] = lens
+        self._add_sensor(LIDAR, self._lidar2ego, [])
+
+    def _add_sensor(self, channel: str, sensor2ego: np.ndarray, intrinsics: list[list[float]]) -> None:
+        self._rows["calibrated_sensor"].append(
+            {
+                "token": self._token("calibration", channel),
+                "sensor_token": sensor_token(channel),
+                **pose_row(sensor2ego),
+                "camera_intrinsic": intrinsics,
+            }
+        )
 
     def _map_file(self) -> str:
         return f"maps/{self._token('map')}.png"
@@ -353,10 +366,6 @@ class _SceneMaker:
         path.parent.mkdir(parents=True, exist_ok=True)
         mask = np.uint8(255) * (fine < pavement)[::-1]
         path.write_bytes(cv2.imencode(".png", mask)[1].tobytes())
-
-
-def _pose_row(pose: np.ndarray) -> dict[str, list[float]]:
-    return {"rotation": quaternion_from_rotation(pose[:3, :3]).tolist(), "translation": pose[:3, 3].tolist()}
 
 
 @kernel

@@ -10,10 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bev_perception.config import ReferenceFrameConfig
 from bev_perception.data import nuscenes
-from bev_perception.data.drive import NUSCENES_IMAGE_SIZE
-from bev_perception.geometry import make_transform, rotation_from_quaternion
+from bev_perception.data.drive import NUSCENES_IMAGE_SIZE, CameraRig
+from bev_perception.geometry import invert_transform, make_transform, rotation_from_quaternion, rotation_from_yaw
+from bev_perception.rig.description import Rig
+from bev_perception.rig.rig_file import rig_document
 from bev_perception.strict import UserError
+from bev_perception.types import Calibration
 
 VERSION = "v1.0-synth"
 #: key frames per second
@@ -25,6 +29,13 @@ VAL_EVERY = 5
 SPLITS = tuple(nuscenes.SPLITS[VERSION].values())
 #: name of the split with the scenes of both
 EVERY_SCENE = "synth_all"
+#: what --weather takes -> the kinds of light and weather that are drawn from
+WEATHER: dict[str, tuple[str, ...]] = {
+    "day": ("sunny", "cloudy"),
+    "dusk": ("dusk",),
+    "rain": ("rain",),
+    "night": ("night",),
+}
 
 
 class SynthError(UserError):
@@ -40,6 +51,9 @@ class SynthSettings:
     camera_rate: images per second and camera, one of CAMERA_RATES
     image_size: width, height, pixels; the rigs' intrinsics scale with it
     jpeg_quality: 0..100
+    weather: of the scenes, by turns, each one of WEATHER; empty: any but night, by chance
+    rig: cameras in the place of one of RIGS, with its poses in base_link; image_size does not count then
+    lidar: whether there are lidar points; without, its files are empty
 
     Raises SynthError for values with which no scene can be generated.
     """
@@ -49,6 +63,9 @@ class SynthSettings:
     camera_rate: int = 12
     image_size: tuple[int, int] = NUSCENES_IMAGE_SIZE
     jpeg_quality: int = 84
+    weather: tuple[str, ...] = ()
+    rig: Rig | None = None
+    lidar: bool = True
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -61,6 +78,15 @@ class SynthSettings:
             raise SynthError(f"images of {width}x{height} are not 16:9; choose a width that 16 divides")
         if self.seed < 0:
             raise SynthError(f"the seed {self.seed} is negative; choose one from 0 on")
+        if unknown := [name for name in self.weather if name not in WEATHER]:
+            raise SynthError(f"there is no weather {unknown[0]!r}; choose of {', '.join(WEATHER)}")
+        if self.rig is not None:
+            rig_document(self.rig)  # names what a camera lacks
+
+    @property
+    def base2ground(self) -> np.ndarray:
+        """Transform from base_link to the point on the ground below it, [4, 4]."""
+        return make_transform(np.eye(3), np.array([0.0, 0.0, 0.0 if self.rig is None else self.rig.base_height]))
 
 
 class Mount(NamedTuple):
@@ -134,6 +160,30 @@ TRIGGER_MS = {
 SET_JITTER_MS, CAMERA_JITTER_MS = 1.4, 0.1
 
 
+def cameras_of(settings: SynthSettings, rig: int = 0) -> dict[str, CameraRig]:
+    """Return channel -> camera, mounted on base_link, of the settings' own rig, or else of a number of RIGS."""
+    if settings.rig is not None:
+        return {c.name.upper(): CameraRig(c.name, c.calibration, c.sensor2ego) for c in settings.rig.complete}  # type: ignore[arg-type]
+    size = settings.image_size
+    return {
+        channel: CameraRig(channel.lower(), Calibration(mount.camera_matrix(size), *size), mount.sensor2ego)
+        for channel, mount in RIGS[rig].items()
+        if channel != LIDAR
+    }
+
+
+def lidar_of(settings: SynthSettings, rig: int = 0) -> np.ndarray:
+    """Return the transform from the lidar to base_link, [4, 4].
+
+    On a rig of one's own it is where variants take it to be, as boxes are found and scored in its frame.
+    """
+    if settings.rig is None:
+        return RIGS[rig][LIDAR].sensor2ego
+    nominal = ReferenceFrameConfig()
+    lidar2ground = make_transform(rotation_from_yaw(nominal.yaw), np.array(nominal.translation))
+    return invert_transform(settings.base2ground) @ lidar2ground
+
+
 class Shot(NamedTuple):
     """One image to be taken.
 
@@ -169,13 +219,14 @@ def make_schedule(settings: SynthSettings, start: int, rng: np.random.Generator)
     keys = key_frames(settings)
     # key frames follow the lidar, which sweeps at 20 Hz and is recorded at key frames only; images follow their own
     # 12 Hz, and every sixth is the nearest to a key frame
+    offsets = TRIGGER_MS if settings.rig is None else dict.fromkeys(cameras_of(settings), 0.0)
     key_stamps = start + np.rint(np.arange(keys) * 1e6 / KEY_RATE + rng.normal(0, 500, keys)).astype(np.int64)
     per_key = settings.camera_rate // KEY_RATE
     shots = []
     for tick in range((keys - 1) * per_key + 1):
         key, rest = divmod(tick, per_key)
         base = start + tick * 1e6 / settings.camera_rate + 1e3 * rng.normal(0, SET_JITTER_MS)
-        for channel in CAMERAS:
-            stamp = base + 1e3 * (TRIGGER_MS[channel] + rng.normal(0, CAMERA_JITTER_MS))
+        for channel, offset in offsets.items():
+            stamp = base + 1e3 * (offset + rng.normal(0, CAMERA_JITTER_MS))
             shots.append(Shot(channel, round(stamp), key if rest == 0 else -1))
     return Schedule(key_stamps, tuple(sorted(shots, key=lambda shot: shot.stamp)))

@@ -6,6 +6,7 @@ Compiled with numba. Colours are blue, green, red, where 0..1 is the range of th
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -29,6 +30,8 @@ from bev_perception.synth.shapes import Material
 #: sines of the elevation of the panorama's first row, the lowest, and of its last
 SKY_LOW, SKY_HIGH = -0.03, 0.85
 _SKY_SHAPE = (384, 2048)
+#: how often each kind of light and weather is drawn; night only where it is asked for
+_SHARES = {"sunny": 0.42, "cloudy": 0.28, "dusk": 0.13, "rain": 0.17, "night": 0.1}
 
 _MATTE, _PAINT, _GLASS, _FACADE, _FOLIAGE, _STRIPES = (int(m) for m in list(Material)[:6])
 _CAR_FRONT, _CAR_REAR, _BUS_SIDE, _CARGO, _MASONRY, _LAMP = (int(m) for m in list(Material)[6:12])
@@ -59,10 +62,15 @@ class Light(NamedTuple):
     panorama: np.ndarray
 
 
-def make_light(rng: np.random.Generator) -> tuple[Light, str]:
-    """Sample light and weather; also return the weather's name."""
-    kind = str(rng.choice(["sunny", "cloudy", "dusk", "rain"], p=[0.42, 0.28, 0.13, 0.17]))
-    azimuth, low = rng.uniform(-math.pi, math.pi), {"sunny": 0.45, "cloudy": 0.6, "dusk": 0.12, "rain": 0.7}[kind]
+def make_light(rng: np.random.Generator, kinds: Sequence[str] = ()) -> tuple[Light, str]:
+    """Sample light and weather; also return the name of what was drawn.
+
+    kinds: to draw from, of "sunny", "cloudy", "dusk", "rain" and "night"; empty: all but night
+    """
+    shares = {kind: _SHARES[kind] for kind in kinds or ("sunny", "cloudy", "dusk", "rain")}
+    kind = str(rng.choice(list(shares), p=np.array(list(shares.values())) / sum(shares.values())))
+    low = {"sunny": 0.45, "cloudy": 0.6, "dusk": 0.12, "rain": 0.7, "night": 0.5}[kind]
+    azimuth = rng.uniform(-math.pi, math.pi)
     elevation = rng.uniform(low, low + (0.08 if kind == "dusk" else 0.5))
     sun = np.array(
         [math.cos(elevation) * math.cos(azimuth), math.cos(elevation) * math.sin(azimuth), math.sin(elevation)]
@@ -72,11 +80,14 @@ def make_light(rng: np.random.Generator) -> tuple[Light, str]:
         "cloudy": ((0.10, 0.11, 0.11), (0.84, 0.82, 0.80), (0.84, 0.83, 0.82), (0.66, 0.64, 0.62)),
         "dusk": ((0.10, 0.16, 0.26), (0.44, 0.36, 0.33), (0.45, 0.50, 0.66), (0.38, 0.24, 0.18)),
         "rain": ((0.03, 0.03, 0.03), (0.66, 0.64, 0.62), (0.68, 0.67, 0.66), (0.55, 0.53, 0.52)),
+        "night": ((0.02, 0.02, 0.02), (0.13, 0.14, 0.15), (0.09, 0.08, 0.08), (0.04, 0.03, 0.03)),
     }[kind]
     gain = rng.uniform(0.85, 1.1)
-    density = {"sunny": 1 / 900, "cloudy": 1 / 600, "dusk": 1 / 500, "rain": 1 / 170}[kind] * rng.uniform(0.6, 1.4)
+    density = {"sunny": 1 / 900, "cloudy": 1 / 600, "dusk": 1 / 500, "rain": 1 / 170, "night": 1 / 600}[kind]
+    density *= rng.uniform(0.6, 1.4)
     haze = 0.95 * np.array(horizon) * gain
-    clouds = {"sunny": rng.uniform(0.0, 0.6), "cloudy": 0.9, "dusk": rng.uniform(0.2, 0.7), "rain": 1.0}[kind]
+    few, some = rng.uniform(0.0, 0.6), rng.uniform(0.2, 0.7)
+    clouds = {"sunny": few, "cloudy": 0.9, "dusk": some, "rain": 1.0, "night": 0.3}[kind]
     light = Light(
         sun=sun,
         sunshine=np.array(sunshine) * gain,
@@ -84,7 +95,7 @@ def make_light(rng: np.random.Generator) -> tuple[Light, str]:
         haze=haze,
         haze_density=density,
         wet=1.0 if kind == "rain" else 0.0,
-        night=0.8 if kind == "dusk" else 0.15 if kind == "rain" else 0.0,
+        night={"dusk": 0.8, "rain": 0.15, "night": 1.0}.get(kind, 0.0),
         panorama=_panorama(rng, np.array(horizon) * gain, np.array(zenith) * gain, clouds, haze),
     )
     return light, kind

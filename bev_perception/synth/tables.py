@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from bev_perception.data.nuscenes import TABLES
-from bev_perception.files import whole_file
+from bev_perception.data.table_rows import Row, token_of, write_json
 from bev_perception.synth.settings import CAMERAS, EVERY_SCENE, LIDAR, SPLITS, VAL_EVERY, VERSION
 
-Row = dict[str, Any]
 #: tables that each scene adds rows to; the others are the same for all scenes
 SCENE_TABLES = tuple(name for name in TABLES if name not in ("attribute", "category", "sensor", "visibility"))
 CATEGORIES = (
@@ -45,11 +41,6 @@ ATTRIBUTES = (
 _LEVELS = {"1": "v0-40", "2": "v40-60", "3": "v60-80", "4": "v80-100"}
 
 
-def token_of(*what: object) -> str:
-    """Return the token of something, 32 hexadecimal digits; the same arguments always give the same token."""
-    return hashlib.blake2b("/".join(map(str, what)).encode(), digest_size=16).hexdigest()
-
-
 def category_token(name: str) -> str:
     """Return the token of a category."""
     return token_of("category", name)
@@ -65,16 +56,11 @@ def sensor_token(channel: str) -> str:
     return token_of("sensor", channel)
 
 
-def linked(rows: Sequence[Row]) -> list[Row]:
-    """Fill in prev and next of consecutive rows."""
-    for k, row in enumerate(rows):
-        row["prev"] = rows[k - 1]["token"] if k else ""
-        row["next"] = rows[k + 1]["token"] if k + 1 < len(rows) else ""
-    return list(rows)
+def _common(cameras: Sequence[str]) -> dict[str, list[Row]]:
+    """Return the tables that do not depend on the scenes.
 
-
-def _common() -> dict[str, list[Row]]:
-    """Return the tables that do not depend on the scenes."""
+    cameras: channels
+    """
     return {
         "category": [{"token": category_token(name), "name": name, "description": ""} for name in CATEGORIES],
         "attribute": [{"token": attribute_token(name), "name": name, "description": ""} for name in ATTRIBUTES],
@@ -84,7 +70,7 @@ def _common() -> dict[str, list[Row]]:
         ],
         "sensor": [
             {"token": sensor_token(channel), "channel": channel, "modality": "lidar" if channel == LIDAR else "camera"}
-            for channel in (*CAMERAS, LIDAR)
+            for channel in (*cameras, LIDAR)
         ],
     }
 
@@ -99,13 +85,14 @@ def splits_of(names: Sequence[str]) -> dict[str, list[str]]:
     }
 
 
-def write_tables(root: Path, scenes: Iterable[dict[str, list[Row]]]) -> None:
+def write_tables(root: Path, scenes: Iterable[dict[str, list[Row]]], cameras: Sequence[str] = CAMERAS) -> None:
     """Write all tables and splits.json.
 
     root: the dataroot
     scenes: rows of each scene by table (SCENE_TABLES)
+    cameras: channels
     """
-    tables: dict[str, list[Row]] = {name: [] for name in TABLES} | _common()
+    tables: dict[str, list[Row]] = {name: [] for name in TABLES} | _common(cameras)
     for scene in scenes:
         for name in SCENE_TABLES:
             tables[name] += scene[name]
@@ -114,9 +101,3 @@ def write_tables(root: Path, scenes: Iterable[dict[str, list[Row]]]) -> None:
     for name, rows in tables.items():
         write_json(directory / f"{name}.json", rows)
     write_json(directory / "splits.json", splits_of([row["name"] for row in tables["scene"]]))
-
-
-def write_json(path: Path, document: Any) -> None:
-    """Write a JSON file, which only appears once it is complete."""
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(document))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -133,12 +134,15 @@ def _rotation(roll: float, pitch: float, yaw: float) -> np.ndarray:
     return z @ y @ x
 
 
-def make_world(seed: tuple[int, ...], seconds: float) -> World:
-    """Return the scene of a seed, simulated for `seconds`."""
+def make_world(seed: tuple[int, ...], seconds: float, kinds: Sequence[str] = ()) -> World:
+    """Return the scene of a seed, simulated for `seconds`.
+
+    kinds: of light and weather to draw from, see make_light
+    """
     rng = np.random.default_rng(seed)
     streets = make_streets(rng, 13.0 * seconds + 260)
     ground = make_ground(streets, rng)
-    light, weather = make_light(rng)
+    light, weather = make_light(rng, kinds)
     scenery = Scenery(rng, streets, ground)
     crowd = float(rng.uniform(0, 1)) * (0.5 if weather == "rain" else 1.0)
 

@@ -20,8 +20,9 @@ from bev_perception.data.occupancy_labels import LABELS_FOLDER
 from bev_perception.data.queues import evaluation_queue, key_frame_queue, read_frame, stored_cameras, training_queue
 from bev_perception.data.records import Records
 from bev_perception.families.catalog import family_of
+from bev_perception.sensing.image_transform import ImageTransform, image_transform
 from bev_perception.sensing.images import ImageError, decode_image
-from bev_perception.sensing.preprocess import ImageTransform, image_transform, resample_image
+from bev_perception.sensing.preprocess import resample_image
 from bev_perception.supervision.samples import EncodableData, Encode, TrainingSample
 from bev_perception.supervision.truths import Sight
 from bev_perception.training.state import TrainingError
@@ -119,7 +120,7 @@ class NuScenesTraining:
         truth = self._truths.read(index, sight)
         if truth is None:
             return None
-        stamps = np.array([records.image_stamps(image_set) for image_set in queue])  # [T, 6] us
+        stamps = np.array([records.image_stamps(image_set) for image_set in queue])  # [T, N] us
         return TrainingSample(
             images=self._images(index, queue, transforms),
             cameras=cameras,
@@ -131,7 +132,7 @@ class NuScenesTraining:
         )
 
     def _queue(self, index: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """Return the image sets [6] of the model's frames, see queues."""
+        """Return the image sets [N] of the model's frames, see queues."""
         frames, spacings = self._config.frames, self._recipe.key_frames
         if spacings is None:
             return training_queue(self._records, index, frames, rng)
@@ -168,7 +169,7 @@ class NuScenesTraining:
         return self._pixels(index, queue, transforms)
 
     def _pixels(self, index: int, queue: Sequence[np.ndarray], transforms: Sequence[ImageTransform]) -> np.ndarray:
-        """Return [T, 6, h, w, 3] uint8 BGR; repeated frames are read once."""
+        """Return [T, N, h, w, 3] uint8 BGR; repeated frames are read once."""
         read: dict[tuple[int, ...], np.ndarray] = {}
         for image_set in queue:
             key = tuple(image_set.tolist())

@@ -10,7 +10,8 @@ import numpy as np
 from bev_perception.config import VariantConfig
 from bev_perception.geometry import transform_points
 from bev_perception.models.sampling_trace import Samples
-from bev_perception.sensing.preprocess import image_transform, reference2base
+from bev_perception.sensing.image_fit import IMAGE_FIT, fit_view
+from bev_perception.sensing.preprocess import reference2base
 from bev_perception.types import Boxes3D, Frame
 from bev_perception.visualization.canvas import (
     TEXT,
@@ -38,6 +39,7 @@ def draw_points(
     current: Frame,
     config: VariantConfig,
     note: str = "",
+    image_fit: str = IMAGE_FIT,
 ) -> np.ndarray:
     """Return a BGR picture of a frame's cameras with the sampling points drawn in, beside a bird's-eye view.
 
@@ -52,13 +54,16 @@ def draw_points(
     current: the frame that the model was run on
     config: of the variant
     note: text of the strip at the bottom
+    image_fit: how pictures became inputs, see sensing/image_fit.py
     """
     colors = stage_colors(len(samples.points))
 
     def draw(tile: Tile) -> None:
-        calibration = tile.view.calibration
-        transform = image_transform((calibration.height, calibration.width), config.image)
-        input2tile = tile.source2tile @ np.linalg.inv(transform.ida[:3, :3])
+        calibration, sensor2ego = tile.view.calibration, tile.view.sensor2ego
+        fitted = fit_view(calibration, sensor2ego, config, image_fit)
+        turn = np.eye(3) if fitted.turn is None else fitted.turn
+        ray2input = fitted.transform.ida[:3, :3] @ fitted.calibration.intrinsics @ turn
+        input2tile = tile.source2tile @ calibration.intrinsics @ np.linalg.inv(ray2input)
         if frame is current:
             draw_wireframes(tile, current.ego2global, boxes, box_colors(boxes))
         _draw_samples(tile, samples, frame.cameras.index(tile.name), input2tile, colors, queries)
@@ -89,7 +94,8 @@ def _draw_samples(
     tile: Tile, samples: Samples, camera: int, input2tile: np.ndarray, colors: list[Color], queries: Sequence[int]
 ) -> None:
     """Draw one camera's points, those of the last stage on top, and the queries' numbers beside their last points."""
-    pixels = samples.pixels[..., camera, :] @ input2tile[:2, :2].T + input2tile[:2, 2]  # [S, n, K, 2]
+    pixels = samples.pixels[..., camera, :] @ input2tile[:, :2].T + input2tile[:, 2]  # [S, n, K, 3]
+    pixels = pixels[..., :2] / pixels[..., 2:]  # behind the real camera there is nothing of its picture
     sampled = samples.camera == camera
     seen = samples.visible[..., camera]
     for stage, color in enumerate(colors):

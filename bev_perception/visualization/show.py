@@ -58,6 +58,7 @@ class ShowSettings:
     out: directory, which is created
     device: "auto", "cpu", "cuda" or "cuda:N"
     video: whether to write one video instead of one picture per frame
+    image_fit: how pictures unlike those of the training become inputs, as in PipelineSettings
     """
 
     variant: Variant
@@ -65,6 +66,7 @@ class ShowSettings:
     out: Path
     device: str = "auto"
     video: bool = False
+    image_fit: str = PipelineSettings.image_fit
 
 
 @dataclass(frozen=True)
@@ -166,10 +168,11 @@ def show_boxes(settings: ShowSettings, source: Source, score_threshold: float, m
     """
     area = _required(load_variant(settings.variant), BOXES).area
     loaded = _load(settings)
+    how = PipelineSettings(score_threshold, max_boxes, image_fit=settings.image_fit)
 
     def pictures() -> Iterator[Stamped]:
         trails = Trails()
-        for shot, result in _results(loaded, settings, source, PipelineSettings(score_threshold, max_boxes)):
+        for shot, result in _results(loaded, settings, source, how):
             assert result.boxes is not None, "a detector always says which boxes there are"
             if result.reset is not None:
                 trails.clear()
@@ -192,6 +195,7 @@ def show_truth(out: Path, source: KeyFrames, video: bool = False) -> int:
     out: directory, which is created
     source: the key frames
     video: whether to write one video instead of one picture per frame
+    image_fit: how pictures unlike those of the training become inputs, as in PipelineSettings
     """
 
     def pictures() -> Iterator[Stamped]:
@@ -232,7 +236,7 @@ def show_points(
     def pictures() -> Iterator[Stamped]:
         recent: deque[Frame] = deque()
         with record(loaded.model) as traces:
-            for shot, _ in _run(loaded, settings, source, PipelineSettings()):
+            for shot, _ in _run(loaded, settings, source, PipelineSettings(image_fit=settings.image_fit)):
                 trace = traces.pop()
                 recent.append(shot.frame)
                 while recent[0].stamp < shot.frame.stamp - kept:
@@ -246,7 +250,10 @@ def show_points(
                     samples = trace.samples(chosen, frame)
                     yield (
                         shot.frame.stamp,
-                        draw_points(seen, decode_views(seen), samples, chosen, boxes, shot.frame, config, note),
+                        draw_points(
+                            *(seen, decode_views(seen), samples, chosen, boxes, shot.frame, config, note),
+                            image_fit=settings.image_fit,
+                        ),
                     )
 
     return _write(settings.out, settings.video, "points", pictures())
@@ -271,7 +278,7 @@ def show_occupancy(settings: ShowSettings, source: Source, labels: Path | None =
     loaded = _load(settings)
 
     def pictures() -> Iterator[Stamped]:
-        for shot, result in _run(loaded, settings, source, PipelineSettings()):
+        for shot, result in _run(loaded, settings, source, PipelineSettings(image_fit=settings.image_fit)):
             if not shot.shown:
                 continue
             assert result.occupancy is not None, "a variant of occupancy always says what is occupied"
@@ -326,7 +333,9 @@ def _results(
         yield from _run(loaded, settings, source, how)
         return
     device = choose_device(settings.device)
-    queues = run_in_queues(loaded.config, loaded.model, device, source.records, source.rows, limits=how.limits)
+    queues = run_in_queues(
+        loaded.config, loaded.model, device, source.records, source.rows, limits=how.limits, image_fit=how.image_fit
+    )
     for i, result in queues:
         yield Shot(read_frame(source.records, i), source.name(i), i), result
 

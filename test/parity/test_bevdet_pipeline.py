@@ -14,7 +14,8 @@ from bev_perception.families.bevdet.truths import STRIDE, lidar_depths
 from bev_perception.families.bevdet.view_transform import depth_values
 from bev_perception.families.catalog import FAMILIES
 from bev_perception.geometry import intrinsics_4x4
-from bev_perception.sensing.preprocess import ImageTransform, image_transform, normalize_images, resample_image
+from bev_perception.sensing.image_transform import ImageTransform, image_transform
+from bev_perception.sensing.preprocess import normalize_images, resample_image
 
 from .cases import close, numbers, parametrize, subsample
 

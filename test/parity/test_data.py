@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from bev_perception.config import FramesConfig
-from bev_perception.data.indexing import CHANNELS, TABLES
+from bev_perception.data.drive import CAMERAS
+from bev_perception.data.indexing import TABLES
 from bev_perception.data.queues import evaluation_queue, previous_sets, reference2image, training_boxes, training_queue
 from bev_perception.data.records import open_records
 from bev_perception.geometry import invert_transform, make_transform, rotation_from_quaternion
 
 PARITY = Path(os.environ.get("BEV_PARITY", Path(__file__).resolve().parents[3] / "shared" / "parity"))
+CHANNELS = tuple(camera.upper() for camera in CAMERAS)
 PC_RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
 NUMBERS = {"rtol": 1e-6, "atol": 1e-6}
 

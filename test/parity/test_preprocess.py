@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from bev_perception.config import ImageConfig
+from bev_perception.sensing.image_transform import image_transform
 from bev_perception.sensing.images import decode_image
-from bev_perception.sensing.preprocess import image_transform, normalize_images, resample_image
+from bev_perception.sensing.preprocess import normalize_images, resample_image
 from bev_perception.types import CameraImage
 
 ROOT = Path(__file__).resolve().parents[2]

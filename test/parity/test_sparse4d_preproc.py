@@ -8,7 +8,8 @@ from bev_perception.data.augment import BevDraw, augment_matrices
 from bev_perception.data.lidar_depth import depth_pyramid
 from bev_perception.data.records import Annotations
 from bev_perception.families.sparse4d.truths import training_objects
-from bev_perception.sensing.preprocess import ImageTransform, image_transform, normalize_images, resample_image
+from bev_perception.sensing.image_transform import ImageTransform, image_transform
+from bev_perception.sensing.preprocess import normalize_images, resample_image
 
 from .cases import close, parametrize
 

@@ -26,7 +26,8 @@ from bev_perception.families.sparseocc.mask_decoder import pick_voxels
 from bev_perception.families.sparseocc.voxel_decoder import CUBE_SIDES, all_cubes
 from bev_perception.models.encoder import reference2image
 from bev_perception.models.query_layers import EncodedViews, decode_centers
-from bev_perception.sensing.preprocess import ImageTransform, Preprocessor, image_transform, normalize_images
+from bev_perception.sensing.image_transform import ImageTransform, image_transform
+from bev_perception.sensing.preprocess import Preprocessor, normalize_images
 from bev_perception.types import Calibration, CameraImage, Frame, ModelInput, View
 
 from .cases import assert_official_keys, close, numbers, parametrize, subsample

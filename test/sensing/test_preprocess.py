@@ -13,12 +13,11 @@ from PIL import Image
 from bev_perception.config import ImageConfig
 from bev_perception.families.variants import list_variants, load_variant
 from bev_perception.geometry import make_transform, project, rotation_from_yaw, transform_points
+from bev_perception.sensing.image_transform import ImageTransform, image_transform
 from bev_perception.sensing.lens import undistortion_map
 from bev_perception.sensing.preprocess import (
-    ImageTransform,
     NoUsableViewError,
     Preprocessor,
-    image_transform,
     normalize_images,
     reference2ego,
     resample_image,

@@ -6,7 +6,7 @@ import pytest
 from bev_perception.config import ImageConfig
 from bev_perception.geometry import make_transform, rotation_from_yaw
 from bev_perception.health import Health
-from bev_perception.sensing.preprocess import image_transform
+from bev_perception.sensing.image_transform import image_transform
 from bev_perception.sensing.synchronizer import Synchronizer, SynchronizerSettings, camera_frames
 from bev_perception.sensing.transform_tree import TransformTree
 from bev_perception.sensing.view_checks import (

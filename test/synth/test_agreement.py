@@ -12,7 +12,7 @@ from bev_perception.evaluation.submissions import write_submission
 from bev_perception.geometry import box_corners, make_transform, rotation_from_quaternion, transform_points
 from bev_perception.synth.lidar import NOISE_LIMIT, sweep
 from bev_perception.synth.pictures import Photographer, visibility
-from bev_perception.synth.settings import CAMERAS, RIGS
+from bev_perception.synth.settings import CAMERAS, RIGS, cameras_of
 from bev_perception.types import OCC3D_GRID
 
 FREE = len(OCC3D_CLASSES) - 1
@@ -20,7 +20,7 @@ FREE = len(OCC3D_CLASSES) - 1
 
 @pytest.fixture(scope="module")
 def photographer(world):
-    return Photographer(world, 0, SETTINGS, np.random.default_rng(0))
+    return Photographer(world, cameras_of(SETTINGS), np.random.default_rng(0), tail=True)
 
 
 def boxes_at(world, time):

@@ -14,7 +14,7 @@ from bev_perception.geometry import intrinsics_4x4, invert_transform, project
 from bev_perception.models.sampling_trace import SamplingTrace
 from bev_perception.ops.sampling import sample_features
 from bev_perception.pipeline.loading import load_pipeline
-from bev_perception.sensing.preprocess import image_transform
+from bev_perception.sensing.image_transform import image_transform
 from bev_perception.types import Boxes3D
 from bev_perception.visualization.canvas import SURROUND, draw_dots
 from bev_perception.visualization.pictures import TILE_HEIGHT, TILE_WIDTH
