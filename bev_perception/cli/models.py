@@ -324,11 +324,13 @@ def _check_validation(args: argparse.Namespace, config: VariantConfig) -> None:
 def _training_data(args: argparse.Namespace, config: VariantConfig, root: Path) -> NuScenesTraining:
     from bev_perception.data.nuscenes import default_split
     from bev_perception.data.records import open_split
-    from bev_perception.training.dataset import NuScenesTraining
+    from bev_perception.training.dataset import NuScenesTraining, check_taught
 
     version = data_version(args, root)
     split = args.split or default_split(version, "train")
-    return NuScenesTraining(config, open_split(root, version, split), args.labels)
+    records = open_split(root, version, split)
+    check_taught(records, config)
+    return NuScenesTraining(config, records, args.labels)
 
 
 def _add_bench(commands: Commands) -> None:

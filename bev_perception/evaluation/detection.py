@@ -17,6 +17,7 @@ import numpy as np
 
 from bev_perception.data.nuscenes import open_devkit
 from bev_perception.evaluation.errors import RefusedResultsError
+from bev_perception.evaluation.own_classes import OWN_RANGE, known_to_devkit, own_classes
 from bev_perception.evaluation.submissions import (
     check_range,
     check_samples,
@@ -147,20 +148,24 @@ def score_results(
     if scenes:
         split = define_split(devkit, scenes, out)
     config = config_factory("detection_cvpr_2019")
+    own = own_classes(devkit)
+    config.class_range.update(dict.fromkeys(own, OWN_RANGE))
     if max_range is not None:
-        config.class_range = {name: min(own, max_range) for name, own in config.class_range.items()}
-    try:
-        evaluation = DetectionEval(devkit, config, str(results_json), split, str(out), verbose=False)
-    except Exception as error:  # whatever the devkit meets in the file
-        raise RefusedResultsError(f"nuscenes-devkit refuses {results_json}: {type(error).__name__}: {error}") from error
-    if samples:
-        for boxes in (evaluation.gt_boxes, evaluation.pred_boxes):
-            for token in set(boxes.sample_tokens) - set(samples):
-                del boxes.boxes[token]
-    metrics, curves = evaluation.evaluate()
-    summary_plot(
-        curves, metrics, config.min_precision, config.min_recall, config.dist_th_tp, str(out / "plots" / "curves.png")
-    )
+        config.class_range = {name: min(reach, max_range) for name, reach in config.class_range.items()}
+    with known_to_devkit(own):
+        try:
+            evaluation = DetectionEval(devkit, config, str(results_json), split, str(out), verbose=False)
+        except Exception as error:  # whatever the devkit meets in the file
+            raise RefusedResultsError(
+                f"nuscenes-devkit refuses {results_json}: {type(error).__name__}: {error}"
+            ) from error
+        if samples:
+            for boxes in (evaluation.gt_boxes, evaluation.pred_boxes):
+                for token in set(boxes.sample_tokens) - set(samples):
+                    del boxes.boxes[token]
+        metrics, curves = evaluation.evaluate()
+        plot, limits = str(out / "plots" / "curves.png"), (config.min_precision, config.min_recall, config.dist_th_tp)
+        summary_plot(curves, metrics, *limits, plot)
     summary = metrics.serialize()
     summary["meta"] = evaluation.meta
     objects = Counter(box.detection_name for box in evaluation.gt_boxes.all)

@@ -17,6 +17,7 @@ import numpy as np
 from bev_perception.classes import attribute_of
 from bev_perception.data.nuscenes import known_splits
 from bev_perception.evaluation.errors import EvaluationError
+from bev_perception.evaluation.own_classes import OWN_RANGE
 from bev_perception.files import whole_file
 from bev_perception.geometry import quaternion_from_rotation, transform_points
 from bev_perception.strict import open_regular, parse_json, read_regular
@@ -101,7 +102,7 @@ def _placed(
     """Yield index, class and what both tasks say of each box within CLASS_RANGE; arguments as in `to_submission`."""
     names = [boxes.class_names[label] for label in boxes.labels.tolist()]
     in_ego = transform_points(reference2ego, boxes.centers)
-    near = np.hypot(in_ego[:, 0], in_ego[:, 1]) <= np.array([CLASS_RANGE[name] for name in names])
+    near = np.hypot(in_ego[:, 0], in_ego[:, 1]) <= np.array([CLASS_RANGE.get(name, OWN_RANGE) for name in names])
     reference2global = ego2global @ reference2ego
     centers = transform_points(ego2global, in_ego)
     rotations = _turned_about_z(quaternion_from_rotation(reference2global[:3, :3]), boxes.yaws)

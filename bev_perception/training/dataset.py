@@ -19,7 +19,8 @@ from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
 from bev_perception.data.queues import evaluation_queue, key_frame_queue, read_frame, stored_cameras, training_queue
 from bev_perception.data.records import Records
-from bev_perception.families.catalog import family_of
+from bev_perception.families.catalog import family_of, gives
+from bev_perception.families.family import BOXES
 from bev_perception.sensing.image_transform import ImageTransform, image_transform
 from bev_perception.sensing.images import ImageError, decode_image
 from bev_perception.sensing.preprocess import resample_image
@@ -183,6 +184,18 @@ class NuScenesTraining:
                     ]
                 )
         return np.stack([read[tuple(image_set.tolist())] for image_set in queue])
+
+
+def check_taught(records: Records, config: VariantConfig) -> None:
+    """Raise NuScenesError if a detector is to learn from boxes none of which has one of its classes."""
+    if BOXES not in gives(config):
+        return
+    names = {name for i in range(len(records)) for name in records.annotations(i).names.tolist()}
+    if names.isdisjoint(config.class_names):
+        raise NuScenesError(
+            f"{records.root} has boxes of {', '.join(sorted(names)) or 'no class'}, {config.name} learns "
+            f"{', '.join(config.class_names)}; give a variant with class_names of these boxes, see docs/own-data.md"
+        )
 
 
 class EncodedTraining(NuScenesTraining):
