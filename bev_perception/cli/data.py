@@ -163,6 +163,7 @@ def _add_prepare(commands: Commands) -> None:
         required=True, metavar="COMMAND"
     )
     _add_dataset(prepare)
+    _add_occupancy(prepare)
     panoptic = add_command(
         prepare,
         "panoptic-occ",
@@ -229,6 +230,44 @@ def _add_dataset(prepare: Commands) -> None:
     add_bag_options(dataset)
     dataset.add_argument("out", type=Path, metavar="ROOT", help="dataroot to create")
     dataset.set_defaults(command=_prepare_dataset)
+
+
+def _add_occupancy(prepare: Commands) -> None:
+    occupancy = add_command(
+        prepare,
+        "occupancy",
+        "make occupancy labels of lidar scans and boxes, in the layout of Occ3D",
+        "A second call goes on where the first has stopped. docs/own-data.md describes the method.",
+    )
+    add_data(occupancy)
+    occupancy.add_argument(
+        "--semantics",
+        default="boxes",
+        metavar="lidarseg|boxes|FILE",
+        help="what tells the classes of points: nuScenes-lidarseg, the boxes alone, or a YAML file that says where "
+        "labels of points are (default: %(default)s)",
+    )
+    occupancy.add_argument("--scene", nargs="+", default=[], help="the only scenes (default: all)")
+    occupancy.add_argument(
+        "--out", type=Path, metavar="DIR", help=f"folder for the labels (default: {LABELS_FOLDER} in ROOT)"
+    )
+    occupancy.add_argument(
+        "--workers", type=whole_number(1), default=os.cpu_count(), help="number of processes (default: %(default)s)"
+    )
+    occupancy.set_defaults(command=_prepare_occupancy)
+
+
+def _prepare_occupancy(args: argparse.Namespace) -> int:
+    from bev_perception.data.occupancy_preparing import prepare_occupancy
+
+    out = args.out or args.data / LABELS_FOLDER
+    version = data_version(args, args.data)
+    made = prepare_occupancy(args.data, version, out, args.semantics, args.scene, args.workers)
+    if made.without_scan:
+        print(f"bev_perception: the lidar scans of {made.without_scan} key frames are not here", file=sys.stderr)
+    kept = f", {made.kept} were there already" if made.kept else ""
+    print(f"wrote {out}: labels of {made.written} key frames from {made.sweeps} scans{kept}")
+    return 0
 
 
 def _prepare_dataset(args: argparse.Namespace) -> int:

@@ -166,6 +166,10 @@ class Records:
             raise NuScenesError(f"{path} is damaged: it must hold {LIDAR_VALUES} float32 a point; unpack it again")
         return values.reshape(-1, LIDAR_VALUES)[:, :3]
 
+    def has_lidar(self, i: int) -> bool:
+        """Return whether the lidar points of key frame i are on this disk."""
+        return (self.root / self._index.lidar_path[self._rows[i]].decode()).is_file()
+
     def paths(self, image_set: np.ndarray) -> list[str]:
         """Return the file paths of an image set, relative to the dataroot."""
         return [path.decode() for path in self._index.image_path[image_set].tolist()]
