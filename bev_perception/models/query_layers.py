@@ -198,6 +198,11 @@ class EncodedViews:
         return sample_features(self.levels_by_frame, everywhere, self.reference2image, weights, self.image_size)
 
 
+#: most numbers in the matrices that are predicted at once on a CPU: beyond that, buffers are read from memory again
+#: and again
+CHUNK = 10_000_000
+
+
 class AdaptiveMixing(nn.Module):
     """Mix sampled features over channels, then over points, with matrices that are predicted from each query.
 
@@ -215,6 +220,13 @@ class AdaptiveMixing(nn.Module):
 
     def forward(self, sampled: Tensor, features: Tensor) -> Tensor:
         """Return features [B, Q, C] plus the mixed samples; sampled: [B, Q, G, in_points, C/G]."""
+        if torch.is_grad_enabled() or features.device.type != "cpu":
+            return self._mix(sampled, features)
+        size = max(1, CHUNK // (len(features) * self.parameter_generator.out_features))  # queries
+        chunks = zip(sampled.split(size, dim=1), features.split(size, dim=1), strict=True)
+        return torch.cat([self._mix(*chunk) for chunk in chunks], dim=1)
+
+    def _mix(self, sampled: Tensor, features: Tensor) -> Tensor:
         batch, queries = features.shape[:2]
         parameters = self.parameter_generator(features).view(batch * queries * self.groups, -1)
         channel, spatial = parameters.split([self.width**2, self.in_points * self.out_points], dim=1)

@@ -27,7 +27,7 @@ from bev_perception.families.sparsebev.proposals.perspective import (
 )
 from bev_perception.models.encoder import CameraModel, check_settings, reference2image
 from bev_perception.models.memory import FrameFeatures
-from bev_perception.models.protocol import Perception, all_finite
+from bev_perception.models.protocol import Encoded, Perception, all_finite
 from bev_perception.models.query_layers import (
     AdaptiveMixing,
     FeedForward,
@@ -63,6 +63,21 @@ class SparseBEVOutput:
     boxes: Tensor
     finite: Tensor
     seen: PerspectiveOutput | None = None
+
+
+@dataclass(frozen=True)
+class LookedFeatures(FrameFeatures):
+    """What a variant with a perspective head remembers of a frame.
+
+    looked: [N, h, w, 2 C], see PerspectiveHead.look
+    """
+
+    looked: Tensor
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        """The levels, and what the head has made of them."""
+        return (*self.levels, self.looked)
 
 
 @dataclass(frozen=True)
@@ -292,6 +307,7 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
         time_differences: Tensor,
         image_size: tuple[int, int],
         denoising: DenoisingQueries | None = None,
+        looked_by_frame: Sequence[Tensor] | None = None,
     ) -> SparseBEVOutput:
         """Detect boxes in encoded frames, the current one first.
 
@@ -301,6 +317,7 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
         time_differences: [B, T], s, current minus frame t
         image_size: (height, width) of the encoded images including padding, pixels
         denoising: P further queries for training
+        looked_by_frame: T of [B, N, h, w, 2 C], what PerspectiveHead.look has made of the frames; None: not yet made
 
         In the outputs, denoising queries come before the learnt ones and proposed queries after them.
         """
@@ -308,12 +325,15 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
         finite: list[Tensor] = []
         count = self.config.head.proposals.queries
         if self.perspective_head is not None and (self.training or count):
-            image2reference = invert_cameras(reference2image[:, 0])
-            seen = self.perspective_head(levels_by_frame[0][0], image2reference, image_size)
+            looked = [None] * len(levels_by_frame) if looked_by_frame is None else looked_by_frame
+            frames = list(zip(levels_by_frame, looked, reference2image.unbind(dim=1), strict=True))
+            seen, image2reference = self._see(*frames[0], image_size)
             finite += [seen.heat, seen.codes]
             if count:
                 boxes, labels = lift(seen, image2reference, image_size, count)
-                velocities = self._motion(boxes, labels, levels_by_frame, reference2image, time_differences, image_size)
+                with torch.no_grad():
+                    others = [lift(*self._see(*frame, image_size), image_size, count) for frame in frames[1:]]
+                    velocities = follow(boxes, labels, others, time_differences[:, 1:], self.max_speeds)
                 proposed = self._propose(boxes, labels, velocities)
                 finite += [boxes, velocities]
         output: SparseBEVOutput = self.pts_bbox_head(
@@ -323,31 +343,33 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
             output = replace(output, finite=output.finite & all_finite(x.detach() for x in finite))
         return replace(output, seen=seen)
 
-    @torch.no_grad()
-    def _motion(
-        self,
-        boxes: Tensor,
-        labels: Tensor,
-        levels_by_frame: LevelsByFrame,
-        reference2image: Tensor,
-        time_differences: Tensor,
-        image_size: tuple[int, int],
-    ) -> Tensor:
-        """Estimate the velocities [B, K, 2], m/s, of lifted boxes [B, K, 8] from the other frames; 0 without any."""
-        if len(levels_by_frame) == 1:
-            return torch.zeros_like(boxes[..., :2])
-        assert self.perspective_head is not None  # the boxes come from it
-        others = []
-        for t in range(1, len(levels_by_frame)):
-            image2reference = invert_cameras(reference2image[:, t])
-            seen = self.perspective_head(levels_by_frame[t][0], image2reference, image_size)
-            others.append(lift(seen, image2reference, image_size, boxes.shape[1]))
-        return follow(boxes, labels, others, time_differences[:, 1:], self.max_speeds)
+    def _see(
+        self, levels: Sequence[Tensor], looked: Tensor | None, reference2image: Tensor, image_size: tuple[int, int]
+    ) -> tuple[PerspectiveOutput, Tensor]:
+        """Return the perspective head's output for a frame, and the transforms [B, N, 4, 4] back from its pixels.
+
+        levels: [B, N, h, w, C] each
+        looked: see PerspectiveHead.look; None: not yet made
+        reference2image: [B, N, 4, 4]
+        image_size: see detect
+        """
+        assert self.perspective_head is not None
+        back = invert_cameras(reference2image)
+        if looked is None:
+            return self.perspective_head(levels[0], back, image_size), back
+        return self.perspective_head.predict(looked, back, image_size), back
 
     def _propose(self, boxes: Tensor, labels: Tensor, velocities: Tensor) -> ProposedQueries:
         """Return queries for lifted boxes [B, K, 8] with velocities [B, K, 2]."""
         relative = encode_centers(boxes[..., :3], self.config.head.pc_range).clamp(0, 1)
         return ProposedQueries(torch.cat([relative, boxes[..., 3:], velocities], dim=-1), labels)
+
+    def remember(self, encoded: Encoded, history: Sequence[FrameFeatures | None], inputs: ModelInput) -> FrameFeatures:
+        """Return the memory entry of a frame, with what the perspective head makes of its images alone."""
+        entry = super().remember(encoded, history, inputs)
+        if self.perspective_head is None or not self.config.head.proposals.queries:
+            return entry
+        return LookedFeatures(**vars(entry), looked=self.perspective_head.look(entry.levels[0]))
 
     def look(self, frames: Sequence[FrameFeatures], current: ModelInput) -> SparseBEVOutput:
         """Return the boxes for encoded frames, the first of which is `current`; the batch is 1."""
@@ -357,6 +379,7 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
             torch.from_numpy(reference2image(frames, current.reference2global)[None]).to(weight),
             torch.from_numpy(time_differences(frames)[None]).to(weight),
             (current.images.shape[-2], current.images.shape[-1]),
+            looked_by_frame=[f.looked[None] for f in frames if isinstance(f, LookedFeatures)] or None,
         )
 
     def decode(self, outputs: SparseBEVOutput, limits: Limits) -> Perception:

@@ -65,9 +65,33 @@ class PerspectiveHead(nn.Module):
         code_bias[2] = math.log(FIRST_SPAN)
         self.heat, self.codes = _branch(dims, heat_bias), _branch(dims, code_bias)
 
-    def wide_layers(self) -> tuple[nn.Module, ...]:
+    def wide_layers(self) -> tuple[nn.Conv2d, nn.Conv2d]:
         """Return the layers with nearly all of the computation; none of them is an output layer."""
         return self.heat[0], self.codes[0]
+
+    def look(self, features: Tensor) -> Tensor:
+        """Return what the wide layers make of images alone, wherever their cameras are, [N, h, w, 2 C].
+
+        features: [N, h, w, C], one pyramid level
+
+        Nearly all of the work, done once for each image and remembered.
+        """
+        wide = self.wide_layers()
+        weight = torch.cat([layer.weight[:, : features.shape[-1]] for layer in wide])
+        bias = torch.cat([layer.bias for layer in wide])
+        return F.conv2d(features.permute(0, 3, 1, 2), weight, bias, padding=1).permute(0, 2, 3, 1)
+
+    def predict(self, looked: Tensor, image2reference: Tensor, image_size: tuple[int, int]) -> PerspectiveOutput:
+        """Return what `forward` does, to rounding, from the output of `look` for B x N images, [B, N, h, w, 2 C]."""
+        shape, dims = looked.shape[:2], looked.shape[-1] // 2
+        rays = ray_codes(image2reference, image_size, (looked.shape[2], looked.shape[3]), self.ground)
+        weight = torch.cat([layer.weight[:, dims:] for layer in self.wide_layers()])
+        added = F.conv2d(rays.flatten(0, 1).permute(0, 3, 1, 2), weight, padding=1)  # [B*N, 2 C, h, w]
+        wide = (looked.flatten(0, 1).permute(0, 3, 1, 2) + added).relu()
+        heat, codes = (
+            branch[-1](x) for branch, x in zip((self.heat, self.codes), wide.split(dims, dim=1), strict=True)
+        )
+        return PerspectiveOutput(heat.unflatten(0, shape), codes.unflatten(0, shape))
 
     def forward(self, features: Tensor, image2reference: Tensor, image_size: tuple[int, int]) -> PerspectiveOutput:
         """Return the predictions for the images of all cameras.
