@@ -95,8 +95,7 @@ class ScaleAdaptiveSelfAttention(nn.Module):
         centers: [B, Q, >=2], m; no gradient flows into them
         blocked: [Q, Q] bool, True where a query (row) must not attend to another (column); None: all attend to all
         """
-        places = centers.detach()[..., :2]
-        distances = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")  # [B, Q, Q] m
+        distances = distances_between(centers.detach()[..., :2])  # [B, Q, Q] m
         tau = self.gen_tau(features).transpose(1, 2)  # [B, heads, Q]
         bias = -distances[:, None] * tau[..., None]  # [B, heads, Q, Q]
         if blocked is not None:
@@ -105,6 +104,14 @@ class ScaleAdaptiveSelfAttention(nn.Module):
             features, features, features, attn_mask=bias.flatten(0, 1), need_weights=False
         )
         return features + attended
+
+
+def distances_between(places: Tensor) -> Tensor:
+    """Return the distances [B, Q, Q] between places [B, Q, 2]."""
+    if torch.compiler.is_compiling():  # a compiler fuses plain arithmetic, and every runtime has it
+        x, y = places.unbind(dim=-1)
+        return ((x[:, :, None] - x[:, None]).square() + (y[:, :, None] - y[:, None]).square()).sqrt()
+    return torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 class SamplingPoints(nn.Module):

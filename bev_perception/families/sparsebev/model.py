@@ -7,8 +7,9 @@ depth estimation and no non-maximum suppression.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,7 +26,7 @@ from bev_perception.families.sparsebev.proposals.perspective import (
     invert_cameras,
     lift,
 )
-from bev_perception.models.encoder import CameraModel, check_settings, reference2image
+from bev_perception.models.encoder import CameraModel, check_settings, image_size_of, levels_by_frame
 from bev_perception.models.memory import FrameFeatures
 from bev_perception.models.protocol import Encoded, Perception, all_finite
 from bev_perception.models.query_layers import (
@@ -307,7 +308,7 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
         time_differences: Tensor,
         image_size: tuple[int, int],
         denoising: DenoisingQueries | None = None,
-        looked_by_frame: Sequence[Tensor] | None = None,
+        looked_by_frame: Sequence[tuple[Tensor, Tensor]] | None = None,
     ) -> SparseBEVOutput:
         """Detect boxes in encoded frames, the current one first.
 
@@ -317,7 +318,8 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
         time_differences: [B, T], s, current minus frame t
         image_size: (height, width) of the encoded images including padding, pixels
         denoising: P further queries for training
-        looked_by_frame: T of [B, N, h, w, 2 C], what PerspectiveHead.look has made of the frames; None: not yet made
+        looked_by_frame: of each of T frames what PerspectiveHead.look has made of it, [B, N, h, w, 2 C], and its
+            image2reference, [B, N, 4, 4], see invert_cameras; None: neither is there yet
 
         In the outputs, denoising queries come before the learnt ones and proposed queries after them.
         """
@@ -325,14 +327,13 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
         finite: list[Tensor] = []
         count = self.config.head.proposals.queries
         if self.perspective_head is not None and (self.training or count):
-            looked = [None] * len(levels_by_frame) if looked_by_frame is None else looked_by_frame
-            frames = list(zip(levels_by_frame, looked, reference2image.unbind(dim=1), strict=True))
-            seen, image2reference = self._see(*frames[0], image_size)
+            see = functools.partial(self._see, levels_by_frame, reference2image, image_size, looked_by_frame)
+            seen, image2reference = see(0)
             finite += [seen.heat, seen.codes]
             if count:
                 boxes, labels = lift(seen, image2reference, image_size, count)
                 with torch.no_grad():
-                    others = [lift(*self._see(*frame, image_size), image_size, count) for frame in frames[1:]]
+                    others = [lift(*see(t), image_size, count) for t in range(1, len(levels_by_frame))]
                     velocities = follow(boxes, labels, others, time_differences[:, 1:], self.max_speeds)
                 proposed = self._propose(boxes, labels, velocities)
                 finite += [boxes, velocities]
@@ -344,19 +345,19 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
         return replace(output, seen=seen)
 
     def _see(
-        self, levels: Sequence[Tensor], looked: Tensor | None, reference2image: Tensor, image_size: tuple[int, int]
+        self,
+        levels_by_frame: LevelsByFrame,
+        reference2image: Tensor,
+        image_size: tuple[int, int],
+        looked_by_frame: Sequence[tuple[Tensor, Tensor]] | None,
+        t: int,
     ) -> tuple[PerspectiveOutput, Tensor]:
-        """Return the perspective head's output for a frame, and the transforms [B, N, 4, 4] back from its pixels.
-
-        levels: [B, N, h, w, C] each
-        looked: see PerspectiveHead.look; None: not yet made
-        reference2image: [B, N, 4, 4]
-        image_size: see detect
-        """
+        """Return the perspective head's output for frame t, and its image2reference; arguments as in `detect`."""
         assert self.perspective_head is not None
-        back = invert_cameras(reference2image)
-        if looked is None:
-            return self.perspective_head(levels[0], back, image_size), back
+        if looked_by_frame is None:
+            back = invert_cameras(reference2image[:, t])
+            return self.perspective_head(levels_by_frame[t][0], back, image_size), back
+        looked, back = looked_by_frame[t]
         return self.perspective_head.predict(looked, back, image_size), back
 
     def _propose(self, boxes: Tensor, labels: Tensor, velocities: Tensor) -> ProposedQueries:
@@ -373,14 +374,39 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
 
     def look(self, frames: Sequence[FrameFeatures], current: ModelInput) -> SparseBEVOutput:
         """Return the boxes for encoded frames, the first of which is `current`; the batch is 1."""
-        weight = self.pts_bbox_head.init_query_bbox.weight
-        return self.detect(
-            [[level[None] for level in frame.levels] for frame in frames],
-            torch.from_numpy(reference2image(frames, current.reference2global)[None]).to(weight),
-            torch.from_numpy(time_differences(frames)[None]).to(weight),
-            (current.images.shape[-2], current.images.shape[-1]),
-            looked_by_frame=[f.looked[None] for f in frames if isinstance(f, LookedFeatures)] or None,
-        )
+        return self._step(self.step_inputs(frames, current.reference2global), image_size_of(current))
+
+    def step_inputs(self, frames: Sequence[FrameFeatures], reference2global: np.ndarray) -> dict[str, Tensor]:
+        """Return what a step takes, by name: besides levels and matrices, the frames' times and what the head saw."""
+        named = super().step_inputs(frames, reference2global)
+        matrices = named["reference2image"]
+        named["time_differences"] = torch.from_numpy(time_differences(frames)).to(matrices)
+        for t, frame in enumerate(frames):
+            if isinstance(frame, LookedFeatures):
+                named[f"frame{t}_looked"] = frame.looked
+        if self.perspective_head is not None and self.config.head.proposals.queries:
+            named["image2reference"] = invert_cameras(matrices)
+        return named
+
+    def step(self, named: Mapping[str, Tensor], image_size: tuple[int, int]) -> dict[str, Tensor]:
+        """Return "logits" [Q, classes] and "boxes" [Q, 10] of the last layer; see CameraModel and SparseBEVOutput."""
+        output = self._step(named, image_size)
+        return {"logits": output.logits[-1, 0], "boxes": output.boxes[-1, 0]}
+
+    def _step(self, named: Mapping[str, Tensor], image_size: tuple[int, int]) -> SparseBEVOutput:
+        levels = levels_by_frame(named)
+        looked = None
+        if "image2reference" in named:
+            back = named["image2reference"][None].unbind(dim=1)
+            looked = [(self._looked(named, t)[None], back[t]) for t in range(len(levels))]
+        matrices, times = named["reference2image"][None], named["time_differences"][None]
+        return self.detect(levels, matrices, times, image_size, looked_by_frame=looked)
+
+    def _looked(self, named: Mapping[str, Tensor], t: int) -> Tensor:
+        """Return what the perspective head makes of frame t; made here if it was not remembered, as in exports."""
+        assert self.perspective_head is not None
+        found = named.get(f"frame{t}_looked")
+        return self.perspective_head.look(named[f"frame{t}_level0"]) if found is None else found
 
     def decode(self, outputs: SparseBEVOutput, limits: Limits) -> Perception:
         """Return the boxes of the last layer, in the reference frame.

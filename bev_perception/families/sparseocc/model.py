@@ -7,7 +7,7 @@ A backbone and a feature pyramid encode every image once; a sparse voxel decoder
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from bev_perception.families.sparseocc.config import SparseOccHeadConfig
 from bev_perception.families.sparseocc.decode import decode_occupancy
 from bev_perception.families.sparseocc.mask_decoder import ChooseVoxels, MaskDecoder, RandomVoxels, draw_numbers
 from bev_perception.families.sparseocc.voxel_decoder import CHILDREN, CUBE_SIDES, VoxelDecoder, VoxelStage
-from bev_perception.models.encoder import CameraModel, check_settings, reference2image
+from bev_perception.models.encoder import CameraModel, check_settings, image_size_of, levels_by_frame
 from bev_perception.models.memory import FrameFeatures
 from bev_perception.models.protocol import Perception, all_finite
 from bev_perception.models.query_layers import EncodedViews
@@ -113,13 +113,19 @@ class SparseOcc(CameraModel[SparseOccOutput]):
 
         The same input gives the same output, whatever was predicted before.
         """
-        weight = next(self.pts_bbox_head.parameters())
-        return self.perceive(
-            [[level[None] for level in frame.levels] for frame in frames],
-            torch.from_numpy(reference2image(frames, current.reference2global)[None]).to(weight),
-            (current.images.shape[-2], current.images.shape[-1]),
-            self.numbers,
-        )
+        return self._step(self.step_inputs(frames, current.reference2global), image_size_of(current))
+
+    def step(self, named: Mapping[str, Tensor], image_size: tuple[int, int]) -> dict[str, Tensor]:
+        """Return the last "class_logits" [Q, classes], "mask_logits" [Q, N] and "locations" [N, 3]; see CameraModel."""
+        output = self._step(named, image_size)
+        return {
+            "class_logits": output.class_logits[-1, 0],
+            "mask_logits": output.mask_logits[-1, 0],
+            "locations": output.stages[-1].locations[0],
+        }
+
+    def _step(self, named: Mapping[str, Tensor], image_size: tuple[int, int]) -> SparseOccOutput:
+        return self.perceive(levels_by_frame(named), named["reference2image"][None], image_size, self.numbers)
 
     def decode(self, outputs: SparseOccOutput, limits: Limits) -> Perception:
         """Return the occupancy of the last predictions, in base_link; limits are ignored, as they concern boxes.

@@ -65,7 +65,7 @@ class PerspectiveHead(nn.Module):
         code_bias[2] = math.log(FIRST_SPAN)
         self.heat, self.codes = _branch(dims, heat_bias), _branch(dims, code_bias)
 
-    def wide_layers(self) -> tuple[nn.Conv2d, nn.Conv2d]:
+    def wide_layers(self) -> tuple[nn.Module, ...]:
         """Return the layers with nearly all of the computation; none of them is an output layer."""
         return self.heat[0], self.codes[0]
 
@@ -76,16 +76,17 @@ class PerspectiveHead(nn.Module):
 
         Nearly all of the work, done once for each image and remembered.
         """
-        wide = self.wide_layers()
-        weight = torch.cat([layer.weight[:, : features.shape[-1]] for layer in wide])
-        bias = torch.cat([layer.bias for layer in wide])
-        return F.conv2d(features.permute(0, 3, 1, 2), weight, bias, padding=1).permute(0, 2, 3, 1)
+        weight, bias = (
+            torch.cat([getattr(layer, name) for layer in self.wide_layers()]) for name in ("weight", "bias")
+        )
+        maps = F.conv2d(features.permute(0, 3, 1, 2), weight[:, : features.shape[-1]], bias, padding=1)
+        return maps.permute(0, 2, 3, 1)
 
     def predict(self, looked: Tensor, image2reference: Tensor, image_size: tuple[int, int]) -> PerspectiveOutput:
         """Return what `forward` does, to rounding, from the output of `look` for B x N images, [B, N, h, w, 2 C]."""
         shape, dims = looked.shape[:2], looked.shape[-1] // 2
         rays = ray_codes(image2reference, image_size, (looked.shape[2], looked.shape[3]), self.ground)
-        weight = torch.cat([layer.weight[:, dims:] for layer in self.wide_layers()])
+        weight = torch.cat([branch[0].weight[:, dims:] for branch in (self.heat, self.codes)])
         added = F.conv2d(rays.flatten(0, 1).permute(0, 3, 1, 2), weight, padding=1)  # [B*N, 2 C, h, w]
         wide = (looked.flatten(0, 1).permute(0, 3, 1, 2) + added).relu()
         heat, codes = (
