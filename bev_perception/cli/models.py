@@ -54,12 +54,14 @@ def add_commands(commands: Commands) -> None:
     export = add_command(
         commands,
         "export",
-        "write a variant's image encoder for other runtimes, with a description",
-        "The file is run at once and compared with the model; decoder and memory are not exported.",
+        "write a variant's image encoder or its step for other runtimes, with a description",
+        "The file is run at once and compared with the model. The step is all that comes after the encoder; it takes "
+        "the encoder's maps of past frames as inputs.",
     )
     add_variant(export)
     add_checkpoint(export)
     export.add_argument("--format", choices=("onnx", "openvino", "torch"), required=True, help="of the file")
+    export.add_argument("--part", choices=("encoder", "step"), default="encoder", help="(default: %(default)s)")
     export.add_argument("out", type=Path, metavar="DIR", help="directory to write")
     export.set_defaults(command=_export)
 
@@ -91,9 +93,14 @@ def _init_weights(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from bev_perception.pipeline.export import DESCRIPTION, export_encoder
+    from bev_perception.pipeline import export, step_export
 
-    print(f"wrote {export_encoder(args.variant, args.checkpoint, args.format, args.out)}, and {DESCRIPTION} beside it")
+    write, description = (
+        (export.export_encoder, export.DESCRIPTION)
+        if args.part == "encoder"
+        else (step_export.export_step, step_export.DESCRIPTION)
+    )
+    print(f"wrote {write(args.variant, args.checkpoint, args.format, args.out)}, and {description} beside it")
     return 0
 
 

@@ -49,6 +49,28 @@ class CameraModel(Model, Generic[Output]):
     def decode(self, outputs: Output, limits: Limits) -> Perception:
         """Return the outputs as boxes, occupancy or both; see Model."""
 
+    def step_inputs(self, frames: Sequence[FrameFeatures], reference2global: np.ndarray) -> dict[str, Tensor]:
+        """Return what a step takes of encoded frames, the current one first, by name.
+
+        reference2global: [4, 4], of the current frame
+
+        "frame{t}_level{k}": [N, h, w, C], level k of frame t
+        "reference2image": [T, N, 4, 4], see reference2image
+        """
+        levels = {f"frame{t}_level{k}": level for t, frame in enumerate(frames) for k, level in enumerate(frame.levels)}
+        matrices = torch.from_numpy(reference2image(frames, reference2global)).to(levels["frame0_level0"])
+        return {**levels, "reference2image": matrices}
+
+    def step(self, named: Mapping[str, Tensor], image_size: tuple[int, int]) -> dict[str, Tensor]:
+        """Return what `decode` needs of the step's outputs, by name; a function of tensors alone, which is exported.
+
+        named: as from step_inputs
+        image_size: (height, width) of the encoded images including padding, pixels
+
+        Raises ConfigError for families whose step is not exported.
+        """
+        raise ConfigError(f"the step of {self.config.name} cannot be exported; export its encoder: --part encoder")
+
     def pyramid(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the feature pyramid of images, finest level first, each [N, h, w, C] contiguous.
 
@@ -107,6 +129,21 @@ def check_settings(config: VariantConfig, rules: Iterable[tuple[bool, str]] = ()
     for holds, remedy in (*common, *rules):
         if not holds:
             raise ConfigError(f"{config.name}: {remedy}")
+
+
+def levels_by_frame(named: Mapping[str, Tensor]) -> list[list[Tensor]]:
+    """Return T x L maps [1, N, h, w, C] from CameraModel.step_inputs."""
+    found: dict[str, list[Tensor]] = {}
+    for name, level in named.items():
+        frame, _, what = name.partition("_")
+        if what.startswith("level"):
+            found.setdefault(frame, []).append(level[None])
+    return list(found.values())
+
+
+def image_size_of(inputs: ModelInput) -> tuple[int, int]:
+    """Return (height, width) of a frame's images, padding included, pixels."""
+    return inputs.images.shape[-2], inputs.images.shape[-1]
 
 
 def reference2image(frames: Sequence[FrameFeatures], reference2global: np.ndarray) -> np.ndarray:

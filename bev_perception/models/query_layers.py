@@ -95,8 +95,7 @@ class ScaleAdaptiveSelfAttention(nn.Module):
         centers: [B, Q, >=2], m; no gradient flows into them
         blocked: [Q, Q] bool, True where a query (row) must not attend to another (column); None: all attend to all
         """
-        places = centers.detach()[..., :2]
-        distances = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")  # [B, Q, Q] m
+        distances = distances_between(centers.detach()[..., :2])  # [B, Q, Q] m
         tau = self.gen_tau(features).transpose(1, 2)  # [B, heads, Q]
         bias = -distances[:, None] * tau[..., None]  # [B, heads, Q, Q]
         if blocked is not None:
@@ -105,6 +104,14 @@ class ScaleAdaptiveSelfAttention(nn.Module):
             features, features, features, attn_mask=bias.flatten(0, 1), need_weights=False
         )
         return features + attended
+
+
+def distances_between(places: Tensor) -> Tensor:
+    """Return the distances [B, Q, Q] between places [B, Q, 2]."""
+    if torch.compiler.is_compiling():  # a compiler fuses plain arithmetic, and every runtime has it
+        x, y = places.unbind(dim=-1)
+        return ((x[:, :, None] - x[:, None]).square() + (y[:, :, None] - y[:, None]).square()).sqrt()
+    return torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 class SamplingPoints(nn.Module):
@@ -198,6 +205,11 @@ class EncodedViews:
         return sample_features(self.levels_by_frame, everywhere, self.reference2image, weights, self.image_size)
 
 
+#: most numbers in the matrices that are predicted at once on a CPU: beyond that, buffers are read from memory again
+#: and again
+CHUNK = 10_000_000
+
+
 class AdaptiveMixing(nn.Module):
     """Mix sampled features over channels, then over points, with matrices that are predicted from each query.
 
@@ -215,6 +227,13 @@ class AdaptiveMixing(nn.Module):
 
     def forward(self, sampled: Tensor, features: Tensor) -> Tensor:
         """Return features [B, Q, C] plus the mixed samples; sampled: [B, Q, G, in_points, C/G]."""
+        if torch.is_grad_enabled() or features.device.type != "cpu":
+            return self._mix(sampled, features)
+        size = max(1, CHUNK // (len(features) * self.parameter_generator.out_features))  # queries
+        chunks = zip(sampled.split(size, dim=1), features.split(size, dim=1), strict=True)
+        return torch.cat([self._mix(*chunk) for chunk in chunks], dim=1)
+
+    def _mix(self, sampled: Tensor, features: Tensor) -> Tensor:
         batch, queries = features.shape[:2]
         parameters = self.parameter_generator(features).view(batch * queries * self.groups, -1)
         channel, spatial = parameters.split([self.width**2, self.in_points * self.out_points], dim=1)

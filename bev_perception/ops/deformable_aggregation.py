@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bev_perception.ops.taps import bilinear_taps
+from bev_perception.ops.taps import bilinear_taps, weighted_rows
 
 
 def aggregate_features(
@@ -43,9 +43,7 @@ def aggregate_features(
         height, width = level.shape[2:4]
         cells, taps = bilinear_taps(v * height - 0.5, u * width - 0.5, height, width, scale)  # [K, 1, 4], [K, G, 4]
         rows = (image * (height * width) + cells) * groups + group
-        gathered = gathered + F.embedding_bag(
-            rows.view(-1, 4), level.view(-1, channels // groups), per_sample_weights=taps.view(-1, 4), mode="sum"
-        )
+        gathered = gathered + weighted_rows(level.view(-1, channels // groups), rows.view(-1, 4), taps.view(-1, 4))
     place = sample * count + instance
     if per_point:
         place = place * points + point

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bev_perception.ops.taps import bilinear_taps
+from bev_perception.ops.taps import bilinear_taps, weighted_rows
 
 #: m; a point nearer to the camera plane than this, or behind it, is not visible
 MIN_DEPTH = 1e-5
@@ -84,12 +84,8 @@ def sample_features(
         rows = ((image[..., None] * (height * width) + cells) * groups + group).transpose(0, 1)  # [T, B, Q, G, P, 4]
         weights = weights.transpose(0, 1)
         for frame, level in enumerate(maps):
-            gathered = F.embedding_bag(
-                rows[frame].reshape(-1, 4),
-                level.view(-1, channels // groups),
-                per_sample_weights=weights[frame].reshape(-1, 4),
-                mode="sum",
-            )
+            table = level.view(-1, channels // groups)
+            gathered = weighted_rows(table, rows[frame].reshape(-1, 4), weights[frame].reshape(-1, 4))
             if index == 0:
                 sampled.append(gathered)
             else:

@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+
+def weighted_rows(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """Return weighted sums of a table's rows, [K, C].
+
+    table: [R, C]
+    rows: [K, n] int64
+    weights: [K, n]
+    """
+    if torch.compiler.is_compiling():  # a compiler fuses plain gathers, and every runtime has them
+        return (table[rows] * weights[..., None]).sum(dim=1)
+    return F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
 
 
 def bilinear_taps(y: Tensor, x: Tensor, height: int, width: int, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from bev_perception.config import ConfigError, VariantConfig
 from bev_perception.families.variants import Variant, load_variant
 from bev_perception.pipeline.engines import onnx_runtime, open_vino
-from bev_perception.pipeline.engines.part import EncoderPart, EngineError, Run, input_size
+from bev_perception.pipeline.engines.part import EncoderPart, EngineError, Run, input_size, same_sizes, share
 from bev_perception.pipeline.loading import load_weights
 
 #: largest difference to eager mode, as a share of the largest number of a map
@@ -112,10 +112,10 @@ def _compare(run: Run, part: EncoderPart, path: Path) -> tuple[Sequence[Tensor],
         images = part.example(count)
         with torch.inference_mode():
             eager, maps = part(images), tuple(run(images))
-        if [level.shape for level in maps] != [level.shape for level in eager]:
+        if not same_sizes(maps, eager):
             raise EngineError(f"{path} gives maps of other sizes than the model; do not use it, and report it")
         for level, expected in zip(maps, eager, strict=True):
-            off = ((level - expected).abs().max() / expected.abs().max()).item()
+            off = share((level - expected).abs().max(), expected.abs().max())
             if not off <= TOLERANCE:  # NaN, too
                 raise EngineError(
                     f"{path} differs from the model by {off:.2g} of a map's largest number; do not use it"

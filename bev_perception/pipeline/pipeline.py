@@ -18,7 +18,7 @@ from bev_perception.models.precision import check_precision, strict_float32
 from bev_perception.models.protocol import NotFiniteError, Perception, Prediction
 from bev_perception.pipeline.continuity import Continuity
 from bev_perception.pipeline.encoders import Encoder, LoadedVariant, Stream, empty_input, group_by_encoder
-from bev_perception.pipeline.engines import check_engine
+from bev_perception.pipeline.engines import EAGER
 from bev_perception.pipeline.engines.part import input_size
 from bev_perception.results.boxes import to_ego
 from bev_perception.results.duplicates import without_duplicates
@@ -58,7 +58,7 @@ class PipelineSettings:
     tracker: str = "greedy"
     nms: str = "auto"
     precision: str = "fp32"
-    engine: str = "eager"
+    engine: str = EAGER
     image_fit: str = IMAGE_FIT
     max_speed: float = 80.0
     max_turn_rate: float = 4.0
@@ -132,7 +132,6 @@ class Pipeline:
         self.device = device
         self.settings = settings or PipelineSettings()
         check_precision(self.settings.precision, device)
-        check_engine(self.settings.engine, self.settings.precision, device)
         self.health = health or Health()
         self._preprocess: dict[ImageConfig, Preprocessor] = {}
         for variant in variants:

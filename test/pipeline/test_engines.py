@@ -1,6 +1,8 @@
 import dataclasses
+import gc
 import importlib.util
 import logging
+import weakref
 
 import pytest
 import torch
@@ -125,6 +127,45 @@ class TestAnyEngine:
         model.encode(pictures(config, 2))
         made.factor = 2.0
         model.encode(pictures(config, 2))
+
+    def test_black_images_do_not_count_as_the_first_frame(self, config, cache, monkeypatch):
+        model = build(config)
+        made = Doubling(model)
+        made.put_in(monkeypatch)
+        use_engine(model, config, "compile", "fp32", CPU)
+        model.encode(empty_input(2, config.image.height, config.image.width, CPU))
+        made.factor = 2.0
+        with pytest.raises(EngineError):
+            model.encode(pictures(config, 2))
+
+    def test_a_damaged_one_is_built_anew(self, config, cache, monkeypatch, caplog):
+        model = build(config)
+        made = Doubling(model)
+        made.put_in(monkeypatch)
+        use_engine(model, config, "compile", "fp32", CPU)
+        (kept,) = cache.iterdir()
+        (kept / "file").write_text("torn")
+        use_engine(model, config, "compile", "fp32", CPU)
+        assert made.built == 2 and "it is built anew" in caplog.text
+
+    def test_an_engine_does_not_keep_its_model(self, config, cache, monkeypatch):
+        model = build(config)
+        made = Doubling(model)
+        made.put_in(monkeypatch)
+        use_engine(model, config, "compile", "fp32", CPU)
+        gone = weakref.ref(model)
+        gc.disable()
+        try:
+            del model, made.model
+            assert gone() is None
+        finally:
+            gc.enable()
+
+    def test_maps_of_zeros_are_compared(self, config):
+        model = build(config)
+        zeros = CheckedEngine("none", lambda images: (torch.ones(2),), model, "fp32")
+        with pytest.raises(EngineError, match="differs from eager mode by 1 "):
+            zeros._compare((torch.ones(2),), (torch.zeros(2),))
 
     def test_a_build_that_fails_leaves_nothing(self, config, cache, monkeypatch):
         def fail(part, directory):

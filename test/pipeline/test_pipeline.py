@@ -351,10 +351,10 @@ def test_the_whole_step_computes_in_float32_unless_the_encoder_is_told_otherwise
     seen = []
     monkeypatch.setattr("bev_perception.pipeline.pipeline.strict_float32", lambda device: noted(seen))
     model = pipeline.variants[0].model
-    for module in (model.img_backbone, model.perspective_head, model.pts_bbox_head):
+    for module in (model.img_backbone, model.perspective_head.heat[-1], model.pts_bbox_head):
         module.register_forward_pre_hook(lambda module, inputs: seen.append(type(module).__name__))
     pipeline.step(frames[0])
-    assert (seen[0], seen[-1]) == ("begin", "end") and "SparseBEVHead" in seen and "PerspectiveHead" in seen
+    assert (seen[0], seen[-1]) == ("begin", "end") and "SparseBEVHead" in seen and "Conv2d" in seen
 
 
 @contextlib.contextmanager
@@ -386,7 +386,7 @@ def test_a_frame_that_fails_wipes_nothing(pipeline, frames):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("part", ["heat", "codes"])
 def test_proposals_that_are_not_finite_cost_the_frame(pipeline, frames, part, value):
-    hook = poison(getattr(pipeline.variants[0].model.perspective_head, part), value)
+    hook = poison(getattr(pipeline.variants[0].model.perspective_head, part)[-1], value)
     with pytest.raises(NotFiniteError):
         pipeline.step(frames[0])
     hook.remove()

@@ -7,8 +7,9 @@ depth estimation and no non-maximum suppression.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,9 +26,9 @@ from bev_perception.families.sparsebev.proposals.perspective import (
     invert_cameras,
     lift,
 )
-from bev_perception.models.encoder import CameraModel, check_settings, reference2image
+from bev_perception.models.encoder import CameraModel, check_settings, image_size_of, levels_by_frame
 from bev_perception.models.memory import FrameFeatures
-from bev_perception.models.protocol import Perception, all_finite
+from bev_perception.models.protocol import Encoded, Perception, all_finite
 from bev_perception.models.query_layers import (
     AdaptiveMixing,
     FeedForward,
@@ -63,6 +64,21 @@ class SparseBEVOutput:
     boxes: Tensor
     finite: Tensor
     seen: PerspectiveOutput | None = None
+
+
+@dataclass(frozen=True)
+class LookedFeatures(FrameFeatures):
+    """What a variant with a perspective head remembers of a frame.
+
+    looked: [N, h, w, 2 C], see PerspectiveHead.look
+    """
+
+    looked: Tensor
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        """The levels, and what the head has made of them."""
+        return (*self.levels, self.looked)
 
 
 @dataclass(frozen=True)
@@ -292,6 +308,7 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
         time_differences: Tensor,
         image_size: tuple[int, int],
         denoising: DenoisingQueries | None = None,
+        looked_by_frame: Sequence[tuple[Tensor, Tensor]] | None = None,
     ) -> SparseBEVOutput:
         """Detect boxes in encoded frames, the current one first.
 
@@ -301,6 +318,8 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
         time_differences: [B, T], s, current minus frame t
         image_size: (height, width) of the encoded images including padding, pixels
         denoising: P further queries for training
+        looked_by_frame: of each of T frames what PerspectiveHead.look has made of it, [B, N, h, w, 2 C], and its
+            image2reference, [B, N, 4, 4], see invert_cameras; None: neither is there yet
 
         In the outputs, denoising queries come before the learnt ones and proposed queries after them.
         """
@@ -308,12 +327,14 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
         finite: list[Tensor] = []
         count = self.config.head.proposals.queries
         if self.perspective_head is not None and (self.training or count):
-            image2reference = invert_cameras(reference2image[:, 0])
-            seen = self.perspective_head(levels_by_frame[0][0], image2reference, image_size)
+            see = functools.partial(self._see, levels_by_frame, reference2image, image_size, looked_by_frame)
+            seen, image2reference = see(0)
             finite += [seen.heat, seen.codes]
             if count:
                 boxes, labels = lift(seen, image2reference, image_size, count)
-                velocities = self._motion(boxes, labels, levels_by_frame, reference2image, time_differences, image_size)
+                with torch.no_grad():
+                    others = [lift(*see(t), image_size, count) for t in range(1, len(levels_by_frame))]
+                    velocities = follow(boxes, labels, others, time_differences[:, 1:], self.max_speeds)
                 proposed = self._propose(boxes, labels, velocities)
                 finite += [boxes, velocities]
         output: SparseBEVOutput = self.pts_bbox_head(
@@ -323,41 +344,69 @@ class SparseBEV(CameraModel[SparseBEVOutput]):
             output = replace(output, finite=output.finite & all_finite(x.detach() for x in finite))
         return replace(output, seen=seen)
 
-    @torch.no_grad()
-    def _motion(
+    def _see(
         self,
-        boxes: Tensor,
-        labels: Tensor,
         levels_by_frame: LevelsByFrame,
         reference2image: Tensor,
-        time_differences: Tensor,
         image_size: tuple[int, int],
-    ) -> Tensor:
-        """Estimate the velocities [B, K, 2], m/s, of lifted boxes [B, K, 8] from the other frames; 0 without any."""
-        if len(levels_by_frame) == 1:
-            return torch.zeros_like(boxes[..., :2])
-        assert self.perspective_head is not None  # the boxes come from it
-        others = []
-        for t in range(1, len(levels_by_frame)):
-            image2reference = invert_cameras(reference2image[:, t])
-            seen = self.perspective_head(levels_by_frame[t][0], image2reference, image_size)
-            others.append(lift(seen, image2reference, image_size, boxes.shape[1]))
-        return follow(boxes, labels, others, time_differences[:, 1:], self.max_speeds)
+        looked_by_frame: Sequence[tuple[Tensor, Tensor]] | None,
+        t: int,
+    ) -> tuple[PerspectiveOutput, Tensor]:
+        """Return the perspective head's output for frame t, and its image2reference; arguments as in `detect`."""
+        assert self.perspective_head is not None
+        if looked_by_frame is None:
+            back = invert_cameras(reference2image[:, t])
+            return self.perspective_head(levels_by_frame[t][0], back, image_size), back
+        looked, back = looked_by_frame[t]
+        return self.perspective_head.predict(looked, back, image_size), back
 
     def _propose(self, boxes: Tensor, labels: Tensor, velocities: Tensor) -> ProposedQueries:
         """Return queries for lifted boxes [B, K, 8] with velocities [B, K, 2]."""
         relative = encode_centers(boxes[..., :3], self.config.head.pc_range).clamp(0, 1)
         return ProposedQueries(torch.cat([relative, boxes[..., 3:], velocities], dim=-1), labels)
 
+    def remember(self, encoded: Encoded, history: Sequence[FrameFeatures | None], inputs: ModelInput) -> FrameFeatures:
+        """Return the memory entry of a frame, with what the perspective head makes of its images alone."""
+        entry = super().remember(encoded, history, inputs)
+        if self.perspective_head is None or not self.config.head.proposals.queries:
+            return entry
+        return LookedFeatures(**vars(entry), looked=self.perspective_head.look(entry.levels[0]))
+
     def look(self, frames: Sequence[FrameFeatures], current: ModelInput) -> SparseBEVOutput:
         """Return the boxes for encoded frames, the first of which is `current`; the batch is 1."""
-        weight = self.pts_bbox_head.init_query_bbox.weight
-        return self.detect(
-            [[level[None] for level in frame.levels] for frame in frames],
-            torch.from_numpy(reference2image(frames, current.reference2global)[None]).to(weight),
-            torch.from_numpy(time_differences(frames)[None]).to(weight),
-            (current.images.shape[-2], current.images.shape[-1]),
-        )
+        return self._step(self.step_inputs(frames, current.reference2global), image_size_of(current))
+
+    def step_inputs(self, frames: Sequence[FrameFeatures], reference2global: np.ndarray) -> dict[str, Tensor]:
+        """Return what a step takes, by name: besides levels and matrices, the frames' times and what the head saw."""
+        named = super().step_inputs(frames, reference2global)
+        matrices = named["reference2image"]
+        named["time_differences"] = torch.from_numpy(time_differences(frames)).to(matrices)
+        for t, frame in enumerate(frames):
+            if isinstance(frame, LookedFeatures):
+                named[f"frame{t}_looked"] = frame.looked
+        if self.perspective_head is not None and self.config.head.proposals.queries:
+            named["image2reference"] = invert_cameras(matrices)
+        return named
+
+    def step(self, named: Mapping[str, Tensor], image_size: tuple[int, int]) -> dict[str, Tensor]:
+        """Return "logits" [Q, classes] and "boxes" [Q, 10] of the last layer; see CameraModel and SparseBEVOutput."""
+        output = self._step(named, image_size)
+        return {"logits": output.logits[-1, 0], "boxes": output.boxes[-1, 0]}
+
+    def _step(self, named: Mapping[str, Tensor], image_size: tuple[int, int]) -> SparseBEVOutput:
+        levels = levels_by_frame(named)
+        looked = None
+        if "image2reference" in named:
+            back = named["image2reference"][None].unbind(dim=1)
+            looked = [(self._looked(named, t)[None], back[t]) for t in range(len(levels))]
+        matrices, times = named["reference2image"][None], named["time_differences"][None]
+        return self.detect(levels, matrices, times, image_size, looked_by_frame=looked)
+
+    def _looked(self, named: Mapping[str, Tensor], t: int) -> Tensor:
+        """Return what the perspective head makes of frame t; made here if it was not remembered, as in exports."""
+        assert self.perspective_head is not None
+        found = named.get(f"frame{t}_looked")
+        return self.perspective_head.look(named[f"frame{t}_level0"]) if found is None else found
 
     def decode(self, outputs: SparseBEVOutput, limits: Limits) -> Perception:
         """Return the boxes of the last layer, in the reference frame.

@@ -19,33 +19,45 @@ ChooseVoxels = Callable[[Tensor, Tensor], Tensor]
 
 
 class RandomVoxels:
-    """Chooses `count` random voxels of each mask; reproducible with a generator in the same state."""
+    """Chooses `count` random voxels of each mask from random numbers that were drawn before; waits for no device."""
 
-    def __init__(self, generator: torch.Generator, count: int, occ_size: Sequence[int]) -> None:
+    def __init__(self, numbers: Tensor, count: int, occ_size: Sequence[int]) -> None:
         """Keep the settings.
 
-        generator: source of the random numbers
+        numbers: [n], 0..1, on the device; from `draw_numbers`
         count: voxels per mask
         occ_size: number of fine voxels along x, y, z
         """
-        self.generator, self.count, self.occ_size = generator, count, occ_size
+        self.numbers, self.count, self.occ_size = numbers, count, occ_size
+        self.taken: Tensor | int = 0  # how many of the numbers have been used
 
     def __call__(self, inside: Tensor, locations: Tensor) -> Tensor:
         """Return positions [B, Q, count, 3]; see ChooseVoxels.
 
-        For each sample, random numbers are sampled first for all queries, then for the queries whose mask is empty.
+        Each sample takes numbers for all queries first, then for the queries whose mask is empty.
         """
-        batch, queries, _ = inside.shape
-        empty = ~inside.any(dim=-1).to(self.generator.device)  # [B, Q]
-        ranks = torch.empty(batch, queries, self.count, device=empty.device)
-        places = torch.zeros(batch, queries, self.count, 3, device=empty.device)
-        for b in range(batch):
-            ranks[b] = self._draw(queries, self.count)
-            places[b, empty[b]] = self._draw(int(empty[b].sum()), self.count, 3)
-        return pick_voxels(inside, locations, ranks.to(inside.device), places.to(inside.device), self.occ_size)
+        queries, count = inside.shape[1], self.count
+        ranks, places = [], []
+        for empty in (~inside.any(dim=-1)).unbind():  # [Q], of each sample
+            ranks.append(self._numbers(self.taken, queries * count).view(queries, count))
+            after = self.taken + queries * count
+            rank = (empty.cumsum(dim=0) - 1).clamp(min=0)  # [Q], among the empty ones; of no use for the others
+            places.append(self._numbers(after + rank[:, None] * (3 * count), 3 * count).view(queries, count, 3))
+            self.taken = after + empty.sum() * (3 * count)
+        return pick_voxels(inside, locations, torch.stack(ranks), torch.stack(places), self.occ_size)
 
-    def _draw(self, *shape: int) -> Tensor:
-        return torch.rand(*shape, generator=self.generator, device=self.generator.device)
+    def _numbers(self, first: Tensor | int, count: int) -> Tensor:
+        """Return `count` numbers from index `first` (an int or [..., 1]) on, [..., count]."""
+        return self.numbers[first + torch.arange(count, device=self.numbers.device)]
+
+
+def draw_numbers(generator: torch.Generator, head: SparseOccHeadConfig, batch: int = 1) -> Tensor:
+    """Return as many random numbers, [n] float32 on the generator's device, as all passes of the decoder can take.
+
+    The numbers are those of drawing as many as are needed, one time after the other.
+    """
+    most = 4 * head.num_query * head.num_groups * head.num_points  # ranks, and places for empty masks
+    return torch.rand(batch * head.mask_layers * most, generator=generator, device=generator.device)
 
 
 def pick_voxels(inside: Tensor, locations: Tensor, ranks: Tensor, places: Tensor, occ_size: Sequence[int]) -> Tensor:

@@ -7,7 +7,7 @@ A backbone and a feature pyramid encode every image once; a sparse voxel decoder
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from bev_perception.config import VariantConfig
 from bev_perception.families.sparseocc.config import SparseOccHeadConfig
 from bev_perception.families.sparseocc.decode import decode_occupancy
-from bev_perception.families.sparseocc.mask_decoder import ChooseVoxels, MaskDecoder, RandomVoxels
+from bev_perception.families.sparseocc.mask_decoder import ChooseVoxels, MaskDecoder, RandomVoxels, draw_numbers
 from bev_perception.families.sparseocc.voxel_decoder import CHILDREN, CUBE_SIDES, VoxelDecoder, VoxelStage
-from bev_perception.models.encoder import CameraModel, check_settings, reference2image
+from bev_perception.models.encoder import CameraModel, check_settings, image_size_of, levels_by_frame
 from bev_perception.models.memory import FrameFeatures
 from bev_perception.models.protocol import Perception, all_finite
 from bev_perception.models.query_layers import EncodedViews
 from bev_perception.ops.sampling import LevelsByFrame
 from bev_perception.types import Limits, ModelInput
 
-#: seed of the voxel sampling in inference, set anew for each frame so that results do not depend on earlier frames
+#: seed of the voxel sampling in inference, the same for each frame so that results do not depend on earlier frames
 SAMPLING_SEED = 0
 
 
@@ -74,30 +74,37 @@ class SparseOccHead(nn.Module):
 
 
 class SparseOcc(CameraModel[SparseOccOutput]):
-    """The occupancy model: voxels, classes and masks in the ego frame (base_link) from images and memory."""
+    """The occupancy model: voxels, classes and masks in the ego frame (base_link) from images and memory.
+
+    numbers: random numbers of inference, see draw_numbers
+    """
+
+    numbers: Tensor
 
     def __init__(self, config: VariantConfig) -> None:
         """Build the model with fresh weights; raise ConfigError for settings that do not fit together."""
         _check(config)
         super().__init__(config)
         self.pts_bbox_head = SparseOccHead(config.head, len(config.class_names), len(config.frames.offsets))
+        numbers = draw_numbers(torch.Generator("cpu").manual_seed(SAMPLING_SEED), config.head)
+        self.register_buffer("numbers", numbers, persistent=False)
 
     def perceive(
         self,
         levels_by_frame: LevelsByFrame,
         reference2image: Tensor,
         image_size: tuple[int, int],
-        generator: torch.Generator,
+        numbers: Tensor,
     ) -> SparseOccOutput:
         """Predict occupied voxels and their masks from encoded frames, the current one first.
 
         levels_by_frame: T x L maps [B, N, h, w, C], from `encode`
         reference2image: [B, T, N, 4, 4], ego frame (m) to depth-scaled pixels of each image; zeros for a missing camera
         image_size: (height, width) of the encoded images including padding, pixels
-        generator: for the random voxels of their masks that queries sample; may be on another device
+        numbers: for the random voxels of their masks that queries sample; see draw_numbers
         """
         head = self.config.head
-        choose = RandomVoxels(generator, head.num_groups * head.num_points, head.occ_size)
+        choose = RandomVoxels(numbers, head.num_groups * head.num_points, head.occ_size)
         output: SparseOccOutput = self.pts_bbox_head(EncodedViews(levels_by_frame, reference2image, image_size), choose)
         return output
 
@@ -106,13 +113,19 @@ class SparseOcc(CameraModel[SparseOccOutput]):
 
         The same input gives the same output, whatever was predicted before.
         """
-        weight = next(self.pts_bbox_head.parameters())
-        return self.perceive(
-            [[level[None] for level in frame.levels] for frame in frames],
-            torch.from_numpy(reference2image(frames, current.reference2global)[None]).to(weight),
-            (current.images.shape[-2], current.images.shape[-1]),
-            torch.Generator().manual_seed(SAMPLING_SEED),
-        )
+        return self._step(self.step_inputs(frames, current.reference2global), image_size_of(current))
+
+    def step(self, named: Mapping[str, Tensor], image_size: tuple[int, int]) -> dict[str, Tensor]:
+        """Return the last "class_logits" [Q, classes], "mask_logits" [Q, N] and "locations" [N, 3]; see CameraModel."""
+        output = self._step(named, image_size)
+        return {
+            "class_logits": output.class_logits[-1, 0],
+            "mask_logits": output.mask_logits[-1, 0],
+            "locations": output.stages[-1].locations[0],
+        }
+
+    def _step(self, named: Mapping[str, Tensor], image_size: tuple[int, int]) -> SparseOccOutput:
+        return self.perceive(levels_by_frame(named), named["reference2image"][None], image_size, self.numbers)
 
     def decode(self, outputs: SparseOccOutput, limits: Limits) -> Perception:
         """Return the occupancy of the last predictions, in base_link; limits are ignored, as they concern boxes.

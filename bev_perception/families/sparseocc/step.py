@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bev_perception.config import TrainingConfig
 from bev_perception.families.sparseocc.losses import class_weights, occupancy_loss_names, occupancy_losses
-from bev_perception.families.sparseocc.mask_decoder import MaskDecoderLayer, RandomVoxels
+from bev_perception.families.sparseocc.mask_decoder import MaskDecoderLayer, RandomVoxels, draw_numbers
 from bev_perception.families.sparseocc.model import SparseOcc
 from bev_perception.families.sparseocc.voxel_decoder import CUBE_SIDES, VoxelDecoderLayer
 from bev_perception.supervision.samples import Batch, OccupancyTruth, sample_generators
@@ -37,11 +37,13 @@ class OccupancyStep(TrainingStep[OccupancyTruth]):
         """Return occupancy_losses of the batch."""
         generators = sample_generators(batch)
         head = self.model.config.head
-        choices = [RandomVoxels(g, head.num_groups * head.num_points, head.occ_size) for g in generators]
+        count, device = head.num_groups * head.num_points, self.class_weights.device
 
         def choose(inside: Tensor, locations: Tensor) -> Tensor:
             """Use each sample's own generator, so that its random voxels do not depend on the rest of the batch."""
             return torch.cat([c(inside[b : b + 1], locations[b : b + 1]) for b, c in enumerate(choices)])
 
-        output = self.model.pts_bbox_head(self.encode(batch, generators), choose)
+        views = self.encode(batch, generators)  # draws from the generators first
+        choices = [RandomVoxels(draw_numbers(g, head).to(device), count, head.occ_size) for g in generators]
+        output = self.model.pts_bbox_head(views, choose)
         return occupancy_losses(output, batch.truths, self.class_weights), None

@@ -7,6 +7,8 @@ loaded, and in its first frame.
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +21,8 @@ from bev_perception.models.protocol import Model
 from bev_perception.pipeline.engines import compiled, onnx_runtime, open_vino
 from bev_perception.pipeline.engines.part import CheckedEngine, EncoderPart, Run, input_size
 from bev_perception.pipeline.engines.store import engine_directory
+
+LOG = logging.getLogger(__name__)
 
 EAGER = "eager"
 
@@ -70,8 +74,14 @@ def use_engine(model: Model, config: VariantConfig, engine: str, precision: str,
         return
     kind = _ENGINES[engine]
     part = EncoderPart(model, input_size(config.image), precision, device)
-    directory = engine_directory(config.name, engine, part, kind.build)
-    checked = CheckedEngine(engine, kind.load(directory, precision, device), model, precision)
+    directory = engine_directory(config, engine, part, kind.build)
+    try:
+        run = kind.load(directory, precision, device)
+    except Exception as error:  # whatever a runtime raises for a damaged file
+        LOG.warning("engine %s in %s cannot be loaded (%s); it is built anew", engine, directory, error)
+        shutil.rmtree(directory)
+        run = kind.load(engine_directory(config, engine, part, kind.build), precision, device)
+    checked = CheckedEngine(engine, run, model, precision)
     with torch.inference_mode(), strict_float32(device), encoder_precision(precision, device):
         checked(part.example(3))  # another number of images than it was made with
     checked.check_next()

@@ -69,12 +69,12 @@ def map_name(k: int) -> str:
 
 def load(directory: Path, precision: str, device: torch.device) -> Run:
     """Return the part, run by ONNX Runtime."""
-    return run_onnx(directory / FILE, [_provider(device)], device)
+    return run_onnx(directory / FILE, [(_provider(device), _options(device))], device)
 
 
 def load_tensorrt(directory: Path, precision: str, device: torch.device) -> Run:
     """Return the part, run by TensorRT, which keeps what it has built beside the ONNX file."""
-    cached = {"trt_engine_cache_enable": True, "trt_engine_cache_path": str(directory)}
+    cached = {"trt_engine_cache_enable": True, "trt_engine_cache_path": str(directory), "device_id": _index(device)}
     return run_onnx(directory / FILE, [("TensorrtExecutionProvider", cached)], device)
 
 
@@ -95,6 +95,15 @@ def run_onnx(path: Path, providers: list[Any], device: torch.device) -> Run:
 
 def _provider(device: torch.device) -> str:
     return "CPUExecutionProvider" if device.type == "cpu" else "CUDAExecutionProvider"
+
+
+def _options(device: torch.device) -> dict[str, Any]:
+    """Return the provider's options: the GPU that the model is on, in strict float32."""
+    return {} if device.type == "cpu" else {"device_id": _index(device), "use_tf32": 0}
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def _require_provider(engine: str, provider: str, remedy: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import bev_perception
+from bev_perception.config import VariantConfig
 from bev_perception.data.caches import cache_root, private_directory
 from bev_perception.pipeline.engines.part import EncoderPart
 
@@ -24,20 +25,22 @@ LOG = logging.getLogger(__name__)
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
 
 
-def engine_directory(variant: str, engine: str, part: EncoderPart, build: Callable[[EncoderPart, Path], None]) -> Path:
+def engine_directory(
+    variant: VariantConfig, engine: str, part: EncoderPart, build: Callable[[EncoderPart, Path], None]
+) -> Path:
     """Return the directory of an engine; build it there first, with a line of progress, if it is not in the cache.
 
-    variant: name, for the name of the directory
+    variant: its name is in that of the directory, its settings are in the hash
     engine: name
     part: what it computes
     build: writes the engine into an empty directory
     """
     engines = private_directory(private_directory(cache_root()) / "engines")
-    name = "".join(c if c.isalnum() or c in "-_" else "_" for c in variant)
-    directory = engines / f"{name}_{engine}_{_key(part)[:16]}"
+    name = "".join(c if c.isalnum() or c in "-_" else "_" for c in variant.name)
+    directory = engines / f"{name}_{engine}_{_key(variant, part)[:16]}"
     if directory.exists():
         return private_directory(directory)
-    LOG.info("building engine %s for %s, once; this takes a minute or several", engine, variant)
+    LOG.info("building engine %s for %s, once; this takes a minute or several", engine, variant.name)
     started = time.perf_counter()
     made = Path(tempfile.mkdtemp(dir=engines, prefix=".building_"))
     try:
@@ -52,10 +55,12 @@ def engine_directory(variant: str, engine: str, part: EncoderPart, build: Callab
     return directory
 
 
-def _key(part: EncoderPart) -> str:
+def _key(variant: VariantConfig, part: EncoderPart) -> str:
     """Return a hash of all that an engine depends on."""
     state = part.state_dict()
     facts = [bev_perception.__version__, part.size, part.precision, part.device.type, _processor(part.device)]
+    facts += [variant.image, variant.backbone, variant.neck]
+    facts.append(torch.get_num_threads())  # compiled code is made for a number of threads
     facts += [(package, _version(package)) for package in _PACKAGES]
     facts += [repr(part), [(name, tuple(value.shape), str(value.dtype)) for name, value in state.items()]]
     digest = hashlib.sha256(repr(facts).encode())

@@ -14,7 +14,7 @@ from vehicle import frame, rig, run, run_queue
 from bev_perception.config import ConfigError, FramesConfig, ReferenceFrameConfig
 from bev_perception.families.catalog import build_model
 from bev_perception.families.sparseocc.decode import decode_occupancy
-from bev_perception.families.sparseocc.mask_decoder import RandomVoxels, pick_voxels
+from bev_perception.families.sparseocc.mask_decoder import RandomVoxels, draw_numbers, pick_voxels
 from bev_perception.families.sparseocc.voxel_decoder import all_cubes, children_of, least_free
 from bev_perception.families.variants import load_variant
 from bev_perception.geometry import make_transform, rotation_from_yaw
@@ -132,7 +132,10 @@ def test_the_generator_decides_which_voxels_are_looked_at(model):
         levels = [[level[None] for level in model.pyramid(inputs.images)]] * 4
         matrices = torch.from_numpy(inputs.global2image).float().expand(1, 4, -1, -1, -1)
         one, same, other = (
-            model.perceive(levels, matrices, (128, 352), torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+            model.perceive(
+                levels, matrices, (128, 352), draw_numbers(torch.Generator().manual_seed(seed), model.config.head, 2)
+            )
+            for seed in (1, 1, 2)
         )
     assert_same(one, same)
     assert torch.equal(one.mask_logits[0], other.mask_logits[0])
@@ -196,7 +199,9 @@ def trained(model, seed=0):
     levels = model.pyramid(frame(0, CAMERAS).images)
     matrices = torch.from_numpy(rig(CAMERAS).global2image).float().expand(1, 4, -1, -1, -1)
     generator = torch.Generator().manual_seed(seed)
-    return model, model.perceive([[level[None] for level in levels]] * 4, matrices, (128, 352), generator)
+    return model, model.perceive(
+        [[level[None] for level in levels]] * 4, matrices, (128, 352), draw_numbers(generator, model.config.head)
+    )
 
 
 def test_gradients_reach_every_weight(model):
@@ -315,7 +320,7 @@ def test_numbers_are_drawn_in_the_published_order():
     inside = torch.zeros(2, 5, 30, dtype=torch.bool)
     inside[0, [0, 3, 4], :7] = True
     locations = torch.randint(0, 8, (2, 30, 3))
-    choose = RandomVoxels(torch.Generator().manual_seed(7), 6, (8, 8, 8))
+    choose = RandomVoxels(torch.rand(500, generator=torch.Generator().manual_seed(7)), 6, (8, 8, 8))
     found = [choose(inside, locations) for _ in range(2)]
     numbers = torch.Generator().manual_seed(7)
     for voxels in found:

@@ -69,6 +69,31 @@ class PerspectiveHead(nn.Module):
         """Return the layers with nearly all of the computation; none of them is an output layer."""
         return self.heat[0], self.codes[0]
 
+    def look(self, features: Tensor) -> Tensor:
+        """Return what the wide layers make of images alone, wherever their cameras are, [N, h, w, 2 C].
+
+        features: [N, h, w, C], one pyramid level
+
+        Nearly all of the work, done once for each image and remembered.
+        """
+        weight, bias = (
+            torch.cat([getattr(layer, name) for layer in self.wide_layers()]) for name in ("weight", "bias")
+        )
+        maps = F.conv2d(features.permute(0, 3, 1, 2), weight[:, : features.shape[-1]], bias, padding=1)
+        return maps.permute(0, 2, 3, 1)
+
+    def predict(self, looked: Tensor, image2reference: Tensor, image_size: tuple[int, int]) -> PerspectiveOutput:
+        """Return what `forward` does, to rounding, from the output of `look` for B x N images, [B, N, h, w, 2 C]."""
+        shape, dims = looked.shape[:2], looked.shape[-1] // 2
+        rays = ray_codes(image2reference, image_size, (looked.shape[2], looked.shape[3]), self.ground)
+        weight = torch.cat([branch[0].weight[:, dims:] for branch in (self.heat, self.codes)])
+        added = F.conv2d(rays.flatten(0, 1).permute(0, 3, 1, 2), weight, padding=1)  # [B*N, 2 C, h, w]
+        wide = (looked.flatten(0, 1).permute(0, 3, 1, 2) + added).relu()
+        heat, codes = (
+            branch[-1](x) for branch, x in zip((self.heat, self.codes), wide.split(dims, dim=1), strict=True)
+        )
+        return PerspectiveOutput(heat.unflatten(0, shape), codes.unflatten(0, shape))
+
     def forward(self, features: Tensor, image2reference: Tensor, image_size: tuple[int, int]) -> PerspectiveOutput:
         """Return the predictions for the images of all cameras.
 

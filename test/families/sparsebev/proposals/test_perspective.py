@@ -291,3 +291,19 @@ def test_in_bf16_its_wide_layers_are_lowered_and_what_it_says_is_float32():
     assert said[1].heat.dtype == said[1].codes.dtype == torch.float32
     torch.testing.assert_close(said[1].heat, said[0].heat, atol=0.05, rtol=0.02)
     torch.testing.assert_close(said[1].codes, said[0].codes, atol=0.05, rtol=0.02)
+
+
+@pytest.mark.parametrize("cameras", [1, 3])
+def test_what_is_remembered_of_an_image_serves_from_any_pose(cameras):
+    config = load_variant("sparsebev_tiny")
+    torch.manual_seed(0)
+    head = build_model(config).perspective_head
+    features = torch.randn(1, cameras, 4, 8, config.neck.out_channels)
+    looked = head.look(features[0])[None]
+    for shift in (0.0, 3.0):
+        pose = camera()
+        pose[:3, 3] += shift
+        back = invert_cameras(pose.expand(1, cameras, -1, -1))
+        anew, remembered = head(features, back, SIZE), head.predict(looked, back, SIZE)
+        torch.testing.assert_close(remembered.heat, anew.heat, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(remembered.codes, anew.codes, atol=1e-5, rtol=1e-5)
