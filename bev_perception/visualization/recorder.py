@@ -74,7 +74,7 @@ class SceneRecorder:
         """
         if self._origin is None:
             self._begin(frame)
-        set_time(self._stream, frame.stamp)
+        self._stream.set_time(TIMELINE, timestamp=np.datetime64(frame.stamp, "ns"))
         self._log_vehicle(frame, restart=result is not None and result.reset is not None)
         for camera, view in zip(frame.cameras, frame.views, strict=True):
             self._log_camera(camera, view, frame)
@@ -141,7 +141,7 @@ class SceneRecorder:
         if result.occupancy is not None:
             self._log_occupancy(result.occupancy)
         for stage, seconds in result.timings.items():
-            self._stream.log(f"plots/timings/{stage}", scalar(1000 * seconds))
+            self._stream.log(f"plots/timings/{stage}", rr.Scalars([1000 * seconds]))
 
     def _log_predicted(self, frame: Frame, boxes: Boxes3D) -> None:
         colors = class_colors(boxes.class_names)[boxes.labels]
@@ -160,7 +160,7 @@ class SceneRecorder:
             self._stream.log(TRAILS, rr.LineStrips3D(strips, colors=[track_color(track) for track in lines]))
         else:
             self._stream.log(TRAILS, rr.Clear(recursive=False))
-        self._stream.log("plots/boxes", scalar(len(boxes)))
+        self._stream.log("plots/boxes", rr.Scalars([len(boxes)]))
 
     def _log_boxes(self, path: str, boxes: Boxes3D, colors: np.ndarray, scores: bool) -> None:
         if not len(boxes):
@@ -174,6 +174,7 @@ class SceneRecorder:
             quaternions=quaternions,
             colors=colors,
             labels=labels(boxes, scores),
+            fill_mode=rr.components.FillMode.MajorWireframe,
         )
         self._stream.log(path, shown)
 
@@ -268,19 +269,6 @@ def visible_voxels(occupied: np.ndarray) -> np.ndarray:
         for step in (-1, 1):
             enclosed &= np.roll(padded, step, axis)[1:-1, 1:-1, 1:-1]
     return inner & ~enclosed
-
-
-def set_time(stream: Any, stamp: int) -> None:
-    """Set the time of what is written next; stamp: ns."""
-    if hasattr(stream, "set_time"):
-        stream.set_time(TIMELINE, timestamp=np.datetime64(stamp, "ns"))
-    else:  # rerun 0.22, the last one for numpy 1
-        stream.set_time_nanos(TIMELINE, stamp)
-
-
-def scalar(value: float) -> Any:
-    """Return a value of a plot."""
-    return rr.Scalars([value]) if hasattr(rr, "Scalars") else rr.Scalar(value)  # the latter in rerun 0.22
 
 
 def _transform(a2b: np.ndarray) -> Any:

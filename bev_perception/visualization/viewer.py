@@ -98,8 +98,7 @@ def open_viewer(save: Path | None = None, every_frame: bool = False) -> Viewer:
         if (remedy := missing_extra(error)) is None:
             raise
         raise UserError(remedy) from error
-    make = getattr(rr, "new_recording", rr.RecordingStream)  # the former in rerun 0.22
-    stream = make(APPLICATION)
+    stream = rr.RecordingStream(APPLICATION)
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
         stream.save(save)

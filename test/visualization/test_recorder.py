@@ -21,8 +21,8 @@ from bev_perception.visualization import viewer as viewers
 from bev_perception.visualization.recorder import IMAGE_SIDE, encode_view, labels, visible_voxels
 from bev_perception.visualization.viewer import LatestWins, open_viewer, viewer_of
 
-# reading: a module of 0.22, the last one for numpy 1; later ones have another
-dataframe = pytest.importorskip("rerun.dataframe", reason="reads files with rerun 0.22")
+# reading: a module of 0.23, the last one for numpy 1; later ones have another
+dataframe = pytest.importorskip("rerun.dataframe", reason="reads files with rerun 0.23")
 
 
 def boxes(n=2):
