@@ -15,6 +15,7 @@ EXTRAS = {
     "openvino": "openvino",
     "pandas": "nuscenes",
     "rclpy": "ros",
+    "rerun": "viewer",
     "rosbags": "bag",
     "sklearn": "nuscenes",
     "tensorboard": "train",

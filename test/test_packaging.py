@@ -80,11 +80,11 @@ ROSDEP = {
 #: imported module -> distribution of the package index, where these differ
 DISTRIBUTIONS = {
     "PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml", "nuscenes": "nuscenes-devkit",
-    "sklearn": "scikit-learn", "backports": "backports.zstd",
+    "sklearn": "scikit-learn", "backports": "backports.zstd", "rerun": "rerun-sdk",
 }  # fmt: skip
-#: not in package.xml: rosdep has no key (the README says how to install it), numpy 1 is wanted by it, or a video is
-#: written without it, too
-BY_HAND = {"safetensors", "nuscenes", "av"}
+#: not in package.xml: rosdep has no key (the README says how to install it), numpy 1 is wanted by it, a video is
+#: written without it, too, or it only shows what RViz shows
+BY_HAND = {"safetensors", "nuscenes", "av", "rerun"}
 #: extras for which rosdep has no keys either, and which the bare machine does without
 ENGINES = {"onnx", "onnxruntime", "onnxscript", "openvino", "tensorrt"}
 #: what others bring: rosbags the first, nuscenes-devkit the last

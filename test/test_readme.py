@@ -18,14 +18,15 @@ from bev_perception.pipeline.offline import read_results
 from bev_perception.types import OCC3D_GRID, Occupancy
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = ("models", "offline", "performance", "ros", "training")
+DOCS = ("models", "offline", "performance", "ros", "training", "viewer")
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in DOCS))
 OFFLINE, IN_PYTHON = "bev_perception variants", "from bev_perception.data.drive"
 READ_RESULTS = "from pathlib import Path"
 SUBSCRIBER = "from bev_perception.results.occupancy_codec"
 #: how the blocks that are run here begin
 OWN_VARIANT = "name: mine"
-RUN = (OFFLINE, IN_PYTHON, READ_RESULTS, SUBSCRIBER, OWN_VARIANT)
+VIEWER = "bev_perception view"
+RUN = (VIEWER, OFFLINE, IN_PYTHON, READ_RESULTS, SUBSCRIBER, OWN_VARIANT)
 #: how the others begin -> why they are not
 NOT_RUN = {
     "make demo": "makes the virtual environment; test/ros/tools/test_demo.py runs the demo",
@@ -113,6 +114,14 @@ def test_offline(directory):
     assert all(name in done.stdout for name in list_variants())
     results = read_results(directory / "boxes.jsonl")
     assert results.end["frames"] == len(list(results.frames())) == 18
+
+
+def test_viewer(directory):
+    """After test_offline, which leaves the weights and the bag."""
+    pytest.importorskip("rerun")
+    for line in in_directory(block(VIEWER), directory).splitlines():
+        assert cli.main(shlex.split(line.removeprefix("bev_perception "))) == 0
+    assert (directory / "drive.rrd").stat().st_size > 100_000 and (directory / "boxes.rrd").exists()
 
 
 def test_in_python(directory, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,9 +23,11 @@ from bev_perception.cli.options import (
     add_precision,
     add_variant,
     add_version,
+    add_viewer,
     data_version,
     duration,
     open_bag,
+    opened_viewer,
     print_notices,
     whole_number,
 )
@@ -36,6 +39,8 @@ from bev_perception.tracking.tracker import TRACKERS
 if TYPE_CHECKING:
     from bev_perception.config import VariantConfig
     from bev_perception.training.dataset import NuScenesTraining
+    from bev_perception.types import Frame, Result
+    from bev_perception.visualization.viewer import Viewer
 
 
 def add_commands(commands: Commands) -> None:
@@ -138,6 +143,7 @@ def _add_run(commands: Commands) -> None:
     add_image_fit(run)
     add_precision(run)
     add_engine(run)
+    add_viewer(run)
     run.set_defaults(command=_run)
 
 
@@ -146,7 +152,7 @@ def _run(args: argparse.Namespace) -> int:
 
     from bev_perception.families.family import OCCUPANCY
     from bev_perception.pipeline.loading import load_pipeline
-    from bev_perception.pipeline.offline import results_header, run_events, unfinished_results, write_results
+    from bev_perception.pipeline.offline import results_header, run_frames, unfinished_results, write_results
     from bev_perception.pipeline.pipeline import PipelineSettings
 
     bag, settings = open_bag(args, *args.bag)
@@ -169,8 +175,10 @@ def _run(args: argparse.Namespace) -> int:
         pipeline.close()
         print(f"{args.out} is complete, with {earlier.end['frames']} frames; nothing is left to do")
         return 0 if earlier.end["frames"] else 1
-    results = tqdm(run_events(bag.events(), pipeline, settings), unit="frame", desc=pipeline.name)
-    count = write_results(args.out, header, results, pipeline.health, args.save_occupancy, earlier)
+    with opened_viewer(args) as viewer:
+        found = run_frames(bag.events(), pipeline, settings)
+        results = tqdm(_shown(found, viewer), unit="frame", desc=pipeline.name)
+        count = write_results(args.out, header, results, pipeline.health, args.save_occupancy, earlier)
     pipeline.close()
     snapshot = pipeline.health.snapshot()
     untrained = "" if pipeline.trained else "; the weights are UNTRAINED"
@@ -183,6 +191,14 @@ def _run(args: argparse.Namespace) -> int:
     if not count and not snapshot.drops:
         print("no frame: the image topics of the bag gave no messages; is it damaged, or was it cut?")
     return 0 if count else 1
+
+
+def _shown(found: Iterable[tuple[Frame, Result]], viewer: Viewer | None) -> Iterator[Result]:
+    """Yield the results; a viewer shows each before."""
+    for frame, result in found:
+        if viewer is not None:
+            viewer.show(frame, result)
+        yield result
 
 
 def _add_train(commands: Commands) -> None:
@@ -455,11 +471,13 @@ def _add_demo(commands: Commands) -> None:
         help=f"weights; the variant then runs alone (default: those shipped, with {TINY_OCCUPANCY}, or untrained ones)",
     )
     add_engine(demo)
+    add_viewer(demo)
     demo.set_defaults(command=_demo)
 
 
 def _demo(args: argparse.Namespace) -> int:
     from bev_perception.ros.tools.demo import DemoSettings, run_demo
+    from bev_perception.visualization.viewer import WINDOW
 
     settings = DemoSettings(
         out=args.out,
@@ -470,6 +488,7 @@ def _demo(args: argparse.Namespace) -> int:
         variant=args.variant,
         checkpoint=args.checkpoint,
         engine=args.engine,
+        viewer=str(args.save.absolute()) if args.save else WINDOW if args.viewer else "",
     )
     print(run_demo(settings))
     return 0

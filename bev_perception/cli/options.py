@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from bev_perception.data.rosbag import BagReader
     from bev_perception.health import Health
     from bev_perception.sensing.synchronizer import SynchronizerSettings
+    from bev_perception.visualization.viewer import Viewer
 
 Commands = argparse._SubParsersAction
 DEVICE_HELP = "auto, cpu, cuda or cuda:N; auto is a GPU if there is one, else the CPU (default: %(default)s)"
@@ -207,6 +209,35 @@ def add_image_fit(parser: argparse.ArgumentParser) -> None:
         default=IMAGE_FIT,
         help="how pictures unlike those of the training become inputs, docs/own-rig.md (default: %(default)s)",
     )
+
+
+def add_viewer(parser: argparse.ArgumentParser, window: bool = True) -> None:
+    """Add --save and, with `window`, --viewer; see opened_viewer."""
+    if window:
+        parser.add_argument("--viewer", action="store_true", help="show the frames live, in a window of rerun")
+    parser.add_argument(
+        "--save", type=Path, metavar="FILE.rrd", help="write what the live viewer would show to a file of rerun"
+    )
+
+
+@contextlib.contextmanager
+def opened_viewer(args: argparse.Namespace, always: bool = False) -> Iterator[Viewer | None]:
+    """Open the viewer that the options of add_viewer ask for, and close it at the end; None if they ask for none.
+
+    always: whether to open a window if no file is named
+    """
+    if not (always or args.viewer or args.save):
+        yield None
+        return
+    from bev_perception.visualization.viewer import open_viewer
+
+    viewer = open_viewer(args.save, every_frame=args.save is not None)
+    try:
+        yield viewer
+    finally:
+        viewer.close()
+    if args.save is not None:
+        print(f"wrote {args.save}; look at it with `rerun {args.save}`")
 
 
 def add_bag_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

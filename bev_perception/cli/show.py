@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,10 @@ from bev_perception.cli.options import (
     add_image_fit,
     add_variant,
     add_version,
+    add_viewer,
     data_version,
     open_bag,
+    opened_viewer,
 )
 from bev_perception.strict import UserError
 
@@ -26,7 +29,8 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: Commands) -> None:
-    """Add `show boxes`, `show points`, `show occupancy`, `show truth` and `show curves`."""
+    """Add `view`, `show boxes`, `show points`, `show occupancy`, `show truth` and `show curves`."""
+    _add_view(commands)
     show = add_command(commands, "show", "draw pictures or a video").add_subparsers(required=True, metavar="COMMAND")
     boxes = add_command(
         show, "boxes", "draw a variant's boxes in the images and from above, next to the ground truth of nuScenes"
@@ -96,13 +100,61 @@ def add_commands(commands: Commands) -> None:
             "--out", type=Path, required=True, metavar="DIR", help=f"directory for the pictures{with_file}"
         )
         parser.add_argument("--video", action="store_true", help="write one mp4 instead of a picture per frame")
+        if parser is not points:
+            add_viewer(parser)
+
+
+def _add_view(commands: Commands) -> None:
+    view = add_command(
+        commands,
+        "view",
+        "show a bag, nuScenes, or a running node live in rerun",
+        "Cameras, boxes with track ids, trails, voxels, the vehicle's path and timings, on the timeline of stamps.",
+    )
+    source = view.add_mutually_exclusive_group(required=True)
+    source.add_argument("--bag", type=Path, help="directory of a rosbag2 bag")
+    source.add_argument("--data", type=Path, help="a nuScenes dataroot; its true boxes are shown, too")
+    source.add_argument(
+        "--topics", action="store_true", help="the topics of a running node, until Ctrl-C; raw or compressed images"
+    )
+    which = view.add_mutually_exclusive_group()
+    which.add_argument("--scene", help="name of a nuScenes scene, e.g. scene-0103")
+    which.add_argument("--sample", help="token of a single key frame of nuScenes to show")
+    add_version(view)
+    add_variant(view, required=False)
+    add_checkpoint(view)
+    view.add_argument("--device", default="auto", help=DEVICE_HELP)
+    view.add_argument("--score-threshold", type=float, default=0.3, help="lowest score of a box (default: %(default)s)")
+    add_image_fit(view)
+    add_bag_options(view)
+    view.add_argument("--node", default="/bev_perception", help="name of the node of --topics (default: %(default)s)")
+    add_viewer(view, window=False)
+    view.set_defaults(command=_view)
+
+
+def _view(args: argparse.Namespace) -> int:
+    if args.topics:
+        from bev_perception.ros.topic_viewer import view_topics
+
+        return view_topics(args.node, args.cameras, args.prefix, args.base_frame, args.fixed_frame, args.save)
+    from bev_perception.visualization.show import ShowSettings, show_live
+
+    settings = None
+    if args.variant is not None:
+        settings = ShowSettings(args.variant, args.checkpoint, Path(), args.device, image_fit=args.image_fit)
+    with opened_viewer(args, always=True) as viewer:
+        assert viewer is not None
+        count = show_live(_source(args), viewer, settings, args.score_threshold)
+    print(f"showed {count} frames")
+    return 0
 
 
 def _show_truth(args: argparse.Namespace) -> int:
     from bev_perception.visualization.show import KeyFrames, show_truth
 
     source = KeyFrames(args.data, data_version(args, args.data), args.scene, args.sample)
-    return _say_where(args, show_truth(args.out, source, args.video))
+    with opened_viewer(args) as viewer:
+        return _say_where(args, show_truth(args.out, source, args.video, viewer))
 
 
 def _show_curves(args: argparse.Namespace) -> int:
@@ -117,7 +169,9 @@ def _show_boxes(args: argparse.Namespace) -> int:
     from bev_perception.visualization.show import show_boxes
 
     settings, source = _show_what(args)
-    return _say_where(args, show_boxes(settings, source, args.score_threshold, args.max_boxes))
+    with opened_viewer(args) as viewer:
+        settings = replace(settings, viewer=viewer)
+        return _say_where(args, show_boxes(settings, source, args.score_threshold, args.max_boxes))
 
 
 def _show_points(args: argparse.Namespace) -> int:
@@ -141,18 +195,26 @@ def _show_occupancy(args: argparse.Namespace) -> int:
     if not (args.variant and (args.data or args.bag)):
         raise UserError("name --variant and --data or --bag to run, or --file to draw a file alone")
     settings, source = _show_what(args)
-    return _say_where(args, show_occupancy(settings, source, args.labels, objects))
+    with opened_viewer(args) as viewer:
+        return _say_where(args, show_occupancy(replace(settings, viewer=viewer), source, args.labels, objects))
 
 
 def _show_what(args: argparse.Namespace) -> tuple[ShowSettings, Source]:
-    from bev_perception.visualization.show import BagFrames, KeyFrames, ShowSettings
+    from bev_perception.visualization.show import ShowSettings
 
     settings = ShowSettings(args.variant, args.checkpoint, args.out, args.device, args.video, args.image_fit)
+    return settings, _source(args)
+
+
+def _source(args: argparse.Namespace) -> Source:
+    """Return the frames of --bag, or of --data with --scene or --sample."""
+    from bev_perception.visualization.show import BagFrames, KeyFrames
+
     if args.bag is not None:
         if args.scene or args.sample:
             raise UserError("--scene and --sample choose among the key frames of --data; a bag is shown whole")
-        return settings, BagFrames(*open_bag(args, args.bag))
-    return settings, KeyFrames(args.data, data_version(args, args.data), args.scene, args.sample)
+        return BagFrames(*open_bag(args, args.bag))
+    return KeyFrames(args.data, data_version(args, args.data), args.scene, args.sample)
 
 
 def _say_where(args: argparse.Namespace, count: int) -> int:

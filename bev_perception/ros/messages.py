@@ -22,7 +22,8 @@ from vision_msgs.msg import (
 )
 from visualization_msgs.msg import Marker, MarkerArray
 
-from bev_perception.classes import attribute_of, track_color
+from bev_perception.classes import NUSCENES_CLASSES, attribute_of, track_color
+from bev_perception.geometry import rotation_from_quaternion, yaw_from_rotation
 from bev_perception.msg import Object3D, Object3DArray
 from bev_perception.types import NO_TRACK, Boxes3D
 
@@ -107,6 +108,26 @@ def objects(boxes: Boxes3D, stamp: int, frame_id: str) -> Object3DArray:
             )
         )
     return message
+
+
+def boxes_of(message: Object3DArray) -> Boxes3D:
+    """Return the boxes of a message of `objects`, of nuScenes' classes.
+
+    Raises ValueError for another class.
+    """
+    found = message.objects
+    size = lambda v: (v.x, v.y, v.z)  # noqa: E731
+    quaternions = [(o.pose.orientation.w, 0.0, 0.0, o.pose.orientation.z) for o in found]
+    return Boxes3D(
+        centers=np.array([size(o.pose.position) for o in found]).reshape(-1, 3),
+        sizes=np.array([size(o.size) for o in found]).reshape(-1, 3),
+        yaws=np.array([yaw_from_rotation(rotation_from_quaternion(*q)) for q in quaternions]),
+        velocities=np.array([(o.velocity.x, o.velocity.y) for o in found]).reshape(-1, 2),
+        scores=np.array([o.score for o in found]),
+        labels=np.array([NUSCENES_CLASSES.index(o.class_name) for o in found], np.int64),
+        class_names=NUSCENES_CLASSES,
+        track_ids=np.array([o.track_id for o in found], np.int64),
+    )
 
 
 def markers(boxes: Boxes3D, stamp: int, frame_id: str) -> list[Marker]:

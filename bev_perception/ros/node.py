@@ -52,6 +52,7 @@ from bev_perception.sensing.synchronizer import Synchronizer
 from bev_perception.sensing.transforms import open_transforms
 from bev_perception.strict import UserError
 from bev_perception.types import Frame, Result
+from bev_perception.visualization.viewer import viewer_of
 
 #: s without a result until /diagnostics warns
 IDLE = 2.0
@@ -253,12 +254,8 @@ class PerceptionNode(LifecycleNode):
         self._transforms = open_transforms()
         self._synchronizer = Synchronizer(settings, self._transforms, self._health)
         self._rig_watch = RigWatch(self._health, settings.base_frame)
-        self._outputs = Outputs(
-            self,
-            [v.config for v in self._pipeline.variants],
-            costmap_settings(self),
-            self._get("output_lifetime"),
-        )
+        configs, viewer = [v.config for v in self._pipeline.variants], viewer_of(self._get("viewer"))
+        self._outputs = Outputs(self, configs, costmap_settings(self), self._get("output_lifetime"), viewer)
         self._subscribe_standing(settings.cameras)
         trained = "" if self._pipeline.trained else ", UNTRAINED weights"
         if len(self._pipeline.encoders) > 1:

@@ -28,6 +28,7 @@ from bev_perception.results.point_cloud import POINT, obstacle_points
 from bev_perception.ros import messages, occupancy_messages
 from bev_perception.tracking.trails import Trails
 from bev_perception.types import Boxes3D, Frame, Occupancy, Result, VoxelGrid
+from bev_perception.visualization.viewer import Viewer
 
 OUTPUT_QOS = QoSProfile(depth=5)
 #: s that subscribers have to acknowledge the last messages before the publishers go
@@ -75,11 +76,14 @@ class Outputs:
         variants: Sequence[VariantConfig],
         costmap: CostmapSettings,
         lifetime: float = OUTPUT_LIFETIME,
+        viewer: Viewer | None = None,
     ) -> None:
         """Advertise the topics of boxes, of occupancy, or of both; raises UserError as `check` does.
 
         lifetime: s for which a result stands without a newer one.
+        viewer: shows the results, too, and is closed with the publishers; None: no live viewer.
         """
+        self._viewer = viewer
         self._lifetime = lifetime
         self._lock = threading.Lock()  # so that nothing is withdrawn that has just been published
         self._closed = False
@@ -110,7 +114,10 @@ class Outputs:
                 costmap.check(config.class_names, grid)
 
     def destroy(self) -> None:
-        """Destroy the publishers."""
+        """Destroy the publishers, and close the viewer."""
+        if self._viewer is not None:
+            self._viewer.close()
+            self._viewer = None
         while self._publishers:
             self._node.destroy_lifecycle_publisher(self._publishers.popitem()[1])
 
@@ -128,6 +135,8 @@ class Outputs:
             grid = None if result.occupancy is None else result.occupancy.grid
             self._standing = _Standing(time.monotonic(), result.stamp, frame_id, grid)
             self._publish(result, frame, frame_id, fixed_frame)
+        if self._viewer is not None:
+            self._viewer.show(frame, result)
 
     def age(self) -> None:
         """Withdraw the last result if it has stood for longer than its lifetime."""

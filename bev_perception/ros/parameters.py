@@ -146,6 +146,9 @@ PARAMETERS = (
         "s; a result that no other follows is withdrawn after this time: markers vanish, the costmap becomes unknown.",
         (0.1, 60.0),
     ),
+    ParameterSpec(
+        "viewer", "", "window shows the results live in rerun; a path ending in .rrd writes them; empty: none."
+    ),
     ParameterSpec("diagnostics_period", 1.0, "s of wall clock between two /diagnostics messages.", (0.05, 60.0)),
 )
 

@@ -73,23 +73,24 @@ def draw_cameras(
     draw: called with every tile that shows an image; None draws nothing more
     """
     views = dict(zip(frame.cameras, frame.views, strict=True))
-    pictures = []
-    for name in _order(frame.cameras, rows):
+
+    def picture_of(name: str) -> np.ndarray:
         picture, tile = _make_tile(name, views.get(name), images.get(name), frame.missing, tile_size)
         if tile is not None and draw is not None:
             draw(tile)
         put_text(picture, name, (8, 20), TEXT, 0.5)
-        pictures.append(picture)
-    columns = len(pictures) // rows
-    return np.vstack([np.hstack(pictures[k : k + columns]) for k in range(0, len(pictures), columns)])
+        return picture
+
+    return np.vstack([np.hstack([picture_of(name) for name in row]) for row in rows_of_cameras(frame.cameras, rows)])
 
 
-def _order(cameras: tuple[str, ...], rows: int) -> list[str]:
+def rows_of_cameras(cameras: tuple[str, ...], rows: int) -> list[list[str]]:
     """Return the cameras' names row by row, all rows equally long; "" is an empty place."""
     surround = [name for row in SURROUND for name in row]
     names = surround if set(cameras) == set(surround) else list(cameras)
     columns = max(1, math.ceil(len(names) / rows))
-    return names + [""] * (rows * columns - len(names))
+    names = names + [""] * (rows * columns - len(names))
+    return [names[k : k + columns] for k in range(0, len(names), columns)]
 
 
 def _make_tile(
@@ -105,10 +106,10 @@ def _make_tile(
     if image.shape[:2] != (view.calibration.height, view.calibration.width):
         put_text(picture, "the image has not the size of its calibration", (12, height // 2), TEXT, 0.42)
         return picture, None
-    return picture, Tile(name, picture, view, _place_image(picture, image, view))
+    return picture, Tile(name, picture, view, place_image(picture, image, view))
 
 
-def _place_image(picture: np.ndarray, image: np.ndarray, view: View) -> np.ndarray:
+def place_image(picture: np.ndarray, image: np.ndarray, view: View) -> np.ndarray:
     """Put the undistorted image into the middle of the picture; return source2tile, see Tile."""
     calibration = view.calibration
     tile_height, tile_width = picture.shape[:2]

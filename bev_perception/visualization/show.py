@@ -17,7 +17,7 @@ from bev_perception.config import VariantConfig
 from bev_perception.data.nuscenes import NuScenesError
 from bev_perception.data.occupancy_labels import check_classes, labels_path, read_labels, unknown_as_free
 from bev_perception.data.queues import read_frame, training_boxes
-from bev_perception.data.records import Records, open_records
+from bev_perception.data.records import open_records
 from bev_perception.data.rosbag import BagReader
 from bev_perception.evaluation.running import run_in_queues
 from bev_perception.families.catalog import family_of
@@ -41,6 +41,7 @@ from bev_perception.visualization.occupancy import draw_occupancy
 from bev_perception.visualization.pictures import draw_frame, write_png
 from bev_perception.visualization.points import draw_points
 from bev_perception.visualization.video import write_video
+from bev_perception.visualization.viewer import Viewer
 
 LOG = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class ShowSettings:
     device: "auto", "cpu", "cuda" or "cuda:N"
     video: whether to write one video instead of one picture per frame
     image_fit: how pictures unlike those of the training become inputs, as in PipelineSettings
+    viewer: shows what is drawn, too, except sampling points; None: no live viewer
     """
 
     variant: Variant
@@ -67,6 +69,7 @@ class ShowSettings:
     device: str = "auto"
     video: bool = False
     image_fit: str = PipelineSettings.image_fit
+    viewer: Viewer | None = None
 
 
 @dataclass(frozen=True)
@@ -179,9 +182,9 @@ def show_boxes(settings: ShowSettings, source: Source, score_threshold: float, m
             trails.add(result.stamp, result.boxes, shot.frame.ego2global)
             if not shot.shown:
                 continue
-            truth = None
-            if isinstance(source, KeyFrames) and shot.row is not None:
-                truth = _true_boxes(source.records, shot.row, loaded.config.class_names, area(loaded.config))
+            truth = true_boxes(source, shot, loaded.config.class_names, area(loaded.config))
+            if settings.viewer is not None:
+                settings.viewer.show(shot.frame, result, truth)
             note = _note(loaded, shot)
             images, lines = decode_views(shot.frame), trails.lines()
             yield shot.frame.stamp, draw_frame(shot.frame, images, result.boxes, note, truth, trails=lines, scores=True)
@@ -189,19 +192,22 @@ def show_boxes(settings: ShowSettings, source: Source, score_threshold: float, m
     return _write(settings.out, settings.video, "boxes", pictures())
 
 
-def show_truth(out: Path, source: KeyFrames, video: bool = False) -> int:
+def show_truth(out: Path, source: KeyFrames, video: bool = False, viewer: Viewer | None = None) -> int:
     """Draw the boxes of nuScenes, of objects that lidar or radar has seen; return the number of pictures.
 
     out: directory, which is created
     source: the key frames
     video: whether to write one video instead of one picture per frame
     image_fit: how pictures unlike those of the training become inputs, as in PipelineSettings
+    viewer: shows the same, too; None: no live viewer
     """
 
     def pictures() -> Iterator[Stamped]:
         for shot in source.shots(past=0):
-            assert shot.row is not None, "key frames have rows"
-            truth = _true_boxes(source.records, shot.row, NUSCENES_CLASSES, TRUTH_AREA)
+            truth = true_boxes(source, shot)
+            assert truth is not None, "key frames have rows"
+            if viewer is not None:
+                viewer.show(shot.frame, truth=truth)
             images = decode_views(shot.frame)
             yield shot.frame.stamp, draw_frame(shot.frame, images, truth, f"truth  {shot.name}")
 
@@ -282,6 +288,8 @@ def show_occupancy(settings: ShowSettings, source: Source, labels: Path | None =
             if not shot.shown:
                 continue
             assert result.occupancy is not None, "a variant of occupancy always says what is occupied"
+            if settings.viewer is not None:
+                settings.viewer.show(shot.frame, result)
             truth = None
             if labels is not None and isinstance(source, KeyFrames) and shot.row is not None:
                 records = source.records
@@ -321,6 +329,26 @@ def load_labels(path: Path, class_names: tuple[str, ...]) -> Occupancy:
     return Occupancy(unknown_as_free(labels.semantics, class_names), class_names, instances=instances)
 
 
+def show_live(source: Source, viewer: Viewer, settings: ShowSettings | None, score_threshold: float) -> int:
+    """Show frames in the live viewer alone, one after another; return their number.
+
+    source: the frames; of key frames, the true boxes are shown, too
+    settings: which variant to run; None shows the cameras alone
+    score_threshold: boxes with lower scores are not shown
+    """
+    shown: Iterable[tuple[Shot, Result | None]] = ((shot, None) for shot in source.shots(past=0))
+    if settings is not None:
+        shown = _results(_load(settings), settings, source, PipelineSettings(score_threshold))
+    count = 0
+    for shot, result in shown:
+        if shot.shown:
+            viewer.show(shot.frame, result, true_boxes(source, shot))
+            count += 1
+    if not count:
+        raise UserError("there is no frame to show; the log says what was wrong with those that there were")
+    return count
+
+
 def _load(settings: ShowSettings) -> LoadedVariant:
     return load_weights(load_variant(settings.variant), settings.checkpoint, choose_device(settings.device))
 
@@ -357,8 +385,16 @@ def _run(
         pipeline.close()
 
 
-def _true_boxes(records: Records, i: int, class_names: tuple[str, ...], pc_range: Sequence[float]) -> Boxes3D:
-    """Return the ground-truth boxes that count in training, in base_link at the lidar's stamp."""
+def true_boxes(
+    source: Source,
+    shot: Shot,
+    class_names: tuple[str, ...] = NUSCENES_CLASSES,
+    pc_range: Sequence[float] = TRUTH_AREA,
+) -> Boxes3D | None:
+    """Return the ground-truth boxes that count in training, in base_link at the lidar's stamp; None of a bag."""
+    if not isinstance(source, KeyFrames) or shot.row is None:
+        return None
+    records, i = source.records, shot.row
     boxes, labels = training_boxes(records, i, class_names, pc_range)
     ones = np.ones(len(boxes))
     truth = Boxes3D(boxes[:, :3], boxes[:, 3:6], boxes[:, 6], boxes[:, 7:9], ones, labels, class_names)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from bev_perception.classes import NUSCENES_CLASSES
 from bev_perception.config import ConfigError, VariantConfig
 from bev_perception.data.drive import CAMERAS, Drive
 from bev_perception.data.messages import stamp_ns
@@ -33,7 +32,6 @@ from bev_perception.families.variants import (
     shipped_weights,
     write_variant,
 )
-from bev_perception.geometry import rotation_from_quaternion, yaw_from_rotation
 from bev_perception.health import Health
 from bev_perception.models.checkpoints import load_checkpoint
 from bev_perception.pipeline.loading import write_initial_weights
@@ -54,7 +52,6 @@ from bev_perception.visualization.pictures import draw_frame, write_png
 from bev_perception.visualization.video import write_video
 
 if TYPE_CHECKING:
-    from bev_perception.msg import Object3DArray
     from bev_perception.ros.tools.peer import Listener
 
 #: seed of the synthetic drive; no training used it
@@ -81,6 +78,7 @@ class DemoSettings:
     checkpoint: weights of the variant, which then runs alone; None: the shipped ones, or untrained ones if none are
         shipped
     engine: of the node, as in PipelineSettings
+    viewer: of the node, the parameter of that name
     """
 
     out: Path
@@ -91,6 +89,7 @@ class DemoSettings:
     variant: Variant
     checkpoint: Path | None
     engine: str = PipelineSettings.engine
+    viewer: str = ""
 
 
 @dataclass(frozen=True)
@@ -167,6 +166,8 @@ def _choose_models(settings: DemoSettings) -> _Models:
     changed = isinstance(settings.variant, VariantConfig)
     named = write_variant(config, settings.out) if changed else settings.variant
     parameters: dict[str, object] = {"variant": named, "checkpoint": checkpoint, "engine": settings.engine}
+    if settings.viewer:
+        parameters["viewer"] = settings.viewer
     second = shipped_weights(TINY_OCCUPANCY)
     both = settings.checkpoint is None and settings.variant == TINY_DETECTOR and trained and second is not None
     if both:
@@ -200,6 +201,7 @@ def _make_bag(bag: Path, drive: Drive) -> Path:
 
 def _drive_through_node(out: Path, models: _Models, recording: _Recording) -> _Heard:
     """Play the bag to the node in lockstep, and return what the node publishes."""
+    from bev_perception.ros.messages import boxes_of
     from bev_perception.ros.tools.peer import NODE, Listener
 
     domain = new_domain()
@@ -219,7 +221,7 @@ def _drive_through_node(out: Path, models: _Models, recording: _Recording) -> _H
         time.sleep(1.0)  # one more diagnostics message
         if node.interrupt() != 0:
             raise ChildProcessError(f"the node did not end cleanly:\n{node.text()}")
-        boxes = {stamp_ns(message.header.stamp): _boxes(message) for message in listener.objects}
+        boxes = {stamp_ns(message.header.stamp): boxes_of(message) for message in listener.objects}
         (out / "detections.json").write_text(
             json.dumps([{"stamp": s, "boxes": boxes_to_json(b)} for s, b in boxes.items()], indent=1)
         )
@@ -245,22 +247,6 @@ def _watch(player: NodeProcess, node: NodeProcess, listener: Listener) -> None:
         raise ChildProcessError(f"the player ended with status {player.process.returncode}:\n{player.text()}")
     if not listener.arrivals:
         raise ChildProcessError("the node published no results; its log and the player's tell why")
-
-
-def _boxes(message: Object3DArray) -> Boxes3D:
-    objects = message.objects
-    size = lambda v: (v.x, v.y, v.z)  # noqa: E731
-    quaternions = [(o.pose.orientation.w, 0.0, 0.0, o.pose.orientation.z) for o in objects]
-    return Boxes3D(
-        centers=np.array([size(o.pose.position) for o in objects]).reshape(-1, 3),
-        sizes=np.array([size(o.size) for o in objects]).reshape(-1, 3),
-        yaws=np.array([yaw_from_rotation(rotation_from_quaternion(*q)) for q in quaternions]),
-        velocities=np.array([(o.velocity.x, o.velocity.y) for o in objects]).reshape(-1, 2),
-        scores=np.array([o.score for o in objects]),
-        labels=np.array([NUSCENES_CLASSES.index(o.class_name) for o in objects], np.int64),
-        class_names=NUSCENES_CLASSES,
-        track_ids=np.array([o.track_id for o in objects], np.int64),
-    )
 
 
 def _table(values: dict[str, str]) -> str:

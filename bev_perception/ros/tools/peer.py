@@ -173,7 +173,8 @@ class RigPeer(Listener):
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self.tf_static = self.node.create_publisher(TFMessage, "/tf_static", latched)
         extrinsics = [stamped_transform(BASE_FRAME, name, 0, rig.sensor2ego) for name, rig in self.rigs.items()]
-        self.tf_static.publish(TFMessage(transforms=extrinsics))
+        self.extrinsics = TFMessage(transforms=extrinsics)
+        self.tf_static.publish(self.extrinsics)
 
     def wait_matched(self, timeout: float = 30.0) -> None:
         """Wait until the node has subscribed to all topics and its publisher has been discovered.
