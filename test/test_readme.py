@@ -100,7 +100,6 @@ def test_commands_and_options_exist():
             pytest.fail(f"the command line does not take: {command}")
 
 
-@pytest.mark.slow
 def test_offline(directory):
     program = directory / "bin" / "bev_perception"  # as an installation makes it
     program.parent.mkdir()
