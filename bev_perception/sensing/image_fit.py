@@ -19,7 +19,7 @@ IMAGE_FITS = ("as_trained", "horizon", "virtual")
 IMAGE_FIT = "as_trained"
 #: a picture is taken as it is if its focal length is within this ratio of one of the training, its horizon within this
 #: share of the input's height, and its roll within these rad
-_FOCAL_RATIO, _HORIZON_SHIFT, _ROLL = 1.05, 0.1, math.radians(3.0)
+_FOCAL_RATIO, _HORIZON_SHIFT, _ROLL = 1.05, 0.125, math.radians(3.0)
 #: rad above or below the horizon from which a camera looks at the sky or the ground, and is taken as it is
 _STEEP = math.radians(60.0)
 

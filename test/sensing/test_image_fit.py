@@ -14,6 +14,7 @@ from bev_perception.rig.projection import project_rays
 from bev_perception.sensing.image_fit import IMAGE_FITS, fit_view
 from bev_perception.sensing.preprocess import Preprocessor, reference2base
 from bev_perception.strict import ConfigError
+from bev_perception.synth.settings import RIGS, SynthSettings, cameras_of
 from bev_perception.types import Calibration, CameraImage, Frame, View
 
 CONFIG = load_variant("sparsebev_tiny")
@@ -139,3 +140,10 @@ def test_the_reference_is_above_the_ground_wherever_base_link_is():
     frame = Frame(0, (), (), np.eye(4))
     on_ground, above = (reference2base(CONFIG, replace(frame, base_height=height)) for height in (0.0, 0.9))
     np.testing.assert_allclose(on_ground[:3, 3] - above[:3, 3], (0, 0, 0.9))
+
+
+def test_all_rigs_of_nuscenes_in_the_synthetic_world_are_like_the_training():
+    settings = SynthSettings()
+    for rig in range(len(RIGS)):
+        for camera in cameras_of(settings, rig).values():
+            assert fit_view(camera.calibration, camera.sensor2ego, CONFIG, "virtual").turn is None
