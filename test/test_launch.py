@@ -36,8 +36,8 @@ def test_declared_arguments():
         "perception.launch.py": {
             "variant", "checkpoint", "occupancy_variant", "occupancy_checkpoint", "cameras", "image_transport",
             "camera_namespace", "image_topic", "camera_info_topic", "tf_topic", "tf_static_topic", "device",
-            "precision", "engine", "autostart",
-            "base_frame", "fixed_frame", "score_threshold", "max_detections", "tf_timeout",
+            "precision", "engine", "image_fit", "autostart",
+            "base_frame", "base_height", "fixed_frame", "score_threshold", "max_detections", "tf_timeout",
             "log_level", "namespace", "params_file", "rviz", "viewer_folder", "use_sim_time",
         },
         "lifecycle.launch.py": {"namespace", "use_sim_time"},

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from bev_perception.cli.options import Commands, add_bag_options, add_command, add_variant, open_bag
+from bev_perception.cli.options import Commands, add_bag_options, add_command, add_image_fit, add_variant, open_bag
 from bev_perception.families.variants import TINY_DETECTOR
 
 
@@ -28,6 +28,7 @@ def add_commands(commands: Commands) -> None:
     )
     add_variant(check, required=False, default=TINY_DETECTOR)
     add_bag_options(check)
+    add_image_fit(check)
     check.add_argument(
         "--no-pictures", action="store_true", help="leave out what needs pictures; a few seconds at most"
     )
@@ -59,6 +60,7 @@ def _check(args: argparse.Namespace) -> int:
             config,
             max_stamp_difference=settings.max_stamp_difference,
             tf_timeout=settings.tf_timeout,
+            image_fit=args.image_fit,
         )
     )
     pictures = {p.camera: p.gray for moment in reversed(recording.moments) for p in moment.values()}

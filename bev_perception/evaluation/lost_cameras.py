@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from bev_perception.data.drive import CAMERAS
-from bev_perception.data.folders import sha256_of
+from bev_perception.data.folders import one_writer, sha256_of
+from bev_perception.data.records import open_split
 from bev_perception.evaluation.errors import EvaluationError
 from bev_perception.evaluation.evaluate import EvalSettings, evaluate
 from bev_perception.evaluation.regression import headline
@@ -35,16 +36,16 @@ class LostCameras:
     scores: dict[str, float]
 
 
-def choose_losses() -> list[tuple[str, ...]]:
-    """Return the cases of the study: no camera lost, each camera alone, then 2 to 5 lost at random.
+def choose_losses(cameras: Sequence[str] = CAMERAS) -> list[tuple[str, ...]]:
+    """Return the cases of the study: no camera lost, each camera alone, then 2 or more (all but one) lost at random.
 
     One lost at random is each camera alone. The random choices are always the same: each has a seed of its own.
     """
-    cases: list[tuple[str, ...]] = [(), *((camera,) for camera in CAMERAS)]
-    for count in range(2, len(CAMERAS)):
+    cases: list[tuple[str, ...]] = [(), *((camera,) for camera in cameras)]
+    for count in range(2, len(cameras)):
         for seed in range(DRAWS):
-            drawn = np.random.default_rng((count, seed)).permutation(len(CAMERAS))[:count]
-            case = tuple(CAMERAS[i] for i in sorted(drawn))
+            drawn = np.random.default_rng((count, seed)).permutation(len(cameras))[:count]
+            case = tuple(cameras[i] for i in sorted(drawn))
             if case not in cases:
                 cases.append(case)
     return cases
@@ -53,20 +54,24 @@ def choose_losses() -> list[tuple[str, ...]]:
 def study_lost_cameras(settings: EvalSettings) -> list[LostCameras]:
     """Evaluate a variant for all cases of the study, and write STUDY_FILE after each of them.
 
-    A case that the file already holds for the same settings is not evaluated again.
+    A case that the file already holds for the same settings is not evaluated again. The folder is locked against other
+    processes meanwhile.
 
     settings: as for `evaluate`; the results of single cases are written to folders in settings.out
 
-    Raises the errors of `evaluate`, and EvaluationError for data without scores.
+    Raises the errors of `evaluate`, EvaluationError for data without scores, and FolderError where another process
+    studies into the same folder.
     """
     file = settings.out / STUDY_FILE
     of = _fingerprint(settings)
-    found = {case.without: case for case in read_study(file, of)}
-    studied = []
-    for without in choose_losses():
-        case = found.get(without) or _evaluate(settings, without)
-        studied.append(case)
-        _write(file, of, studied)
+    with one_writer(settings.out):
+        found = {case.without: case for case in read_study(file, of)}
+        cameras = open_split(settings.data, settings.version, settings.split).camera_names
+        studied = []
+        for without in choose_losses(cameras):
+            case = found.get(without) or _evaluate(settings, without)
+            studied.append(case)
+            _write(file, of, studied)
     return studied
 
 

@@ -13,10 +13,11 @@ import numpy as np
 from bev_perception.geometry import make_transform, optical_angles, optical_rotation
 from bev_perception.rig.description import Rig, RigCamera
 from bev_perception.strict import ConfigError, UserError, from_dict, read_yaml
-from bev_perception.types import Calibration
+from bev_perception.types import DISTORTION_MODELS, Calibration
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _KEYS = ("cameras", "base_height")
+LENSES = ("pinhole", *DISTORTION_MODELS)
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class CameraEntry:
 
     def calibration(self) -> Calibration:
         """Return the calibration; raise UserError for values that no camera has."""
+        if self.lens not in LENSES:
+            raise UserError(f"there is no lens {self.lens!r}; there are {', '.join(LENSES)}")
         width, height = self.size
         x, y = self.center or ((width - 1) / 2, (height - 1) / 2)
         fx, fy = self.focal or (self._focal_of_fov(),) * 2

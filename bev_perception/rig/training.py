@@ -11,7 +11,8 @@ from bev_perception.config import VariantConfig
 from bev_perception.rig.description import Rig, RigCamera
 from bev_perception.rig.findings import FAIL, OK, WARN, Finding, grade, judged
 from bev_perception.rig.mounting import TOO_STEEP, seen_headings
-from bev_perception.sensing.image_transform import ImageTransform, image_transform
+from bev_perception.sensing.image_fit import IMAGE_FIT, fit_view
+from bev_perception.sensing.image_transform import image_transform
 from bev_perception.strict import UserError
 
 #: ratios of focal lengths from which depth suffers, and from which it is lost
@@ -24,17 +25,18 @@ CAMERA_HEIGHT, BASE_HEIGHT = 0.5, 0.2
 COVERAGE = 0.1
 
 
-def check_training(rig: Rig, trained: Rig, config: VariantConfig) -> Iterator[Finding]:
+def check_training(rig: Rig, trained: Rig, config: VariantConfig, image_fit: str = IMAGE_FIT) -> Iterator[Finding]:
     """Yield how each camera and the whole rig differ from those of the training.
 
     rig: to be judged
-    trained: what the variant was trained with
+    trained: what the variant was trained with; how its cameras saw is in the variant
     config: the variant
+    image_fit: how pictures become the variant's input
     """
-    of_training = [_Geometry(camera, trained, config) for camera in trained.complete]
+    of_training = _Trained(config)
     for camera in rig.complete:
         try:
-            geometry = _Geometry(camera, rig, config)
+            geometry = _Geometry(camera, rig, config, image_fit)
         except UserError as error:
             yield Finding("picture's shape", camera.name, FAIL, str(error), "publish the camera_info of the stream")
             continue
@@ -47,6 +49,17 @@ def check_training(rig: Rig, trained: Rig, config: VariantConfig) -> Iterator[Fi
     yield _count(rig, trained)
 
 
+class _Trained:
+    """What the network saw of the cameras in training, as in _Geometry; focals: their focal lengths."""
+
+    def __init__(self, config: VariantConfig) -> None:
+        cameras = config.trained_cameras
+        transform = image_transform(cameras.size[::-1], config.image)
+        self.focals = [focal * transform.resize for focal in cameras.focals]
+        self.horizon = (cameras.horizon * transform.resize - transform.crop[1]) / config.image.height
+        self.height = cameras.height
+
+
 class _Geometry:
     """What the network sees of a camera.
 
@@ -57,12 +70,12 @@ class _Geometry:
     nearest_cut: m; ground beyond is above the input; infinity if the horizon is in it
     """
 
-    def __init__(self, camera: RigCamera, rig: Rig, config: VariantConfig) -> None:
+    def __init__(self, camera: RigCamera, rig: Rig, config: VariantConfig, image_fit: str) -> None:
         assert camera.calibration is not None and camera.sensor2ego is not None
-        k = camera.calibration.intrinsics
-        transform: ImageTransform = image_transform((camera.calibration.height, camera.calibration.width), config.image)
+        fitted = fit_view(camera.calibration, camera.sensor2ego, config, image_fit)
+        k, transform = fitted.calibration.intrinsics, fitted.transform
         self.focal = float(k[0, 0]) * transform.resize
-        rise = float(np.clip(camera.sensor2ego[2, 2], -1.0, 1.0))
+        rise = float(np.clip(fitted.sensor2ego[2, 2], -1.0, 1.0))
         self.elevation = math.degrees(math.asin(rise))
         slope = rise / max(math.sqrt(1 - rise * rise), 1e-3)
         row = (k[1, 2] + k[1, 1] * slope) * transform.resize - transform.crop[1]
@@ -72,36 +85,34 @@ class _Geometry:
         self.nearest_cut = abs(self.height) / math.tan(below) if below > 1e-3 else math.inf
 
 
-def _focal_length(name: str, camera: _Geometry, trained: list[_Geometry]) -> Finding:
-    nearest = min((t.focal for t in trained), key=lambda focal: abs(math.log(focal / camera.focal)))
+def _focal_length(name: str, camera: _Geometry, trained: _Trained) -> Finding:
+    nearest = min(trained.focals, key=lambda focal: abs(math.log(focal / camera.focal)))
     ratio = camera.focal / nearest
     figure = f"{camera.focal:.0f} pixels of the input, {nearest:.0f} in training"
     level = grade(max(ratio, 1 / ratio), FOCAL_RATIO, FOCAL_RATIO_LOST)
     looks, seems = ("larger", "nearer") if ratio > 1 else ("smaller", "farther")
     remedy = (
         f"everything looks {max(ratio, 1 / ratio):.2f} times {looks}, so boxes may come out about as many times "
-        f"{seems}; fine-tune, or choose another resolution or lens"
+        f"{seems}; try image_fit virtual, fine-tune, or choose another lens"
     )
     return judged("focal length", name, level, figure, remedy)
 
 
-def _horizon(name: str, camera: _Geometry, trained: list[_Geometry]) -> Finding:
-    rows = [t.horizon for t in trained]
-    figure = f"at {camera.horizon:.0%} of the input's height, {min(rows):.0%} to {max(rows):.0%} in training"
+def _horizon(name: str, camera: _Geometry, trained: _Trained) -> Finding:
+    figure = f"at {camera.horizon:.0%} of the input's height, {trained.horizon:.0%} in training"
     if camera.horizon < 0:
         figure += f"; ground beyond {camera.nearest_cut:.1f} m is cut off"
-        remedy = "the crop keeps the bottom of the picture: crop it in the driver so that it is wider than high"
+        remedy = "the crop keeps the bottom of the picture: set image_fit to horizon or virtual"
         return Finding("horizon", name, FAIL if camera.nearest_cut < 20 else WARN, figure, remedy)
-    away = max(min(rows) - camera.horizon, camera.horizon - max(rows))
+    away = abs(camera.horizon - trained.horizon)
     level = OK if away <= HORIZON_SHIFT else WARN
-    remedy = "expect missed and misplaced objects far away: level the camera, or crop the picture in the driver"
+    remedy = "expect missed and misplaced objects far away: level the camera, or set image_fit to horizon or virtual"
     return judged("horizon", name, level, figure, remedy)
 
 
-def _camera_height(name: str, camera: _Geometry, trained: list[_Geometry]) -> Finding:
-    heights = [t.height for t in trained]
-    figure = f"{camera.height:.2f} m above the ground, {min(heights):.2f} to {max(heights):.2f} m in training"
-    away = max(min(heights) - camera.height, camera.height - max(heights))
+def _camera_height(name: str, camera: _Geometry, trained: _Trained) -> Finding:
+    figure = f"{camera.height:.2f} m above the ground, {trained.height:.2f} m in training"
+    away = abs(camera.height - trained.height)
     remedy = "expect distances that are off, since the ground is seen at another angle; fine-tune for a rig like this"
     return judged("height against training", name, OK if away <= CAMERA_HEIGHT else WARN, figure, remedy)
 
@@ -111,8 +122,8 @@ def _reference_height(rig: Rig, trained: Rig, config: VariantConfig) -> Finding:
     usual = trained.base_height + config.reference_frame.translation[2]
     figure = f"{height:.2f} m above the ground, {usual:.2f} m in training"
     remedy = (
-        f"{rig.base_frame} is {rig.base_height:.2f} m above the ground, and was on it in training: boxes may come out "
-        "at wrong heights; use a frame on the ground, such as base_footprint, as base frame"
+        f"{rig.base_frame} is {rig.base_height:.2f} m above the ground, and was on it in training: give the node, and "
+        f"every command that reads bags, its height (base_height, --base-height {rig.base_height:g})"
     )
     return judged("reference point", "rig", OK if abs(height - usual) <= BASE_HEIGHT else WARN, figure, remedy)
 

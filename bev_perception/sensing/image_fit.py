@@ -16,10 +16,10 @@ from bev_perception.types import Calibration
 #: the values of `image_fit`
 IMAGE_FITS = ("as_trained", "horizon", "virtual")
 #: the default of `image_fit`, wherever it can be set
-IMAGE_FIT = "as_trained"
+IMAGE_FIT = "virtual"
 #: a picture is taken as it is if its focal length is within this ratio of one of the training, its horizon within this
 #: share of the input's height, and its roll within these rad
-_FOCAL_RATIO, _HORIZON_SHIFT, _ROLL = 1.05, 0.1, math.radians(3.0)
+_FOCAL_RATIO, _HORIZON_SHIFT, _ROLL = 1.05, 0.125, math.radians(3.0)
 #: rad above or below the horizon from which a camera looks at the sky or the ground, and is taken as it is
 _STEEP = math.radians(60.0)
 

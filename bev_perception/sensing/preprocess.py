@@ -15,7 +15,7 @@ from PIL import Image
 
 from bev_perception.config import ImageConfig, VariantConfig
 from bev_perception.geometry import invert_transform, make_transform, rotation_from_yaw
-from bev_perception.sensing.image_fit import IMAGE_FIT, FittedView, check_image_fit, fit_view
+from bev_perception.sensing.image_fit import FittedView, check_image_fit, fit_view
 from bev_perception.sensing.image_transform import ImageTransform
 from bev_perception.sensing.images import ImageError, decode_image
 from bev_perception.sensing.lens import OUTSIDE, undistortion_map
@@ -230,7 +230,7 @@ def reference2global(config: VariantConfig, frame: Frame) -> np.ndarray:
 class Preprocessor:
     """Turns frames into inputs of one variant's model on `device`; the cameras are processed in parallel threads."""
 
-    def __init__(self, config: VariantConfig, device: torch.device | str, image_fit: str = IMAGE_FIT) -> None:
+    def __init__(self, config: VariantConfig, device: torch.device | str, image_fit: str = "as_trained") -> None:
         """Start the thread pool; `close` ends it.
 
         config: of the variant

@@ -117,6 +117,7 @@ def cut_off_warning(view: View, source2output: np.ndarray, output_hw: tuple[int,
     return (
         f"{view.image.camera}: the model gets the rows {max(0, round(top))} to {round(bottom)} of its "
         f"{calibration.width}x{calibration.height} pixels; {100 * lost:.0f} % are cut off, with the horizon (row "
-        f"{row:.0f}) and what lies near it, so that distant objects are not seen. Crop the pictures to the shape of "
+        f"{row:.0f}) and what lies near it, so that distant objects are not seen. Set image_fit (--image-fit) to "
+        "horizon or virtual, or crop the pictures to the shape of "
         f"{output_hw[1]}x{output_hw[0]} around the horizon in the driver, and let camera_info say so (roi)"
     )

@@ -1,11 +1,13 @@
 """Cameras that are left out of an evaluation, and the study of lost cameras."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from bev_perception.data.drive import CAMERAS
+from bev_perception.data.folders import FolderError, one_writer
 from bev_perception.evaluation import lost_cameras
 from bev_perception.evaluation.detection import DetectionScores
 from bev_perception.evaluation.errors import EvaluationError
@@ -27,6 +29,7 @@ def study(tmp_path, monkeypatch):
         return DetectionScores(share, share + 0.1, {}, {}, {}, {})
 
     monkeypatch.setattr(lost_cameras, "evaluate", evaluate)
+    monkeypatch.setattr(lost_cameras, "open_split", lambda *_: SimpleNamespace(camera_names=CAMERAS))
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"trained")
     return EvalSettings("sparsebev_tiny", weights, tmp_path, "v1.0-mini", "mini_val", tmp_path / "out"), calls
@@ -79,6 +82,12 @@ def test_a_study_of_other_weights_in_the_same_file_is_made_anew(study):
     settings.checkpoint.write_bytes(b"trained on")
     study_lost_cameras(settings)
     assert len(calls) == len(choose_losses())
+
+
+def test_two_processes_do_not_study_into_one_folder(study):
+    settings, _ = study
+    with one_writer(settings.out), pytest.raises(FolderError, match="another process is writing"):
+        study_lost_cameras(settings)
 
 
 def test_a_damaged_study_is_refused(study):

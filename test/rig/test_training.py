@@ -12,7 +12,7 @@ VARIANT = load_variant("sparsebev_tiny")
 
 
 def found(rig: Rig):
-    return list(check_training(rig, nuscenes_like(), VARIANT))
+    return list(check_training(rig, nuscenes_like(), VARIANT, "as_trained"))
 
 
 def test_the_rig_of_the_training_is_at_no_distance():
