@@ -14,6 +14,7 @@ EXTRAS = {
     "onnxscript": "onnxruntime",
     "openvino": "openvino",
     "pandas": "nuscenes",
+    "ray": "ray",
     "rclpy": "ros",
     "rerun": "viewer",
     "rosbags": "bag",

@@ -86,6 +86,11 @@ def _add_eval(commands: Commands) -> None:
         help="run on these bags instead of a split; scored if they are scenes of ROOT, otherwise only summarized. A "
         "bag without /tf_static is the next part of the one before, as of a recording that was split",
     )
+    evaluate.add_argument(
+        "--manifest",
+        type=Path,
+        help="sum up the results of `run --bags`, OUT/manifest.json, instead of running a variant; scored as bags are",
+    )
     add_bag_options(evaluate)
     evaluate.add_argument("--data", type=Path, help="a nuScenes dataroot")
     add_version(evaluate)
@@ -145,6 +150,8 @@ def _eval(args: argparse.Namespace) -> int:
         raise UserError("--alignment computes all frames as published, eagerly; leave --engine out")
     if (args.without or args.lost_camera_study) and (args.bag or args.results or args.occupancy_results):
         raise UserError("--without and --lost-camera-study are for a variant that runs over a split; leave them out")
+    if args.manifest is not None:
+        return _eval_manifest(args)
     if args.bag is not None:
         return _eval_bags(args)
     if args.data is None:
@@ -295,6 +302,30 @@ def _eval_bags(args: argparse.Namespace) -> int:
                 scores = BoxScores(detection, replay.score_tracking(version, args.out, args.max_range))
         print(f"{replay.coverage()}\n{scores.table()}\nwrote {args.out}")
     return 0 if replay.frames else 1
+
+
+def _eval_manifest(args: argparse.Namespace) -> int:
+    from bev_perception.data.records import open_records
+    from bev_perception.evaluation.fleet import replay_fleet
+    from bev_perception.evaluation.replay import Replay
+
+    others = (args.variant, args.bag, args.results, args.occupancy_results, args.tracking, args.lost_camera_study)
+    if any(others) or args.no_memory or args.alignment or args.without:
+        raise UserError("--manifest is of results that are there; give no more than --data, --max-range and --out")
+    version = data_version(args, args.data) if args.data else ""
+    replay = Replay(open_records(args.data, version) if args.data else None, args.labels)
+    fleet = replay_fleet(args.manifest, replay)
+    print(fleet.table())
+    print(replay.summary(fleet.health))
+    if args.data and replay.frames:
+        scores: Scores
+        scores = (
+            replay.score_occupancy(version, args.out)
+            if fleet.occupancy
+            else replay.score(version, args.out, args.max_range)
+        )
+        print(f"{replay.coverage()}\n{scores.table()}\nwrote {args.out}")
+    return 0 if replay.frames and not fleet.failed else 1
 
 
 def _eval_demo(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bev_perception.cli.fleet import add_fleet_options, run_bags
 from bev_perception.cli.options import (
     DEVICE_HELP,
     LABELS_HELP,
@@ -116,16 +117,30 @@ def _add_run(commands: Commands) -> None:
         "run a variant on a bag, without ROS, and write the results",
         "They are JSON lines, one a frame between a header and an end; occupancy is written as npz files.",
     )
-    run.add_argument(
+    source = run.add_mutually_exclusive_group(required=True)
+    source.add_argument(
         "--bag",
         type=Path,
         nargs="+",
-        required=True,
         help="a rosbag2 bag: directory, or mcap file; several are the parts of one recording that was split",
     )
+    source.add_argument(
+        "--bags",
+        type=Path,
+        metavar="DIR|LIST",
+        help="all bags in a directory, or those that a file lists, one a line; --out is then a directory, and what is "
+        "done is kept (docs/fleet.md)",
+    )
+    add_fleet_options(run)
     add_variant(run)
     add_checkpoint(run)
-    run.add_argument("--out", type=Path, required=True, metavar="FILE", help="file of results (JSON lines) to write")
+    run.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="JSON lines to write; with --bags, a directory",
+    )
     run.add_argument("--resume", action="store_true", help="continue an interrupted run in --out")
     run.add_argument("--save-occupancy", type=Path, help="write the occupancy of each frame to DIR/<stamp>.npz")
     run.add_argument("--device", default="auto", help=DEVICE_HELP)
@@ -155,6 +170,10 @@ def _run(args: argparse.Namespace) -> int:
     from bev_perception.pipeline.offline import results_header, run_frames, unfinished_results, write_results
     from bev_perception.pipeline.pipeline import PipelineSettings
 
+    if args.bags is not None:
+        return run_bags(args)
+    if args.shard or args.on != "here" or args.workers:
+        raise UserError("--shard, --on and --workers are for many bags; give --bags, or leave them out")
     bag, settings = open_bag(args, *args.bag)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     how = PipelineSettings(

@@ -109,6 +109,22 @@ class Replay:
                 none = None if moved.instances is None else np.zeros_like(moved.instances)
                 self._nothing = replace(moved, semantics=np.full_like(moved.semantics, moved.free), instances=none)
 
+    def add_stored(self, result: Result, begins: bool) -> None:
+        """Add a result that was stored before, without its frame; the pose of a key frame is that of nuScenes.
+
+        begins: whether another recording begins with it
+
+        Raises the errors of `add`.
+        """
+        if begins:
+            self._last = 0
+        ego2global, row = np.eye(4), self._row_of.get(result.stamp)
+        if row is not None:
+            self._held.add(row)
+            images = self._of_nuscenes.images(self._of_nuscenes.cameras(row))
+            ego2global = next(image.ego2global for image in images if image.stamp * 1000 == result.stamp)
+        self.add(Frame(result.stamp, (), (), ego2global), result)
+
     def summary(self, health: HealthSnapshot) -> str:
         """Return as text the number of frames, what was dropped, and the number of boxes by class."""
         rate = f", {self._intervals / self._seconds:.1f} Hz" if self._seconds else ""
