@@ -86,7 +86,7 @@ DISTRIBUTIONS = {
 #: written without it, too, or it only shows what RViz shows
 BY_HAND = {"safetensors", "nuscenes", "av", "rerun"}
 #: extras for which rosdep has no keys either, and which the bare machine does without
-ENGINES = {"onnx", "onnxruntime", "onnxscript", "openvino", "tensorrt"}
+ENGINES = {"onnx", "onnxruntime", "onnxscript", "openvino", "tensorrt", "ray"}
 #: what others bring: rosbags the first, nuscenes-devkit the last
 BROUGHT = {"lz4", "backports", "compression", "sklearn"}
 #: only where there is no ROS 2 distribution, whose wheels bring them

@@ -55,6 +55,7 @@ def test_one_bag_that_fails_costs_no_other(done, capsys):
     assert "drive1  2 frames" in printed and "broken  failed: " in printed and "4 frames" in printed
 
 
+@pytest.mark.slow
 def test_what_is_done_is_kept_and_what_is_half_is_made_whole(bags, untrained, done, tmp_path, capsys):
     out = tmp_path / "out"
     shutil.copytree(done, out)
@@ -69,6 +70,7 @@ def test_what_is_done_is_kept_and_what_is_half_is_made_whole(bags, untrained, do
     assert second.read_bytes() == whole and first.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_results_that_were_changed_are_made_again_and_refused_by_eval(bags, untrained, done, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(done, out)
@@ -81,6 +83,7 @@ def test_results_that_were_changed_are_made_again_and_refused_by_eval(bags, untr
     assert path.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_another_run_is_not_mixed_in(bags, untrained, done, tmp_path, capsys):
     out = tmp_path / "out"
     shutil.copytree(done, out)
