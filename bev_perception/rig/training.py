@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import numpy as np
-
 from bev_perception.config import VariantConfig
 from bev_perception.rig.description import Rig, RigCamera
 from bev_perception.rig.findings import FAIL, OK, WARN, Finding, grade, judged
-from bev_perception.rig.mounting import TOO_STEEP, seen_headings
+from bev_perception.rig.mounting import seen_headings
 from bev_perception.sensing.image_transform import ImageTransform, image_transform
+from bev_perception.sensing.view_checks import cut_off, horizon_row
 from bev_perception.strict import UserError
 
 #: ratios of focal lengths from which depth suffers, and from which it is lost
@@ -39,7 +38,7 @@ def check_training(rig: Rig, trained: Rig, config: VariantConfig) -> Iterator[Fi
             yield Finding("picture's shape", camera.name, FAIL, str(error), "publish the camera_info of the stream")
             continue
         yield _focal_length(camera.name, geometry, of_training)
-        if abs(geometry.elevation) < TOO_STEEP:  # else its direction is the finding
+        if not math.isnan(geometry.horizon):  # else its direction is the finding
             yield _horizon(camera.name, geometry, of_training)
         yield _camera_height(camera.name, geometry, of_training)
     yield _reference_height(rig, trained, config)
@@ -51,9 +50,10 @@ class _Geometry:
     """What the network sees of a camera.
 
     focal: length, pixels of the network's input
-    elevation: of the optical axis above the horizon, degrees
-    horizon: its row at the middle column, as a share of the input's height; negative above the input
+    horizon: its row at the middle column, as a share of the input's height; negative above the input, NaN for a camera
+        that looks too steep
     height: of the camera above the ground, m
+    cut_off: whether the input has lost the horizon of the picture
     nearest_cut: m; ground beyond is above the input; infinity if the horizon is in it
     """
 
@@ -62,10 +62,10 @@ class _Geometry:
         k = camera.calibration.intrinsics
         transform: ImageTransform = image_transform((camera.calibration.height, camera.calibration.width), config.image)
         self.focal = float(k[0, 0]) * transform.resize
-        rise = float(np.clip(camera.sensor2ego[2, 2], -1.0, 1.0))
-        self.elevation = math.degrees(math.asin(rise))
-        slope = rise / max(math.sqrt(1 - rise * rise), 1e-3)
-        row = (k[1, 2] + k[1, 1] * slope) * transform.resize - transform.crop[1]
+        in_picture = horizon_row(camera.calibration, camera.sensor2ego)
+        row = math.nan if in_picture is None else in_picture * transform.resize - transform.crop[1]
+        input_hw = (config.image.height, config.image.width)
+        self.cut_off = cut_off(camera.calibration, camera.sensor2ego, transform.source2output, input_hw)
         self.horizon = float(row) / config.image.height
         self.height = float(camera.sensor2ego[2, 3]) + rig.base_height
         below = math.atan(-row / (k[1, 1] * transform.resize)) if row < 0 else 0.0  # rad, of the input's first row
@@ -90,7 +90,11 @@ def _horizon(name: str, camera: _Geometry, trained: list[_Geometry]) -> Finding:
     figure = f"at {camera.horizon:.0%} of the input's height, {min(rows):.0%} to {max(rows):.0%} in training"
     if camera.horizon < 0:
         figure += f"; ground beyond {camera.nearest_cut:.1f} m is cut off"
-        remedy = "the crop keeps the bottom of the picture: crop it in the driver so that it is wider than high"
+        remedy = (
+            "the crop keeps the bottom of the picture: crop it in the driver so that it is wider than high"
+            if camera.cut_off
+            else "the camera looks so far down that its picture holds no horizon: level it"
+        )
         return Finding("horizon", name, FAIL if camera.nearest_cut < 20 else WARN, figure, remedy)
     away = max(min(rows) - camera.horizon, camera.horizon - max(rows))
     level = OK if away <= HORIZON_SHIFT else WARN
