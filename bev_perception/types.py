@@ -123,6 +123,12 @@ class Calibration:
     rectification: np.ndarray | None = None
     rectified: bool = False
 
+    def equals(self, other: Calibration) -> bool:
+        """Return whether all values are those of another calibration."""
+        return self is other or all(
+            np.array_equal(getattr(self, item.name), getattr(other, item.name)) for item in fields(self)
+        )
+
     def of_rectified(self) -> Calibration:
         """Return the calibration of the rectified image: the left of P in the place of K, and no distortion.
 

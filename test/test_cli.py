@@ -395,3 +395,24 @@ def test_node_and_play_pass_on_what_is_for_ros(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(["play", "--help"])
     assert end.value.code == 0 and "play a bag to the node" in capsys.readouterr().out
+
+
+def test_what_is_odd_in_a_bag_is_printed_when_it_begins(capsys):
+    from bev_perception.cli.options import print_notices, with_notices
+    from bev_perception.health import Health
+
+    health = Health()
+
+    def events():
+        yield "first"
+        health.notice("odd", "the camera looks at the sky")
+        health.drop("lost", "an image")
+        yield "second"
+        print("the bag goes on")
+        yield "third"
+        health.notice("odd at last", "it ends")
+
+    assert list(with_notices(events(), health)) == ["first", "second", "third"]
+    print_notices(health)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["odd: the camera looks at the sky", "the bag goes on", "odd at last: it ends"]

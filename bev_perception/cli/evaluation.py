@@ -23,6 +23,7 @@ from bev_perception.cli.options import (
     data_version,
     open_bag,
     print_notices,
+    with_notices,
 )
 from bev_perception.data.occupancy_labels import LABELS_FOLDER
 from bev_perception.families.variants import TINY_DETECTOR, TINY_OCCUPANCY
@@ -283,7 +284,8 @@ def _eval_bags(args: argparse.Namespace) -> int:
     for parts in recordings(args.bag):
         bag, settings = open_bag(args, *parts)
         name = " + ".join(path.name for path in parts)
-        frames = run_frames(replay.watch(bag.events()), pipeline, settings)
+        events = with_notices(bag.events(), pipeline.health)
+        frames = run_frames(replay.watch(events), pipeline, settings)
         for frame, result in tqdm(frames, unit="frame", desc=name):
             replay.add(frame, result)
         pipeline.reset(f"{name} has ended")

@@ -6,10 +6,10 @@ import argparse
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bev_perception.config import NMS
 from bev_perception.sensing.image_fit import IMAGE_FIT, IMAGE_FITS
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bev_perception.sensing.synchronizer import SynchronizerSettings
     from bev_perception.visualization.viewer import Viewer
 
+T = TypeVar("T")
 Commands = argparse._SubParsersAction
 DEVICE_HELP = "auto, cpu, cuda or cuda:N; auto is a GPU if there is one, else the CPU (default: %(default)s)"
 LABELS_HELP = "folder of occupancy labels, relative to ROOT or absolute (default: %(default)s)"
@@ -102,11 +103,21 @@ def finite(text: str) -> float:
 
 
 def print_notices(health: Health) -> None:
-    """Print what was odd in a bag without costing a frame, a line each."""
-    notices = tuple(health.snapshot().notices)
-    for line in health.drain_news():
+    """Print what has begun, or ended, to be odd in a bag without costing a frame, a line each."""
+    from tqdm import tqdm
+
+    news = health.drain_news()
+    notices = tuple(health.snapshot().notices) if news else ()
+    for line in news:
         if line.startswith(notices):
-            print(line)
+            tqdm.write(line)  # above its bar of progress
+
+
+def with_notices(items: Iterable[T], health: Health) -> Iterator[T]:
+    """Yield the items, and print what is odd as soon as it begins."""
+    for item in items:
+        yield item
+        print_notices(health)
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:

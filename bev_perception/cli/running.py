@@ -23,6 +23,7 @@ from bev_perception.cli.options import (
     open_bag,
     opened_viewer,
     print_notices,
+    with_notices,
 )
 from bev_perception.strict import UserError
 from bev_perception.tracking.tracker import TRACKERS
@@ -118,7 +119,7 @@ def _run(args: argparse.Namespace) -> int:
         print(f"{args.out} is complete, with {earlier.end['frames']} frames; nothing is left to do")
         return 0 if earlier.end["frames"] else 1
     with opened_viewer(args) as viewer:
-        found = run_frames(bag.events(), pipeline, settings)
+        found = run_frames(with_notices(bag.events(), pipeline.health), pipeline, settings)
         results = tqdm(_shown(found, viewer), unit="frame", desc=pipeline.name)
         count = write_results(args.out, header, results, pipeline.health, args.save_occupancy, earlier)
     pipeline.close()

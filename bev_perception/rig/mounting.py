@@ -11,11 +11,10 @@ import numpy as np
 from bev_perception.rig.description import Rig, RigCamera
 from bev_perception.rig.findings import FAIL, OK, WARN, Finding, grade, judged
 from bev_perception.rig.projection import see
+from bev_perception.sensing.view_checks import TOO_STEEP, is_body_frame, optical_frame_of
 
-#: rotation of the optical axes (x right, y down, z forward) in a body frame (x forward, y left, z up)
-BODY_FROM_OPTICAL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
-#: degrees of the optical axis above or below the horizon
-STEEP, TOO_STEEP = 25.0, 55.0
+#: degrees of the optical axis above or below the horizon, from which that is unusual
+STEEP = 25.0
 #: degrees by which a camera is rolled
 ROLLED, LYING = 12.0, 45.0
 #: m above the ground: usual, and possible at all
@@ -59,32 +58,21 @@ def _no_pose(rig: Rig, camera: RigCamera) -> Finding:
 
 def _optical_frame(rig: Rig, camera: RigCamera, sensor2ego: np.ndarray) -> Finding:
     """Tell a body frame by its z axis, which points up where that of an optical frame points along the view."""
-    rotation = sensor2ego[:3, :3]
-    up, across = float(rotation[2, 2]), float(np.abs(rotation[2, :2]).max())
+    up = float(sensor2ego[2, 2])
     figure = f"{camera.frame or 'its frame'}: z points {math.degrees(math.asin(np.clip(up, -1, 1))):+.0f} degrees up"
-    if up < math.sin(math.radians(TOO_STEEP)) or across > math.sin(math.radians(90 - TOO_STEEP)):
+    if not is_body_frame(sensor2ego):
         return Finding("optical frame", camera.name, OK, figure)
-    meant = _optical_sibling(rig, sensor2ego)
+    meant = optical_frame_of(sensor2ego, rig.frames)
     remedy = (
         "images need an optical frame (x right, y down, z forward), and this is a body frame (x forward, z up): "
         + (
-            f"tf has {meant}, which fits; let the driver write it as frame_id"
+            f"tf has {meant}, which fits; let the driver write it as frame_id, or set camera_frames (--camera-frames)"
             if meant
             else "publish <camera>_optical_frame, rotated by roll -90 and yaw -90 degrees, and let the driver write it "
             "as frame_id"
         )
     )
     return Finding("optical frame", camera.name, FAIL, f"{figure}, x forward", remedy)
-
-
-def _optical_sibling(rig: Rig, sensor2ego: np.ndarray) -> str:
-    """Return the tf frame that is the optical frame of a body frame, or ""."""
-    wanted = sensor2ego[:3, :3] @ BODY_FROM_OPTICAL
-    for name, pose in sorted(rig.frames.items()):
-        close = np.linalg.norm(pose[:3, 3] - sensor2ego[:3, 3]) < 0.05
-        if close and np.abs(pose[:3, :3] - wanted).max() < 0.05:
-            return name
-    return ""
 
 
 def _direction(name: str, sensor2ego: np.ndarray) -> Finding:

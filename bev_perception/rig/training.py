@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import numpy as np
-
 from bev_perception.config import VariantConfig
 from bev_perception.rig.description import Rig, RigCamera
 from bev_perception.rig.findings import FAIL, OK, WARN, Finding, grade, judged
-from bev_perception.rig.mounting import TOO_STEEP, seen_headings
+from bev_perception.rig.mounting import seen_headings
 from bev_perception.sensing.image_fit import IMAGE_FIT, fit_view
 from bev_perception.sensing.image_transform import image_transform
+from bev_perception.sensing.view_checks import cut_off, horizon_row
 from bev_perception.strict import UserError
 
 #: ratios of focal lengths from which depth suffers, and from which it is lost
@@ -41,7 +40,7 @@ def check_training(rig: Rig, trained: Rig, config: VariantConfig, image_fit: str
             yield Finding("picture's shape", camera.name, FAIL, str(error), "publish the camera_info of the stream")
             continue
         yield _focal_length(camera.name, geometry, of_training)
-        if abs(geometry.elevation) < TOO_STEEP:  # else its direction is the finding
+        if not math.isnan(geometry.horizon):  # else its direction is the finding
             yield _horizon(camera.name, geometry, of_training)
         yield _camera_height(camera.name, geometry, of_training)
     yield _reference_height(rig, trained, config)
@@ -64,9 +63,10 @@ class _Geometry:
     """What the network sees of a camera.
 
     focal: length, pixels of the network's input
-    elevation: of the optical axis above the horizon, degrees
-    horizon: its row at the middle column, as a share of the input's height; negative above the input
+    horizon: its row at the middle column, as a share of the input's height; negative above the input, NaN for a camera
+        that looks too steep
     height: of the camera above the ground, m
+    cut_off: whether the input has lost the horizon of the picture
     nearest_cut: m; ground beyond is above the input; infinity if the horizon is in it
     """
 
@@ -75,10 +75,10 @@ class _Geometry:
         fitted = fit_view(camera.calibration, camera.sensor2ego, config, image_fit)
         k, transform = fitted.calibration.intrinsics, fitted.transform
         self.focal = float(k[0, 0]) * transform.resize
-        rise = float(np.clip(fitted.sensor2ego[2, 2], -1.0, 1.0))
-        self.elevation = math.degrees(math.asin(rise))
-        slope = rise / max(math.sqrt(1 - rise * rise), 1e-3)
-        row = (k[1, 2] + k[1, 1] * slope) * transform.resize - transform.crop[1]
+        in_picture = horizon_row(fitted.calibration, fitted.sensor2ego)
+        row = math.nan if in_picture is None else in_picture * transform.resize - transform.crop[1]
+        input_hw = (config.image.height, config.image.width)
+        self.cut_off = cut_off(fitted.calibration, fitted.sensor2ego, transform.source2output, input_hw)
         self.horizon = float(row) / config.image.height
         self.height = float(camera.sensor2ego[2, 3]) + rig.base_height
         below = math.atan(-row / (k[1, 1] * transform.resize)) if row < 0 else 0.0  # rad, of the input's first row
@@ -102,7 +102,11 @@ def _horizon(name: str, camera: _Geometry, trained: _Trained) -> Finding:
     figure = f"at {camera.horizon:.0%} of the input's height, {trained.horizon:.0%} in training"
     if camera.horizon < 0:
         figure += f"; ground beyond {camera.nearest_cut:.1f} m is cut off"
-        remedy = "the crop keeps the bottom of the picture: set image_fit to horizon or virtual"
+        remedy = (
+            "the crop keeps the bottom of the picture: set image_fit to horizon or virtual"
+            if camera.cut_off
+            else "the camera looks so far down that its picture holds no horizon: level it"
+        )
         return Finding("horizon", name, FAIL if camera.nearest_cut < 20 else WARN, figure, remedy)
     away = abs(camera.horizon - trained.horizon)
     level = OK if away <= HORIZON_SHIFT else WARN

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -16,12 +17,28 @@ def end_by(handler: Callable[..., Any]) -> None:
 
 
 def raise_exit(*_: Any) -> None:
-    """End the process with status 0 by SystemExit; a signal handler.
+    """End the process with status 0 by SystemExit; a signal handler. A second signal changes nothing then.
 
     KeyboardInterrupt would not do: if it passes through an exec() of a string, Python kills itself with SIGINT at exit
     even though it was caught.
     """
+    end_by(lambda *_: None)
     raise SystemExit(0)
+
+
+def run_and_leave(run: Callable[[], int]) -> NoReturn:
+    """Call `run` and end the process with the status that it returns, at once, as leave does, however `run` ends.
+
+    SystemExit gives its status; any other exception is printed with its traceback and gives 1.
+    """
+    status = 1
+    try:
+        status = run()
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+    except BaseException:  # the process ends here; Python would take seconds to be taken down, or crash meanwhile
+        traceback.print_exc()
+    leave(status)
 
 
 def leave(status: int = 0) -> NoReturn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from bev_perception.ros.endings import end_by, leave, leave_on_signal
+from bev_perception.ros.endings import end_by, leave_on_signal, run_and_leave
 
 
 def main(args: list[str] | None = None) -> NoReturn:
@@ -15,7 +15,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     prepare_process()
     from bev_perception.ros.spin import run_node
 
-    leave(run_node(args))
+    run_and_leave(lambda: run_node(args))
 
 
 if __name__ == "__main__":

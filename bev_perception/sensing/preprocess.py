@@ -19,7 +19,7 @@ from bev_perception.sensing.image_fit import FittedView, check_image_fit, fit_vi
 from bev_perception.sensing.image_transform import ImageTransform
 from bev_perception.sensing.images import ImageError, decode_image
 from bev_perception.sensing.lens import OUTSIDE, undistortion_map
-from bev_perception.sensing.view_checks import cut_off_warning
+from bev_perception.sensing.view_checks import JudgedViews, cut_off_warning
 from bev_perception.strict import UserError
 from bev_perception.types import Calibration, Cameras, Frame, FrameError, ModelInput, View
 
@@ -245,6 +245,7 @@ class Preprocessor:
         self._image_fit = image_fit
         mean = dict(zip(CHANNELS[config.image.channel_order], config.image.mean, strict=True))
         self._gray = (round(mean[0]), round(mean[1]), round(mean[2]))  # normalised nearly the zeros of the padding
+        self._judged = JudgedViews()
         self._lens_map = functools.lru_cache(MAX_LENS_MAPS)(_lens_map)
         self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="preprocess")
 
@@ -293,11 +294,14 @@ class Preprocessor:
         return inputs, missing
 
     def warnings(self, frame: Frame) -> dict[str, str]:
-        """Return camera -> sentence for each view of which the model does not get what matters."""
+        """Return camera -> sentence for each view of which the model does not get what matters.
+
+        A view is judged once, and again where its calibration or its pose on the vehicle has changed.
+        """
         size = self._config.image
         found = {}
         for view in frame.views:
-            if view is None:
+            if view is None or not self._judged.is_new(view):
                 continue
             fitted = fit_view(view.calibration, view.sensor2ego, self._config, self._image_fit)
             if fitted.turn is not None:  # level, with a horizon like the training's

@@ -21,7 +21,7 @@ from bev_perception.geometry import make_transform
 from bev_perception.health import CLOCK_OFF, LATE, NO_CALIBRATION, OK, REFUSED, Health
 from bev_perception.sensing.poses import PoseNotYetError, timeout_remedy
 from bev_perception.sensing.transforms import NoTransformError, Transforms
-from bev_perception.sensing.view_checks import optical_warning, rectified_warning, shared_frame_warning
+from bev_perception.sensing.view_checks import JudgedViews, optical_warning, rectified_warning, shared_frame_warning
 from bev_perception.strict import UserError
 from bev_perception.types import BASE_FRAME, FIXED_FRAME, Calibration, CameraImage, Frame, View
 
@@ -174,6 +174,7 @@ class Synchronizer:
         self.transforms = transforms
         self.health = health
         self._calibrations: dict[str, Calibration | str] = {}
+        self._published: dict[str, tuple[Calibration | str, str]] = {}  # as set, with the topic of the images
         self._ending = False
         self._tf_lag = 0.0  # s; longest time after an image's stamp that its pose came, of the sets that went without
         self.clear()
@@ -193,6 +194,7 @@ class Synchronizer:
         self._last_set: int | None = None
         self._given_up: set[tuple[str, _Lack]] = set()
         self._unstamped: set[str] = set()
+        self._judged = JudgedViews()
         self._without_pose: int | None = None  # stamp of a set that went without a pose, until that comes
         self.waiting_for = ""
 
@@ -201,7 +203,11 @@ class Synchronizer:
 
         image_topic: of the images that it belongs to, as their publisher names it.
         """
+        before, topic = self._published.get(camera, (None, ""))
+        self._published[camera] = calibration, image_topic
         if isinstance(calibration, Calibration):
+            if isinstance(before, Calibration) and topic == image_topic and calibration.equals(before):
+                return
             if not self.settings.is_rectified(camera):
                 warning = rectified_warning(image_topic, calibration)
                 if warning:
@@ -490,8 +496,8 @@ class Synchronizer:
             return ego2global
         sensor2ego = mounted(calibration, sensor2ego)
         view = View(image, calibration, sensor2ego, ego2global)
-        warning = optical_warning(view, frame_id, self.transforms.static_links)
-        if warning:
+        links = self.transforms.static_links
+        if self._judged.is_new(view, (frame_id, len(links))) and (warning := optical_warning(view, frame_id, links)):
             self.health.notice("no optical frame", warning, image.camera)
         return view
 

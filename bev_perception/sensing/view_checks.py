@@ -13,9 +13,11 @@ from bev_perception.types import Calibration, View
 #: a word in the names of topics of rectified images, such as image_rect_color
 _RECTIFIED = re.compile(r"(?:^|[/_])rect(?:ified)?(?:[/_]|$)")
 #: rotation of the optical axes (x right, y down, z forward) in a body frame (x forward, y left, z up)
-_BODY_FROM_OPTICAL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
-#: z component in base_link of the third axis of a frame, from which that axis points up
-_UP = 0.8
+BODY_FROM_OPTICAL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+#: degrees above the horizon from which an optical axis, or what is taken for one, looks at the sky
+TOO_STEEP = 55.0
+#: m, and in each entry of the rotation, by which a pose on the vehicle may change until a view is judged anew
+_STILL = 0.01
 #: how far the frame that is meant may lie from the one that is given: m, and in each entry of the rotation
 _NEAR, _ALIKE = 0.2, 0.1
 
@@ -35,6 +37,28 @@ def rectified_warning(topic: str, calibration: Calibration) -> str:
     )
 
 
+class JudgedViews:
+    """The views that have been judged, so that each is judged once and not in every frame."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._judged: dict[str, tuple[Calibration, np.ndarray, object]] = {}
+
+    def is_new(self, view: View, known: object = None) -> bool:
+        """Return whether a camera has no judged view of this calibration and pose yet, and note it as judged.
+
+        known: what else the judgement depends on.
+        """
+        before = self._judged.get(view.image.camera)
+        if before is not None:
+            calibration, sensor2ego, knew = before
+            moved = np.abs(sensor2ego - view.sensor2ego).max() > _STILL
+            if not moved and knew == known and calibration.equals(view.calibration):
+                return False
+        self._judged[view.image.camera] = view.calibration, view.sensor2ego, known
+        return True
+
+
 def optical_warning(view: View, frame_id: str, links: Mapping[str, tuple[str, np.ndarray]]) -> str:
     """Return a warning if the frame of a camera's images is a body frame by its pose, or "".
 
@@ -42,9 +66,9 @@ def optical_warning(view: View, frame_id: str, links: Mapping[str, tuple[str, np
     frame_id: the frame whose pose the view has
     links: static links of tf: child -> parent and child2parent [4, 4], among which the optical frame may be
     """
-    if view.sensor2ego[2, 2] < _UP:
+    if not is_body_frame(view.sensor2ego):
         return ""
-    meant = _optical_frame(frame_id, links)
+    meant = optical_frame_of(view.sensor2ego, _neighbours(frame_id, view.sensor2ego, links))
     remedy = (
         f"tf has {meant} at the same place, whose axes fit: let the driver write it as frame_id, or set camera_frames "
         f"(--camera-frames) to {view.image.camera}:={meant}"
@@ -58,21 +82,41 @@ def optical_warning(view: View, frame_id: str, links: Mapping[str, tuple[str, np
     )
 
 
-def _optical_frame(frame_id: str, links: Mapping[str, tuple[str, np.ndarray]]) -> str:
-    """Return the name of a child or a sibling of a body frame that is its optical frame, or ""."""
+def is_body_frame(sensor2ego: np.ndarray) -> bool:
+    """Whether a frame [4, 4] is a body frame by its z axis: that of an optical frame points along the view, not up."""
+    return bool(sensor2ego[2, 2] >= np.sin(np.radians(TOO_STEEP)))
+
+
+def optical_frame_of(body2ego: np.ndarray, frames: Mapping[str, np.ndarray]) -> str:
+    """Return the name of the frame that is the optical frame of a body frame, or "".
+
+    body2ego: [4, 4]
+    frames: name -> pose [4, 4] in base_link of the frames among which it may be
+    """
+    wanted = body2ego[:3, :3] @ BODY_FROM_OPTICAL
+    away = {
+        name: float(np.linalg.norm(pose[:3, 3] - body2ego[:3, 3]))
+        for name, pose in frames.items()
+        if np.abs(pose[:3, :3] - wanted).max() < _ALIKE
+    }
+    fitting = [name for name, distance in away.items() if distance < _NEAR]
+    # of a pair of cameras side by side, the nearer one is meant
+    return min(fitting, key=lambda name: ("optical" not in name, round(away[name], 2), name), default="")
+
+
+def _neighbours(
+    frame_id: str, body2ego: np.ndarray, links: Mapping[str, tuple[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Return name -> pose [4, 4] in base_link of the children and the siblings of a frame in tf."""
     parent, body2parent = links.get(frame_id, ("", np.eye(4)))
-    fitting = []
+    parent2ego = body2ego @ invert_transform(body2parent)
+    found = {}
     for child, (child_of, child2parent) in links.items():
         if child_of == frame_id:
-            optical2body = child2parent
+            found[child] = body2ego @ child2parent
         elif parent and child_of == parent and child != frame_id:
-            optical2body = invert_transform(body2parent) @ child2parent
-        else:
-            continue
-        turned = np.abs(optical2body[:3, :3] - _BODY_FROM_OPTICAL).max()
-        if turned < _ALIKE and np.linalg.norm(optical2body[:3, 3]) < _NEAR:
-            fitting.append(child)
-    return min(fitting, key=lambda name: ("optical" not in name, name), default="")
+            found[child] = parent2ego @ child2parent
+    return found
 
 
 def shared_frame_warning(frames: Mapping[str, str]) -> str:
@@ -92,27 +136,55 @@ def shared_frame_warning(frames: Mapping[str, str]) -> str:
     )
 
 
+def horizon_row(calibration: Calibration, sensor2ego: np.ndarray) -> float | None:
+    """Return the row of the undistorted picture in which the horizon lies; None for a camera that looks too steep.
+
+    sensor2ego: [4, 4], of the camera
+    """
+    axis = sensor2ego[:3, 2]
+    if np.hypot(axis[0], axis[1]) < np.cos(np.radians(TOO_STEEP)):
+        return None
+    level = np.array([axis[0], axis[1], 0.0])
+    ray = calibration.intrinsics @ (sensor2ego[:3, :3].T @ level)
+    return float(ray[1] / ray[2])
+
+
+def rows_kept(source2output: np.ndarray, output_hw: tuple[int, int]) -> tuple[float, float]:
+    """Return the first and the last row of a camera's picture that the model gets; the arguments are cut_off's."""
+    output2source = np.linalg.inv(source2output)
+    top, bottom = (float((output2source @ (output_hw[1] / 2, y, 1.0))[1]) for y in (0.0, float(output_hw[0] - 1)))
+    return top, bottom
+
+
+def cut_off(
+    calibration: Calibration, sensor2ego: np.ndarray, source2output: np.ndarray, output_hw: tuple[int, int]
+) -> bool:
+    """Whether a picture holds the horizon, and the part of it that the model gets does not.
+
+    calibration: of the camera
+    sensor2ego: [4, 4], of the camera
+    source2output: [3, 3], pixels of the camera's picture to those of the model's input
+    output_hw: height and width of the model's input, pixels
+    """
+    row = horizon_row(calibration, sensor2ego)
+    if row is None or calibration.distortion_model == "equidistant" or not 0 <= row < calibration.height:
+        return False  # a lens so wide that no horizon lies in one row of the picture
+    top, bottom = rows_kept(source2output, output_hw)
+    return not top <= row <= bottom
+
+
 def cut_off_warning(view: View, source2output: np.ndarray, output_hw: tuple[int, int]) -> str:
     """Return a warning if the part of a picture that the model gets does not hold the horizon, or "".
 
     view: of the camera
-    source2output: [3, 3], pixels of the camera's picture to those of the model's input
-    output_hw: height and width of the model's input, pixels
+    source2output: as of cut_off
+    output_hw: as of cut_off
     """
     calibration = view.calibration
-    axis = view.sensor2ego[:3, 2]
-    if np.hypot(axis[0], axis[1]) < 0.5 or calibration.distortion_model == "equidistant":
-        return ""  # it looks up or down, or so wide that no horizon lies in one row
-    level = np.array([axis[0], axis[1], 0.0])
-    ray = calibration.intrinsics @ (view.sensor2ego[:3, :3].T @ level)
-    if ray[2] <= 0:
+    row = horizon_row(calibration, view.sensor2ego)
+    if row is None or not cut_off(calibration, view.sensor2ego, source2output, output_hw):
         return ""
-    row = ray[1] / ray[2]
-    top, bottom = (
-        float((np.linalg.inv(source2output) @ (output_hw[1] / 2, y, 1.0))[1]) for y in (0.0, float(output_hw[0] - 1))
-    )
-    if top <= row <= bottom or not 0 <= row < calibration.height:
-        return ""
+    top, bottom = rows_kept(source2output, output_hw)
     lost = 1 - (min(bottom, calibration.height) - max(top, 0.0)) / calibration.height
     return (
         f"{view.image.camera}: the model gets the rows {max(0, round(top))} to {round(bottom)} of its "

@@ -8,7 +8,7 @@ from bev_perception.data.rig_recording import rig_of
 from bev_perception.data.synthetic import synthetic_rig
 from bev_perception.geometry import make_transform, rotation_from_yaw
 from bev_perception.rig.description import CameraInfo, Rig, RigCamera
-from bev_perception.rig.mounting import BODY_FROM_OPTICAL
+from bev_perception.sensing.view_checks import BODY_FROM_OPTICAL
 from bev_perception.types import Calibration
 
 SIZE = (800, 450)

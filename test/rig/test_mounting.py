@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from bev_perception.geometry import make_transform
 from bev_perception.rig.findings import FAIL, WARN
-from bev_perception.rig.mounting import BODY_FROM_OPTICAL, check_coverage, check_mounting, seen_headings
+from bev_perception.rig.mounting import check_coverage, check_mounting, seen_headings
+from bev_perception.sensing.view_checks import BODY_FROM_OPTICAL
 from rig.kit import bad, calibration, camera, levels, looking, nuscenes_like, one
 
 

@@ -60,6 +60,25 @@ def test_sigint_ends_it_cleanly(start, state):
     assert "Traceback" not in node.text() and "ERROR" not in node.text()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("state", ["loading", "active", "busy"])
+def test_sigint_ends_it_within_two_seconds_of_a_machine_with_a_load_of_six(start, state):
+    node, peer = start(wait=None if state == "loading" else "is ready")
+    if state == "loading":
+        wait_until(lambda: peer.node.count_publishers("/diagnostics"), 60, "the node")
+    else:
+        peer.connect()
+    with load(6):
+        time.sleep(1.0)
+        if state == "busy":
+            for _ in range(5):
+                peer.send_set()
+        begin = time.monotonic()
+        assert node.interrupt() == 0
+        assert time.monotonic() - begin < 2.0
+    assert "Traceback" not in node.text() and "ERROR" not in node.text()
+
+
 def test_outputs_agree_with_each_other(start):
     node, peer = start(max_detections=50)
     markers = []

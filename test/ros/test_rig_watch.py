@@ -8,8 +8,8 @@ import pytest
 from bev_perception.data.synthetic import synthetic_rig
 from bev_perception.geometry import make_transform
 from bev_perception.health import Health
-from bev_perception.rig.mounting import BODY_FROM_OPTICAL
 from bev_perception.ros.rig_watch import RigWatch
+from bev_perception.sensing.view_checks import BODY_FROM_OPTICAL
 from bev_perception.types import CameraImage, Frame, View
 
 BODY = make_transform(BODY_FROM_OPTICAL.T, np.zeros(3))

@@ -4,12 +4,18 @@ import numpy as np
 import pytest
 
 from bev_perception.config import ImageConfig
+from bev_perception.data.rig_recording import rig_of
+from bev_perception.data.synthetic import synthetic_rig
+from bev_perception.families.variants import load_variant
 from bev_perception.geometry import make_transform, rotation_from_yaw
 from bev_perception.health import Health
+from bev_perception.rig.description import Rig, RigCamera
+from bev_perception.rig.training import check_training
 from bev_perception.sensing.image_transform import image_transform
 from bev_perception.sensing.synchronizer import Synchronizer, SynchronizerSettings, camera_frames
 from bev_perception.sensing.transform_tree import TransformTree
 from bev_perception.sensing.view_checks import (
+    JudgedViews,
     cut_off_warning,
     optical_warning,
     rectified_warning,
@@ -187,3 +193,48 @@ def test_sizes_that_no_camera_has_are_refused():
     """What is computed of a picture, as its border, is bounded by them."""
     with pytest.raises(UserError, match="1x4294967295 pixels, which no camera has"):
         Calibration(K, 1, 2**32 - 1)
+
+
+def test_a_view_is_judged_once_and_again_where_it_has_changed():
+    judged, first = JudgedViews(), view(OPTICAL)
+    assert [judged.is_new(v) for v in (first, first, view(OPTICAL, Calibration(K.copy(), 800, 450)))] == [1, 0, 0]
+    assert not judged.is_new(view(OPTICAL @ pose(translation=(0.001, 0, 0))))
+    assert judged.is_new(view(OPTICAL @ pose(translation=(0.1, 0, 0))))
+    assert judged.is_new(view(OPTICAL, Calibration(1.1 * K / [[1], [1], [1.1]], 800, 450)))
+    assert judged.is_new(view(OPTICAL), known="more links")
+
+
+def test_the_synchronizer_judges_a_camera_once(monkeypatch):
+    """Not every frame, and not every camera_info."""
+    asked = []
+    for name in ("optical_warning", "rectified_warning"):
+        monkeypatch.setattr(f"bev_perception.sensing.synchronizer.{name}", lambda *_, name=name: asked.append(name))
+    sync, frames = synchronizer(), []
+    for k in range(1, 5):
+        sync.set_calibration("cam", raw(), "/cam/image_rect")
+        sync.add(CameraImage("cam", k * 10**8, "cam_link", "jpeg", b""))
+        frames += sync.poll()
+    assert len(frames) > 1 and sorted(asked) == ["optical_warning", "rectified_warning"]
+
+
+def test_a_pair_of_cameras_is_told_apart_by_the_nearer_optical_frame():
+    right = pose(translation=(0.0, -0.12, 0.0))
+    links = {
+        "a_right_optical": ("base_link", BODY @ right @ pose(BODY_FROM_OPTICAL)),
+        "cam_link": ("base_link", BODY),
+        "b_left_optical": ("cam_link", pose(BODY_FROM_OPTICAL)),
+    }
+    assert "cam:=b_left_optical" in optical_warning(view(BODY), "cam_link", links)
+
+
+@pytest.mark.parametrize("height", [450, 533, 800, 1056])
+def test_check_and_run_agree_on_horizons_that_are_cut_off(height):
+    config = load_variant("sparsebev_tiny")
+    calibration = Calibration(np.array([[500.0, 0, 400], [0, 500, height / 2], [0, 0, 1]]), 800, height)
+    transform = image_transform((height, 800), config.image)
+    warned = cut_off_warning(
+        view(OPTICAL, calibration), transform.source2output, (config.image.height, config.image.width)
+    )
+    rig = Rig((RigCamera("cam", calibration=calibration, sensor2ego=OPTICAL),))
+    (finding,) = (f for f in check_training(rig, rig_of(synthetic_rig()), config) if f.check == "horizon")
+    assert ("keeps the bottom of the picture" in finding.remedy) == bool(warned)
