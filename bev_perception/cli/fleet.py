@@ -33,10 +33,10 @@ def run_bags(args: argparse.Namespace) -> int:
     from bev_perception.pipeline.pipeline import PipelineSettings
     from bev_perception.pipeline.ray_fleet import run_on_ray
 
-    if args.save_occupancy or args.resume:
+    if args.save_occupancy or args.resume or args.viewer or args.save:
         raise UserError(
-            "--bags resumes by itself, and keeps occupancy in DIR/<bag>/occupancy; leave --resume and "
-            "--save-occupancy out"
+            "--bags resumes by itself, keeps occupancy in DIR/<bag>/occupancy, and shows nothing; leave --resume, "
+            "--save-occupancy, --viewer and --save out"
         )
     bags = find_bags(args.bags)
     chosen = shard_of(bags, args.shard) if args.shard else bags
