@@ -171,7 +171,7 @@ def _readme(config: VariantConfig, file: str, weights: str, part: StepPart, outp
     return f"""# The step of {config.name}
 
 `{file}` holds all that comes after the image encoder, with weights ({weights}), float32. When it was written, its
-outputs for {" and ".join(map(str, COUNTS))} cameras were those of eager PyTorch, to {TOLERANCE:g} of their root mean square.
+outputs for {" and ".join(map(str, COUNTS))} cameras were those of eager PyTorch, to {TOLERANCE:g} of their scale.
 
 Frame 0 is the current one; frame t the one nearest to {frames.interval:g} s x t earlier, or the oldest (or current)
 one while there is none. N is the number of cameras, the same in all frames.
