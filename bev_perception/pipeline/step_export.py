@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +11,7 @@ from bev_perception.config import ConfigError, VariantConfig
 from bev_perception.families.variants import Variant, load_variant
 from bev_perception.models.encoder import CameraModel
 from bev_perception.models.memory import FrameFeatures
+from bev_perception.pipeline.encoders import noise_input
 from bev_perception.pipeline.engines import onnx_runtime, open_vino
 from bev_perception.pipeline.engines.part import MOST_IMAGES, EngineError, input_size
 from bev_perception.pipeline.loading import load_weights
@@ -49,18 +49,17 @@ class StepPart(nn.Module):
 
     @torch.no_grad()
     def example(self, cameras: int) -> dict[str, Tensor]:
-        """Return made-up inputs: cameras all around a vehicle that drives straight on at 10 m/s."""
-        frames, generator = self.model.config.frames, torch.Generator().manual_seed(0)
-        levels = self.model.pyramid(torch.randn(cameras, 3, *self.size, generator=generator))
-        present, views = np.ones(cameras, bool), _around(cameras, *self.size)
-        made = []
-        for k in range(1 + frames.past):
-            ego = np.eye(4)
-            ego[0, 3] = -10 * frames.interval * k
-            stamp = -round(frames.interval * k * 1e9)
-            older = tuple(level.roll(k, dims=0) for level in levels)
-            made.append(FrameFeatures(older, views @ np.linalg.inv(ego), present, np.full(cameras, stamp), stamp))
-        return self.model.step_inputs(made, np.eye(4))
+        """Return made-up inputs, see noise_input."""
+        frames = self.model.config.frames
+        ages = [frames.interval * k for k in range(1 + frames.past)]
+        drive = [noise_input(cameras, *self.size, _CPU, seconds=10 - age) for age in ages]
+        seen = [
+            FrameFeatures(
+                self.model.pyramid(frame.images), frame.global2image, frame.present, frame.stamps, frame.stamp
+            )
+            for frame in drive
+        ]
+        return self.model.step_inputs(seen, drive[0].reference2global)
 
     def exported(self) -> torch.export.ExportedProgram:
         """Return the step as a graph of PyTorch's operators, with the number of cameras left open."""
@@ -150,18 +149,6 @@ def _compare(part: StepPart, kind: str, path: Path) -> dict[str, Tensor]:
             if wrong > UNDECIDED:
                 raise EngineError(f"{path} differs from the model in {wrong:.1%} of the rows of {name}; do not use it")
     return eager
-
-
-def _around(cameras: int, height: int, width: int) -> np.ndarray:
-    """Return [cameras, 4, 4] float64, vehicle to depth-scaled pixels, of cameras that look around, 90 degrees wide."""
-    matrices = np.tile(np.eye(4), (cameras, 1, 1))
-    for n, yaw in enumerate(2 * np.pi * np.arange(cameras) / cameras):
-        right, down = (np.sin(yaw), -np.cos(yaw), 0), (0, 0, -1)
-        axes = np.array([right, down, (np.cos(yaw), np.sin(yaw), 0)])  # rows: the camera's x, y, z
-        lens = np.array([[width / 2, 0, width / 2], [0, width / 2, height / 2], [0, 0, 1]])
-        matrices[n, :3, :3] = lens @ axes
-        matrices[n, :3, 3] = -lens @ axes @ np.array([0.3 * np.cos(yaw), 0.3 * np.sin(yaw), 1.5])
-    return matrices
 
 
 def _readme(config: VariantConfig, file: str, weights: str, part: StepPart, outputs: dict[str, Tensor]) -> str:

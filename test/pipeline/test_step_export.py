@@ -1,8 +1,6 @@
 """The exported step; the slow tests run the files of each format, and the loop of docs/exported_loop.py."""
 
-import dataclasses
 import importlib.util
-import types
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ import torch
 from bev_perception.config import ConfigError
 from bev_perception.families.variants import load_variant
 from bev_perception.pipeline import step_export
-from bev_perception.pipeline.encoders import empty_input
+from bev_perception.pipeline.encoders import noise_input
 from bev_perception.pipeline.engines.part import EngineError
 from bev_perception.pipeline.export import export_encoder
 from bev_perception.pipeline.loading import load_weights, write_initial_weights
@@ -94,28 +92,15 @@ def test_the_exported_loop_gives_what_the_model_gives(tmp_path):
     model = load_weights(config, weights, CPU).model
     loop = loop_of_the_docs().ExportedModel(tmp_path, config.frames.past, config.frames.interval)
     memory = model.new_memory(0.5)
-    views = step_export._around(3, 64, 96)
     for k in range(3):
-        ego = np.eye(4)
-        ego[0, 3] = 4.0 * k
-        inputs = seen(config, views @ np.linalg.inv(ego), ego, 0.5 * k, seed=k)
+        inputs = noise_input(3, 64, 96, CPU, seconds=0.5 * k)
         with torch.inference_mode():
             prediction = model.predict(model.encode(inputs), memory.history(inputs.stamp), inputs, None)
         memory = memory.after(prediction.entry, None, True)
-        found = loop(inputs.images.numpy(), views @ np.linalg.inv(ego), ego, 0.5 * k)
+        found = loop(inputs.images.numpy(), inputs.global2image, inputs.reference2global, 0.5 * k)
         wanted = prediction.outputs.logits[-1, 0].numpy()
         off = np.abs(found["logits"] - wanted).max(axis=1)
         assert np.mean(off > 1e-3 * np.abs(wanted).max()) < 0.02  # nearly equal candidates may change places
-
-
-def seen(config, global2image, ego, seconds, seed):
-    """Noise for images, seen by cameras whose product of matrices is global2image."""
-    count, stamp = len(global2image), round(seconds * 1e9)
-    empty = empty_input(count, config.image.height, config.image.width, CPU)
-    images = torch.randn(empty.images.shape, generator=torch.Generator().manual_seed(seed))
-    cameras = types.SimpleNamespace(global2image=global2image)
-    stamps = np.full(count, stamp)
-    return dataclasses.replace(empty, images=images, cameras=cameras, reference2global=ego, stamps=stamps, stamp=stamp)
 
 
 def loop_of_the_docs():
