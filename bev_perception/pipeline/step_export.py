@@ -12,14 +12,14 @@ from bev_perception.families.variants import Variant, load_variant
 from bev_perception.models.encoder import CameraModel
 from bev_perception.models.memory import FrameFeatures
 from bev_perception.pipeline.encoders import noise_input
-from bev_perception.pipeline.engines import onnx_runtime, open_vino
+from bev_perception.pipeline.engines import onnx_runtime
 from bev_perception.pipeline.engines.part import MOST_IMAGES, EngineError, input_size
 from bev_perception.pipeline.loading import load_weights
 
 #: file beside it that describes inputs and outputs
 DESCRIPTION = "step.md"
 #: format -> name of the file
-FILES = {"onnx": "step.onnx", "openvino": "step.xml", "torch": "step.pt2"}
+FILES = {"onnx": "step.onnx", "torch": "step.pt2"}
 #: numbers of cameras that the file is compared with
 COUNTS = (3, 6)
 #: largest difference to eager mode, as a share of an output's root mean square
@@ -86,8 +86,8 @@ def export_step(variant: Variant, checkpoint: Path | None, kind: str, out: Path)
     config = load_variant(variant)
     if kind == "onnx":
         onnx_runtime.check("fp32", _CPU)
-    if kind == "openvino":
-        open_vino.check("fp32", _CPU)
+    if kind not in FILES:
+        raise ConfigError(f"a step is not exported as {kind!r}, whose converter refuses it; choose {', '.join(FILES)}")
     loaded = load_weights(config, checkpoint, _CPU)
     if not isinstance(loaded.model, CameraModel) or type(loaded.model).step is CameraModel.step:
         raise ConfigError(f"the step of {config.name} cannot be exported; export its encoder: --part encoder")
@@ -105,10 +105,6 @@ def _write(part: StepPart, kind: str, path: Path) -> None:
     program = part.exported()
     if kind == "torch":
         torch.export.save(program, path)
-    elif kind == "openvino":
-        import openvino
-
-        openvino.save_model(openvino.convert_model(program), path, compress_to_fp16=False)
     else:
         outputs = list(part.step(list(part.example(1).values())))
         with torch.no_grad():
@@ -123,16 +119,11 @@ def _run(kind: str, path: Path, named: dict[str, Tensor]) -> list[Tensor]:
     """Return the outputs of a file for named inputs."""
     if kind == "torch":
         return list(torch.export.load(path).module()(list(named.values())))
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     arrays = {name: value.numpy() for name, value in named.items()}
-    if kind == "onnx":
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        return [torch.from_numpy(value) for value in session.run(None, arrays)]
-    import openvino
-
-    model = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return [torch.from_numpy(value.copy()) for value in model(list(arrays.values())).values()]
+    return [torch.from_numpy(value) for value in session.run(None, arrays)]
 
 
 def _compare(part: StepPart, kind: str, path: Path) -> dict[str, Tensor]:

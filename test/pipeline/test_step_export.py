@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 #: as small as may be: tracing a step takes long
 SMALL = ["image.height=64", "image.width=96", "backbone.width=8", "frames.past=1"]
 PASSES = {"sparsebev_tiny": "head.num_layers=1", "sparseocc_tiny": "head.mask_layers=1"}
-NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "torch": ()}
+NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 
 
 def small(variant, folder):
@@ -71,6 +71,8 @@ def test_families_without_such_a_step_are_refused(tmp_path):
     write_initial_weights("bevdet_tiny", path, seed=0)
     with pytest.raises(ConfigError, match="step of bevdet_tiny cannot be exported"):
         export_step("bevdet_tiny", path, "torch", tmp_path)
+    with pytest.raises(ConfigError, match="not exported as 'openvino', whose converter refuses it; choose onnx, torch"):
+        export_step("sparsebev_tiny", path, "openvino", tmp_path)
 
 
 @pytest.mark.slow
