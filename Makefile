@@ -6,7 +6,7 @@ ARGS ?=
 COVERAGE ?=
 TESTED_BY = $(BIN)/$(if $(COVERAGE),coverage run,python)
 
-.PHONY: help demo eval-demo test test-slow fuzz soak reliability check bench clean distclean
+.PHONY: help demo eval-demo test test-slow fuzz soak reliability check bench gpu-check clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## *\(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -44,6 +44,9 @@ check: .venv/.installed  ## style, types, layers
 
 bench: .venv/.installed  ## times on this machine; no pass or fail
 	$(BIN)/bev_perception bench $(ARGS)
+
+gpu-check: .venv/.installed  ## checks and times everything on a GPU, in nine minutes at most; output/gpu.json and .md
+	$(BIN)/bev_perception bench --gpu-report output/gpu.json $(ARGS)
 
 clean:  ## deletes outputs and caches; the venvs stay
 	rm -rf output build dist .coverage .coverage.* htmlcov

@@ -293,6 +293,13 @@ def _add_bench(commands: Commands) -> None:
         metavar=("A.json", "B.json"),
         help="measure nothing: show the times in two files of earlier runs side by side",
     )
+    bench.add_argument(
+        "--gpu-report",
+        type=Path,
+        metavar="FILE.json",
+        help="check and time everything on --device in a few minutes; writes FILE.json and FILE.md",
+    )
+    bench.add_argument("--quick", action="store_true", help="with --gpu-report: small variants alone, few repeats")
     bench.set_defaults(command=_bench)
 
 
@@ -301,6 +308,12 @@ def _bench(args: argparse.Namespace) -> int:
         from bev_perception.evaluation.comparison import compare_benchmarks
 
         print(compare_benchmarks(*args.compare))
+        return 0
+    if args.gpu_report is not None:
+        from bev_perception.evaluation.gpu_check import gpu_report
+        from bev_perception.models.device import choose_device
+
+        print(gpu_report(args.gpu_report, choose_device(args.device), args.quick))
         return 0
     if args.variant is None:
         if args.against:

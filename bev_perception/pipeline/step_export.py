@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,14 +11,15 @@ from bev_perception.config import ConfigError, VariantConfig
 from bev_perception.families.variants import Variant, load_variant
 from bev_perception.models.encoder import CameraModel
 from bev_perception.models.memory import FrameFeatures
-from bev_perception.pipeline.engines import onnx_runtime, open_vino
+from bev_perception.pipeline.encoders import noise_input
+from bev_perception.pipeline.engines import onnx_runtime
 from bev_perception.pipeline.engines.part import MOST_IMAGES, EngineError, input_size
 from bev_perception.pipeline.loading import load_weights
 
 #: file beside it that describes inputs and outputs
 DESCRIPTION = "step.md"
 #: format -> name of the file
-FILES = {"onnx": "step.onnx", "openvino": "step.xml", "torch": "step.pt2"}
+FILES = {"onnx": "step.onnx", "torch": "step.pt2"}
 #: numbers of cameras that the file is compared with
 COUNTS = (3, 6)
 #: largest difference to eager mode, as a share of an output's root mean square
@@ -49,18 +49,17 @@ class StepPart(nn.Module):
 
     @torch.no_grad()
     def example(self, cameras: int) -> dict[str, Tensor]:
-        """Return made-up inputs: cameras all around a vehicle that drives straight on at 10 m/s."""
-        frames, generator = self.model.config.frames, torch.Generator().manual_seed(0)
-        levels = self.model.pyramid(torch.randn(cameras, 3, *self.size, generator=generator))
-        present, views = np.ones(cameras, bool), _around(cameras, *self.size)
-        made = []
-        for k in range(1 + frames.past):
-            ego = np.eye(4)
-            ego[0, 3] = -10 * frames.interval * k
-            stamp = -round(frames.interval * k * 1e9)
-            older = tuple(level.roll(k, dims=0) for level in levels)
-            made.append(FrameFeatures(older, views @ np.linalg.inv(ego), present, np.full(cameras, stamp), stamp))
-        return self.model.step_inputs(made, np.eye(4))
+        """Return made-up inputs, see noise_input."""
+        frames = self.model.config.frames
+        ages = [frames.interval * k for k in range(1 + frames.past)]
+        drive = [noise_input(cameras, *self.size, _CPU, seconds=10 - age) for age in ages]
+        seen = [
+            FrameFeatures(
+                self.model.pyramid(frame.images), frame.global2image, frame.present, frame.stamps, frame.stamp
+            )
+            for frame in drive
+        ]
+        return self.model.step_inputs(seen, drive[0].reference2global)
 
     def exported(self) -> torch.export.ExportedProgram:
         """Return the step as a graph of PyTorch's operators, with the number of cameras left open."""
@@ -87,8 +86,8 @@ def export_step(variant: Variant, checkpoint: Path | None, kind: str, out: Path)
     config = load_variant(variant)
     if kind == "onnx":
         onnx_runtime.check("fp32", _CPU)
-    if kind == "openvino":
-        open_vino.check("fp32", _CPU)
+    if kind not in FILES:
+        raise ConfigError(f"a step is not exported as {kind!r}, whose converter refuses it; choose {', '.join(FILES)}")
     loaded = load_weights(config, checkpoint, _CPU)
     if not isinstance(loaded.model, CameraModel) or type(loaded.model).step is CameraModel.step:
         raise ConfigError(f"the step of {config.name} cannot be exported; export its encoder: --part encoder")
@@ -106,10 +105,6 @@ def _write(part: StepPart, kind: str, path: Path) -> None:
     program = part.exported()
     if kind == "torch":
         torch.export.save(program, path)
-    elif kind == "openvino":
-        import openvino
-
-        openvino.save_model(openvino.convert_model(program), path, compress_to_fp16=False)
     else:
         outputs = list(part.step(list(part.example(1).values())))
         with torch.no_grad():
@@ -124,16 +119,11 @@ def _run(kind: str, path: Path, named: dict[str, Tensor]) -> list[Tensor]:
     """Return the outputs of a file for named inputs."""
     if kind == "torch":
         return list(torch.export.load(path).module()(list(named.values())))
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     arrays = {name: value.numpy() for name, value in named.items()}
-    if kind == "onnx":
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        return [torch.from_numpy(value) for value in session.run(None, arrays)]
-    import openvino
-
-    model = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return [torch.from_numpy(value.copy()) for value in model(list(arrays.values())).values()]
+    return [torch.from_numpy(value) for value in session.run(None, arrays)]
 
 
 def _compare(part: StepPart, kind: str, path: Path) -> dict[str, Tensor]:
@@ -152,18 +142,6 @@ def _compare(part: StepPart, kind: str, path: Path) -> dict[str, Tensor]:
     return eager
 
 
-def _around(cameras: int, height: int, width: int) -> np.ndarray:
-    """Return [cameras, 4, 4] float64, vehicle to depth-scaled pixels, of cameras that look around, 90 degrees wide."""
-    matrices = np.tile(np.eye(4), (cameras, 1, 1))
-    for n, yaw in enumerate(2 * np.pi * np.arange(cameras) / cameras):
-        right, down = (np.sin(yaw), -np.cos(yaw), 0), (0, 0, -1)
-        axes = np.array([right, down, (np.cos(yaw), np.sin(yaw), 0)])  # rows: the camera's x, y, z
-        lens = np.array([[width / 2, 0, width / 2], [0, width / 2, height / 2], [0, 0, 1]])
-        matrices[n, :3, :3] = lens @ axes
-        matrices[n, :3, 3] = -lens @ axes @ np.array([0.3 * np.cos(yaw), 0.3 * np.sin(yaw), 1.5])
-    return matrices
-
-
 def _readme(config: VariantConfig, file: str, weights: str, part: StepPart, outputs: dict[str, Tensor]) -> str:
     frames = config.frames
     inputs = [f"| `{name}` | {_shape(value, camera_axis(name))} |" for name, value in part.example(1).items()]
@@ -171,7 +149,7 @@ def _readme(config: VariantConfig, file: str, weights: str, part: StepPart, outp
     return f"""# The step of {config.name}
 
 `{file}` holds all that comes after the image encoder, with weights ({weights}), float32. When it was written, its
-outputs for {" and ".join(map(str, COUNTS))} cameras were those of eager PyTorch, to {TOLERANCE:g} of their root mean square.
+outputs for {" and ".join(map(str, COUNTS))} cameras were those of eager PyTorch, to {TOLERANCE:g} of their scale.
 
 Frame 0 is the current one; frame t the one nearest to {frames.interval:g} s x t earlier, or the oldest (or current)
 one while there is none. N is the number of cameras, the same in all frames.

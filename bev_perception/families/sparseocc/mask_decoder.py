@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bev_perception.families.sparseocc.config import SparseOccHeadConfig
@@ -73,11 +74,24 @@ def pick_voxels(inside: Tensor, locations: Tensor, ranks: Tensor, places: Tensor
     order = inside.cumsum(dim=-1, dtype=torch.int32)  # [B, Q, N]
     counts = order[..., -1:]  # [B, Q, 1]
     wanted = torch.minimum((ranks * counts).int() + 1, counts)  # the product may round up to the count
-    index = torch.searchsorted(order, wanted).clamp(max=inside.shape[-1] - 1)  # [B, Q, K]
+    index = _places_of(inside, order, wanted)  # [B, Q, K]
     samples = torch.arange(len(locations), device=locations.device)[:, None, None]
     any_inside = counts.sum(dim=1, keepdim=True)[..., None] > 0  # [B, 1, 1, 1]
     elsewhere = places * torch.where(any_inside, places.new_tensor(occ_size), 1.0)
     return torch.where(counts[..., None] > 0, locations[samples, index].to(places.dtype), elsewhere)
+
+
+def _places_of(inside: Tensor, order: Tensor, wanted: Tensor) -> Tensor:
+    """Return the places [B, Q, K] of the `wanted`-th voxels, from 1, of masks [B, Q, N]; any place if there is none.
+
+    order: [B, Q, N], how many voxels of the mask there are up to each
+    """
+    last = inside.shape[-1] - 1
+    if torch.compiler.is_compiling():  # runtimes of exported models have no search in sorted numbers
+        slots = torch.where(inside, order - 1, last + 1).long()  # voxels outside of the mask share one more slot
+        places = torch.arange(last + 1, device=inside.device).expand_as(slots)
+        return F.pad(torch.zeros_like(slots), (0, 1)).scatter(-1, slots, places).gather(-1, wanted.long().clamp(1) - 1)
+    return torch.searchsorted(order, wanted).clamp(max=last)
 
 
 class MaskDecoderLayer(nn.Module):

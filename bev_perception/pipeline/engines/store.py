@@ -58,7 +58,13 @@ def engine_directory(
 def _key(variant: VariantConfig, part: EncoderPart) -> str:
     """Return a hash of all that an engine depends on."""
     state = part.state_dict()
-    facts = [bev_perception.__version__, part.size, part.precision, part.device.type, _processor(part.device)]
+    facts: list[object] = [
+        bev_perception.__version__,
+        part.size,
+        part.precision,
+        part.device.type,
+        _processor(part.device),
+    ]
     facts += [variant.image, variant.backbone, variant.neck]
     facts.append(torch.get_num_threads())  # compiled code is made for a number of threads
     facts += [(package, _version(package)) for package in _PACKAGES]

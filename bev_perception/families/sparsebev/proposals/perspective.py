@@ -86,7 +86,7 @@ class PerspectiveHead(nn.Module):
         """Return what `forward` does, to rounding, from the output of `look` for B x N images, [B, N, h, w, 2 C]."""
         shape, dims = looked.shape[:2], looked.shape[-1] // 2
         rays = ray_codes(image2reference, image_size, (looked.shape[2], looked.shape[3]), self.ground)
-        weight = torch.cat([branch[0].weight[:, dims:] for branch in (self.heat, self.codes)])
+        weight = torch.cat([layer.get_parameter("weight") for layer in self.wide_layers()])[:, dims:]
         added = F.conv2d(rays.flatten(0, 1).permute(0, 3, 1, 2), weight, padding=1)  # [B*N, 2 C, h, w]
         wide = (looked.flatten(0, 1).permute(0, 3, 1, 2) + added).relu()
         heat, codes = (
