@@ -9,13 +9,14 @@ import json
 import math
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bev_perception.data.nuscenes import open_devkit
+from bev_perception.evaluation.distances import ap_by_distance
 from bev_perception.evaluation.errors import RefusedResultsError
 from bev_perception.evaluation.own_classes import OWN_RANGE, known_to_devkit, own_classes
 from bev_perception.evaluation.submissions import (
@@ -46,6 +47,7 @@ class DetectionScores:
     objects: class -> number of its objects in the truth, each counted in every sample
     duplicates: share of the found objects that have a further box, see count_duplicates; NaN where none is found
     max_range: m, distance from the car up to which boxes count; None: the range of each class only
+    by_distance: mAP of near and far objects, see distances.ap_by_distance
     """
 
     mean_ap: float
@@ -56,6 +58,7 @@ class DetectionScores:
     objects: dict[str, int]
     duplicates: float = math.nan
     max_range: float | None = None
+    by_distance: dict[str, float] = field(default_factory=dict)
 
     @property
     def known(self) -> tuple[str, ...]:
@@ -92,6 +95,9 @@ class DetectionScores:
             lines.append(
                 f"found objects with a further box (score {DUPLICATE_SCORE:g} or more): {100 * self.duplicates:.1f} %"
             )
+        if self.by_distance:
+            parts = [f"{name} {_cell(value, 6, 4).strip()}" for name, value in self.by_distance.items()]
+            lines.append(f"mAP by distance from the car: {', '.join(parts)}")
         lines += ["", f"{'class':22}{'AP':>7}" + "".join(f"{head:>7}" for head in heads)]
         for name, ap in self.class_aps.items():
             values = [ap, *self.class_errors[name].values()]
@@ -180,9 +186,13 @@ def score_results(
         objects={name: objects[name] for name in config.class_names},
         duplicates=count_duplicates(evaluation.gt_boxes, evaluation.pred_boxes),
         max_range=max_range,
+        by_distance=ap_by_distance(evaluation.gt_boxes, evaluation.pred_boxes, config),
     )
     means = {name: None if math.isnan(value) else value for name, value in scores.known_means.items()}
     summary["classes_with_objects"] = {"names": scores.known, "means": means}
+    summary["mean_ap_by_distance"] = {
+        name: None if math.isnan(value) else value for name, value in scores.by_distance.items()
+    }
     (out / "metrics_summary.json").write_text(json.dumps(summary, indent=1))
     return scores
 

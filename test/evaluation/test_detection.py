@@ -64,6 +64,7 @@ def test_results_of_others_get_their_published_scores(nuscenes_root, curves, tmp
     assert (tmp_path / "plots" / "curves.png").stat().st_size > 10_000
     assert json.loads((tmp_path / "metrics_summary.json").read_text())["nd_score"] == scores.nds
     table = scores.table()
+    assert scores.by_distance["0-20 m"] > scores.by_distance["20-40 m"] and "distance from the car: 0-20 m 0." in table
     assert f"({scores.nds:.4f})" in table and "over the 7 of 10 classes that have objects here" in table
     assert scores.known_means["mAP"] == pytest.approx(scores.mean_ap * 10 / 7)  # the other three have an AP of 0
 
