@@ -48,7 +48,7 @@ def frames(small_drive, tmp_path_factory):
     from bev_perception.data.rosbag import BagReader, write_bag
     from bev_perception.health import Health
     from bev_perception.pipeline.offline import collect_frames
-    from bev_perception.sensing.synchronizer import SynchronizerSettings
+    from bev_perception.sensing.synchronizer_settings import SynchronizerSettings
 
     bag = tmp_path_factory.mktemp("frames") / "bag"
     write_bag(small_drive, bag, progress=False)

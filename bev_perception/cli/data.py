@@ -29,7 +29,7 @@ from bev_perception.strict import UserError
 if TYPE_CHECKING:
     from bev_perception.data.rosbag import BagReader
     from bev_perception.rig.description import Rig
-    from bev_perception.sensing.synchronizer import SynchronizerSettings
+    from bev_perception.sensing.synchronizer_settings import SynchronizerSettings
     from bev_perception.types import Frame
 
 

@@ -18,7 +18,7 @@ from bev_perception.types import BASE_FRAME, FIXED_FRAME
 if TYPE_CHECKING:
     from bev_perception.data.rosbag import BagReader
     from bev_perception.health import Health
-    from bev_perception.sensing.synchronizer import SynchronizerSettings
+    from bev_perception.sensing.synchronizer_settings import SynchronizerSettings
     from bev_perception.visualization.viewer import Viewer
 
 T = TypeVar("T")
@@ -307,7 +307,7 @@ def open_bag(args: argparse.Namespace, *paths: Path) -> tuple[BagReader, Synchro
     from bev_perception.data.bag_topics import read_rules
     from bev_perception.data.drive import CAMERAS
     from bev_perception.data.rosbag import INPUT_PREFIX, BagReader
-    from bev_perception.sensing.synchronizer import SynchronizerSettings, camera_frames
+    from bev_perception.sensing.synchronizer_settings import SynchronizerSettings, camera_frames
 
     prefix = args.prefix or INPUT_PREFIX
     rules = [*args.remap, *([] if args.remap_file is None else _lines(args.remap_file))]

@@ -18,7 +18,7 @@ from bev_perception.data.rosbag import BagError, BagReader, TransformEvent
 from bev_perception.geometry import invert_transform, transform_points
 from bev_perception.sensing.images import ImageError, decode_image
 from bev_perception.sensing.lens import undistortion_map
-from bev_perception.sensing.synchronizer import SynchronizerSettings
+from bev_perception.sensing.synchronizer_settings import SynchronizerSettings
 from bev_perception.types import Calibration, Frame, View
 
 #: ns; annotated stamps closer to the last key frame are no key frames: nuScenes has two a second

@@ -14,7 +14,7 @@ from bev_perception.data.rosbag import BagEvent, BagReader, CalibrationEvent, Im
 from bev_perception.rig.description import CameraInfo, Rig, RigCamera
 from bev_perception.rig.recording import Picture, PoseTrack, Recording, Times
 from bev_perception.sensing.images import ImageError, decode_image
-from bev_perception.sensing.synchronizer import SynchronizerSettings, mounted
+from bev_perception.sensing.synchronizer_settings import SynchronizerSettings, mounted
 from bev_perception.sensing.transform_tree import TransformTree
 from bev_perception.strict import UserError
 from bev_perception.types import Calibration

@@ -30,7 +30,7 @@ from bev_perception.models.device import choose_device
 from bev_perception.pipeline.loading import load_weights
 from bev_perception.pipeline.offline import results_header, run_events, unfinished_results, write_results
 from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
-from bev_perception.sensing.synchronizer import SynchronizerSettings
+from bev_perception.sensing.synchronizer_settings import SynchronizerSettings
 from bev_perception.strict import UserError, parse_json
 
 LOG = logging.getLogger(__name__)

@@ -23,7 +23,8 @@ from bev_perception.data.rosbag import BagEvent, BagReader, CalibrationEvent, Im
 from bev_perception.families.catalog import family_of
 from bev_perception.health import Health
 from bev_perception.pipeline.pipeline import Pipeline
-from bev_perception.sensing.synchronizer import Synchronizer, SynchronizerSettings
+from bev_perception.sensing.synchronizer import Synchronizer
+from bev_perception.sensing.synchronizer_settings import SynchronizerSettings
 from bev_perception.sensing.transforms import Transforms, open_transforms
 from bev_perception.strict import UserError, open_regular, parse_json
 from bev_perception.types import NO_TRACK, Boxes3D, Frame, FrameError, Result

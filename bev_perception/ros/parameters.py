@@ -21,7 +21,7 @@ from bev_perception.pipeline.pipeline import PipelineSettings
 from bev_perception.results.costmap import OUTPUT_LIFETIME, CostmapSettings
 from bev_perception.ros.camera_topics import check_camera_names
 from bev_perception.sensing.poses import MAX_TF_TIMEOUT
-from bev_perception.sensing.synchronizer import SynchronizerSettings, camera_frames
+from bev_perception.sensing.synchronizer_settings import SynchronizerSettings, camera_frames
 
 
 class ParameterSpec(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Any
 from bev_perception.data.drive import CAMERAS
 from bev_perception.ros.endings import end_by
 from bev_perception.ros.entry import prepare_process
-from bev_perception.sensing.synchronizer import SynchronizerSettings
+from bev_perception.sensing.synchronizer_settings import SynchronizerSettings
 from bev_perception.types import Boxes3D, Frame, Occupancy, Result
 from bev_perception.visualization.viewer import Viewer, open_viewer
 

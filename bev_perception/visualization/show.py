@@ -32,7 +32,7 @@ from bev_perception.pipeline.offline import collect_frames
 from bev_perception.pipeline.pipeline import Pipeline, PipelineSettings
 from bev_perception.results.boxes import to_ego
 from bev_perception.sensing.preprocess import reference2base
-from bev_perception.sensing.synchronizer import SynchronizerSettings
+from bev_perception.sensing.synchronizer_settings import SynchronizerSettings
 from bev_perception.strict import ConfigError, UserError
 from bev_perception.tracking.trails import Trails
 from bev_perception.types import Boxes3D, Frame, FrameError, Occupancy, Result

@@ -20,7 +20,7 @@ from bev_perception.data.synthetic import START, World
 from bev_perception.geometry import transform_points
 from bev_perception.health import Health
 from bev_perception.pipeline.offline import collect_frames
-from bev_perception.sensing.synchronizer import SynchronizerSettings
+from bev_perception.sensing.synchronizer_settings import SynchronizerSettings
 from bev_perception.strict import ConfigError, UserError
 
 SECONDS = 3.0

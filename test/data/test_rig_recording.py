@@ -16,7 +16,7 @@ from bev_perception.data.synthetic import synthetic_drive
 from bev_perception.geometry import make_transform
 from bev_perception.rig.check import check_recording, check_rig
 from bev_perception.rig.recording import Picture
-from bev_perception.sensing.synchronizer import SynchronizerSettings
+from bev_perception.sensing.synchronizer_settings import SynchronizerSettings
 from bev_perception.sensing.view_checks import BODY_FROM_OPTICAL
 from bev_perception.types import CameraImage
 

@@ -31,7 +31,7 @@ from bev_perception.geometry import (
 from bev_perception.health import Health
 from bev_perception.pipeline.offline import collect_frames, read_results
 from bev_perception.results.boxes import to_ego
-from bev_perception.sensing.synchronizer import SynchronizerSettings
+from bev_perception.sensing.synchronizer_settings import SynchronizerSettings
 from bev_perception.tracking.tracker import Tracks, follow
 from bev_perception.types import Occupancy, Result, VoxelGrid
 

@@ -19,7 +19,7 @@ from bev_perception.pipeline.offline import (
     write_results,
 )
 from bev_perception.pipeline.pipeline import PipelineSettings
-from bev_perception.sensing.synchronizer import SynchronizerSettings
+from bev_perception.sensing.synchronizer_settings import SynchronizerSettings
 from bev_perception.types import Boxes3D, Occupancy, Result
 
 HEADER = {"format": "bev_perception results", "version": 1, "bag": "drive", "score_threshold": 0.3}

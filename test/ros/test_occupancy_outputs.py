@@ -26,7 +26,7 @@ from bev_perception.results.occupancy_codec import decode
 from bev_perception.ros.outputs import OCCUPANCY_TOPICS
 from bev_perception.ros.tools.peer import Listener
 from bev_perception.ros.tools.process import dds_environment
-from bev_perception.sensing.synchronizer import SynchronizerSettings
+from bev_perception.sensing.synchronizer_settings import SynchronizerSettings
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -6,7 +6,7 @@ from kit import CAMERAS, wait_until
 from bev_perception.cli.ros import with_viewer
 from bev_perception.ros.tools.peer import NODE
 from bev_perception.ros.topic_viewer import JoinedTopics
-from bev_perception.sensing.synchronizer import SynchronizerSettings
+from bev_perception.sensing.synchronizer_settings import SynchronizerSettings
 from bev_perception.strict import UserError
 
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from bev_perception.geometry import make_transform
 from bev_perception.health import Health
-from bev_perception.sensing.synchronizer import IMAGES_KEPT, SETS_KEPT, Synchronizer, SynchronizerSettings
+from bev_perception.sensing.synchronizer import IMAGES_KEPT, SETS_KEPT, Synchronizer
+from bev_perception.sensing.synchronizer_settings import SynchronizerSettings
 from bev_perception.sensing.transform_tree import TransformTree
 from bev_perception.types import Calibration, CameraImage
 

@@ -12,7 +12,8 @@ from bev_perception.health import Health
 from bev_perception.rig.description import Rig, RigCamera
 from bev_perception.rig.training import check_training
 from bev_perception.sensing.image_transform import image_transform
-from bev_perception.sensing.synchronizer import Synchronizer, SynchronizerSettings, camera_frames
+from bev_perception.sensing.synchronizer import Synchronizer
+from bev_perception.sensing.synchronizer_settings import SynchronizerSettings, camera_frames
 from bev_perception.sensing.transform_tree import TransformTree
 from bev_perception.sensing.view_checks import (
     JudgedViews,

@@ -8,7 +8,7 @@ from bev_perception.data.rosbag import BagReader, write_bag
 from bev_perception.data.synthetic import synthetic_rig
 from bev_perception.health import Health
 from bev_perception.pipeline.offline import collect_frames
-from bev_perception.sensing.synchronizer import SynchronizerSettings
+from bev_perception.sensing.synchronizer_settings import SynchronizerSettings
 from bev_perception.types import CameraImage, Frame, View
 
 SIZE = (400, 225)

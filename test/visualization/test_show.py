@@ -23,7 +23,7 @@ from bev_perception.geometry import invert_transform, transform_points
 from bev_perception.models.device import choose_device
 from bev_perception.pipeline.loading import write_initial_weights
 from bev_perception.results.boxes import to_ego
-from bev_perception.sensing.synchronizer import SynchronizerSettings
+from bev_perception.sensing.synchronizer_settings import SynchronizerSettings
 from bev_perception.types import OCC3D_GRID
 from bev_perception.visualization import show
 from bev_perception.visualization.show import (

@@ -40,7 +40,7 @@ from bev_perception.pipeline.pipeline import PipelineSettings
 from bev_perception.results.occupancy_codec import decode
 from bev_perception.ros.interfaces import ensure_interfaces
 from bev_perception.ros.tools.process import NodeProcess, new_domain
-from bev_perception.sensing.synchronizer import SynchronizerSettings
+from bev_perception.sensing.synchronizer_settings import SynchronizerSettings
 from bev_perception.synth.generate import generate
 from bev_perception.synth.scene import scene_name
 from bev_perception.synth.settings import VERSION, SynthSettings
