@@ -119,7 +119,7 @@ class FleetRunner:
         """Run a bag unless it is done, and return its entry; whatever goes wrong is in it under "error"."""
         folder = self._settings.out / bag_name(path)
         try:
-            with one_writer(folder, "*.part"):
+            with one_writer(folder, "*.part.*"):
                 entry = self._run(path, folder)
                 write_json(folder / ENTRY, entry)
         except UserError as error:
