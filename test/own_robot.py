@@ -12,7 +12,7 @@ from bev_perception.data.rendering import Painter
 from bev_perception.data.rosbag import write_bag
 from bev_perception.data.synthetic import START, World
 from bev_perception.geometry import invert_transform, make_transform, rotation_from_yaw, transform_points
-from bev_perception.rig.mounting import BODY_FROM_OPTICAL
+from bev_perception.sensing.view_checks import BODY_FROM_OPTICAL
 from bev_perception.types import Calibration
 
 CAMERAS = ("front", "left", "rear", "right")

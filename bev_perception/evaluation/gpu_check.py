@@ -22,7 +22,7 @@ from torch import Tensor
 from bev_perception.evaluation.limits import measure_limits
 from bev_perception.evaluation.timing import count_operations, machine
 from bev_perception.families.catalog import build_model
-from bev_perception.families.variants import list_variants, load_variant
+from bev_perception.families.variants import TINY_DETECTOR, list_variants, load_variant
 from bev_perception.models.folding import fold_batch_norms
 from bev_perception.models.precision import check_precision, encoder_precision, strict_float32
 from bev_perception.models.protocol import Model
@@ -220,7 +220,7 @@ def _engines(device: torch.device, quick: bool) -> Items:
 
     for engine in ENGINES:
         if engine != EAGER and not (quick and engine == "compile"):
-            yield engine, lambda e=engine: compare("sparsebev_tiny", e)  # type: ignore[misc]
+            yield engine, lambda e=engine: compare(TINY_DETECTOR, e)  # type: ignore[misc]
 
 
 _SECTIONS: dict[str, Callable[[torch.device, bool], Items]] = {

@@ -131,7 +131,8 @@ class Synchronizer:
         before, topic = self._published.get(camera, (None, ""))
         self._published[camera] = calibration, image_topic
         if isinstance(calibration, Calibration):
-            if isinstance(before, Calibration) and topic == image_topic and calibration.equals(before):
+            known = before if camera in self._calibrations and topic == image_topic else None
+            if isinstance(known, Calibration) and calibration.equals(known):
                 return
             if not self.settings.is_rectified(camera):
                 warning = rectified_warning(image_topic, calibration)

@@ -144,7 +144,9 @@ def test_a_signal_while_data_are_awaited_ends_in_order(start, tmp_path, case, nu
     """In the first sample, or later: what is done by then is saved."""
     training = start(case, workers).at_marker()
     (os.killpg if to_all else os.kill)(training.pid, number)
-    status, (said,) = training.end()
+    status, lines = training.end()
+    assert len(lines) == 1, lines
+    (said,) = lines
     done = torch.load(tmp_path / "out" / STATE, weights_only=True)["step"]
     assert status == 0 and f"steps={done}, finished=False" in said
     assert done <= (0 if case == "stay@1" else workers)
