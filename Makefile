@@ -6,7 +6,7 @@ ARGS ?=
 COVERAGE ?=
 TESTED_BY = $(BIN)/$(if $(COVERAGE),coverage run,python)
 
-.PHONY: help demo eval-demo test test-slow fuzz soak reliability check bench gpu-check clean distclean
+.PHONY: help demo eval-demo test test-slow fuzz soak reliability check bench gpu-check docs clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## *\(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -48,13 +48,17 @@ bench: .venv/.installed  ## times on this machine; no pass or fail
 gpu-check: .venv/.installed  ## checks and times everything on a GPU, in nine minutes at most; output/gpu.json and .md
 	$(BIN)/bev_perception bench --gpu-report output/gpu.json $(ARGS)
 
+docs: .venv-docs/.installed  ## the documents as a site, output/site/index.html
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet $(ARGS)
+	@echo wrote output/site/index.html
+
 clean:  ## deletes outputs and caches; the venvs stay
 	rm -rf output build dist .coverage .coverage.* htmlcov
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name '.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## deletes everything that was made, the venvs too
-	rm -rf .venv .venv-client *.egg-info
+	rm -rf .venv .venv-client .venv-docs *.egg-info
 
 .venv/.installed: requirements/bare.txt setup.py setup.cfg
 	$(PYTHON) -m venv .venv
@@ -65,4 +69,9 @@ distclean: clean  ## deletes everything that was made, the venvs too
 .venv-client/.installed: requirements/client.txt
 	$(PYTHON) -m venv .venv-client
 	.venv-client/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/client.txt
+	touch $@
+
+.venv-docs/.installed: requirements/docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
 	touch $@

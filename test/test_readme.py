@@ -18,7 +18,18 @@ from bev_perception.pipeline.offline import read_results
 from bev_perception.types import OCC3D_GRID, Occupancy
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = ("models", "offline", "performance", "ros", "training", "viewer")
+DOCS = (
+    "evaluation",
+    "models",
+    "nav2",
+    "nuscenes",
+    "offline",
+    "performance",
+    "ros",
+    "training",
+    "troubleshooting",
+    "viewer",
+)
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in DOCS))
 OFFLINE, IN_PYTHON = "bev_perception variants", "from bev_perception.data.drive"
 READ_RESULTS = "from pathlib import Path"
@@ -31,6 +42,7 @@ RUN = (VIEWER, OFFLINE, IN_PYTHON, READ_RESULTS, SUBSCRIBER, OWN_VARIANT)
 NOT_RUN = {
     "make demo": "makes the virtual environment; test/ros/tools/test_demo.py runs the demo",
     "cd ~/ws/src": "needs a ROS 2 distribution with rosdep and colcon",
+    "ros2 launch": "needs a ROS 2 distribution; test/test_launch_files.py",
     "bev_perception node": "needs rclpy and goes on for ever; test/ros runs the node",
     "bev_perception play": "needs rclpy and goes on for ever; test/ros/test_bag_player.py runs the player",
     "bev_perception synth": "compiles for minutes; test/synth",

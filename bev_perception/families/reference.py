@@ -25,9 +25,9 @@ node's parameter `variant` by its path. Unknown keys, keys that are given twice,
 - `extends: NAME` (or the path of a file, relative to this one) starts from another variant: mappings are merged key by
   key, null takes one out, anything else is replaced. For example, `sparsebev_tiny` for another picture:
 
-      name: mine
-      extends: sparsebev_tiny
-      image: {height: 320, width: 800}
+        name: mine
+        extends: sparsebev_tiny
+        image: {height: 320, width: 800}
 
 - `--set KEY=VALUE`, on every command that takes `--variant`, changes one key: `--set training.lr=1e-4`.
 """
