@@ -419,6 +419,7 @@ class Provenance:
     published_miou: percent, mean intersection over union of the occupancy on the validation split
     published_fps: frames a second
     published_hardware: what published_fps was measured on, and how
+    weights_source: where the official weights are to be found; empty: there are none
     weights_licence: what is known of the licence of the official weights
     note: anything else
     """
@@ -432,6 +433,7 @@ class Provenance:
     published_miou: float | None = None
     published_fps: float | None = None
     published_hardware: str = ""
+    weights_source: str = ""
     weights_licence: str = ""
     note: str = ""
 

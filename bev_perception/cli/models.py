@@ -37,7 +37,11 @@ if TYPE_CHECKING:
 def add_commands(commands: Commands) -> None:
     """Add `variants`, `init-weights`, `export`, `run`, `train`, `bench`, `soak` and `demo`."""
     variants = add_command(
-        commands, "variants", "list the variants", "One a line: name, family, size of the images, published score."
+        commands,
+        "variants",
+        "list the variants",
+        "One a line: name, family, what it gives, size of the images, its weights (shipped with the package, published "
+        "by its authors, or none), published score.",
     )
     variants.set_defaults(command=_variants)
 
@@ -69,14 +73,17 @@ def add_commands(commands: Commands) -> None:
 
 
 def _variants(args: argparse.Namespace) -> int:
-    from bev_perception.families.table import published_score
-    from bev_perception.families.variants import list_variants, load_variant
+    from bev_perception.families.table import published_score, what_it_gives
+    from bev_perception.families.variants import list_variants, load_variant, shipped_weights
 
     for name in list_variants():
         config = load_variant(name)
         score = published_score(config.provenance)
         published = f"published {score}" if score else (config.provenance.note or "no published score")
-        print(f"{name:32} {config.family}  {config.image.width}x{config.image.height}  {published}")
+        source = "published" if config.provenance.weights_source else "none"
+        weights = "shipped" if shipped_weights(name) else source
+        size = f"{config.image.width}x{config.image.height}"
+        print(f"{name:51} {config.family:9} {what_it_gives(config):20} {size:8} weights: {weights:9}  {published}")
     return 0
 
 

@@ -27,7 +27,7 @@ def _row(config: VariantConfig) -> tuple[str, ...]:
     image, origin = config.image, config.provenance
     return (
         config.name,
-        _gives(config),
+        what_it_gives(config),
         f"{image.width}x{image.height}, {_frames(config)}",
         _backbone(config.backbone),
         origin.pretraining or "none",
@@ -37,7 +37,8 @@ def _row(config: VariantConfig) -> tuple[str, ...]:
     )
 
 
-def _gives(config: VariantConfig) -> str:
+def what_it_gives(config: VariantConfig) -> str:
+    """Return what a variant gives, in words."""
     given = gives(config)
     names = {
         BOXES: "boxes with track ids" if TRACKS in given else "boxes",
