@@ -104,6 +104,8 @@ def test_commands_and_options_exist():
     lines = [line for text in blocks() for line in text.splitlines()]
     commands = [line.split(" -m bev_perception.cli ")[-1] for line in lines if " -m bev_perception.cli " in line]
     commands += [line.removeprefix("bev_perception ") for line in lines if line.startswith("bev_perception ")]
+    text = "\n".join(page.read_text() for page in PAGES)
+    commands += re.findall(r"`bev_perception ([a-z-]+(?: [a-z]+)? --[^`]+)`", text)  # such as in tables
     assert len(commands) > 10
     for command in commands:
         try:
