@@ -17,7 +17,8 @@ LOG_FROM = 10.0
 def draw_curves(logs: Sequence[Path], out: Path) -> int:
     """Write the losses of a training to out.csv and out.png; return the number of rows.
 
-    logs: log.jsonl of the training; several files are consecutive parts of one training
+    logs: log.jsonl of the training; several files are consecutive parts of one training. Of each row, "step" alone is
+        required: a value that no row has is not drawn, one that some rows lack has gaps
     out: path without suffix
 
     Raises UserError for a file that is no such log.
@@ -50,11 +51,16 @@ def _known(row: dict[str, float | None]) -> dict[str, float]:
 
 def _write_table(rows: Rows, path: Path) -> None:
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[-1]), restval="", extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(file, _names(rows), restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(
             {key: "" if math.isnan(value) else f"{value:.5g}" for key, value in row.items()} for row in rows
         )
+
+
+def _names(rows: Rows) -> list[str]:
+    """Return the names of all values, in the order in which the rows bring them."""
+    return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def _draw(rows: Rows, path: Path, title: str) -> None:
@@ -66,17 +72,19 @@ def _draw(rows: Rows, path: Path, title: str) -> None:
     left, right = figure.subplots(1, 2)
     steps = [row["step"] for row in rows]
     marker = "o" if len(rows) == 1 else None  # a line of one point is invisible
-    losses = [row["loss"] for row in rows]
-    left.plot(steps, losses, color="black", marker=marker)
+    values = {name: [row.get(name, float("nan")) for row in rows] for name in _names(rows)}
+    losses = values.get("loss", [])
+    if losses:
+        left.plot(steps, losses, color="black", marker=marker)
     left.set(title=f"{title}: sum of all losses", xlabel="step", yscale=_scale(losses))
-    rates = left.twinx()
-    rates.plot(steps, [row["lr"] for row in rows], color="tab:gray", linestyle=":")
-    rates.set(ylabel="learning rate (dotted)")
-    names = [name for name in rows[-1] if name.startswith("loss_")]  # earlier passes have a prefix such as "d0."
-    parts = {name: [row.get(name, float("nan")) for row in rows] for name in names}
-    for name, values in parts.items():
-        right.plot(steps, values, label=name, marker=marker)
-    scale = _scale([value for values in parts.values() for value in values])
+    if "lr" in values:
+        rates = left.twinx()
+        rates.plot(steps, values["lr"], color="tab:gray", linestyle=":")  # a marker would hide that of the loss
+        rates.set(ylabel="learning rate (dotted)")
+    parts = {name: line for name, line in values.items() if name.startswith("loss_")}  # earlier passes: "d0.loss_..."
+    for name, line in parts.items():
+        right.plot(steps, line, label=name, marker=marker)
+    scale = _scale([value for line in parts.values() for value in line])
     right.set(title="its parts, of decoders' last passes", xlabel="step", yscale=scale)
     if parts:
         right.legend(fontsize=7, ncols=2)

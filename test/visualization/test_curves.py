@@ -59,6 +59,18 @@ def test_an_axis_is_logarithmic_where_its_range_asks_for_it(values, scale):
     assert _scale(values) == scale
 
 
+def test_rows_may_lack_values(tmp_path):
+    """Losses that begin or end within a training; another log without a sum or learning rates."""
+    rows = [{"step": 1, "loss": 2.0, "lr": 1e-3, "loss_depth": 2.0}, {"step": 2, "loss_cls": 1.0}]
+    log = tmp_path / "log.jsonl"
+    for kept, names in ((rows, ["step", "loss", "lr", "loss_depth", "loss_cls"]), (rows[1:], ["step", "loss_cls"])):
+        log.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        assert cli.main(["show", "curves", "--log", str(log), "--out", str(tmp_path / "some")]) == 0
+        table = list(csv.DictReader((tmp_path / "some.csv").open()))
+        assert list(table[0]) == names and table[-1]["loss_cls"] == "1" and table[0].get("loss_depth", "2") == "2"
+        assert cv2.imread(str(tmp_path / "some.png")).std() > 5
+
+
 @pytest.mark.parametrize("bad", [0, 2])
 def test_nulls_are_gaps(tmp_path, bad):
     """A loss that was not finite is logged as null, the first as well as the last."""
