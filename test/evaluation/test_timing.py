@@ -44,9 +44,11 @@ def operations(config):
     linear = [m.weight.numel() for m in model.pts_bbox_head.decoder_layer.modules() if isinstance(m, torch.nn.Linear)]
     cells = len(CAMERAS) * (config.image.height // 8) * (config.image.width // 8)  # of the finest level
     dense = [m.weight.numel() for m in model.perspective_head.modules() if isinstance(m, torch.nn.Conv2d)]
+    wide = [m.weight[:, : config.neck.out_channels].numel() for m in model.perspective_head.wide_layers()]
     queries = (head.num_query + head.proposals.queries) * head.num_layers
-    frames = len(config.frames.offsets)  # the perspective head looks at all of them
-    return *counts.values(), 2 * (queries * sum(linear) + frames * cells * sum(dense))
+    frames = len(config.frames.offsets)  # the perspective head sees all of them, but looks at each image once
+    seen = cells * (sum(wide) + frames * (sum(dense) - sum(wide)))
+    return *counts.values(), 2 * (queries * sum(linear) + seen)
 
 
 @pytest.mark.slow
