@@ -185,7 +185,7 @@ def parse_json(data: bytes | str) -> Any:
     NaN and infinity, which Python's own reader takes, are no JSON, and nor are numbers too large for a float.
     """
     try:
-        return json.loads(data, parse_constant=_no_number, parse_float=_finite)
+        return json.loads(data, parse_constant=_no_number, parse_float=_finite, parse_int=_whole)
     except RecursionError as error:
         raise JsonError("its values are nested too deeply") from error
     except ValueError as error:
@@ -201,6 +201,11 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise JsonError(f"{text[:40]} is too large for a number")
     return value
+
+
+def _whole(text: str) -> int:
+    _finite(text)
+    return int(text)
 
 
 def inside(root: Path, *names: str) -> Path:

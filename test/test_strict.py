@@ -104,7 +104,8 @@ def test_yaml_that_is_refused_names_its_file(tmp_path, content, message):
 
 
 @pytest.mark.parametrize(
-    "content", ["NaN", "-Infinity", "[1e999]", '{"a": Infinity}', "[" * 100_000, "{", "9" * 5000, b"\xff"]
+    "content",
+    ["NaN", "-Infinity", "[1e999]", '{"a": Infinity}', "[" * 100_000, "{", "9" * 5000, "1" + "0" * 400, b"\xff"],
 )
 def test_json_that_is_refused(content):
     with pytest.raises(JsonError):
