@@ -102,11 +102,20 @@ def test_arguments_have_the_types_of_the_parameters(start):
     assert node["remappings"] == [("/tf", "tf"), ("/tf_static", "/robot/tf_static")]
 
 
+@pytest.mark.parametrize(("text", "value"), [("1e-4", 1e-4), ("5e-1", 0.5), ("010", 10), ("50", 50), ("-2.5", -2.5)])
+def test_numbers_are_read_as_python_reads_them(start, text, value):
+    found = start(max_detections=text)["perception_node"]["parameters"][1]["max_detections"]
+    assert found == value and type(found) is type(value)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"use_sim_time": "maybe"}, "use_sim_time:=maybe; write true or false"),
         ({"score_threshold": "high"}, "score_threshold:=high is no number"),
+        ({"score_threshold": ".nan"}, "score_threshold:=.nan is no number"),
+        ({"tf_timeout": "inf"}, "tf_timeout:=inf is no number"),
+        ({"tf_timeout": "1:30"}, "tf_timeout:=1:30 is no number"),
         ({"cameras": "front"}, "cameras:=front is no list"),
         ({"cameras": "[cam-front]"}, "'cam-front' cannot be part of a topic"),
         ({"rviz": "yse"}, "rviz:=yse; write true or false"),

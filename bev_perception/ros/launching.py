@@ -5,6 +5,7 @@ It imports neither launch nor rclpy, so that it is tested everywhere, nor torch,
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -55,9 +56,15 @@ def truth(name: str, text: str) -> bool:
 
 
 def number(name: str, text: str) -> float:
-    """Return the number that a launch argument says."""
-    value = _value(text)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """Return the number that a launch argument says; raises UserError for what is none, NaN or infinite.
+
+    It is read as Python does: YAML 1.1 takes 1e-4 for a text, 010 for 8 and 1:30 for 90.
+    """
+    try:
+        value: float = int(text) if re.fullmatch(r"\s*[+-]?\d{1,18}\s*", text) else float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
         raise UserError(f"{name}:={text} is no number")
     return value
 
