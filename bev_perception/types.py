@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -96,6 +96,12 @@ def _without_padding(distortion: tuple[float, ...], counts: tuple[int, ...]) -> 
 LARGEST_SIDE = 1 << 16
 
 
+def _same(value: Any, other: Any) -> bool:
+    if isinstance(value, np.ndarray) and isinstance(other, np.ndarray):
+        return np.array_equal(value, other, equal_nan=True)
+    return bool(np.array_equal(value, other))
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Pinhole intrinsics and lens distortion of one camera.
@@ -124,10 +130,8 @@ class Calibration:
     rectified: bool = False
 
     def equals(self, other: Calibration) -> bool:
-        """Return whether all values are those of another calibration."""
-        return self is other or all(
-            np.array_equal(getattr(self, item.name), getattr(other, item.name)) for item in fields(self)
-        )
+        """Return whether all values are those of another calibration; NaN, which drivers put into P, equals NaN."""
+        return self is other or all(_same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
 
     def of_rectified(self) -> Calibration:
         """Return the calibration of the rectified image: the left of P in the place of K, and no distortion.

@@ -88,3 +88,12 @@ def broken(row, column, value):
 def test_impossible_calibrations_are_named(arguments, message):
     with pytest.raises(UserError, match=message):
         Calibration(*arguments)
+
+
+def test_calibrations_with_nan_in_p_are_equal():
+    def with_p(value):
+        intrinsics = np.array([[400.0, 0, 320], [0, 400, 240], [0, 0, 1]])
+        return Calibration(intrinsics, 640, 480, projection=np.full((3, 3), value))
+
+    assert with_p(np.nan).equals(with_p(np.nan))
+    assert not with_p(np.nan).equals(with_p(1.0))
