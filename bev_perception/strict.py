@@ -182,7 +182,8 @@ class JsonError(UserError):
 def parse_json(data: bytes | str) -> Any:
     """Return the values in a JSON text; raise JsonError for anything else.
 
-    NaN and infinity, which Python's own reader takes, are no JSON, and nor are numbers too large for a float.
+    NaN and infinity, which Python's own reader takes, are no JSON. Numbers too large for a float are refused, and so
+    are whole numbers of more than 64 bits, which NumPy cannot hold as such.
     """
     try:
         return json.loads(data, parse_constant=_no_number, parse_float=_finite, parse_int=_whole)
@@ -204,8 +205,10 @@ def _finite(text: str) -> float:
 
 
 def _whole(text: str) -> int:
-    _finite(text)
-    return int(text)
+    value = int(text)
+    if not -(1 << 63) <= value < 1 << 63:
+        raise JsonError(f"{text[:40]} is too large for a whole number")
+    return value
 
 
 def inside(root: Path, *names: str) -> Path:

@@ -97,6 +97,7 @@ LARGEST_SIDE = 1 << 16
 
 
 def _same(value: Any, other: Any) -> bool:
+    # equal_nan raises TypeError for what is not a number, such as the name of the lens and None
     if isinstance(value, np.ndarray) and isinstance(other, np.ndarray):
         return np.array_equal(value, other, equal_nan=True)
     return bool(np.array_equal(value, other))

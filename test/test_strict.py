@@ -105,7 +105,18 @@ def test_yaml_that_is_refused_names_its_file(tmp_path, content, message):
 
 @pytest.mark.parametrize(
     "content",
-    ["NaN", "-Infinity", "[1e999]", '{"a": Infinity}', "[" * 100_000, "{", "9" * 5000, "1" + "0" * 400, b"\xff"],
+    [
+        "NaN",
+        "-Infinity",
+        "[1e999]",
+        '{"a": Infinity}',
+        "[" * 100_000,
+        "{",
+        "9" * 5000,
+        str(1 << 63),
+        str(-(1 << 63) - 1),
+        b"\xff",
+    ],
 )
 def test_json_that_is_refused(content):
     with pytest.raises(JsonError):
@@ -114,6 +125,7 @@ def test_json_that_is_refused(content):
 
 def test_json_that_is_read():
     assert parse_json('{"a": [1, -2.5e3, null, true, "x"]}') == {"a": [1, -2500.0, None, True, "x"]}
+    assert parse_json(f"[{(1 << 63) - 1}, {-(1 << 63)}]") == [(1 << 63) - 1, -(1 << 63)]
 
 
 @pytest.mark.parametrize("name", ["..", "../x", "a/../../x", "/etc/passwd", "", "a\0b", "a\\..\\b", "a/.."])
